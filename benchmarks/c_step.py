@@ -1,0 +1,154 @@
+"""How long a C step takes, next to what it could be built on instead.
+
+    python benchmarks/c_step.py                     # 266,200, 5 M and 25 M weights: some minutes
+    python benchmarks/c_step.py --sizes 1000000 --repeats 5 --output c_step.json
+    python benchmarks/c_step.py --tiny              # seconds
+
+All contenders take turns in one process, so that whatever else the machine does meets them alike. The memory
+of a threshold is the rise of the peak resident size in a process of its own.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from lc_keras import thresholds
+from lc_keras.costs import L0Constraint
+
+DENSITY = 0.05
+
+
+def uneven(size: int, number: int) -> list[int]:
+    """Sizes of tensors that add up to `size`, the largest some fifty times the smallest."""
+    shares = np.arange(1, number + 1)
+    sizes = (size * shares // shares.sum()).tolist()
+    sizes[-1] += size - sum(sizes)
+    return sizes
+
+
+def weights_of(size: int, number: int) -> list[tf.Tensor]:
+    rng = np.random.default_rng(0)
+    return [tf.constant(rng.standard_normal(n, np.float32) * np.float32(0.05)) for n in uneven(size, number)]
+
+
+def sorted_l1_threshold(x: np.ndarray, radius: float) -> float:
+    descending = np.sort(np.abs(x))[::-1]
+    sums = np.cumsum(descending, dtype=np.float64)
+    last = np.flatnonzero(descending > (sums - radius) / np.arange(1, len(x) + 1))[-1]
+    return (sums[last] - radius) / (last + 1)
+
+
+def contenders(tensors: list[tf.Tensor]) -> dict:
+    """Callables by name; the numpy ones and `top_k` get the concatenated weights for free."""
+    size = sum(int(tf.size(t)) for t in tensors)
+    kappa = int(DENSITY * size)
+    array = np.concatenate([t.numpy() for t in tensors])
+    whole = tf.constant(array)
+    radius = float(np.sum(np.abs(array), dtype=np.float64)) * DENSITY
+    compression = L0Constraint(kappa)
+    kth = tf.function(lambda t: thresholds.kth_largest(t, kappa).value, autograph=False)
+    l1 = tf.function(lambda t: thresholds.l1_ball_threshold(t, radius), autograph=False)
+    top = tf.function(lambda t: tf.math.top_k(tf.abs(t), kappa, sorted=True)[0][-1], autograph=False)
+    return {
+        "kth_largest": lambda: float(kth(tensors)),
+        "L0Constraint.c_step": lambda: float(tf.reshape(compression.c_step(tensors, 1.0)[-1], [-1])[0]),
+        "l1_ball_threshold": lambda: float(l1(tensors)),
+        "tf.math.top_k": lambda: float(top(whole)),
+        "np.partition": lambda: float(np.partition(np.abs(array), size - kappa)[size - kappa]),
+        "np.sort, ℓ1 threshold": lambda: float(sorted_l1_threshold(array, radius)),
+        "copy": lambda: float(array.copy()[0]),
+    }
+
+
+def times(tensors: list[tf.Tensor], repeats: int, progress) -> dict[str, list[float]]:
+    functions = contenders(tensors)
+    results = {name: function() for name, function in functions.items()}
+    assert results["kth_largest"] == results["tf.math.top_k"] == results["np.partition"]
+    assert np.isclose(results["l1_ball_threshold"], results["np.sort, ℓ1 threshold"], rtol=1e-5)
+    taken = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            taken[name].append(1e3 * (time.perf_counter() - start))
+        progress.add(1)
+    return taken
+
+
+def resident(field: str) -> int:
+    """A line of /proc/self/status, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"expected {field} in /proc/self/status")
+
+
+def rise(size: int, number: int) -> float:
+    """Peak extra memory of `kth_largest`, as a fraction of one copy of the weights. Linux only."""
+    kth = tf.function(lambda t, k: thresholds.kth_largest(t, k).value, autograph=False)
+    kappa = tf.constant(int(DENSITY * size))
+    kth(weights_of(5000, number), tf.constant(250))
+    tensors = weights_of(size, number)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    kth(tensors, kappa).numpy()
+    return (resident("VmHWM") - before) / (4 * size)
+
+
+def measured_rise(size: int, number: int) -> float | None:
+    command = [sys.executable, __file__, "--rise", str(size), str(number)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return float(done.stdout.split()[-1]) if done.returncode == 0 else None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[266_200, 5_000_000, 25_000_000])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--tiny", action="store_true", help="one pass over a few thousand weights")
+    parser.add_argument("--output", type=Path, help="a json file for the figures")
+    parser.add_argument("--rise", type=int, nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.rise:
+        print(rise(*options.rise))
+        return
+    if options.tiny:
+        options.sizes, options.repeats = [5_000], 1
+
+    cases = [(size, number) for size in options.sizes for number in (1, 50)]
+    progress = keras.utils.Progbar(len(cases) * options.repeats, unit_name="round")
+    rows = []
+    for size, number in cases:
+        taken = times(weights_of(size, number), options.repeats, progress)
+        medians = {name: statistics.median(values) for name, values in taken.items()}
+        fastest = {name: min(values) for name, values in taken.items()}
+        rows.append({"weights": size, "tensors": number, "median_ms": medians, "fastest_ms": fastest})
+        rows[-1]["extra_memory"] = None if options.tiny else measured_rise(size, number)
+
+    print(f"\nmedian (fastest) ms of {options.repeats} rounds, {os.cpu_count()} cores; {DENSITY:.0%} kept")
+    for row in rows:
+        medians, memory = row["median_ms"], row["extra_memory"]
+        print(f"\n{row['weights']:,} weights in {row['tensors']} tensor(s)")
+        for name, median in medians.items():
+            ratio = median / medians["kth_largest"]
+            print(f"  {name:<22}{median:10.1f} ({row['fastest_ms'][name]:.1f})   {ratio:6.1f} x kth_largest")
+        if memory is not None:
+            print(f"  peak extra memory of kth_largest: {memory:.2f} of one copy of the weights")
+    if options.output:
+        options.output.write_text(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()

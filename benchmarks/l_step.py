@@ -1,0 +1,130 @@
+"""What an L step and a C step cost, against plain `fit`, side by side in one run.
+
+    python benchmarks/l_step.py [--rounds 15] [--output l_step.json]
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import lc_keras
+from lc_keras.lagrangian import Lagrangian
+from lc_keras.tasks import as_tasks, bind_tasks
+
+
+def lenet300():
+    return keras.Sequential(
+        [
+            keras.Input((784,)),
+            keras.layers.Dense(300, "tanh"),
+            keras.layers.Dense(100, "tanh"),
+            keras.layers.Dense(10),
+        ]
+    )
+
+
+def lenet5():
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            keras.layers.Conv2D(20, 5),
+            keras.layers.MaxPooling2D(),
+            keras.layers.Conv2D(50, 5),
+            keras.layers.MaxPooling2D(),
+            keras.layers.Flatten(),
+            keras.layers.Dense(500, "relu"),
+            keras.layers.Dense(10),
+        ]
+    )
+
+
+def compiled(build, jit_compile, steps_per_execution):
+    model = build()
+    model.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=jit_compile,
+        steps_per_execution=steps_per_execution,
+    )
+    return model
+
+
+def seconds(function):
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def measure(build, batches, batch_size, rounds, jit_compile, l_step_batches):
+    """Medians over rounds in which plain and penalised epochs take turns."""
+    plain, pulled = (compiled(build, jit_compile, batches) for _ in range(2))
+    lagrangian = Lagrangian(bind_tasks(as_tasks(lc_keras.L0Constraint(0.05)), pulled))
+    lagrangian.direct_compression(1e-3)
+    lagrangian.pull()
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(batch_size, *plain.input_shape[1:])).astype("float32")
+    y = generator.integers(0, 10, batch_size)
+    # One batch over and over: nothing but the training step is timed.
+    data = tf.data.Dataset.from_tensors((x, y)).repeat(batches)
+
+    def epoch(model):
+        model.fit(data, verbose=0)
+
+    def c_step():
+        float(lagrangian.c_step(1e-3, 1.1e-3).gap)
+
+    for warm_up in (lambda: epoch(plain), lambda: epoch(pulled), c_step):
+        warm_up()
+    times = []
+    progress = keras.utils.Progbar(rounds, unit_name="round")
+    for i in range(rounds):
+        # The order alternates, so that neither gains from being first.
+        pair = [seconds(lambda m=m: epoch(m)) for m in ((plain, pulled) if i % 2 else (pulled, plain))]
+        times.append((*(pair if i % 2 else pair[::-1]), seconds(c_step)))
+        progress.update(i + 1)
+    plain_time, pulled_time, c_step_time = (statistics.median(column) for column in zip(*times, strict=True))
+    return {
+        "xla": jit_compile,
+        "batch_size": batch_size,
+        "plain_ms_per_batch": 1e3 * plain_time / batches,
+        "l_step_ms_per_batch": 1e3 * pulled_time / batches,
+        "l_step_ratio": statistics.median(pulled / plain for plain, pulled, _ in times),
+        "c_step_ms": 1e3 * c_step_time,
+        "l_step_batches": l_step_batches,
+        "c_step_fraction": c_step_time / (pulled_time / batches * l_step_batches),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--batches", type=int, default=50, help="batches of an epoch and of an execution")
+    parser.add_argument("--output", help="write the figures to this json file")
+    arguments = parser.parse_args()
+    rows = []
+    for name, build, batch_size, l_step_batches in (
+        ("LeNet-300", lenet300, 256, 58),
+        ("LeNet-5", lenet5, 256, 15),
+    ):
+        for jit_compile in (False, True):
+            row = measure(
+                build, arguments.batches, batch_size, arguments.rounds, jit_compile, l_step_batches
+            )
+            rows.append({"net": name, **row})
+            print(
+                f"{name:9} XLA {jit_compile!s:5}  plain {row['plain_ms_per_batch']:7.2f} ms/batch  "
+                f"L step {row['l_step_ratio']:.3f} x  C step {row['c_step_ms']:6.2f} ms = "
+                f"{100 * row['c_step_fraction']:.2f} % of {l_step_batches} batches"
+            )
+    if arguments.output:
+        with open(arguments.output, "w") as file:
+            json.dump({"tensorflow": tf.__version__, "keras": keras.__version__, "rows": rows}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

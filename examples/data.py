@@ -1,0 +1,69 @@
+"""Data sets as whole arrays, and batches of them."""
+
+import os
+
+import numpy as np
+import tensorflow as tf
+
+
+def digits():
+    """Scikit-learn's 8 × 8 digits, always split in the same way.
+
+    Returns:
+        Three tuples of images, shape `(n, 64)` with values from 0 to 1, and labels:
+        1,000 for training, 297 for validation and 500 for the test.
+    """
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))
+    images, labels = images[order].astype("float32") / 16, labels[order].astype("int32")
+    parts = slice(0, 1000), slice(1000, 1297), slice(1297, None)
+    return tuple((images[part], labels[part]) for part in parts)
+
+
+def mnist():
+    """MNIST, from the folder `TFDS_DATA_DIR` or downloaded by TFDS.
+
+    Returns:
+        Two tuples of images, shape `(n, 28, 28, 1)` with values from 0 to 1, and
+        labels: 60,000 for training and 10,000 for the test.
+    """
+    import tensorflow_datasets as tfds
+
+    parts = tfds.load(
+        "mnist",
+        split=["train", "test"],
+        batch_size=-1,
+        as_supervised=True,
+        data_dir=os.environ.get("TFDS_DATA_DIR"),
+    )
+    return tuple(
+        (images.astype("float32") / 255, labels.astype("int32"))
+        for images, labels in tfds.as_numpy(parts)
+    )
+
+
+def batches(part, size, seed=None):
+    """Batches of a data set held in memory.
+
+    Args:
+        part: Tuple of arrays with one length.
+        size: Int, elements in a batch.
+        seed: Int: a new order in each epoch, the same in each run. `None` (default):
+            the order of the arrays.
+
+    Returns:
+        `tf.data.Dataset` of tuples of tensors.
+    """
+    tensors = tuple(map(tf.constant, part))
+    count = len(part[0])
+    # Shuffles the indices, not the images, and gathers a batch at a time.
+    indices = tf.data.Dataset.range(count)
+    if seed is not None:
+        indices = indices.shuffle(count, seed=seed, reshuffle_each_iteration=True)
+    return (
+        indices.batch(size)
+        .map(lambda i: tuple(tf.gather(tensor, i) for tensor in tensors))
+        .prefetch(tf.data.AUTOTUNE)
+    )

@@ -1,0 +1,158 @@
+"""What the two MNIST examples share: options, reference, a run for each cost and budget."""
+
+import argparse
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+
+import data
+import lc_keras
+import tradeoff
+from progress import OneLine
+
+HELD_OUT = 10_000
+# Divides 58 batches, the quarter of an epoch after which a C step is due.
+STEPS_PER_EXECUTION = 29
+
+COSTS = {
+    "l0-constraint": lambda keep, reference: lc_keras.L0Constraint(keep),
+    "l1-constraint": lambda keep, reference: lc_keras.L1Constraint(keep * _l1_norm(reference)),
+    "l0-penalty": lambda alpha, reference: lc_keras.L0Penalty(alpha),
+    "l1-penalty": lambda alpha, reference: lc_keras.L1Penalty(alpha),
+}
+
+
+def options(description, name, sgd, **defaults):
+    """Reads the command line.
+
+    Args:
+        description: String, what the example does.
+        name: String, what its output folder is called.
+        sgd: Float, the learning rate with SGD.
+        **defaults: Default values of the options.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    add = parser.add_argument
+    add("--keep", type=float, nargs="+", help="budgets of the constraints: the fraction of the "
+        "weights (l0), or of the reference's l1 norm (l1), that may remain")
+    add("--alpha", type=float, nargs="+", default=[3e-6, 1e-5], help="weights of the penalties")
+    add("--costs", nargs="+", choices=COSTS, default=["l0-constraint"])
+    add("--epochs", type=int, help="of each pruning")
+    add("--reference-epochs", type=int)
+    add("--optimizer", choices=["sgd", "adam"])
+    add("--learning-rate", type=float, help="at the start; it falls by 0.98^40 over a run")
+    add("--jit-compile", action="store_true", help="train with XLA: on CPUs, compiling takes "
+        "longer than it saves in 20 epochs, and convolutions are slower")
+    add("--mu", help="first:last, such as 3e-4:2.8e-2, instead of the automatic schedule")
+    add("--seed", type=int, default=0)
+    add("--validation", action="store_true", help="to choose settings by: holds out the last "
+        f"{HELD_OUT:,} training images and measures on them, not on the test images")
+    add("--samples", type=int, help="trains on the first so many images only")
+    add("--output", type=Path, default=Path("outputs") / name)
+    parser.set_defaults(**defaults)
+    args = parser.parse_args()
+    if args.learning_rate is None:
+        args.learning_rate = 1e-3 if args.optimizer == "adam" else sgd
+    return args
+
+
+def load(args, centred=False):
+    """Returns images and labels to train on, and to measure on.
+
+    Args:
+        args: The options.
+        centred: Bool. `True`: less the mean of the training images.
+    """
+    train, measured = data.mnist()
+    if args.validation:
+        train, measured = zip(*((part[:-HELD_OUT], part[-HELD_OUT:]) for part in train))
+    if centred:
+        mean = train[0].mean(axis=0)
+        train, measured = ((images - mean, labels) for images, labels in (train, measured))
+    return tuple(part[: args.samples] for part in train), measured
+
+
+def fit(model, train, epochs, args, label, callbacks=()):
+    """Trains with batches of 256 and a learning rate that falls by 0.98^40."""
+    train = data.batches(train, 256, seed=args.seed)
+    falling = keras.optimizers.schedules.ExponentialDecay(
+        args.learning_rate,
+        decay_steps=int(train.cardinality()),
+        decay_rate=0.98 ** (40 / epochs),
+        staircase=True,
+    )
+    model.compile(
+        keras.optimizers.Adam(falling)
+        if args.optimizer == "adam"
+        else keras.optimizers.SGD(falling, momentum=0.9, nesterov=True),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        steps_per_execution=STEPS_PER_EXECUTION,
+        jit_compile=args.jit_compile,
+    )
+    model.fit(
+        train,
+        epochs=epochs,
+        shuffle=False,  # the batches are already
+        verbose=0,
+        callbacks=[*callbacks, OneLine(label)],
+    )
+
+
+def trained(build, train, args):
+    """Returns a reference: as an earlier run left it in the output folder, or trained."""
+    trained_on = len(train[0])
+    path = args.output / (
+        f"reference-{args.optimizer}-{args.reference_epochs}-epochs-{trained_on}.weights.h5"
+    )
+    model = build()
+    if path.exists():
+        model.load_weights(path)
+        return model
+    fit(model, train, args.reference_epochs, args, "reference")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model.save_weights(path)
+    return model
+
+
+def run(reference, train, measured, args):
+    """Prunes copies of `reference` at each cost and budget; prints and saves the trade-off."""
+    measured_on = "validation" if args.validation else "test"
+    points = [tradeoff.measure("reference", reference, measured)]
+    print(f"Reference: {points[0].error:.2f} % {measured_on} error, {points[0].kept:,} weights")
+    for cost_name in args.costs:
+        for budget in args.keep if cost_name.endswith("constraint") else args.alpha:
+            cost = COSTS[cost_name](budget, reference)
+            if cost_name == "l0-constraint":
+                direct = tradeoff.copy_of(reference)
+                tradeoff.compress_directly(direct, cost)
+                points.append(tradeoff.measure("direct compression", direct, measured))
+            label = f"{cost_name} {budget:g}"
+            points.append(prune(reference, cost, label, train, measured, args))
+            print(f"{label}: {points[-1].error:.2f} % {measured_on} error\n")
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    tradeoff.save(points, args.output, measured_on, **settings)
+    print(f"In {args.output}/: tradeoff.png, tradeoff.txt, tradeoff.json")
+
+
+def prune(reference, cost, label, train, measured, args):
+    """Returns the point on the trade-off where LC brings a copy of `reference`."""
+    model = tradeoff.copy_of(reference)
+    compress = lc_keras.LearningCompression(cost, mu=_mu(args))
+    keras.utils.set_random_seed(args.seed)
+    began = time.perf_counter()
+    fit(model, train, args.epochs, args, label, [compress])
+    print(f"{time.perf_counter() - began:.0f} s\n{lc_keras.report(model)}")
+    return tradeoff.measure(f"LC {label.split()[0]}", model, measured)
+
+
+def _mu(args):
+    if args.mu is None:
+        return "auto"
+    first, last = map(float, args.mu.split(":"))
+    return lc_keras.Geometric(first, last)
+
+
+def _l1_norm(model):
+    return sum(float(np.abs(k.numpy()).sum()) for k in tradeoff.default_kernels(model))

@@ -1,0 +1,37 @@
+"""Learning-Compression pruning for Keras 3: an exact budget, inside `fit`."""
+
+from lc_keras.callback import LearningCompression
+from lc_keras.costs import (
+    L0Constraint,
+    L0Penalty,
+    L1Constraint,
+    L1Penalty,
+    L2Constraint,
+    L2Penalty,
+)
+from lc_keras.export import export_saved_model
+from lc_keras.groups import Blocks, Neurons, Weights
+from lc_keras.penalty import LCPenalty
+from lc_keras.reports import PruningReport, report
+from lc_keras.schedules import Exponential, Geometric
+from lc_keras.tasks import Task
+
+__all__ = [
+    "Blocks",
+    "Exponential",
+    "Geometric",
+    "L0Constraint",
+    "L0Penalty",
+    "L1Constraint",
+    "L1Penalty",
+    "L2Constraint",
+    "L2Penalty",
+    "LCPenalty",
+    "LearningCompression",
+    "Neurons",
+    "PruningReport",
+    "Task",
+    "Weights",
+    "export_saved_model",
+    "report",
+]

@@ -1,0 +1,250 @@
+"""What lives or dies together: a tensor becomes the magnitudes of its groups, and back.
+
+A pruning cost needs two things of a group of weights: one magnitude, and a way to bring a decision or a factor
+for the group back to each of its weights.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from lc_keras import thresholds
+
+
+class Groups:
+    """Base class: how the weights of a tensor are grouped.
+
+    `output_axes` names the axes of a kernel that index its output units: the last one of a Dense or
+    convolution kernel, the default.
+    """
+
+    def count(self, shape: Sequence[int], output_axes: Sequence[int] = (-1,)) -> int:
+        """The number of groups in a tensor.
+
+        Args:
+            shape: Static shape of the tensor.
+            output_axes: Tuple of ints, the axes of the output units. Defaults to `(-1,)`.
+
+        Returns:
+            Python int.
+
+        Raises:
+            ValueError: If a tensor of this shape cannot be grouped.
+        """
+        raise NotImplementedError
+
+    def measure(self, weight: tf.Tensor, output_axes: Sequence[int] = (-1,)) -> tf.Tensor:
+        """A tensor, one entry per group, whose absolute values are the magnitudes of the groups.
+
+        Args:
+            weight: Floating tensor of static shape.
+            output_axes: Tuple of ints, the axes of the output units. Defaults to `(-1,)`.
+
+        Returns:
+            Floating tensor with `count(weight.shape, output_axes)` elements.
+        """
+        raise NotImplementedError
+
+    def spread(
+        self, per_group: tf.Tensor, weight_shape: Sequence[int], output_axes: Sequence[int] = (-1,)
+    ) -> tf.Tensor:
+        """One value for each group, brought back to the weights of the group.
+
+        Args:
+            per_group: Tensor of any dtype, shaped as the result of `measure`.
+            weight_shape: Static shape of the weight.
+            output_axes: Tuple of ints, the axes of the output units. Defaults to `(-1,)`.
+
+        Returns:
+            Tensor of shape `weight_shape`.
+        """
+        raise NotImplementedError
+
+    def get_config(self) -> dict:
+        """The arguments of the constructor."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights(Groups):
+    """Every weight is its own group.
+
+    Example:
+
+    >>> Weights().count((784, 300))
+    235200
+    """
+
+    def count(self, shape, output_axes=(-1,)):
+        return math.prod(_static(shape))
+
+    def measure(self, weight, output_axes=(-1,)):
+        return tf.convert_to_tensor(weight)
+
+    def spread(self, per_group, weight_shape, output_axes=(-1,)):
+        return per_group
+
+
+@dataclasses.dataclass(frozen=True)
+class Neurons(Groups):
+    r"""All incoming weights of one output unit: a neuron of a Dense kernel, a filter of a convolution.
+
+    The magnitude of unit $j$ is $\lVert w_j \rVert_2$ over all axes but `output_axes`.
+
+    Example:
+
+    >>> Neurons().measure(tf.constant([[3.0, 0.0], [4.0, 1.0]])).numpy()
+    array([5., 1.], dtype=float32)
+    """
+
+    def count(self, shape, output_axes=(-1,)):
+        shape = _static(shape)
+        return math.prod(shape[a] for a in _positive(output_axes, shape))
+
+    def measure(self, weight, output_axes=(-1,)):
+        weight = tf.convert_to_tensor(weight)
+        axes = _positive(output_axes, weight.shape)
+        return norm(weight, [a for a in range(weight.shape.rank) if a not in axes])
+
+    def spread(self, per_group, weight_shape, output_axes=(-1,)):
+        shape = _static(weight_shape)
+        axes = _positive(output_axes, shape)
+        kept = [n if a in axes else 1 for a, n in enumerate(shape)]
+        return tf.broadcast_to(tf.reshape(per_group, kept), shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks(Groups):
+    r"""Rectangular blocks of the kernel seen as a matrix.
+
+    The matrix has one column per output unit (`output_axes`, flattened) and one row per input (all other
+    axes, flattened), as in a matrix product. It is tiled from its first row and column; tiles that
+    stick out at the end are filled up with zeros. The magnitude of a block is $\lVert w_b \rVert_2$.
+
+    Args:
+        shape: Tuple of two ints ≥ 1, rows (inputs) and columns (outputs) of a block.
+
+    Example:
+
+    >>> Blocks((2, 2)).count((4, 5))
+    6
+    """
+
+    shape: tuple[int, int]
+
+    def __post_init__(self):
+        shape = self.shape
+        if not isinstance(shape, Sequence) or len(shape) != 2 or not all(_is_positive_int(n) for n in shape):
+            raise ValueError(f"`shape` of Blocks: expected two ints >= 1, received {shape!r}")
+        object.__setattr__(self, "shape", (int(shape[0]), int(shape[1])))
+
+    def count(self, shape, output_axes=(-1,)):
+        return math.prod(self._tiles(shape, output_axes))
+
+    def measure(self, weight, output_axes=(-1,)):
+        weight = tf.convert_to_tensor(weight)
+        order, rows, columns = self._matrix(weight.shape, output_axes)
+        (r, c), (down, across) = self.shape, self._tiles(weight.shape, output_axes)
+        matrix = tf.reshape(_transpose(weight, order), [rows, columns])
+        if (down * r, across * c) != (rows, columns):
+            matrix = tf.pad(matrix, [[0, down * r - rows], [0, across * c - columns]])
+        return norm(tf.reshape(matrix, [down, r, across, c]), [1, 3])
+
+    def spread(self, per_group, weight_shape, output_axes=(-1,)):
+        shape = _static(weight_shape)
+        order, rows, columns = self._matrix(shape, output_axes)
+        (r, c), (down, across) = self.shape, self._tiles(shape, output_axes)
+        tiles = tf.broadcast_to(tf.reshape(per_group, [down, 1, across, 1]), [down, r, across, c])
+        matrix = tf.reshape(tiles, [down * r, across * c])[:rows, :columns]
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return _transpose(tf.reshape(matrix, [shape[a] for a in order]), back)
+
+    def _matrix(self, shape, output_axes) -> tuple[list[int], int, int]:
+        """The order of axes that puts inputs first, and the number of rows and columns."""
+        shape = _static(shape)
+        columns = _positive(output_axes, shape)
+        if len(shape) < 2:
+            raise ValueError(f"Blocks: expected a tensor of rank >= 2, received shape {tuple(shape)}")
+        rows = [a for a in range(len(shape)) if a not in columns]
+        return rows + columns, math.prod(shape[a] for a in rows), math.prod(shape[a] for a in columns)
+
+    def _tiles(self, shape, output_axes) -> tuple[int, int]:
+        _, rows, columns = self._matrix(shape, output_axes)
+        return -(-rows // self.shape[0]), -(-columns // self.shape[1])
+
+
+def norm(tensor: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
+    r"""The ℓ2 norm over some axes, also where squares overflow or vanish.
+
+    Magnitudes from $10^{-9}$ to $10^{15}$ take the plain way. Others are decomposed into $m \cdot 2^e$ by their
+    bits and scaled by the largest exponent of their group, since arithmetic may flush subnormals to zero. A
+    norm beyond the largest float is returned as the largest float.
+
+    Args:
+        tensor: Floating tensor of static shape; half precision is cast to float32.
+        axes: List of ints, the axes to sum over.
+
+    Returns:
+        Tensor without `axes`, float32 (float64 for a float64 tensor).
+    """
+    dtype = thresholds.common_dtype([tensor])
+    tensor = tf.cast(tensor, dtype)
+    bits = tf.reduce_max(thresholds.magnitude_bits(tensor, dtype), axes)
+    low, high = (thresholds.magnitude_bits(tf.constant(x, dtype), dtype) for x in (1e-9, 1e15))
+    plain = tf.reduce_all((bits == 0) | ((bits > low) & (bits < high)))
+    return tf.cond(
+        plain,
+        lambda: tf.sqrt(tf.reduce_sum(tf.square(tensor), axes)),
+        lambda: _scaled_norm(tensor, axes, dtype),
+    )
+
+
+def _scaled_norm(tensor, axes, dtype):
+    mantissa_bits, bias = (23, 127) if dtype == tf.float32 else (52, 1023)
+    bits = thresholds.magnitude_bits(tensor, dtype)
+    integer = bits.dtype
+    shift = tf.constant(mantissa_bits, integer)
+
+    def power(e):
+        return tf.bitcast(tf.bitwise.left_shift(e + bias, shift), dtype)
+
+    exponent = tf.bitwise.right_shift(bits, shift)
+    fraction = tf.bitwise.bitwise_and(bits, tf.constant(2**mantissa_bits - 1, integer))
+    fraction = tf.bitcast(tf.bitwise.bitwise_or(fraction, tf.constant(bias << mantissa_bits, integer)), dtype)
+    mantissa = tf.where(exponent == 0, fraction - 1, fraction)
+    exponent = tf.maximum(exponent, 1)
+    top = tf.reduce_max(exponent, axes, keepdims=True)
+    scaled = mantissa * power(tf.maximum(exponent - top, 1 - bias))
+    root = tf.sqrt(tf.reduce_sum(tf.square(scaled), axes))
+    top = tf.reshape(top, tf.shape(root)) - bias
+
+    half = top // 2
+    normal = root * power(half) * power(top - half)
+    # Below the smallest normal float the bits of the result count multiples of the smallest subnormal.
+    subnormal = tf.bitcast(tf.cast(tf.round(root * 2.0**mantissa_bits), integer), dtype)
+    return tf.where(root < 1, subnormal, tf.minimum(normal, dtype.max))
+
+
+def _transpose(tensor, order):
+    return tensor if list(order) == sorted(order) else tf.transpose(tensor, order)
+
+
+def _is_positive_int(value) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool) and int(value) >= 1
+
+
+def _static(shape) -> list[int]:
+    shape = list(shape)
+    if None in shape:
+        raise ValueError(f"expected a static shape, received {tuple(shape)}")
+    return [int(n) for n in shape]
+
+
+def _positive(axes, shape) -> list[int]:
+    rank = len(shape)
+    positive = sorted({int(a) % rank for a in axes if -rank <= a < rank})
+    if len(positive) != len(tuple(axes)) or not positive:
+        raise ValueError(f"`output_axes`: expected distinct axes of a tensor of rank {rank}, received {tuple(axes)}")
+    return positive

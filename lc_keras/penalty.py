@@ -1,0 +1,81 @@
+"""The pull of the weights towards their compressed copy, as a Keras regularizer."""
+
+import keras
+import tensorflow as tf
+
+
+@keras.saving.register_keras_serializable(package="lc_keras")
+class LCPenalty(keras.regularizers.Regularizer):
+    r"""Regularizer $\frac{\mu}{2}\lVert w - t\rVert^2$ of the L step.
+
+    With $t = \theta + \lambda/\mu$ this is the augmented Lagrangian of
+    $w = \theta$, up to a constant (Carreira-Perpiñán & Idelbayev, CVPR 2018). Its
+    gradient $\mu (w - t)$ is given as such, so the backward pass reuses $w - t$.
+    `mu` and `target` are variables: a new value retraces nothing.
+
+    Args:
+        target: `tf.Variable`, or array of the weight's shape: t.
+        mu: `tf.Variable` or float, default 0: μ ≥ 0.
+        regularizer: Regularizer or `None` (default): the one that the weight has
+            already; both count.
+
+    Raises:
+        ValueError: If `mu` is a negative number, or a weight has another shape than
+            `target`.
+
+    Example:
+
+    ```python
+    pull = lc_keras.LCPenalty(target=np.zeros((64, 10)), mu=0.1)
+    layer = keras.layers.Dense(10, kernel_regularizer=pull)
+    ```
+    """
+
+    def __init__(self, target, mu=0.0, regularizer=None):
+        if not isinstance(mu, tf.Variable):
+            if not 0 <= float(mu) < float("inf"):
+                raise ValueError(f"Expected `mu` to be a finite number ≥ 0. Received: mu={mu}")
+            mu = tf.Variable(mu, trainable=False, dtype=tf.float32, name="mu")
+        if not isinstance(target, tf.Variable):
+            target = tf.Variable(target, trainable=False, dtype=tf.float32, name="target")
+        self.target = target
+        self.mu = mu
+        self.called = False
+        self.regularizer = keras.regularizers.get(regularizer)
+
+    def __call__(self, weight):
+        weight = tf.convert_to_tensor(weight)
+        if not weight.shape.is_compatible_with(self.target.shape):
+            raise ValueError(
+                f"Expected a weight of the target's shape {tuple(self.target.shape)}. "
+                f"Received: a weight of shape {tuple(weight.shape)}"
+            )
+        self.called = True
+        penalty = _pull(tf.cast(weight, tf.float32), self.target.value(), self.mu.value())
+        if self.regularizer is not None:
+            penalty += tf.cast(self.regularizer(weight), tf.float32)
+        return penalty
+
+    def get_config(self):
+        return {
+            "target": self.target.numpy(),
+            "mu": float(self.mu.numpy()),
+            "regularizer": keras.regularizers.serialize(self.regularizer)
+            if self.regularizer is not None
+            else None,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        target = keras.saving.deserialize_keras_object(config["target"])
+        return cls(**{**config, "target": target})
+
+
+@tf.custom_gradient
+def _pull(weight, target, mu):
+    difference = weight - target
+
+    def gradient(upstream):
+        return (upstream * mu) * difference, None, None
+
+    return mu * tf.nn.l2_loss(difference), gradient

@@ -1,0 +1,293 @@
+"""Thresholds of many tensors at once, in a few passes, without sorting.
+
+Every function takes a sequence of tensors and treats it as one long vector without ever building that
+vector: a tensor is read in chunks that fit the cache, and only counts and sums are kept. The functions can
+be called eagerly, inside `tf.function`, and inside `tf.function(jit_compile=True)`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+CHUNK = 2**20
+
+
+class Threshold(NamedTuple):
+    """The κ-th largest magnitude, and what is needed to keep exactly κ of them.
+
+    Args:
+        bits: Integer scalar, the magnitude as the bits of its float: int32 (int64 for float64 tensors).
+        above: int32 scalar, how many magnitudes are strictly larger.
+        ties: int32 scalar, how many magnitudes are equal to it.
+    """
+
+    bits: tf.Tensor
+    above: tf.Tensor
+    ties: tf.Tensor
+
+    @property
+    def value(self) -> tf.Tensor:
+        """The magnitude itself, float32 (float64 for float64 tensors)."""
+        return tf.bitcast(self.bits, tf.float32 if self.bits.dtype == tf.int32 else tf.float64)
+
+
+def common_dtype(tensors: Sequence[Any]) -> tf.DType:
+    """The floating type in which tensors are compared and summed: float32 unless one is float64."""
+    return tf.float64 if any(t.dtype == tf.float64 for t in tensors) else tf.float32
+
+
+def magnitude_bits(tensor: tf.Tensor, dtype: tf.DType = tf.float32) -> tf.Tensor:
+    """The bits of |x|, as integers whose order is the order of the magnitudes.
+
+    Comparing integers is exact where comparing floats is not: processors that flush subnormal numbers to
+    zero take 1e-42 and 0 for equal.
+
+    Args:
+        tensor: Floating tensor of any shape.
+        dtype: `tf.float32` or `tf.float64`, the type to cast to first. Defaults to `tf.float32`.
+
+    Returns:
+        int32 (int64 for float64) tensor of the same shape, non-negative.
+    """
+    bits = tf.int32 if dtype == tf.float32 else tf.int64
+    return tf.bitwise.bitwise_and(tf.bitcast(tf.cast(tensor, dtype), bits), bits.max)
+
+
+def at_least(tensor: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
+    r"""Where $|x| \ge \tau$.
+
+    Args:
+        tensor: Floating tensor of any shape.
+        bits: Integer scalar, the bits of τ, as in a `Threshold`.
+
+    Returns:
+        bool tensor of the same shape.
+    """
+    dtype = tf.float32 if bits.dtype == tf.int32 else tf.float64
+
+    def by_value():
+        wide, tau = tf.cast(tensor, dtype), tf.bitcast(bits, dtype)
+        return (wide >= tau) | (wide <= -tau)
+
+    # By value it needs no buffer of the size of the tensor but booleans; a subnormal τ may be flushed to zero.
+    normal = tf.bitcast(bits, dtype) > (1e-37 if dtype == tf.float32 else 1e-307)
+    return tf.cond(normal, by_value, lambda: magnitude_bits(tensor, dtype) >= bits)
+
+
+def fold(tensors: Sequence[Any], initial: Any, update: Callable[[Any, tf.Tensor], Any]) -> Any:
+    """Carry a small state over all elements of all tensors, a chunk at a time.
+
+    Args:
+        tensors: Sequence of floating tensors of any shapes.
+        initial: Tensor or nest of tensors, the state before the first chunk.
+        update: Called with the state and a flat chunk; returns the new state. The order of elements is not
+            kept: small tensors and remainders are packed into chunks together, a few `CHUNK`s at most.
+
+    Returns:
+        The state after the last chunk.
+    """
+    state, packed, held = initial, [], 0
+    same = len({t.dtype for t in tensors}) == 1
+    for tensor in tensors:
+        flat = tf.reshape(tensor, [-1])
+        size = flat.shape[0] if flat.shape[0] is not None else tf.size(flat)
+        whole = size // CHUNK
+        if not isinstance(size, int) or whole > 1:
+            state = tf.while_loop(
+                lambda i, _: i < whole,
+                lambda i, s: (i + 1, update(s, tf.slice(flat, [i * CHUNK], [CHUNK]))),
+                (tf.constant(0), state),
+                parallel_iterations=2,
+            )[1]
+            flat = flat[whole * CHUNK :]
+        packed.append(flat if same else tf.cast(flat, common_dtype(tensors)))
+        held += CHUNK if flat.shape[0] is None else flat.shape[0]
+        if held >= CHUNK:
+            state, packed, held = _update(update, state, packed), [], 0
+    return _update(update, state, packed) if held else state
+
+
+def _update(update, state, parts):
+    # After the previous chunk, or all of them would be in memory at once.
+    with tf.control_dependencies(tf.nest.flatten(state)):
+        return update(state, parts[0] if len(parts) == 1 else tf.concat(parts, 0))
+
+
+def _histogram(tensors, dtype, prefix, low) -> tf.Tensor:
+    """Counts of the 16 bits from bit `low` up, among the magnitudes that agree with `prefix` above those."""
+    bits = tf.int32 if dtype == tf.float32 else tf.int64
+    size = 2 ** min(16, bits.size * 8 - 1 - low)
+
+    def update(counts, chunk):
+        # Where the higher bits differ from the prefix the result is >= size, and bincount drops it.
+        digits = magnitude_bits(chunk, dtype)
+        digits = digits if prefix is None else tf.bitwise.bitwise_xor(digits, prefix)
+        digits = tf.bitwise.right_shift(digits, tf.constant(low, bits)) if low else digits
+        return counts + tf.raw_ops.DenseBincount(
+            input=digits, size=tf.constant(size, bits), weights=tf.constant([], tf.int32)
+        )
+
+    return fold(tensors, tf.zeros([size], tf.int32), update)
+
+
+@tf.autograph.experimental.do_not_convert
+def kth_largest(tensors: Sequence[Any], k: Any) -> Threshold:
+    r"""The κ-th largest magnitude over all tensors together, exactly, in $O(N)$.
+
+    A radix search over the bits of $|x|$: one histogram of the high 15 bits finds the bin of
+
+    $$\tau = \max \{ t : \#\{i : |x_i| \ge t\} \ge \kappa \}$$
+
+    and a second one, of the low 16 bits of the elements in that bin, finds $\tau$.
+
+    Args:
+        tensors: Sequence of floating tensors of any shapes, fewer than $2^{31}$ elements together.
+        k: Python int or int32 scalar tensor κ, from 0 (the threshold is then +inf) to the number of elements.
+
+    Returns:
+        A `Threshold`.
+
+    Example:
+
+    >>> kth_largest([tf.constant([3.0, -5.0]), tf.constant([[4.0]])], k=2).value.numpy()
+    np.float32(4.0)
+    """
+    tensors = [tf.convert_to_tensor(t) for t in tensors]
+    dtype = common_dtype(tensors)
+    bits = tf.int32 if dtype == tf.float32 else tf.int64
+    k = tf.cast(k, tf.int32)
+    top = bits.size * 8 - 16
+    prefix, above = tf.constant(0, bits), tf.constant(0)
+    for low in range(top, -1, -16):
+        counts = _histogram(tensors, dtype, None if low == top else prefix, low)
+        at_least = tf.cumsum(counts, reverse=True)
+        digit = tf.reduce_sum(tf.cast(at_least >= k - above, tf.int32)) - 1
+        # Maxima over all bins: an index into the cumulative sum takes XLA minutes to compile.
+        below = tf.reduce_max(tf.where(at_least < k - above, at_least, 0))
+        ties = tf.reduce_min(tf.where(at_least >= k - above, at_least, tf.int32.max)) - below
+        above += below
+        prefix = tf.bitwise.bitwise_or(prefix, tf.bitwise.left_shift(tf.cast(digit, bits), tf.constant(low, bits)))
+    infinity = tf.bitcast(tf.constant(float("inf"), dtype), bits)
+    return Threshold(tf.minimum(prefix, infinity), above, ties)
+
+
+@tf.autograph.experimental.do_not_convert
+def l1_ball_threshold(tensors: Sequence[Any], radius: Any) -> tf.Tensor:
+    r"""The threshold that projects all tensors together on the ℓ1 ball.
+
+    $$\tau \ge 0: \quad \sum_i \max(|x_i| - \tau, 0) = r,$$
+
+    or 0 when the sum of magnitudes does not exceed $r$. The sum is convex and decreasing in $\tau$, so Newton
+    steps from the left, $\tau \leftarrow \tau + (f(\tau) - r) / \#\{i : |x_i| > \tau\}$, never overshoot and
+    end after finitely many. The start is the solution for magnitudes rounded down to seven bits, which one
+    histogram gives: $\max_j (S_j - r) / C_j$ with $S_j, C_j$ the sum and the count from bin $j$ on.
+
+    Args:
+        tensors: Sequence of floating tensors of any shapes, fewer than $2^{31}$ elements together.
+        radius: Float or floating scalar tensor $r \ge 0$.
+
+    Returns:
+        Scalar τ, float32 (float64 for float64 tensors).
+
+    Example:
+
+    >>> l1_ball_threshold([tf.constant([3.0, -1.0])], radius=2.0).numpy()
+    np.float32(1.0)
+    """
+    tensors = [tf.convert_to_tensor(t) for t in tensors]
+    dtype = common_dtype(tensors)
+    bits = tf.int32 if dtype == tf.float32 else tf.int64
+    radius = tf.cast(radius, tf.float64)
+    low = bits.size * 8 - 16
+    counts = _histogram(tensors, dtype, None, low)
+    edges = tf.bitcast(tf.bitwise.left_shift(tf.range(2**15, dtype=bits), tf.constant(low, bits)), dtype)
+    # Sums of values near the largest float would overflow: they are taken of x / 2**64 instead.
+    largest = tf.reduce_max(tf.where(counts > 0, edges, 0))
+    scale = tf.where(largest > dtype.max / 2.0**64, tf.constant(2.0**-64, dtype), 1)
+    edges = tf.cast(tf.where(counts > 0, edges * scale, 0), tf.float64)
+    radius *= tf.cast(scale, tf.float64)
+    counts = tf.cast(counts, tf.float64)
+    number = tf.cumsum(counts, reverse=True)
+    total = tf.cumsum(counts * edges, reverse=True)
+    start = tf.reduce_max((total - radius) / tf.maximum(number, 1))
+
+    def excess(tau):
+        def update(state, chunk):
+            over = tf.nn.relu(tf.abs(tf.cast(chunk, dtype) * scale) - tau)
+            return (
+                state[0] + tf.cast(tf.reduce_sum(over), tf.float64),
+                state[1] + tf.cast(tf.reduce_sum(tf.sign(over)), tf.float64),
+            )
+
+        return fold(tensors, (tf.zeros([], tf.float64), tf.zeros([], tf.float64)), update)
+
+    def newton(tau, sum_above, number_above):
+        # At least the next float, so that rounding cannot stop the iteration outside the ball.
+        next_float = tf.bitcast(tf.bitcast(tau, bits) + 1, dtype)
+        step = tf.cast(tau, tf.float64) + (sum_above - radius) / tf.maximum(number_above, 1)
+        tau = tf.maximum(tf.cast(step, dtype), next_float)
+        return (tau, *excess(tau))
+
+    tau = tf.cast(tf.maximum(start, 0), dtype)
+    tau, _, _ = tf.while_loop(
+        lambda tau, sum_above, number_above: sum_above > radius, newton, (tau, *excess(tau))
+    )
+    return tau / scale
+
+
+@tf.autograph.experimental.do_not_convert
+def l2_norm(tensors: Sequence[Any]) -> tf.Tensor:
+    r"""The norm $\sqrt{\sum_i x_i^2}$ of all tensors together, without overflow or underflow of the squares.
+
+    Args:
+        tensors: Sequence of floating tensors of any shapes.
+
+    Returns:
+        float64 scalar.
+    """
+    tensors = [tf.convert_to_tensor(t) for t in tensors]
+    dtype = common_dtype(tensors)
+
+    def norm(scale):
+        def update(total, chunk):
+            return total + tf.cast(tf.reduce_sum(tf.square(tf.cast(chunk, dtype) * scale)), tf.float64)
+
+        total = fold(tensors, tf.zeros([], tf.float64), update)
+        return tf.sqrt(total) / tf.cast(scale, tf.float64)
+
+    def careful():
+        bits = tf.int32 if dtype == tf.float32 else tf.int64
+        largest = fold(
+            tensors, tf.constant(0, bits), lambda m, c: tf.maximum(m, tf.reduce_max(magnitude_bits(c, dtype)))
+        )
+        largest = tf.bitcast(largest, dtype)
+        return norm(tf.where(largest > 1, tf.constant(1 / far, dtype), tf.constant(far, dtype)))
+
+    # Beyond these bounds squares may overflow or vanish; scaled by `far`, they do neither.
+    low, high, far = (1e-9, 1e16, 2.0**80) if dtype == tf.float32 else (1e-120, 1e140, 2.0**600)
+    plain = norm(tf.constant(1, dtype))
+    safe = tf.logical_and(plain > low, plain < high)
+    return tf.cond(safe, lambda: plain, careful)
+
+
+@tf.autograph.experimental.do_not_convert
+def finite(tensors: Sequence[Any]) -> tf.Tensor:
+    """Which tensors hold neither an infinity nor a NaN.
+
+    Args:
+        tensors: Sequence of floating tensors of any shapes.
+
+    Returns:
+        bool vector, one entry per tensor.
+    """
+
+    def one(tensor):
+        dtype = common_dtype([tensor])
+        bits = tf.int32 if dtype == tf.float32 else tf.int64
+        largest = fold(
+            [tensor], tf.constant(0, bits), lambda m, c: tf.maximum(m, tf.reduce_max(magnitude_bits(c, dtype)))
+        )
+        return largest < tf.bitcast(tf.constant(float("inf"), dtype), bits)
+
+    return tf.stack([one(tf.convert_to_tensor(t)) for t in tensors])

@@ -1,0 +1,624 @@
+import re
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from lc_keras import Geometric, L0Constraint, LearningCompression
+
+# A fit that runs to its end has nothing to warn of.
+pytestmark = pytest.mark.filterwarnings(
+    "error:Training (stopped|was interrupted)", "error:An L step of", "error:.* L steps need"
+)
+
+KEPT = 10
+WEIGHTS = 6 * 8 + 8 * 3
+BATCHES = 8
+RANGE = Geometric(2.0, 50.0)  # 1/μ crosses the learning rate of 0.1
+
+rng = np.random.default_rng(0)
+X = rng.normal(size=(8 * BATCHES, 6)).astype("float32")
+Y = np.argmax(X @ rng.normal(size=(6, 3)), axis=1)
+XENT = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def net(optimizer=None, dtype=None, kind=keras.Sequential, regularizer=None, **options):
+    """A model that has the same weights in each call; its L step is 2 batches by default."""
+    keras.utils.set_random_seed(1)
+    layers = [
+        keras.Input((6,)),
+        keras.layers.Dense(8, activation="tanh", kernel_regularizer=regularizer, dtype=dtype),
+        keras.layers.Dense(3, dtype=dtype),
+    ]
+    model = kind(layers)
+    model.compile(optimizer=optimizer or keras.optimizers.SGD(0.1, name="sgd"), loss=XENT, **options)
+    return model
+
+
+def lc(**options):
+    return LearningCompression(L0Constraint(KEPT), **({"mu": RANGE} | options))
+
+
+def fit(model, callbacks=None, **options):
+    data = {"x": X, "y": Y, "batch_size": 8} | {k: options.pop(k) for k in ("x", "y") if k in options}
+    if isinstance(data["x"], tf.data.Dataset):
+        data = {"x": data["x"]}
+    return model.fit(
+        **data, callbacks=callbacks, **({"epochs": 2, "verbose": 0, "shuffle": False} | options)
+    )
+
+
+def kernels(model):
+    return [v.numpy().astype("float32") for v in model.trainable_variables if "kernel" in v.name]
+
+
+def nonzeros(model):
+    return sum(np.count_nonzero(kernel) for kernel in kernels(model))
+
+
+def same(model, other, **tolerance):
+    for one, two in zip(model.get_weights(), other.get_weights(), strict=True):
+        if tolerance:
+            np.testing.assert_allclose(one, two, **tolerance)
+        else:
+            np.testing.assert_array_equal(one, two)
+
+
+def largest(arrays, kept=KEPT):
+    """The arrays with all but the largest magnitudes set to zero."""
+    threshold = np.sort(np.concatenate([np.abs(a).ravel() for a in arrays]))[-kept]
+    return [np.where(np.abs(a) >= threshold, a, 0) for a in arrays]
+
+
+def spy(**functions):
+    return keras.callbacks.LambdaCallback(**functions)
+
+
+# What a fit leaves behind
+
+
+def test_after_fit_the_model_is_plain():
+    model = net(regularizer=keras.regularizers.L2(1e-3))
+    regularizers = [v.regularizer for v in model.weights]
+    layers, weights = list(model.layers), list(model.weights)
+    config, compiled = model.get_config(), model.get_compile_config()
+    fit(model, [lc()])
+    assert nonzeros(model) == KEPT
+    assert [v.regularizer for v in model.weights] == regularizers
+    assert all(a is b for a, b in zip(model.layers, layers, strict=True))
+    assert all(a is b for a, b in zip(model.weights, weights, strict=True))
+    assert (model.get_config(), model.get_compile_config()) == (config, compiled)
+
+
+def test_a_later_fit_has_no_penalty():
+    model = net()
+    fit(model, [lc()], validation_data=(X, Y))
+    clean = net()
+    clean.set_weights(model.get_weights())
+    assert model.evaluate(X, Y, verbose=0) == clean.evaluate(X, Y, verbose=0)
+    assert fit(model).history == fit(clean).history
+    same(model, clean)
+    assert nonzeros(model) == WEIGHTS
+
+
+def test_saved_model_loads_without_the_package(tmp_path):
+    decay = keras.optimizers.schedules.ExponentialDecay(0.1, 4, 0.5)
+    model = net(keras.optimizers.SGD(decay, momentum=0.9))
+    fit(model, [lc()])
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "x.npy", X)
+    program = """
+import sys, keras, numpy
+model = keras.models.load_model("model.keras")
+assert "lc_keras" not in sys.modules
+assert type(model.optimizer._learning_rate).__name__ == "ExponentialDecay"
+numpy.save("y.npy", model.predict(numpy.load("x.npy"), verbose=0))
+"""
+    subprocess.run([sys.executable, "-I", "-c", program], check=True, cwd=tmp_path)
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), model.predict(X, verbose=0), rtol=1e-5)
+
+
+def test_a_model_in_use_is_compressed_like_a_new_one():
+    used = net()
+    fit(used, epochs=1, validation_data=(X, Y))
+    used.evaluate(X, Y, verbose=0)
+    used.predict(X, verbose=0)
+    new = net()
+    new.set_weights(used.get_weights())
+    assert fit(used, [lc()]).history == fit(new, [lc()]).history
+    same(used, new)
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_the_weights_are_pulled_to_the_compressed_ones(fitted):
+    model = net(keras.optimizers.SGD(1e-3))
+    if fitted:
+        fit(model, epochs=1)
+    # Each batch halves the distance, which the loss alone would hardly change.
+    compress = lc(mu=[500.0], epochs_per_step=1)
+    before = kernels(model)
+    logs = fit(model, [compress], epochs=1).history
+    start = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(before, largest(before), strict=True)))
+    start /= np.sqrt(sum(np.sum(a**2) for a in before))
+    assert start > 0.5
+    assert 0 < logs["gap"][0] < 0.01
+    assert logs["gap"][0] == compress.gap
+
+
+# The algorithm
+
+
+def linear(rate=0.05):
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, use_bias=False)])
+    model.compile(keras.optimizers.SGD(rate), "mse")
+    return model
+
+
+@pytest.mark.parametrize("multipliers, limit", [(True, True), (False, True), (True, False)])
+def test_against_the_algorithm_in_numpy(multipliers, limit):
+    model = linear()
+    goal = X @ rng.normal(size=(6, 4)) + 1.0
+    mus = np.array(RANGE.over(8)) * 0.7
+    weight = kernels(model)[0].astype("float64")
+    kept, multiplier, losses = largest([weight], 8)[0], 0.0, []
+    for i, mu in enumerate(mus):
+        rate = min(0.05, 1 / mu) if limit else 0.05
+        for batch in (2 * i % BATCHES, (2 * i + 1) % BATCHES):
+            x, error = X[8 * batch : 8 * batch + 8], weight - kept - multiplier / mu
+            residual = x @ weight - goal[8 * batch : 8 * batch + 8]
+            losses.append(np.mean(residual**2) + mu / 2 * np.sum(error**2))
+            weight = weight - rate * (2 / residual.size * x.T @ residual + mu * error)
+        kept = largest([weight - multiplier / mu], 8)[0]
+        if multipliers:
+            multiplier = multiplier - mu * (weight - kept)
+    compress = LearningCompression(
+        L0Constraint(8), mu=list(mus), multipliers=multipliers, limit_learning_rate=limit
+    )
+    logs = fit(model, [compress], y=goal).history
+    np.testing.assert_allclose(kernels(model)[0], kept, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(logs["loss"], np.mean(np.reshape(losses, (2, BATCHES)), axis=1), rtol=1e-4)
+    gap = np.linalg.norm(weight - kept) / np.linalg.norm(weight)
+    np.testing.assert_allclose(logs["gap"][-1], gap, rtol=1e-3)
+
+
+def first_loss(model, x, y, expected, rtol=1e-5, mu=3.0):
+    """Compares the loss of the first batch with `expected` and the penalty."""
+    weights = kernels(model)
+    distance = sum(np.sum((a - b) ** 2) for a, b in zip(weights, largest(weights), strict=True))
+    compress = lc(mu=[mu], epochs_per_step=1)
+    logs = model.fit(x, y, batch_size=len(Y), verbose=0, callbacks=[compress]).history
+    np.testing.assert_allclose(logs["loss"][0], expected + mu / 2 * distance, rtol=rtol)
+    assert nonzeros(model) == KEPT
+
+
+def test_a_regularizer_of_the_user_counts_too():
+    model = net(regularizer=keras.regularizers.L2(0.1))
+    first_loss(model, X, Y, net().evaluate(X, Y, verbose=0) + 0.1 * np.sum(kernels(model)[0] ** 2))
+    (loss,) = model.losses
+    np.testing.assert_allclose(loss, 0.1 * np.sum(kernels(model)[0] ** 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64"])
+def test_types(dtype):
+    model = net(dtype=dtype)
+    types = [v.dtype for v in model.weights]
+    first_loss(model, X, Y, model.evaluate(X, Y, verbose=0, batch_size=len(Y)), rtol=0.02)
+    assert [v.dtype for v in model.weights] == types
+    assert all(np.isfinite(w.astype("float32")).all() for w in model.get_weights())
+
+
+def test_masks():
+    keras.utils.set_random_seed(1)
+    layers = keras.layers
+    model = keras.Sequential([layers.Embedding(9, 4, mask_zero=True), layers.LSTM(3), layers.Dense(3)])
+    words = rng.integers(1, 9, (len(Y), 5)) * (np.arange(5) < rng.integers(1, 6, (len(Y), 1)))
+    model.build(words.shape)
+    model.compile("adam", XENT)
+    embedding = model.layers[0].embeddings
+    first_loss(model, words, Y, model.evaluate(words, Y, verbose=0, batch_size=len(Y)))
+    assert np.count_nonzero(embedding.numpy()) == 36
+
+
+def test_outputs_with_loss_weights():
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((6,))
+    hidden = keras.layers.Dense(8, activation="tanh")(inputs)
+    outputs = {"a": keras.layers.Dense(3)(hidden), "b": keras.layers.Dense(2)(hidden)}
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", {"a": XENT, "b": "mse"}, loss_weights={"a": 0.3, "b": 7.0})
+    goals = {"a": Y, "b": X[:, :2]}
+    a, b = model(X).values()
+    expected = 0.3 * float(XENT(Y, a)) + 7.0 * float(keras.losses.MeanSquaredError()(X[:, :2], b))
+    first_loss(model, X, goals, expected)
+
+
+# How Keras executes it
+
+
+def test_graph_eager_and_jit_are_equal():
+    runs = []
+    for options in {"jit_compile": False}, {"run_eagerly": True}, {"jit_compile": True}:
+        rate = keras.optimizers.schedules.ExponentialDecay(0.2, 4, 0.8)
+        model = net(keras.optimizers.SGD(rate, momentum=0.5), **options)
+        runs.append((model, fit(model, [lc()]).history))
+    (graph, expected), *others = runs
+    for other, logs in others:
+        same(graph, other, rtol=1e-3, atol=1e-5)
+        for name in ("loss", "gap", "mu"):
+            np.testing.assert_allclose(logs[name], expected[name], rtol=1e-3)
+
+
+@pytest.mark.parametrize("executed, length", [(2, 0.25), (8, 1.0), (3, 0.5)])
+def test_steps_per_execution_that_end_with_l_steps(executed, length):
+    # Of the executions of 3, 3 and 2 batches the second ends a batch after the L step.
+    one, many = net(), net(steps_per_execution=executed)
+    logs = fit(many, [lc(epochs_per_step=length)]).history
+    assert logs["l_step"][-1] == logs["l_steps"][-1] == 2 / length
+    assert logs["mu"][-1] == 50.0
+    assert nonzeros(many) == KEPT
+    if executed != 3:
+        fit(one, [lc(epochs_per_step=length)])
+        same(one, many, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("executed", [3, 5, 50])
+def test_steps_per_execution_longer_than_an_l_step(executed):
+    model, seen = net(steps_per_execution=executed), []
+    compress = lc()
+    look = spy(on_train_batch_end=lambda batch, logs: seen.append(logs["l_step"]))
+    with pytest.warns(UserWarning, match=f"An L step of 2 batches .* steps_per_execution={executed}"):
+        logs = fit(model, [compress, look]).history
+    assert (logs["l_step"][-1], logs["l_steps"][-1]) == (8, 8)
+    assert logs["mu"][-1] == 50.0
+    assert nonzeros(model) == KEPT
+    # Each execution is the last of the L steps that end in it.
+    assert seen == {3: [1, 3, 4, 5, 7, 8], 5: [2, 4, 6, 8], 50: [4, 8]}[executed]
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True),
+        lambda: keras.optimizers.Adam(0.02),
+        lambda: keras.optimizers.RMSprop(0.02, clipnorm=1.0),
+        lambda: keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(0.02, 100)),
+        lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)),
+        lambda: keras.optimizers.Adam(0.02, gradient_accumulation_steps=2),
+        lambda: keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5),
+    ],
+    ids=["sgd", "adam", "rmsprop", "adamw", "loss scale", "accumulation", "ema"],
+)
+def test_optimizers(optimizer):
+    model = net(optimizer())
+    config = model.optimizer.get_config()
+    # One long L step: w comes close to θ.
+    compress = lc(mu=[50.0], epochs_per_step=6)
+    fit(model, [compress], epochs=6)
+    assert model.optimizer.get_config() == config
+    assert nonzeros(model) == KEPT
+    assert compress.gap < 0.3
+
+
+class RateSeen(keras.Sequential):
+    """Keeps the learning rate of each update."""
+
+    def train_step(self, data):
+        self.seen.append(float(self.optimizer.learning_rate))
+        return super().train_step(data)
+
+    def compile(self, **options):
+        self.seen = []
+        super().compile(**options, run_eagerly=True)
+
+
+MUS = np.repeat(RANGE.over(8), 2)
+
+
+@pytest.mark.parametrize("limit", [True, False])
+@pytest.mark.parametrize("decays", [True, False])
+def test_learning_rate_is_limited(decays, limit):
+    if decays:
+        wanted = 0.2 * 0.8 ** (np.arange(16) / 4)
+        optimizer = keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.2, 4, 0.8))
+    else:
+        wanted = np.full(16, 0.1)
+        optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
+    model = net(optimizer, kind=RateSeen)
+    config = optimizer.get_config()
+    fit(model, [lc(limit_learning_rate=limit)])
+    assert np.any(wanted < 1 / MUS) and np.any(wanted > 1 / MUS)
+    np.testing.assert_allclose(model.seen, np.minimum(wanted, 1 / MUS) if limit else wanted, rtol=1e-5)
+    assert optimizer.get_config() == config
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_learning_rate_scheduler_beside_it(first):
+    model = net(kind=RateSeen)
+    scheduler = keras.callbacks.LearningRateScheduler(lambda epoch: 0.3 / (epoch + 1))
+    fit(model, [lc(), scheduler] if first else [scheduler, lc()])
+    wanted = np.repeat([0.3, 0.15], BATCHES)
+    np.testing.assert_allclose(model.seen, np.minimum(wanted, 1 / MUS), rtol=1e-5)
+    np.testing.assert_allclose(float(model.optimizer.learning_rate), 0.15, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "reducer",
+    [
+        lambda: keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=1e9),
+        lambda: keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * (0.5 if epoch else 1)),
+    ],
+    ids=["plateau", "scheduler"],
+)
+def test_relative_changes_start_from_the_rate_of_the_user(reducer):
+    model = net(kind=RateSeen)
+    fit(model, [lc(), reducer()])
+    # Halved once: before the second epoch, or after it.
+    np.testing.assert_allclose(float(model.optimizer.learning_rate), 0.05, rtol=1e-5)
+
+
+@pytest.mark.parametrize("reset", [True, False])
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_reset_optimizer(reset, name):
+    optimizer = keras.optimizers.SGD(0.1, 0.9) if name == "sgd" else keras.optimizers.Adam(0.02)
+    model, fresh = net(optimizer), []
+
+    def look(batch, logs):
+        state = [v for v in optimizer.variables if len(v.shape)]
+        fresh.append(not any(np.any(v.numpy()) for v in state))
+
+    fit(model, [lc(reset_optimizer=reset), spy(on_train_batch_begin=look)], epochs=2)
+    assert fresh == ([True, False] * 8 if reset else [True] + 15 * [False])
+    assert optimizer.iterations == 16
+
+
+# What is seen while it runs
+
+
+def test_logs(tmp_path):
+    csv, compress = keras.callbacks.CSVLogger(tmp_path / "log.csv"), lc(epochs_per_step=1)
+    logs = fit(net(), [compress, csv], epochs=3, validation_data=(X, Y)).history
+    np.testing.assert_allclose(logs["mu"], RANGE.over(3), rtol=1e-6)
+    np.testing.assert_allclose(logs["density"], 3 * [KEPT / WEIGHTS], rtol=1e-6)
+    assert logs["l_step"] == [1, 2, 3] and logs["l_steps"] == [3, 3, 3]
+    assert all(0 < gap < 1 for gap in logs["gap"]) and len(set(logs["gap"])) == 3
+    assert (compress.gap, compress.density) == (logs["gap"][-1], logs["density"][-1])
+    header, *rows = (tmp_path / "log.csv").read_text().splitlines()
+    table = np.array([[float(value) for value in row.split(",")] for row in rows])
+    for name in ("mu", "density", "gap", "l_step", "l_steps"):
+        np.testing.assert_allclose(table[:, header.split(",").index(name)], logs[name])
+
+
+def test_progress_bar_shows_the_l_step(capsys):
+    fit(net(), [lc()], verbose=1)
+    out = capsys.readouterr().out
+    steps = [float(number) for number in re.findall(r"l_step: ([\d.]+)", out)]
+    assert steps == sorted(steps) and steps[-1] == 8 and 4 in steps
+    assert {float(number) for number in re.findall(r"l_steps: ([\d.]+)", out)} == {8}
+
+
+def test_validation_is_of_the_compressed_model_and_disturbs_nothing():
+    model, plain, seen = net(), net(), []
+    look = spy(on_epoch_end=lambda epoch, logs: seen.append((model.get_weights(), logs["val_loss"])))
+    logs = fit(model, [lc(), look], epochs=3, validation_data=(X, Y)).history
+    fit(plain, [lc()], epochs=3)
+    same(model, plain)
+    assert model.evaluate(X, Y, verbose=0) == logs["val_loss"][-1]
+    for weights, loss in seen:
+        plain.set_weights(weights)
+        assert nonzeros(plain) == KEPT
+        np.testing.assert_allclose(loss, plain.evaluate(X, Y, verbose=0), rtol=1e-6)
+    assert len(seen) == 3
+
+
+def test_validation_split_and_freq():
+    model, seen = net(), []
+    look = spy(on_epoch_end=lambda epoch, logs: seen.append(nonzeros(model)))
+    logs = fit(model, [lc(), look], epochs=4, validation_split=0.25, validation_freq=2).history
+    assert seen == 4 * [KEPT]
+    assert len(logs["val_loss"]) == 2
+    assert logs["l_step"] == [4, 8, 12, 16]
+    np.testing.assert_allclose(model.evaluate(X[48:], Y[48:], verbose=0), logs["val_loss"][-1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("monitor", ["loss", "val_loss"])
+def test_checkpoints_are_compressed(tmp_path, first, monitor):
+    path = tmp_path / "best.keras"
+    save = keras.callbacks.ModelCheckpoint(path, monitor, save_best_only=True)
+    model = net(keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 4, 0.5)))
+    data = {"validation_data": (X, Y)} if monitor == "val_loss" else {}
+    logs = fit(model, [lc(), save] if first else [save, lc()], **data).history
+    best = keras.models.load_model(path)
+    assert nonzeros(best) == KEPT
+    if data:
+        np.testing.assert_allclose(best.evaluate(X, Y, verbose=0), min(logs["val_loss"]), rtol=1e-6)
+    with zipfile.ZipFile(path) as archive:
+        assert b"lc_keras" not in archive.read("config.json")
+
+
+# Training that stops early
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("monitor", ["loss", "val_loss"])
+def test_early_stopping(first, monitor):
+    stop = keras.callbacks.EarlyStopping(monitor, min_delta=1e9, patience=1, restore_best_weights=True)
+    model, compress = net(), lc()
+    data = {"validation_data": (X, Y)} if monitor == "val_loss" else {}
+    with pytest.warns(UserWarning, match="Training stopped in L step 9 of 20.* gap") as caught:
+        logs = fit(model, [compress, stop] if first else [stop, compress], epochs=5, **data).history
+    assert f"{compress.gap:.3g}" in str(caught[-1].message)
+    assert len(logs["loss"]) == 2
+    assert nonzeros(model) == KEPT
+    if data:
+        np.testing.assert_allclose(model.evaluate(X, Y, verbose=0), logs["val_loss"][0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_stopped_in_an_epoch(first):
+    model, compress = net(), lc()
+
+    def stop(batch, logs):
+        model.stop_training = batch == 4
+
+    callbacks = [compress, spy(on_train_batch_end=stop)]
+    with pytest.warns(UserWarning, match="Training stopped in L step 3 of 8"):
+        logs = fit(model, callbacks if first else callbacks[::-1], validation_data=(X, Y)).history
+    assert nonzeros(model) == KEPT
+    assert logs["val_loss"] == [model.evaluate(X, Y, verbose=0)]
+
+
+def test_tolerance():
+    model = net()
+    compress = lc(tolerance=0.9)
+    ended = []
+    logs = fit(model, [compress, spy(on_train_batch_end=lambda batch, logs: ended.append(batch))]).history
+    assert 0 < compress.gap < 0.9
+    # The first C step comes with the third batch, which Keras has begun already.
+    assert len(logs["loss"]) == 1 and len(ended) <= 3
+    assert nonzeros(model) == KEPT
+
+
+# How many L steps there are
+
+
+@pytest.mark.parametrize(
+    "options, epochs",
+    [
+        ({}, 20),
+        ({"steps": 40, "epochs_per_step": 20}, 800),
+        ({"steps": 10}, 3),
+        ({"steps": 4}, 1),
+        ({"steps": 10, "epochs_per_step": 0.3}, 3),
+        ({"steps": 5, "epochs_per_step": 0.3, "first_step_epochs": 1}, 3),
+        ({"mu": [1.0, 2.0, 3.0], "epochs_per_step": 2}, 6),
+    ],
+    ids=str,
+)
+def test_epochs(options, epochs):
+    assert LearningCompression(L0Constraint(KEPT), **options).epochs == epochs
+
+
+@pytest.mark.parametrize(
+    "options, fitted, ends",
+    [
+        ({}, {"epochs": 1}, [2, 4, 6, 8]),
+        ({}, {"epochs": 3, "initial_epoch": 1}, [2, 4, 6, 8, 10, 12, 14, 16]),
+        ({"epochs_per_step": 0.3}, {}, [2, 5, 7, 10, 12, 14, 16]),
+        ({"first_step_epochs": 1}, {}, [8, 10, 12, 14, 16]),
+        ({"epochs_per_step": 2}, {"epochs": 5}, [16, 32, 40]),
+        ({"epochs_per_step": 9.5}, {}, [16]),
+        ({"steps": 3, "epochs_per_step": 0.5}, {"epochs": 9}, [4, 8, 12]),
+        ({"mu": [2.0, 50.0], "epochs_per_step": 1}, {}, [8, 16]),
+    ],
+    ids=str,
+)
+def test_schedule(options, fitted, ends):
+    seen = []
+    look = spy(on_train_batch_end=lambda batch, logs: seen.append(logs["l_step"]))
+    model, compress = net(), lc(**options)
+    logs = fit(model, [compress, look], **fitted).history
+    # Of the batch that Keras runs after the end nothing is kept.
+    seen = seen[: ends[-1]]
+    assert [seen.count(step + 1) for step in range(len(ends))] == list(np.diff([0, *ends]))
+    assert logs["l_steps"][-1] == logs["l_step"][-1] == len(ends)
+    np.testing.assert_allclose(logs["mu"][-1], 50.0 if len(ends) > 1 else 2.0)
+    assert nonzeros(model) == KEPT
+
+
+def test_fewer_epochs_than_the_schedule():
+    model = net()
+    with pytest.warns(UserWarning) as caught:
+        fit(model, [lc(steps=8)], epochs=1)
+    messages = [str(warning.message) for warning in caught]
+    assert any("8 L steps need 2 epochs. Received: 1 epochs" in message for message in messages)
+    assert any("Training stopped in L step 5 of 8" in message for message in messages)
+    assert nonzeros(model) == KEPT
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+        lambda: keras.optimizers.Adam(0.02),
+        lambda: keras.optimizers.SGD(
+            keras.optimizers.schedules.CosineDecay(0.0, 32, warmup_target=0.1, warmup_steps=8)
+        ),
+    ],
+    ids=["sgd", "adam", "warm-up from 0"],
+)
+def test_automatic_schedule(optimizer):
+    model, compress = net(optimizer()), lc(mu="auto", epochs_per_step=0.5)
+    mus = fit(model, [compress], epochs=5).history["mu"]
+    assert np.isfinite(mus).all() and mus[0] > 0 and np.all(np.diff(mus) > 0)
+    assert mus[-1] > 10 * mus[0]
+    assert nonzeros(model) == KEPT
+
+
+def test_automatic_schedule_is_of_the_rate_of_the_user():
+    # That the rate is limited in training must not make μ grow.
+    mus = [
+        fit(net(), [lc(mu="auto", limit_learning_rate=limit)], epochs=2).history["mu"][0]
+        for limit in (True, False)
+    ]
+    assert mus[0] == mus[1]
+
+
+def dataset():
+    return tf.data.Dataset.from_tensor_slices((X, Y)).batch(8)
+
+
+def unknown():
+    return tf.data.Dataset.from_generator(
+        lambda: iter(dataset()), output_signature=dataset().element_spec
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"x": dataset()},
+        {"x": dataset().repeat(), "steps_per_epoch": BATCHES},
+        {"x": unknown().repeat(), "steps_per_epoch": BATCHES},
+        {"x": unknown()},
+    ],
+    ids=["dataset", "repeated", "repeated unknown", "unknown"],
+)
+def test_data(options):
+    model, arrays = net(), net()
+    logs = fit(model, [lc()], epochs=3, **options).history
+    assert nonzeros(model) == KEPT
+    assert logs["l_step"][-1] == logs["l_steps"][-1] == 12
+    assert logs["mu"][-1] == 50.0
+    assert np.isfinite(logs["loss"]).all()
+    if "steps_per_epoch" in options:
+        fit(arrays, [lc()], epochs=3)
+        same(model, arrays)
+
+
+def test_a_single_callback_that_is_not_in_a_list():
+    # Keras then runs the hooks at the end of batches in other threads.
+    model, listed = net(), net()
+    logs = fit(model, lc()).history
+    assert fit(listed, [lc()]).history == logs
+    same(model, listed)
+
+
+def test_a_callback_serves_again():
+    model, compress = net(), lc()
+    fit(model, [compress])
+    before, logs = kernels(model), fit(model, [compress], epochs=3).history
+    assert logs["l_step"] == [4, 8, 12]
+    assert nonzeros(model) == KEPT
+    assert any(np.any(a != b) for a, b in zip(before, kernels(model), strict=True))
+    other = net()
+    fit(other, [compress])
+    fresh = net()
+    fit(fresh, [lc()])
+    same(other, fresh)

@@ -1,0 +1,350 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_callback import KEPT, WEIGHTS, XENT, X, Y, fit, kernels, lc, net, nonzeros, same, spy
+
+from lc_keras import Exponential, L0Constraint, LearningCompression
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Training was interrupted"),
+    pytest.mark.filterwarnings("error:Training stopped"),
+]
+
+
+def all_finite(values):
+    return all(np.isfinite(np.asarray(value)).all() for value in values)
+
+
+def is_clean(model, **options):
+    """That a model evaluates and trains as one that never saw the callback."""
+    clean = net(**options)
+    clean.set_weights(model.get_weights())
+    assert all(v.regularizer is None for v in model.weights)
+    assert model.optimizer.get_config() == clean.optimizer.get_config()
+    assert model.evaluate(X, Y, verbose=0) == clean.evaluate(X, Y, verbose=0)
+    assert fit(model, epochs=1).history == fit(clean, epochs=1).history
+    same(model, clean)
+    assert model.evaluate(X, Y, verbose=0) == clean.evaluate(X, Y, verbose=0)
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"steps": 0}, ValueError, "steps=0"),
+        ({"steps": -3}, ValueError, "steps=-3"),
+        ({"steps": 2.5}, ValueError, "steps=2.5"),
+        ({"steps": True}, ValueError, "steps=True"),
+        ({"epochs_per_step": 0}, ValueError, "epochs_per_step=0"),
+        ({"epochs_per_step": -1.0}, ValueError, "epochs_per_step=-1.0"),
+        ({"epochs_per_step": float("nan")}, ValueError, "epochs_per_step=nan"),
+        ({"epochs_per_step": float("inf")}, ValueError, "epochs_per_step=inf"),
+        ({"first_step_epochs": 0}, ValueError, "first_step_epochs=0"),
+        ({"tolerance": -0.1}, ValueError, "tolerance=-0.1"),
+        ({"tolerance": float("nan")}, ValueError, "tolerance=nan"),
+        ({"mu": "big"}, TypeError, "mu='big'"),
+        ({"mu": 0.1}, TypeError, "mu=0.1"),
+        ({"mu": None}, TypeError, "mu=None"),
+        ({"mu": []}, ValueError, ""),
+        ({"mu": [1.0, 2.0], "steps": 3}, ValueError, "3 L steps.*2 values"),
+        ({"mu": [1.0, 1.0]}, ValueError, "Expected μ to grow.*μ=1.0 at L step 1"),
+        ({"mu": [1.0, 3.0, 2.0]}, ValueError, "Expected μ to grow.*μ=2.0 at L step 2"),
+        ({"mu": [0.0, 1.0]}, ValueError, "positive.*μ=0.0"),
+        ({"mu": [1.0, float("nan")]}, ValueError, "positive.*μ=nan"),
+        ({"mu": [1.0, float("inf")]}, ValueError, "positive.*μ=inf"),
+        ({"mu": lambda step: 1.0}, ValueError, "Expected μ to grow"),
+        ({"mu": lambda step: -1.0}, ValueError, "positive"),
+        ({"mu": lambda step: min(step + 1, 4), "steps": 5}, ValueError, "Expected μ to grow.*L step 4"),
+    ],
+    ids=str,
+)
+def test_arguments(options, error, message):
+    with pytest.raises(error, match=message):
+        LearningCompression(L0Constraint(KEPT), **options)
+
+
+@pytest.mark.parametrize("tasks", [None, 0.05, "dense", [L0Constraint(3), 7]], ids=str)
+def test_tasks_of_another_type(tasks):
+    with pytest.raises(TypeError, match="compression"):
+        LearningCompression(tasks)
+
+
+def test_no_tasks():
+    with pytest.raises(ValueError, match="at least one task"):
+        LearningCompression([])
+
+
+@pytest.mark.parametrize("arguments", [(0.0, 2.0), (-1.0, 2.0), (1.0, 1.0), (1.0, 0.5), (1.0, np.nan)])
+def test_exponential(arguments):
+    with pytest.raises(ValueError, match="Received: (initial|factor)="):
+        Exponential(*arguments)
+
+
+# Before the training starts
+
+
+@pytest.mark.parametrize(
+    "compress, message",
+    [
+        (lambda: LearningCompression(L0Constraint(WEIGHTS + 1)), f"at most {WEIGHTS}.*received {WEIGHTS + 1}"),
+        (lambda: LearningCompression([L0Constraint(3), L0Constraint(4)]), "belongs to two tasks"),
+    ],
+    ids=["κ too large", "two tasks"],
+)
+def test_a_task_that_does_not_fit_changes_nothing(compress, message):
+    model = net()
+    fit(model, epochs=1)
+    before, function = model.get_weights(), model.train_function
+    with pytest.raises(ValueError, match=message):
+        fit(model, [compress()])
+    assert model.train_function is function
+    assert all(v.regularizer is None for v in model.weights)
+    for one, two in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+    is_clean(model)
+
+
+def test_a_schedule_that_stops_growing_in_fit():
+    model = net()
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="Expected μ to grow.*L step 4"):
+        fit(model, [lc(mu=lambda step: min(step + 1, 4))])
+    for one, two in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+    is_clean(model)
+
+
+def test_a_model_that_is_not_built():
+    model = keras.Sequential([keras.layers.Dense(8, activation="tanh"), keras.layers.Dense(3)])
+    model.compile("sgd", XENT)
+    with pytest.raises(ValueError, match="is not built.*model.build"):
+        fit(model, [lc()])
+    model.build((None, 6))
+    fit(model, [lc()])
+    assert nonzeros(model) == KEPT
+
+
+@pytest.mark.parametrize("name", ["kernel", "bias"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite(name, value):
+    model = net()
+    variable = getattr(model.layers[1], name)
+    good, bad = variable.numpy(), variable.numpy()
+    bad.flat[2] = value
+    variable.assign(bad)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=f"finite.*{variable.path}"):
+        fit(model, [lc()])
+    for one, two in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+    variable.assign(good)
+    is_clean(model)
+
+
+def test_two_callbacks():
+    # One callback takes both tasks.
+    model = net()
+    with pytest.raises(ValueError, match="one LearningCompression"):
+        fit(model, [lc(), lc()])
+    is_clean(model)
+
+
+# L steps that diverge
+
+
+def nan_at(batch):
+    """The data, with a NaN in one batch."""
+    x = X.copy()
+    x[8 * batch + 3, 1] = np.nan
+    return x
+
+
+def is_recovered(model):
+    assert all_finite(model.get_weights())
+    assert all_finite(variable.numpy() for variable in model.optimizer.variables)
+    assert nonzeros(model) == KEPT
+    assert all(v.regularizer is None for v in model.weights)
+    losses = fit(model, epochs=5).history["loss"]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("batch", [0, 3, 7])
+@pytest.mark.parametrize("validated", [False, True])
+def test_a_loss_that_becomes_nan(batch, validated):
+    model = net(keras.optimizers.SGD(0.1, momentum=0.9))
+    data = {"validation_data": (X, Y)} if validated else {}
+    with pytest.raises(ValueError, match=f"L step {batch // 2 + 1} of 8 diverged"):
+        fit(model, [lc()], x=nan_at(batch), **data)
+    is_recovered(model)
+
+
+def test_a_loss_that_becomes_nan_in_a_later_epoch():
+    model, best = net(keras.optimizers.Adam(0.01)), []
+    keep = spy(on_epoch_end=lambda epoch, logs: best.append(model.get_weights()))
+    poison = spy(on_epoch_begin=lambda epoch, logs: epoch == 1 and model.layers[1].bias.assign(3 * [np.nan]))
+    with pytest.raises(ValueError, match="L step 5 of 8 diverged"):
+        fit(model, [lc(), keep, poison])
+    for one, two in zip(best[0], model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+    is_recovered(model)
+
+
+def test_a_learning_rate_far_too_high():
+    model = net(keras.optimizers.SGD(1e20))
+    with pytest.raises(ValueError, match="diverged.*lower learning rate"):
+        fit(model, [lc(limit_learning_rate=False)])
+    model.optimizer.learning_rate = 0.1
+    is_recovered(model)
+
+
+def test_a_loss_that_is_nan_while_weights_are_finite():
+    def loss(goal, output):
+        return XENT(goal, output) + tf.stop_gradient(tf.constant(float("nan")))
+
+    model = net()
+    model.compile(keras.optimizers.SGD(0.1), loss)
+    with pytest.raises(ValueError, match="diverged: the loss is NaN"):
+        fit(model, [lc()])
+    model.compile(keras.optimizers.SGD(0.1), XENT)
+    is_recovered(model)
+
+
+# Interrupted
+
+
+class Interrupted(keras.Sequential):
+    """Raises an error in a training step."""
+
+    def train_step(self, data):
+        if self.optimizer.iterations == self.at and self.error:
+            raise self.error
+        return super().train_step(data)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError("full")], ids=repr)
+@pytest.mark.parametrize("at", [0, 1, 8, 15])
+def test_an_error_in_the_training_step(error, at):
+    options = {"kind": Interrupted, "run_eagerly": True}
+    model, compress = net(**options), lc()
+    model.at, model.error = at, error
+    Interrupted.at, Interrupted.error = at, None
+    with (
+        pytest.warns(UserWarning, match=rf"interrupted \({type(error).__name__}\) in L step {at // 2 + 1} of 8"),
+        pytest.raises(type(error)),
+    ):
+        fit(model, [compress])
+    assert nonzeros(model) == KEPT
+    assert np.isfinite(compress.gap)
+    model.error = None
+    is_clean(model, **options)
+
+
+HOOKS = [
+    "on_train_begin",
+    "on_epoch_begin",
+    "on_train_batch_begin",
+    "on_train_batch_end",
+    "on_test_begin",
+    "on_test_batch_end",
+    "on_test_end",
+    "on_epoch_end",
+    "on_train_end",
+]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("first", [True, False])
+def test_an_interrupt_in_another_callback(hook, first):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    other = keras.callbacks.Callback()
+    setattr(other, hook, interrupt)
+    model = net()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, [other, lc()] if first else [lc(), other], epochs=1, validation_data=(X, Y))
+    assert all_finite(model.get_weights())
+    is_clean(model)
+
+
+def test_an_interrupted_model_is_compressed_again():
+    def interrupt(batch, logs):
+        if batch == 5:
+            raise KeyboardInterrupt
+
+    model, compress = net(), lc()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, [compress, spy(on_train_batch_end=interrupt)])
+    other = net()
+    other.set_weights(model.get_weights())
+    assert fit(model, [compress]).history == fit(other, [lc()]).history
+    same(model, other)
+    is_clean(model)
+
+
+def test_a_batch_after_an_interrupt_has_no_penalty():
+    def interrupt(batch, logs):
+        raise KeyboardInterrupt
+
+    model, clean = net(), net()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, [lc(), spy(on_train_batch_end=interrupt)])
+    clean.set_weights(model.get_weights())
+    assert model.train_on_batch(X, Y) == clean.train_on_batch(X, Y)
+    same(model, clean)
+
+
+def test_an_interrupted_model_saves_without_the_package(tmp_path):
+    def interrupt(batch, logs):
+        raise KeyboardInterrupt
+
+    rate = keras.optimizers.schedules.ExponentialDecay(0.1, 4, 0.5)
+    model = net(keras.optimizers.SGD(rate))
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, [lc(), spy(on_train_batch_end=interrupt)])
+    config = keras.saving.serialize_keras_object(model.get_compile_config())
+    assert "lc_keras" not in repr(config)
+
+
+@pytest.mark.parametrize("batch", [0, 5])
+def test_an_error_in_the_data(batch):
+    def batches():
+        for i in range(8):
+            if i == batch:
+                raise OSError("disk failed")
+            yield X[8 * i : 8 * i + 8], Y[8 * i : 8 * i + 8]
+
+    signature = (tf.TensorSpec((8, 6), tf.float32), tf.TensorSpec((8,), tf.int64))
+    data = tf.data.Dataset.from_generator(batches, output_signature=signature)
+    data = data.apply(tf.data.experimental.assert_cardinality(8))
+    model = net()
+    with (
+        pytest.warns(UserWarning, match=f"interrupted .* in L step {batch // 2 + 1} of 8"),
+        pytest.raises(tf.errors.OpError, match="disk failed"),
+    ):
+        fit(model, [lc()], x=data)
+    assert nonzeros(model) == KEPT
+    is_clean(model)
+
+
+class LeavesOutLosses(keras.Sequential):
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = XENT(y, self(x, training=True))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_a_training_step_that_leaves_out_the_losses(validated):
+    model = net(kind=LeavesOutLosses)
+    data = {"validation_data": (X, Y)} if validated else {}
+    with pytest.raises(ValueError, match="leaves out `model.losses`"):
+        fit(model, [lc()], **data)
+    assert all_finite(model.get_weights())
+    is_clean(model, kind=LeavesOutLosses)

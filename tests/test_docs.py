@@ -1,0 +1,50 @@
+"""The documentation runs, and names everything that is public."""
+
+import re
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import lc_keras
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+
+
+def run(blocks, names):
+    for block in blocks:
+        exec(compile(block, block, "exec"), names)
+
+
+def test_every_block_of_the_reference_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    run(BLOCK.findall((ROOT / "docs/api.md").read_text()), names)
+    assert names["compress"].density == pytest.approx(0.1, abs=1e-3)
+    np.testing.assert_allclose(
+        names["logits"], keras.ops.convert_to_numpy(names["model"](names["x"])), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", lc_keras.__all__)
+def test_every_public_name_is_in_the_reference_and_documented(name):
+    assert f"`{name}`" in (ROOT / "docs/api.md").read_text()
+    assert getattr(lc_keras, name).__doc__
+
+
+def test_the_program_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+    y = (x[:, 0] > 0).astype("int32")
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+    keras.Sequential(
+        [keras.Input((8,)), keras.layers.Dense(20, "relu"), keras.layers.Dense(2, "softmax")]
+    ).save("trained.keras")
+    names = {"train": data, "validation": data, "x": x, "y": y}
+    program, *_ = BLOCK.findall((ROOT / "README.md").read_text())
+    run([program], names)
+    kept = sum(np.count_nonzero(v) for v in names["model"].get_weights() if v.ndim == 2)
+    assert kept == 10

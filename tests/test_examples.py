@@ -1,0 +1,142 @@
+"""Each example, once through with little of everything."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """Returns a function that imports a module of the examples."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return pytest.importorskip
+
+
+def run(script, output, *options, **environment):
+    """Runs an example and returns its points by method and what it printed."""
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / script, "--output", output, *options],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    assert (output / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
+    points = json.loads((output / "tradeoff.json").read_text())["points"]
+    return points, done.stdout
+
+
+def methods(points):
+    return [point["method"] for point in points]
+
+
+def test_digits(tmp_path):
+    options = ("--keep", "0.1", "--epochs", "8", "--reference-epochs", "4")
+    points, printed = run("digits.py", tmp_path, *options)
+    assert methods(points) == ["reference", "direct compression", "LC"]
+    assert [point["kept"] for point in points] == [50_200, 5_020, 5_020]
+    assert points[0]["error"] < 15
+    assert points[2]["kilobytes"] < points[0]["kilobytes"] / 5
+    assert "Served by TensorFlow alone" in printed and "5,020" in printed
+    served, images = np.load(tmp_path / "outputs.npy"), np.load(tmp_path / "inputs.npy")
+    assert images.shape == (500, 64) and served.shape == (500, 10)
+
+
+def test_lenet300_at_each_cost(tmp_path, mnist_dir):
+    costs = ["l0-constraint", "l1-constraint", "l0-penalty", "l1-penalty"]
+    options = ("--epochs", "1", "--reference-epochs", "1", "--samples", "600")
+    budgets = ("--keep", "0.05", "--alpha", "1e-6", "--mu", "1e-3:1e-1")
+    points, _ = run("lenet300_mnist.py", tmp_path, "--costs", *costs, *options, *budgets)
+    assert methods(points) == ["reference", "direct compression", *(f"LC {c}" for c in costs)]
+    assert [point["kept"] for point in points[:3]] == [266_200, 13_310, 13_310]
+    assert all(0 < point["kept"] < 266_200 for point in points[3:])
+    if (Path(os.environ.get("LC_KERAS_ANCHORS", "")) / "lenet300_classic.npz").exists():
+        assert points[0]["error"] == pytest.approx(2.13, abs=0.005)
+        assert points[1]["error"] > 20
+
+
+def test_lenet5_on_validation_images(tmp_path, mnist_dir):
+    options = ("--keep", "0.01", "--epochs", "1", "--reference-epochs", "1", "--samples", "600")
+    points, printed = run("lenet5_mnist.py", tmp_path, *options, "--validation")
+    assert [point["kept"] for point in points] == [430_500, 4_305, 4_305]
+    assert "validation error" in printed and "test error" not in printed
+    assert len(list(tmp_path.glob("reference-*.weights.h5"))) == 1
+
+
+def test_a_trained_reference_is_kept(module, tmp_path, capsys):
+    mnist, lenet300 = module("mnist"), module("lenet300_mnist")
+    args = SimpleNamespace(
+        output=tmp_path / "new",
+        optimizer="sgd",
+        learning_rate=0.1,
+        reference_epochs=1,
+        seed=0,
+        jit_compile=False,
+    )
+    train = np.random.normal(size=(64, 784)).astype("float32"), np.zeros(64, "int32")
+    first = mnist.trained(lenet300.build, train, args)
+    assert "reference" in capsys.readouterr().out
+    second = mnist.trained(lenet300.build, train, args)
+    assert capsys.readouterr().out == ""
+    for one, other in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_digits_are_always_split_alike(module):
+    data = module("data")
+    first, second = data.digits(), data.digits()
+    assert [len(labels) for _, labels in first] == [1000, 297, 500]
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+    images = [images.tobytes() for part, _ in first for images in part]
+    assert len(set(images)) == len(images) == 1797
+
+
+def test_batches_cover_the_data_in_a_new_order_each_epoch(module):
+    batches = module("data").batches((np.arange(100), 2 * np.arange(100)), 32, seed=0)
+    epochs = [[(x.numpy(), y.numpy()) for x, y in batches] for _ in range(2)]
+    assert [len(x) for x, _ in epochs[0]] == [32, 32, 32, 4]
+    orders = [np.concatenate([x for x, _ in epoch]) for epoch in epochs]
+    for epoch, order in zip(epochs, orders):
+        assert sorted(order) == list(range(100))
+        np.testing.assert_array_equal(np.concatenate([y for _, y in epoch]), 2 * order)
+    assert not np.array_equal(*orders)
+    still = module("data").batches((np.arange(10),), 4)
+    assert [x.numpy().tolist() for (x,) in still] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_table_and_plot(module, tmp_path):
+    tradeoff = module("tradeoff")
+    points = [
+        tradeoff.Point("reference", 1.0, 1000, 4.0, 2.0),
+        tradeoff.Point("LC", 0.02, 20, 0.1, 3.25),
+        tradeoff.Point("LC", 0.05, 50, 0.2, 0.0),
+    ]
+    lines = tradeoff.table(points).splitlines()
+    assert len({len(line) for line in lines[1:]}) == 1
+    assert "2.00 %" in lines[2] and "3.25 %" in lines[2]
+    # An error of 0 has no place on a logarithmic axis.
+    tradeoff.plot(points, tmp_path / "tradeoff.png")
+    assert (tmp_path / "tradeoff.png").stat().st_size > 5000
+
+
+def test_one_line_of_progress(module, capsys):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    bar = module("progress").OneLine("net")
+    model.fit(np.ones((4, 2)), np.ones((4, 1)), epochs=8, verbose=0, callbacks=[bar])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("epoch ")[1].split()[0] for line in lines] == [
+        "0/8", "2/8", "4/8", "6/8", "8/8"
+    ]
+    assert all(line.startswith("net ") for line in lines) and "loss" in lines[-1]

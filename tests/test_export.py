@@ -1,0 +1,349 @@
+import os
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lc_keras.export import export_saved_model
+from lc_keras.export.packing import pack, unpack
+
+# Runs in a process of its own, where importing keras or lc_keras fails.
+LOAD_AND_SERVE = textwrap.dedent(
+    """
+    import sys
+    sys.modules["keras"] = sys.modules["lc_keras"] = None
+    import numpy as np
+    import tensorflow as tf
+
+    path, x_path, y_path = sys.argv[1:]
+    x = np.load(x_path)
+    model = tf.saved_model.load(path)
+    served = model.serve(x).numpy()
+    with tf.compat.v1.Session(graph=tf.Graph()) as session:
+        graph = tf.compat.v1.saved_model.load(session, ["serve"], path)
+        signature = graph.signature_def["serving_default"]
+        (feed,), (fetch,) = signature.inputs.values(), signature.outputs.values()
+        in_session = session.run(fetch.name, {feed.name: x})
+    np.save(y_path, np.stack([served, in_session]))
+    """
+)
+
+
+def prune(model, density):
+    for variable in model.trainable_variables:
+        if len(variable.shape) >= 2:
+            value = keras.ops.convert_to_numpy(variable).copy()
+            value[np.random.random(value.shape) >= density] = 0
+            variable.assign(value)
+    return model
+
+
+def dense_net(dtype=None):
+    layers = [
+        keras.Input((200,), name="pixels"),
+        keras.layers.Dense(300, "tanh", dtype=dtype),
+        keras.layers.Dense(10, dtype=dtype),
+    ]
+    return keras.Sequential(layers)
+
+
+def numpy(x):
+    return keras.ops.convert_to_numpy(x)
+
+
+def serve(path, x):
+    # TensorFlow drops the variables of a loaded model that nothing refers to.
+    loaded = tf.saved_model.load(str(path))
+    return loaded.serve(x)
+
+
+def size_of(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def stored_elements(path):
+    variables = tf.train.list_variables(str(path / "variables" / "variables"))
+    return sum(int(np.prod(shape)) for name, shape in variables if "VARIABLE_VALUE" in name)
+
+
+@pytest.mark.parametrize("density", [1.0, 0.05], ids=["dense", "packed"])
+def test_serves_in_a_process_without_keras(tmp_path, density):
+    model = prune(dense_net(), density)
+    x = np.random.normal(size=(7, 200)).astype("float32")
+    np.save(tmp_path / "x.npy", x)
+    export_saved_model(model, tmp_path / "net" / "1")
+    arguments = [tmp_path / "net" / "1", tmp_path / "x.npy", tmp_path / "y.npy"]
+    run = subprocess.run(
+        [sys.executable, "-c", LOAD_AND_SERVE, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": ""},
+    )
+    assert run.returncode == 0, run.stderr
+    for served in np.load(tmp_path / "y.npy"):
+        np.testing.assert_allclose(served, numpy(model(x)), rtol=1e-5, atol=1e-5)
+
+
+def test_each_variable_is_stored_once(tmp_path):
+    model = dense_net()
+    export_saved_model(model, tmp_path)
+    assert stored_elements(tmp_path) == model.count_params()
+
+
+def test_a_pruned_model_is_a_small_file(tmp_path):
+    model = dense_net()
+    export_saved_model(model, tmp_path / "dense")
+    kept = sum(np.count_nonzero(numpy(w)) for w in prune(model, 0.02).weights)
+    export_saved_model(model, tmp_path / "pruned")
+    assert size_of(tmp_path / "pruned") < 0.4 * size_of(tmp_path / "dense")
+    # A value and a gap for each kept weight, few bridges, the biases and the small layer.
+    assert stored_elements(tmp_path / "pruned") < 2.2 * kept + 3000 + 310
+
+
+def test_unpacks_once_and_not_at_each_call(tmp_path):
+    export_saved_model(prune(dense_net(), 0.05), tmp_path)
+    loaded = tf.saved_model.load(str(tmp_path))
+    functions = loaded.serve.get_concrete_function(tf.zeros([2, 200])).graph.as_graph_def()
+    operations = {n.op for n in functions.node}
+    for function in functions.library.function:
+        if "serve" in function.signature.name:
+            operations |= {n.op for n in function.node_def}
+    assert "MatMul" in operations and "ScatterNd" not in operations
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "mixed_bfloat16", "float64"])
+def test_types(tmp_path, dtype):
+    model = prune(dense_net(dtype), 0.02)
+    x = np.random.normal(size=(3, 200)).astype("float32")
+    export_saved_model(model, tmp_path)
+    assert stored_elements(tmp_path) < 0.2 * model.count_params()
+    served = serve(tmp_path, x)
+    assert served.dtype == model(x).dtype
+    np.testing.assert_array_equal(served, model(x))
+
+
+def test_two_copies_in_one_process_do_not_share_weights(tmp_path):
+    x = np.ones((1, 200), "float32")
+    models = [prune(dense_net(), 0.05) for _ in range(2)]
+    for i, model in enumerate(models):
+        export_saved_model(model, tmp_path / str(i))
+    gone = tf.saved_model.load(str(tmp_path / "0"))
+    loaded = [tf.saved_model.load(str(tmp_path / str(i))) for i in range(2)]
+    del gone
+    for model, copy in zip(models, loaded):
+        np.testing.assert_allclose(copy.serve(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_batch_size_is_free_and_names_are_stable(tmp_path):
+    export_saved_model(dense_net(), tmp_path / "named")
+    unnamed = keras.Sequential([keras.Input((4,), batch_size=2), keras.layers.Dense(3)])
+    export_saved_model(unnamed, tmp_path / "unnamed")
+    loaded = tf.saved_model.load(str(tmp_path / "named"))
+    copies = [loaded, tf.saved_model.load(str(tmp_path / "unnamed"))]
+    for batch in (1, 5):
+        assert copies[0].serve(tf.zeros([batch, 200])).shape == (batch, 10)
+        assert copies[1].serve(tf.zeros([batch, 4])).shape == (batch, 3)
+    signatures = [copy.signatures["serving_default"] for copy in copies]
+    assert [set(s.structured_input_signature[1]) for s in signatures] == [{"pixels"}, {"inputs"}]
+    assert set(signatures[0].structured_outputs) == {"output_0"}
+
+
+def test_convolution_batch_norm_and_shared_layers(tmp_path):
+    image = keras.Input((8, 8, 3))
+    convolve = keras.layers.Conv2D(3, 3, padding="same", activation="relu")
+    x = keras.layers.BatchNormalization()(convolve(convolve(image)))
+    model = keras.Model(image, keras.layers.Dense(2)(keras.layers.Flatten()(x)))
+    images = np.random.normal(size=(16, 8, 8, 3)).astype("float32")
+    model.compile("sgd", "mse")
+    model.fit(images, np.ones((16, 2)), verbose=0)
+    export_saved_model(model, tmp_path)
+    served = serve(tmp_path, images)
+    np.testing.assert_allclose(served, numpy(model(images)), rtol=1e-5, atol=1e-5)
+    assert stored_elements(tmp_path) == model.count_params()
+
+
+def test_several_inputs_and_outputs(tmp_path):
+    inputs = {"left": keras.Input((3,), name="left"), "right": keras.Input((2,), name="right")}
+    joined = keras.layers.Concatenate()([inputs["left"], inputs["right"]])
+    outputs = {"small": keras.layers.Dense(1)(joined), "large": keras.layers.Dense(4)(joined)}
+    model = keras.Model(inputs, outputs)
+    x = {"left": tf.ones([2, 3]), "right": tf.ones([2, 2])}
+    export_saved_model(model, tmp_path)
+    loaded = tf.saved_model.load(str(tmp_path))
+    expected = model(x)
+    by_structure, by_name = loaded.serve(x), loaded.signatures["serving_default"](**x)
+    for name in ("small", "large"):
+        np.testing.assert_allclose(by_structure[name], expected[name], rtol=1e-6)
+        np.testing.assert_allclose(by_name[name], expected[name], rtol=1e-6)
+
+
+def test_a_list_of_inputs_and_of_outputs(tmp_path):
+    inputs = [keras.Input((3,), name="a"), keras.Input((3,), name="b")]
+    model = keras.Model(inputs, [keras.layers.Add()(inputs), keras.layers.Subtract()(inputs)])
+    export_saved_model(model, tmp_path)
+    loaded = tf.saved_model.load(str(tmp_path))
+    serving_default = loaded.signatures["serving_default"]
+    served = serving_default(a=tf.fill([1, 3], 2.0), b=tf.fill([1, 3], 3.0))
+    np.testing.assert_array_equal(served["output_0"], [[5.0] * 3])
+    np.testing.assert_array_equal(served["output_1"], [[-1.0] * 3])
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.embed = keras.layers.Embedding(50, 8)
+        self.recur = keras.layers.LSTM(64)
+
+    def call(self, tokens):
+        return self.recur(self.embed(tokens))
+
+
+def test_subclassed_model(tmp_path):
+    model = Subclassed()
+    tokens = np.arange(12).reshape(3, 4)
+    model(tokens)
+    prune(model, 0.05)
+    export_saved_model(model, tmp_path / "recorded")
+    export_saved_model(
+        model, tmp_path / "given", input_signature=[tf.TensorSpec([None, None], tf.int64)]
+    )
+    recorded = serve(tmp_path / "recorded", tokens.astype("float32"))
+    given = serve(tmp_path / "given", tokens[:, :2])
+    np.testing.assert_allclose(recorded, model(tokens), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(given, model(tokens[:, :2]), rtol=1e-5, atol=1e-6)
+
+
+def test_lookup_tables_come_along(tmp_path):
+    words = keras.layers.TextVectorization(vocabulary=["up", "down"], output_sequence_length=2)
+    model = keras.Sequential(
+        [keras.Input((), dtype="string"), words, keras.layers.Embedding(4, 3)]
+    )
+    export_saved_model(model, tmp_path)
+    text = tf.constant(["up down", "down else"])
+    np.testing.assert_array_equal(serve(tmp_path, text), model(text))
+
+
+class Noise(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.seed_generator = keras.random.SeedGenerator(1)
+
+    def call(self, inputs):
+        return inputs + keras.random.normal(keras.ops.shape(inputs), seed=self.seed_generator)
+
+
+def test_states_move_on(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), Noise()])
+    export_saved_model(model, tmp_path)
+    loaded = tf.saved_model.load(str(tmp_path))
+    assert not np.array_equal(loaded.serve(tf.zeros([1, 3])), loaded.serve(tf.zeros([1, 3])))
+
+
+def test_exporting_leaves_the_model_as_it_was(tmp_path):
+    model = prune(dense_net(), 0.05)
+    before, config = [numpy(w).copy() for w in model.weights], model.to_json()
+    export_saved_model(model, tmp_path)
+    for old, new in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert model.to_json() == config
+    model.compile("sgd", "mse")
+    model.fit(np.ones((4, 200)), np.ones((4, 10)), verbose=0)
+
+
+def test_does_not_write_over_things(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    export_saved_model(model, tmp_path / "net")
+    with pytest.raises(ValueError, match="overwrite=True"):
+        export_saved_model(model, tmp_path / "net")
+    model.layers[0].kernel.assign([[1.0], [2.0]])
+    export_saved_model(model, tmp_path / "net", overwrite=True)
+    served = serve(tmp_path / "net", tf.ones([1, 2]))
+    np.testing.assert_array_equal(served, [[3.0]])
+
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match="thesis.tex"):
+        export_saved_model(model, tmp_path / "mine", overwrite=True)
+    with pytest.raises(ValueError, match="the file"):
+        export_saved_model(model, tmp_path / "mine" / "thesis.tex", overwrite=True)
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "x"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "net"]
+
+
+def test_a_failed_export_leaves_nothing(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    with pytest.raises(Exception):
+        export_saved_model(model, tmp_path / "net", input_signature=[tf.TensorSpec([None, 3])])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verbose_says_what_was_written(tmp_path, capsys):
+    export_saved_model(prune(dense_net(), 0.05), tmp_path / "quiet")
+    assert capsys.readouterr().out == ""
+    export_saved_model(prune(dense_net(), 0.05), tmp_path / "net", verbose=True)
+    assert "2 weights packed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        keras.Sequential([keras.layers.Dense(3)]),
+        Subclassed(),
+    ],
+    ids=["sequential", "subclassed"],
+)
+def test_unbuilt_model(tmp_path, model):
+    with pytest.raises(ValueError, match="not built"):
+        export_saved_model(model, tmp_path / "net")
+    assert not (tmp_path / "net").exists()
+
+
+def test_not_a_model(tmp_path):
+    with pytest.raises(TypeError, match="keras.Model"):
+        export_saved_model(keras.layers.Dense(3), tmp_path / "net")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.integers(20_000, 200_000),
+    kept=st.integers(0, 300),
+    dtype=st.sampled_from(["float32", "float16", "float64"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_packing_is_lossless(size, kept, dtype, seed):
+    random = np.random.default_rng(seed)
+    array = np.zeros(size, dtype)
+    array[random.choice(size, kept, replace=False)] = random.normal(size=kept)
+    values, gaps = pack(array)
+    assert values.dtype == dtype and len(values) == len(gaps)
+    assert values.nbytes + gaps.nbytes < array.nbytes
+    np.testing.assert_array_equal(unpack(values, gaps, array.shape), array)
+
+
+@pytest.mark.parametrize("gap", [0, 1, 254, 255, 256, 257, 511, 512, 65535, 65536, 65537, 131073])
+def test_packing_bridges_long_gaps(gap):
+    array = np.zeros(200_000, "float32")
+    array[gap] = 1.0
+    array[gap + 1 :: gap + 1] = 2.0
+    array[10 * (gap + 1) :] = 0.0
+    values, gaps = pack(array)
+    np.testing.assert_array_equal(unpack(values, gaps, array.shape), array)
+
+
+def test_packing_declines_where_it_does_not_pay():
+    assert pack(np.ones([300, 300], "float32")) is None
+    assert pack(np.zeros([10, 10], "float32")) is None
+    assert pack(np.zeros([0, 10], "float32")) is None
+
+
+def test_packing_keeps_what_is_not_finite():
+    array = np.zeros(100_000, "float32")
+    array[[5, 99_999]] = np.nan, np.inf
+    np.testing.assert_array_equal(unpack(*pack(array), array.shape), array)

@@ -1,0 +1,311 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from lc_keras.costs import L0Constraint, L1Penalty, L2Penalty
+from lc_keras.lagrangian import Lagrangian
+from lc_keras.tasks import Task, bind_tasks
+
+MUS = [0.1, 0.15, 0.4, 0.5, 2.0]
+
+
+class Counting(L0Constraint):
+    """Counts how often its C step is traced."""
+
+    traces = 0
+
+    def maps(self, *args):
+        self.traces += 1
+        return super().maps(*args)
+
+
+def net(**options):
+    layers = [
+        keras.Input((6,)),
+        keras.layers.Dense(5, name="first", **options),
+        keras.layers.Dense(4, name="second", **options),
+        keras.layers.Dense(3, name="third", **options),
+    ]
+    return keras.Sequential(layers)
+
+
+def attach(model, tasks, multipliers=True):
+    return Lagrangian(bind_tasks(tasks, model), multipliers)
+
+
+def perturb(variables):
+    for v in variables:
+        v.assign(v.numpy() + 0.3 * np.random.normal(size=v.shape).astype("float32"))
+
+
+def copies(variables):
+    return [v.numpy().copy() for v in variables]
+
+
+def bits(arrays):
+    return [np.asarray(a).tobytes() for a in arrays]
+
+
+# The C steps once more, in numpy and in float64.
+
+
+def top(kappa):
+    def solve(vs, mu):
+        kept = np.sort(np.abs(np.concatenate([v.ravel() for v in vs])))[-kappa]
+        return [np.where(np.abs(v) >= kept, v, 0) for v in vs]
+
+    return solve
+
+
+def soft(alpha):
+    return lambda vs, mu: [np.sign(v) * np.maximum(np.abs(v) - alpha / mu, 0) for v in vs]
+
+
+def shrink(alpha):
+    return lambda vs, mu: [v * mu / (mu + 2 * alpha) for v in vs]
+
+
+PARTS = {
+    "joint": ([Task(L0Constraint(0.2))], [(top(12), [0, 1, 2])]),
+    "per layer": (
+        [Task(L0Constraint(5), per_layer=True)],
+        [(top(5), [0]), (top(5), [1]), (top(5), [2])],
+    ),
+    "μ in the cost": ([Task(L1Penalty(0.05))], [(soft(0.05), [0, 1, 2])]),
+    "several tasks": (
+        [
+            Task(L1Penalty(0.02), weights="second/kernel"),
+            Task(L0Constraint(7), weights=["third/kernel", "first/kernel"]),
+        ],
+        [(soft(0.02), [1]), (top(7), [0, 2])],
+    ),
+    "not sparse": ([Task(L2Penalty(0.1), weights="first")], [(shrink(0.1), [0, 3])]),
+}
+
+
+@pytest.mark.parametrize("multipliers", [True, False], ids=["multipliers", "plain"])
+@pytest.mark.parametrize("case", PARTS)
+def test_c_steps_against_numpy(case, multipliers):
+    model = net()
+    tasks, parts = PARTS[case]
+    # 3 is a bias of one axis.
+    variables = [*(model.get_layer(n).kernel for n in ("first", "second", "third")), model.get_layer("first").bias]
+    perturb(variables)
+    lagrangian = attach(model, tasks, multipliers)
+    used = [i for _, part in parts for i in part]
+    slot = {i: next(k for k, v in enumerate(lagrangian.variables) if v is variables[i]) for i in used}
+    assert len(lagrangian.variables) == len(used)
+
+    lambdas = {i: np.zeros(variables[i].shape) for i in used}
+    result = lagrangian.direct_compression(MUS[0])
+    for step, mu in enumerate([MUS[0], *MUS]):
+        if step:
+            perturb(variables)
+            next_mu = MUS[min(step, len(MUS) - 1)]
+            result = lagrangian.c_step(mu, next_mu)
+        now = MUS[0] if not step else next_mu
+        w = {i: variables[i].numpy().astype("float64") for i in used}
+        theta = {}
+        for solve, part in parts:
+            theta.update(zip(part, solve([w[i] - lambdas[i] / mu for i in part], mu)))
+        if multipliers and step:
+            lambdas = {i: lambdas[i] - mu * (w[i] - theta[i]) for i in used}
+
+        assert lagrangian.mu.numpy() == np.float32(now)
+        assert result.finite.numpy().all() and len(result.finite) == len(used)
+        for i in used:
+            near = dict(rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(lagrangian.thetas[slot[i]].numpy(), theta[i], **near)
+            np.testing.assert_allclose(lagrangian.multipliers[slot[i]].numpy(), lambdas[i], **near)
+            np.testing.assert_allclose(
+                lagrangian.targets[slot[i]].numpy(), theta[i] + lambdas[i] / now, **near
+            )
+        gap = np.sqrt(
+            sum(np.sum((w[i] - theta[i]) ** 2) for i in used) / sum(np.sum(w[i] ** 2) for i in used)
+        )
+        np.testing.assert_allclose(result.gap, gap, rtol=1e-4)
+        kept = sum(np.count_nonzero(theta[i]) for i in used)
+        np.testing.assert_allclose(result.density, kept / sum(w[i].size for i in used), rtol=1e-6)
+
+
+def test_c_step_does_not_touch_the_model():
+    model = net()
+    lagrangian = attach(model, [Task(L0Constraint(0.2))])
+    before = bits(model.get_weights())
+    lagrangian.direct_compression(0.1)
+    lagrangian.c_step(0.1, 0.2)
+    assert bits(model.get_weights()) == before
+
+
+def test_a_model_of_zeros_has_no_gap():
+    model = net(kernel_initializer="zeros")
+    result = attach(model, [Task(L0Constraint(0.2))]).direct_compression(0.1)
+    assert (result.gap, result.density) == (0, 0)
+
+
+@pytest.mark.parametrize("multipliers", [True, False])
+def test_new_mu_retraces_nothing(multipliers):
+    model = net()
+    cost = Counting(0.2)
+    lagrangian = attach(model, [Task(cost)], multipliers)
+    lagrangian.direct_compression(MUS[0])
+    once = cost.traces
+    assert once >= 1
+    for mu, next_mu in zip(MUS, MUS[1:]):
+        lagrangian.c_step(mu, next_mu)
+        lagrangian.show_compressed()
+        lagrangian.show_training()
+    assert cost.traces == once
+
+
+@pytest.mark.parametrize("multipliers, arrays", [(True, 2), (False, 1)])
+def test_memory(multipliers, arrays):
+    """One extra array a weight without multipliers, two with them, wherever they are held."""
+    model = net()
+    created = []
+
+    def creator(next_creator, **options):
+        created.append(next_creator(**options))
+        return created[-1]
+
+    with tf.variable_creator_scope(creator):
+        lagrangian = attach(model, [Task(L0Constraint(0.2))], multipliers)
+        lagrangian.pull()
+        lagrangian.direct_compression(0.1)
+        lagrangian.c_step(0.1, 0.2)
+        lagrangian.show_compressed()
+        lagrangian.show_training()
+    size = 6 * 5 + 5 * 4 + 4 * 3
+    assert lagrangian.size == size
+    # The one is μ, shared by all penalties.
+    assert sum(v.shape.num_elements() for v in created) == arrays * size + 1
+
+
+# Which weights the model shows.
+
+STRANGE = [0.0, -0.0, 1e-45, -1e-40, 1e-38, 3.4e38, 1 / 3, np.nan, np.inf, -np.inf]
+
+
+@pytest.mark.parametrize("multipliers", [True, False])
+def test_showing_theta_and_back_changes_no_bit(multipliers):
+    model = net()
+    lagrangian = attach(model, [Task(L0Constraint(0.2))], multipliers)
+    lagrangian.direct_compression(0.1)
+    perturb(lagrangian.variables)
+    lagrangian.c_step(0.1, 0.2)
+    perturb(lagrangian.variables)
+    first = lagrangian.variables[0]
+    first.assign(np.resize(np.array(STRANGE, "float32"), first.shape))
+    weights, thetas = bits(copies(lagrangian.variables)), bits(copies(lagrangian.thetas))
+    targets, others = bits(copies(lagrangian.targets)), bits(copies(model.layers[0].weights[1:]))
+
+    for _ in range(2):
+        lagrangian.show_compressed()
+        lagrangian.show_compressed()
+        assert bits(copies(lagrangian.variables)) == thetas
+        lagrangian.show_training()
+        lagrangian.show_training()
+        assert bits(copies(lagrangian.variables)) == weights
+        assert bits(copies(lagrangian.thetas)) == thetas
+        assert bits(copies(lagrangian.targets)) == targets
+    assert bits(copies(model.layers[0].weights[1:])) == others
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_weights(dtype):
+    model = net(dtype=dtype)
+    kernels = [layer.kernel for layer in model.layers]
+    before = bits(copies(kernels))
+    lagrangian = attach(model, [Task(L0Constraint(7))])
+    assert {t.dtype for t in [*lagrangian.thetas, *lagrangian.targets]} == {tf.float32}
+    lagrangian.direct_compression(0.1)
+    lagrangian.show_compressed()
+    assert {v.dtype for v in kernels} == {dtype}
+    assert sum(np.count_nonzero(v.numpy()) for v in kernels) == 7
+    lagrangian.show_training()
+    assert bits(copies(kernels)) == before
+
+
+def test_project_compresses_what_the_model_holds_now():
+    model = net()
+    lagrangian = attach(model, [Task(L0Constraint(0.2))])
+    lagrangian.direct_compression(0.1)
+    perturb(lagrangian.variables)
+    lagrangian.c_step(0.1, 0.2)
+    lagrangian.show_compressed()
+    perturb(lagrangian.variables)
+    expected = top(12)(copies(lagrangian.variables), 0.2)
+    lagrangian.project(0.2)
+    assert lagrangian.compressed
+    for variable, theta in zip(lagrangian.variables, expected, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), theta)
+
+
+# Trouble.
+
+
+@pytest.mark.parametrize("multipliers, bad", [(True, np.nan), (True, -np.inf), (False, np.inf)])
+def test_weights_that_are_not_finite_change_nothing(multipliers, bad):
+    model = net()
+    tasks = [Task(L1Penalty(0.02), "first/kernel"), Task(L0Constraint(0.2), "(second|third)/kernel")]
+    lagrangian = attach(model, tasks, multipliers)
+    lagrangian.direct_compression(0.1)
+    perturb(lagrangian.variables)
+    lagrangian.c_step(0.1, 0.2)
+    perturb(lagrangian.variables)
+    spoilt = lagrangian.variables[1]
+    value = spoilt.numpy().copy()
+    value[2, 1] = bad
+    spoilt.assign(value)
+
+    def state():
+        held = [*lagrangian.variables, *lagrangian.thetas, *lagrangian.targets]
+        return bits(copies(held)), bits(lagrangian.multipliers)
+
+    before = state()
+    result = lagrangian.c_step(0.2, 0.3)
+    assert result.finite.numpy().tolist() == [True, False, True]
+    assert np.isnan(result.gap) and np.isnan(result.density)
+    assert state() == before
+
+    value[2, 1] = 0.5
+    spoilt.assign(value)
+    assert lagrangian.c_step(0.2, 0.3).finite.numpy().all()
+
+
+# The pull.
+
+
+def test_pull_adds_to_the_losses_and_let_go_takes_it_back():
+    model = net(kernel_regularizer=keras.regularizers.L2(0.1))
+    model.get_layer("third").kernel.regularizer = None
+    own = [v.regularizer for v in model.trainable_variables]
+    lagrangian = attach(model, [Task(L0Constraint(0.2), weights="second/kernel|third/kernel")])
+    lagrangian.direct_compression(0.5)
+    loss = sum(map(float, model.losses))
+
+    lagrangian.pull()
+    pull = sum(
+        0.25 * np.sum((v.numpy() - t.numpy()) ** 2)
+        for v, t in zip(lagrangian.variables, lagrangian.targets, strict=True)
+    )
+    assert pull > 0.01
+    np.testing.assert_allclose(sum(map(float, model.losses)), loss + pull, rtol=1e-5)
+    lagrangian.pull()
+    np.testing.assert_allclose(sum(map(float, model.losses)), loss + pull, rtol=1e-5)
+
+    lagrangian.let_go()
+    assert all(v.regularizer is r for v, r in zip(model.trainable_variables, own, strict=True))
+    np.testing.assert_allclose(sum(map(float, model.losses)), loss, rtol=1e-6)
+
+
+def test_the_pull_follows_the_c_step():
+    model = net()
+    lagrangian = attach(model, [Task(L0Constraint(0.2))])
+    lagrangian.pull()
+    lagrangian.direct_compression(0.1)
+    perturb(lagrangian.variables)
+    lagrangian.c_step(0.1, 0.4)
+    expected = [0.2 * np.sum((v.numpy() - t.numpy()) ** 2) for v, t in zip(lagrangian.variables, lagrangian.targets)]
+    np.testing.assert_allclose(list(map(float, model.losses)), expected, rtol=1e-5)

@@ -1,0 +1,230 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from lc_keras.optimizers import (
+    LearningRateLimit,
+    LimitedSchedule,
+    effective_rate,
+    inner_optimizer,
+    reset_state,
+)
+
+SGD = keras.optimizers.SGD
+
+
+def move(optimizer, variable, gradient=1.0):
+    """The update that the optimizer makes."""
+    before = variable.numpy().copy()
+    optimizer.apply([tf.fill(variable.shape, gradient)], [variable])
+    return variable.numpy() - before
+
+
+def fresh(value=0.0):
+    return keras.Variable(np.full((2, 2), value, "float32"))
+
+
+# The learning-rate limit.
+
+
+def test_fixed_rate_is_limited_and_given_back():
+    optimizer, weight = SGD(0.1), fresh()
+    limit = LearningRateLimit(optimizer)
+    for bound, rate in [(0.5, 0.1), (0.05, 0.05), (0.02, 0.02), (0.08, 0.08), (0.5, 0.1)]:
+        limit.apply(bound)
+        np.testing.assert_allclose(optimizer.learning_rate, rate, rtol=1e-6)
+        np.testing.assert_allclose(move(optimizer, weight), -rate, rtol=1e-5)
+    limit.apply(0.01)
+    limit.remove()
+    assert optimizer.learning_rate.numpy() == np.float32(0.1)
+
+
+def test_nothing_changes_before_the_first_limit():
+    optimizer = SGD(0.1)
+    LearningRateLimit(optimizer).remove()
+    assert optimizer.learning_rate.numpy() == np.float32(0.1)
+
+
+def test_rate_that_another_callback_sets_in_between():
+    optimizer = SGD(0.1)
+    limit = LearningRateLimit(optimizer)
+    limit.apply(0.05)
+    optimizer.learning_rate = 0.3
+    limit.apply(0.06)
+    np.testing.assert_allclose(optimizer.learning_rate, 0.06)
+    limit.apply(1.0)
+    np.testing.assert_allclose(optimizer.learning_rate, 0.3)
+    optimizer.learning_rate = 0.01
+    limit.apply(0.05)
+    np.testing.assert_allclose(optimizer.learning_rate, 0.01)
+    limit.apply(0.001)
+    limit.remove()
+    np.testing.assert_allclose(optimizer.learning_rate, 0.01)
+
+
+def test_rate_set_after_the_last_limit_stays():
+    optimizer = SGD(0.1)
+    limit = LearningRateLimit(optimizer)
+    limit.apply(0.05)
+    optimizer.learning_rate = 0.02
+    limit.remove()
+    np.testing.assert_allclose(optimizer.learning_rate, 0.02)
+
+
+def schedule():
+    return keras.optimizers.schedules.PiecewiseConstantDecay([2], [0.4, 0.1])
+
+
+@pytest.mark.parametrize("wrap", [lambda o: o, keras.optimizers.LossScaleOptimizer])
+def test_schedule_is_limited_step_by_step(wrap):
+    given = schedule()
+    inner = SGD(given)
+    optimizer, weight = wrap(inner), fresh()
+    scale = optimizer.initial_scale if optimizer is not inner else 1.0
+    limit = LearningRateLimit(optimizer)
+    limit.apply(0.2)
+    moves = [move(optimizer, weight, scale)[0, 0] for _ in range(4)]
+    np.testing.assert_allclose(moves, [-0.2, -0.2, -0.2, -0.1], rtol=1e-5)
+    limit.apply(0.05)
+    np.testing.assert_allclose(move(optimizer, weight, scale), -0.05, rtol=1e-5)
+    limit.remove()
+    np.testing.assert_allclose(move(optimizer, weight, scale), -0.1, rtol=1e-5)
+    assert inner._learning_rate is given
+
+
+def test_callable_rate_is_limited_and_given_back():
+    rate = tf.Variable(0.4)
+    given = lambda: rate
+    optimizer, weight = SGD(given), fresh()
+    limit = LearningRateLimit(optimizer)
+    limit.apply(0.2)
+    np.testing.assert_allclose(move(optimizer, weight), -0.2, rtol=1e-5)
+    rate.assign(0.1)
+    np.testing.assert_allclose(move(optimizer, weight), -0.1, rtol=1e-5)
+    limit.remove()
+    rate.assign(0.5)
+    np.testing.assert_allclose(move(optimizer, weight), -0.5, rtol=1e-5)
+    assert optimizer._learning_rate is given
+
+
+@pytest.mark.parametrize("rate", [0.4, schedule, lambda: (lambda: 0.4)])
+def test_a_new_limit_reaches_a_traced_update(rate):
+    optimizer, weight = SGD(rate() if callable(rate) else rate), fresh()
+    optimizer.build([weight])
+    limit = LearningRateLimit(optimizer)
+    traces = []
+
+    @tf.function
+    def update():
+        traces.append(1)
+        optimizer.apply([tf.ones((2, 2))], [weight])
+
+    for bound in (0.3, 0.2):
+        weight.assign(np.zeros((2, 2)))
+        limit.apply(bound)
+        update()
+        np.testing.assert_allclose(weight.numpy(), np.full((2, 2), -bound), rtol=1e-5)
+    assert len(traces) == 1
+
+
+def test_limited_schedule_is_serializable():
+    limited = LimitedSchedule(schedule(), tf.Variable(0.2))
+    again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(limited))
+    for step in (0, 5):
+        np.testing.assert_allclose(again(step), limited(step))
+
+
+def test_inner_optimizer():
+    inner = SGD()
+    assert inner_optimizer(inner) is inner
+    assert inner_optimizer(keras.optimizers.LossScaleOptimizer(inner)) is inner
+
+
+# The fresh state.
+
+OPTIMIZERS = {
+    "momentum": lambda: SGD(0.1, momentum=0.9),
+    "nesterov": lambda: SGD(0.1, momentum=0.9, nesterov=True),
+    "adam": lambda: keras.optimizers.Adam(0.1, amsgrad=True),
+    "rmsprop": lambda: keras.optimizers.RMSprop(0.1, momentum=0.9, centered=True),
+    "adagrad": lambda: keras.optimizers.Adagrad(0.1, initial_accumulator_value=0.3),
+    "nadam": lambda: keras.optimizers.Nadam(0.1),
+    "schedule": lambda: SGD(schedule(), momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("wrap", [False, True], ids=["plain", "loss_scale"])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_reset_gives_the_state_of_a_new_optimizer(kind, wrap):
+    used, new = OPTIMIZERS[kind](), OPTIMIZERS[kind]()
+    optimizer = keras.optimizers.LossScaleOptimizer(used, initial_scale=8.0) if wrap else used
+    weight = fresh()
+    for _ in range(3):
+        move(optimizer, weight, 4.0)
+    if kind != "schedule":
+        used.learning_rate = 0.05
+    scale = [optimizer.step_counter.numpy(), optimizer.dynamic_scale.numpy()] if wrap else None
+    position = weight.numpy().copy()
+
+    reset_state(optimizer)
+
+    new.build([weight])
+    stays = {id(used.iterations), id(used._learning_rate)}
+    # Keras does not count Nadam's last variable when it is built inside a LossScaleOptimizer.
+    slots = [(v, n) for v, n in zip(used.variables, new.variables) if id(v) not in stays]
+    assert slots
+    for variable, expected in slots:
+        np.testing.assert_array_equal(variable.numpy(), expected.numpy())
+    assert used.iterations.numpy() == 3
+    np.testing.assert_allclose(used.learning_rate, 0.1 if kind == "schedule" else 0.05)
+    np.testing.assert_array_equal(weight.numpy(), position)
+    if wrap:
+        assert [optimizer.step_counter.numpy(), optimizer.dynamic_scale.numpy()] == scale == [3, 8.0]
+
+
+def test_momentum_does_not_carry_over():
+    optimizer, weight = SGD(0.1, momentum=0.9), fresh()
+    for _ in range(3):
+        move(optimizer, weight)
+    assert move(optimizer, weight)[0, 0] < -0.3
+    reset_state(optimizer)
+    np.testing.assert_allclose(move(optimizer, weight), -0.1, rtol=1e-5)
+
+
+def test_averaged_weights_stay():
+    """They are the model's, not the optimizer's: from zero they would take 1/(1 - momentum) batches."""
+    optimizer, weight = SGD(0.1, momentum=0.9, use_ema=True, ema_momentum=0.5), fresh(5.0)
+    for _ in range(3):
+        move(optimizer, weight)
+    (average,) = optimizer._model_variables_moving_average
+    before = average.numpy().copy()
+    assert before.min() > 1
+    reset_state(optimizer)
+    np.testing.assert_array_equal(average.numpy(), before)
+    np.testing.assert_array_equal(optimizer.momentums[0].numpy(), 0)
+
+
+def test_optimizer_without_state_is_left_alone():
+    optimizer = SGD(0.1, momentum=0.9)
+    reset_state(optimizer)
+    assert not optimizer.built
+
+
+# The rate that sets the scale of μ.
+
+
+def test_effective_rate_of_sgd_counts_momentum():
+    assert effective_rate(SGD(0.1), [], 0.1) == pytest.approx(0.1)
+    assert effective_rate(SGD(0.1, momentum=0.9), [], 0.1) == pytest.approx(1.0)
+    scaled = keras.optimizers.LossScaleOptimizer(SGD(schedule(), momentum=0.5))
+    assert effective_rate(scaled, [], 0.4) == pytest.approx(0.8)
+
+
+def test_effective_rate_of_adam_is_relative_to_the_gradient():
+    """Of the compressed weights, whatever the others do; corrected for the first batches."""
+    optimizer, compressed, other = keras.optimizers.Adam(0.1), fresh(), fresh()
+    assert effective_rate(optimizer, [compressed], 0.1) == pytest.approx(100.0)
+    optimizer.apply([tf.fill((2, 2), 4.0), tf.fill((2, 2), 400.0)], [compressed, other])
+    assert effective_rate(optimizer, [compressed], 0.1) == pytest.approx(0.1 / 4, rel=1e-4)
+    assert effective_rate(optimizer, [other], 0.1) == pytest.approx(0.1 / 400, rel=1e-4)
