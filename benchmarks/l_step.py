@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import time
@@ -65,7 +66,6 @@ def measure(build, batches, batch_size, rounds, jit_compile, l_step_batches):
     plain, pulled = (compiled(build, jit_compile, batches) for _ in range(2))
     lagrangian = Lagrangian(bind_tasks(as_tasks(lc_keras.L0Constraint(0.05)), pulled))
     lagrangian.direct_compression(1e-3)
-    lagrangian.pull()
     generator = np.random.default_rng(0)
     x = generator.normal(size=(batch_size, *plain.input_shape[1:])).astype("float32")
     y = generator.integers(0, 10, batch_size)
@@ -73,7 +73,8 @@ def measure(build, batches, batch_size, rounds, jit_compile, l_step_batches):
     data = tf.data.Dataset.from_tensors((x, y)).repeat(batches)
 
     def epoch(model):
-        model.fit(data, verbose=0)
+        with lagrangian.pulling() if model is pulled else contextlib.nullcontext():
+            model.fit(data, verbose=0)
 
     def c_step():
         float(lagrangian.c_step(1e-3, 1.1e-3).gap)

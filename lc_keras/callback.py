@@ -36,8 +36,11 @@ class LearningCompression(keras.callbacks.Callback):
 
     `logs` carry `mu`, `density` (the fraction of weights kept), `gap`
     ($\lVert w - \theta \rVert / \lVert w \rVert$ at the latest C step), `l_step` (the
-    number of the running L step) and `l_steps` (how many there are). List this
-    callback first for others, such as `CSVLogger`, to see them.
+    number of the running L step) and `l_steps` (how many there are).
+
+    Other callbacks may come before or after it. At the end of an epoch they meet the
+    compressed model, if Keras knows the number of batches in an epoch; in the first epoch
+    of a generator of unknown length, only those after this one do.
 
     Args:
         tasks: A compression (over all default kernels jointly), a `Task`, or a list
@@ -82,10 +85,6 @@ class LearningCompression(keras.callbacks.Callback):
     ```
     """
 
-    # C steps run in `on_train_batch_begin`, which Keras always calls in step;
-    # `on_train_batch_end` only adds to the logs.
-    async_safe = True
-
     def __init__(
         self,
         tasks,
@@ -103,7 +102,7 @@ class LearningCompression(keras.callbacks.Callback):
         self.tasks = as_tasks(tasks)
         self.mu = mu
         if steps is None and isinstance(mu, (list, tuple, np.ndarray)):
-            steps = len(mu)
+            steps = len(mu) or None
         if steps is not None and (isinstance(steps, bool) or steps != int(steps) or steps < 1):
             raise ValueError(f"Expected `steps` to be a whole number ≥ 1 or None. Received: steps={steps}")
         self.steps = None if steps is None else int(steps)
@@ -135,7 +134,12 @@ class LearningCompression(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         model = self.model
         if isinstance(model.train_function, Guard):
-            model.train_function.dismiss()
+            other = model.train_function
+            other.dismiss()
+            if other.params is self.params:
+                raise ValueError(
+                    "Expected one LearningCompression in a fit, with a list of tasks. Received: two."
+                )
         self._lagrangian = lagrangian = Lagrangian(bind_tasks(self.tasks, model), self.multipliers)
         self._others = Snapshot(model, lagrangian.variables)
         self._rate = LearningRateLimit(model.optimizer)
@@ -143,29 +147,25 @@ class LearningCompression(keras.callbacks.Callback):
         self._batches = self.params.get("steps")
         self._first_epoch = self._schedule = None
         self._step, self._mu = 0, math.nan
-        self._converged = False
-        model.train_function = Guard(model, self._abandon, self._detach)
+        self._finished = False
+        model.train_function = Guard(
+            model, self.params, self._execute, self._abandon, self._detach
+        )
 
     def on_epoch_begin(self, epoch, logs=None):
         with self._leaving_model_usable():
             if self._first_epoch is None:
                 self._begin(epoch)
             self._epoch = epoch - self._first_epoch
+            self._batch = 0
             self._lagrangian.show_training()
-            self._lagrangian.pull()
 
     def on_train_batch_begin(self, batch, logs=None):
         with self._leaving_model_usable():
             self._batch = batch
             if self._batches:
-                self._advance(self._epoch + batch / self._batches)
-            if batch == 0:
-                self._limit_rate()
+                self._advance(batch)
             self._logs.update(mu=self._mu, l_step=self._running + 1)
-
-    def on_train_batch_end(self, batch, logs=None):
-        if logs is not None:
-            logs.update(self._logs)
 
     def on_test_begin(self, logs=None):
         if self._lagrangian is not None:
@@ -178,7 +178,6 @@ class LearningCompression(keras.callbacks.Callback):
                 if math.isnan(logs.get("loss", 0.0)):
                     self._diverge("the loss is NaN")
             logs.update(self._logs)
-
         if self._backup:
             self._backup.save(epoch, self._place())
 
@@ -191,7 +190,7 @@ class LearningCompression(keras.callbacks.Callback):
             if getattr(inner_optimizer(self.model.optimizer), "use_ema", False):
                 lagrangian.project(self._mu)
             lagrangian.show_compressed()
-            if self._step < self._steps and not self._converged:
+            if not self._finished:
                 self._warn("Training stopped")
         self._detach()
 
@@ -203,6 +202,25 @@ class LearningCompression(keras.callbacks.Callback):
     def _end(self, step) -> float:
         """The position, in epochs, where an L step ends."""
         return self.first_step_epochs + step * self.epochs_per_step
+
+    def _ended(self, position) -> int:
+        """How many L steps end up to a position, in epochs."""
+        slack = 0.5 / self._batches if self._batches else 1e-9
+        step = self._step
+        while step < self._steps and self._end(step) <= position + slack:
+            step += 1
+        # Whatever runs when `fit` ends, ends there.
+        cut_off = step == self._step < self._steps and self._epochs <= position + slack
+        return step + cut_off
+
+    def _step_at(self, batch) -> int:
+        """The L step of the execution that begins with a batch of this epoch.
+
+        If several end in it, it is the last of them; after the last one, `steps`.
+        """
+        position = self._epoch + batch / self._batches
+        executed = min(self.model.steps_per_execution, self._batches - batch % self._batches)
+        return max(self._ended(position), self._ended(position + executed / self._batches) - 1)
 
     def _begin(self, epoch):
         saved = self._backup.restore(epoch - 1, self._place()) if self._backup and epoch > 0 else None
@@ -224,20 +242,25 @@ class LearningCompression(keras.callbacks.Callback):
                 f"{self.model.steps_per_execution}: L steps that end in one execution share a C step.",
                 stacklevel=2,
             )
-        self._last_end = epochs
+        self._epochs = epochs
         self._steps = steps
         self._schedule = (
             schedules.Automatic(steps) if self._is_automatic else schedules.values(self.mu, steps)
         )
+        self._epoch = epoch - first_epoch
+        self._rate.look_ahead((epochs - self._epoch) * (self._batches or _UNKNOWN_BATCHES))
         if saved:
             self._step, self._mu = int(saved["step"]), saved["mu"]
             self.gap, self.density = saved["gap"], saved["density"]
             if self._is_automatic:
                 self._schedule.state = saved["boost"], saved["first_rate"], saved["previous"]
         else:
-            self._mu = self._mu_of(0)
+            self._check_others()
+            self._step = self._step_at(0) if self._batches else 0
+            self._mu = self._mu_of(self._step)
             self._check(self._lagrangian.direct_compression(self._mu))
         self._first_epoch = first_epoch
+        self._limit_rate()
         self._logs = {"gap": self.gap, "density": self.density, "l_steps": steps}
 
     def _place(self) -> dict:
@@ -255,21 +278,26 @@ class LearningCompression(keras.callbacks.Callback):
     def _mu_of(self, step) -> float:
         if not self._is_automatic:
             return self._schedule[step]
-        batches = self._last_end * (self._batches or _UNKNOWN_BATCHES)
-        if step == 0:
-            self._rate.look_ahead(batches)
         rate = effective_rate(
             self.model.optimizer, self._lagrangian.variables, self._rate.highest()
         )
+        batches = self._epochs * (self._batches or _UNKNOWN_BATCHES)
         return self._schedule(step, rate, batches, self.gap)
 
-    def _advance(self, position):
-        """Runs the C step that is due, if one is."""
-        slack = 0.5 / self._batches if self._batches else 1e-9
-        step = self._step
-        while step < self._steps and min(self._end(step), self._last_end) <= position + slack:
-            step += 1
-        if step > self._step:
+    def _execute(self, train_function, iterator):
+        """Runs an execution of the L step, and what is due if it is the last of the epoch."""
+        # Keras runs a batch more after it was told to stop.
+        if not self._finished:
+            with self._lagrangian.pulling(), self._rate.applied():
+                self._metrics = train_function(iterator)
+            if self._batch + self.model.steps_per_execution >= (self._batches or math.inf):
+                self._end_epoch()
+        return {**self._metrics, **self._logs} if isinstance(self._metrics, dict) else self._metrics
+
+    def _advance(self, batch):
+        """Runs the C step that is due before a batch, if one is."""
+        step = self._step_at(batch)
+        if step > self._step and not self._finished:
             self._c_step(step)
 
     def _c_step(self, next_step):
@@ -278,20 +306,24 @@ class LearningCompression(keras.callbacks.Callback):
                 "The training step of the model leaves out `model.losses`, where the penalty of the "
                 "L step is. Expected a `train_step` that calls `compute_loss` of `keras.Model`."
             )
-        if not self._others.finite():
-            self._diverge("weights that are not pruned became NaN or infinite")
+        self._check_others()
         next_mu = self._mu_of(next_step) if next_step < self._steps else self._mu
         self._check(self._lagrangian.c_step(self._mu, next_mu))
         self._others.save()
         self._step, self._mu = next_step, next_mu
         self._logs.update(gap=self.gap, density=self.density)
-        self._converged = self.gap < self.tolerance
-        if self._converged or self._step == self._steps:
+        self._finished = self._step == self._steps or self.gap < self.tolerance
+        if self._finished:
             self.model.stop_training = True
         else:
             self._limit_rate()
             if self.reset_optimizer:
                 reset_state(self.model.optimizer)
+
+    def _check_others(self):
+        bad = self._others.not_finite()
+        if bad:
+            self._diverge(f"NaN or infinite values in {', '.join(v.path for v in bad)}")
 
     def _check(self, result):
         finite = result.finite.numpy()
@@ -311,22 +343,19 @@ class LearningCompression(keras.callbacks.Callback):
 
     def _limit_rate(self):
         if self.limit_learning_rate:
-            self._rate.apply(1 / self._mu)
+            self._rate.set(1 / self._mu)
 
     def _end_epoch(self):
         """Leaves the compressed weights in the model until the next epoch begins."""
-        lagrangian = self._lagrangian
-        if lagrangian.compressed:
+        if self._lagrangian.compressed:
             return
         with self._leaving_model_usable():
-            done = 1.0
+            ended = self._batch + self.model.steps_per_execution
             if self._batches is None:
-                self._batches = self._batch
-            elif self.model.stop_training:
-                done = min(done, (self._batch + self.model.steps_per_execution) / self._batches)
-            self._advance(self._epoch + done)
-            lagrangian.let_go()
-            lagrangian.show_compressed()
+                # The batch that began and found no data.
+                self._batches = ended = self._batch
+            self._advance(min(ended, self._batches))
+            self._lagrangian.show_compressed()
 
     @contextlib.contextmanager
     def _leaving_model_usable(self):
@@ -342,7 +371,7 @@ class LearningCompression(keras.callbacks.Callback):
         if lagrangian is None:
             return
         if self._first_epoch is not None:
-            usable = bool(self._others.finite())
+            usable = not self._others.not_finite()
             if usable and not lagrangian.compressed:
                 usable = bool(lagrangian.c_step(self._mu, self._mu).finite.numpy().all())
             if not usable:
@@ -355,8 +384,6 @@ class LearningCompression(keras.callbacks.Callback):
     def _detach(self):
         if self._lagrangian is None:
             return
-        self._lagrangian.let_go()
-        self._rate.remove()
         if isinstance(self.model.train_function, Guard):
             # The next `fit` traces anew, without the penalty.
             self.model.train_function = None

@@ -1,23 +1,32 @@
-"""What keeps a model usable where `fit` fails: exceptions are seen, weights are remembered."""
+"""What keeps a model usable where `fit` fails: nothing is left on it, weights are remembered."""
+
+import types
 
 import tensorflow as tf
 
 
 class Guard:
-    """The train function of one `fit`, traced anew.
+    """The train function of one `fit`, traced anew, with what belongs to it and to nothing else.
 
-    Keras tells callbacks nothing of exceptions, so they are caught here.
+    What an L step adds to the model is there while the train function runs, and at no
+    other time: whatever other callbacks do or raise, they meet the user's model. Keras
+    tells callbacks nothing of exceptions, so those of the training are caught here.
 
     Args:
         model: `keras.Model`, in `fit`.
+        params: The `params` that Keras gave the callbacks of this `fit`.
+        execute: Called with the traced train function and its iterator; runs it, and
+            returns the logs.
         on_error: Called with an exception that the training raised.
-        on_left_over: Called without arguments if the `fit` ended where nothing could
-            be caught, and another one begins.
+        on_left_over: Called without arguments when the model is used after a `fit` that
+            ended where nothing could be caught.
     """
 
-    def __init__(self, model, on_error, on_left_over):
-        self._on_error = on_error
+    def __init__(self, model, params, execute, on_error, on_left_over):
         self._model = model
+        self.params = params
+        self._execute = execute
+        self._on_error = on_error
         self.dismiss = on_left_over
         self._history = getattr(model, "history", None)
         # A function that was traced before `fit` would leave the penalty out.
@@ -25,13 +34,14 @@ class Guard:
         self._train_function = model.train_function
 
     def __call__(self, iterator):
-        if getattr(self._model, "history", None) is not self._history:
-            # Another `fit`, after one that ended where nothing could be caught.
+        # `train_on_batch` feeds a generator; another `fit` has another history.
+        elsewhere = isinstance(iterator, types.GeneratorType)
+        if elsewhere or getattr(self._model, "history", None) is not self._history:
             self.dismiss()
             self._model.make_train_function(force=True)
             return self._model.train_function(iterator)
         try:
-            return self._train_function(iterator)
+            return self._execute(self._train_function, iterator)
         except (StopIteration, tf.errors.OutOfRangeError):
             raise
         except BaseException as error:
@@ -50,20 +60,24 @@ class Snapshot:
     def __init__(self, model, compressed):
         compressed = {id(variable) for variable in compressed}
         self._variables = [v for v in model.weights if id(v) not in compressed]
+        self._floating = [v for v in self._variables if v.value.dtype.is_floating]
         self._copies = [tf.Variable(v.value, trainable=False) for v in self._variables]
         self.save = tf.function(self._save, autograph=False)
-        self.finite = tf.function(self._finite, autograph=False)
+        self._finite = tf.function(self._finite, autograph=False)
+
+    def not_finite(self) -> list:
+        """The variables that now hold a NaN or an infinity."""
+        if not self._floating:
+            return []
+        return [v for v, ok in zip(self._floating, self._finite().numpy(), strict=True) if not ok]
+
+    def restore(self):
+        for variable, copy in zip(self._variables, self._copies, strict=True):
+            variable.assign(copy)
 
     def _save(self):
         for variable, copy in zip(self._variables, self._copies, strict=True):
             copy.assign(variable.value)
 
     def _finite(self):
-        checks = [
-            tf.reduce_all(tf.math.is_finite(v.value)) for v in self._variables if v.value.dtype.is_floating
-        ]
-        return tf.reduce_all(tf.stack(checks)) if checks else tf.constant(True)
-
-    def restore(self):
-        for variable, copy in zip(self._variables, self._copies, strict=True):
-            variable.assign(copy)
+        return tf.stack([tf.reduce_all(tf.math.is_finite(v.value)) for v in self._floating])

@@ -1,5 +1,6 @@
 r"""The augmented Lagrangian of $w = \theta$: the copy θ, the multipliers λ, and the C step."""
 
+import contextlib
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -58,15 +59,16 @@ class Lagrangian:
             for target, theta in zip(self.targets, self.thetas, strict=True)
         ]
 
-    def pull(self):
-        """Adds the penalty to the regularizers of the weights."""
+    @contextlib.contextmanager
+    def pulling(self):
+        """The context in which the penalty counts among the regularizers of the weights."""
         for variable, penalty in zip(self.variables, self.penalties, strict=True):
             variable.regularizer = penalty
-
-    def let_go(self):
-        """Gives the weights their own regularizers back."""
-        for variable, penalty in zip(self.variables, self.penalties, strict=True):
-            variable.regularizer = penalty.regularizer
+        try:
+            yield
+        finally:
+            for variable, penalty in zip(self.variables, self.penalties, strict=True):
+                variable.regularizer = penalty.regularizer
 
     def direct_compression(self, mu: float) -> CStep:
         r"""Starts from $\theta = \Pi(w)$, $\lambda = 0$.

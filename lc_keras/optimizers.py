@@ -1,17 +1,18 @@
 """What an L step asks of the optimizer: its rate, a limited learning rate, a fresh state."""
 
+import contextlib
+
 import keras
 import tensorflow as tf
-
 
 _LOOKS = 20
 
 
 class LearningRateLimit:
-    r"""Keeps an optimizer's learning rate at $\min(\eta, \text{limit})$.
+    r"""Holds an optimizer's learning rate at $\min(\eta, \text{limit})$ while the training runs.
 
-    Works with a fixed rate, a rate that other callbacks set, a schedule or a
-    function. What the user set is remembered and given back by `remove`.
+    Works with a fixed rate, a rate that other callbacks set, a schedule or a function: η
+    is what the user's own rate says at that moment, and nobody else meets the limit.
 
     Args:
         optimizer: `keras.optimizers.Optimizer`.
@@ -20,29 +21,27 @@ class LearningRateLimit:
     def __init__(self, optimizer):
         self._optimizer = inner_optimizer(optimizer)
         self._limit = tf.Variable(float("inf"), trainable=False, name="learning_rate_limit")
-        self._original = self._optimizer._learning_rate
-        self._is_variable = isinstance(self._original, keras.Variable)
-        self._wanted = self._set = None
         self._ahead = []
-        if isinstance(self._original, keras.optimizers.schedules.LearningRateSchedule):
-            self._optimizer._learning_rate = LimitedSchedule(self._original, self._limit)
-        elif not self._is_variable:
-            self._optimizer._learning_rate = lambda: tf.minimum(
-                tf.cast(self._original(), tf.float32), self._limit
-            )
 
-    def apply(self, limit: float):
+    def set(self, limit: float):
         """Limits the learning rate from now on.
 
         Args:
             limit: Float > 0.
         """
         self._limit.assign(limit)
-        if self._is_variable:
-            now = float(self._original.numpy())
-            if now != self._set:
-                self._wanted = now
-            self._assign(min(self._wanted, limit))
+
+    @contextlib.contextmanager
+    def applied(self):
+        """The context in which the optimizer has the limited rate."""
+        optimizer = self._optimizer
+        given = optimizer._learning_rate
+        rate = self._rate_of(given)
+        optimizer._learning_rate = lambda: tf.minimum(tf.cast(rate(), tf.float32), self._limit)
+        try:
+            yield
+        finally:
+            optimizer._learning_rate = given
 
     def look_ahead(self, batches: float):
         """Notes how a schedule goes on.
@@ -50,60 +49,22 @@ class LearningRateLimit:
         Args:
             batches: Float, how many batches the run has left.
         """
-        if isinstance(self._original, keras.optimizers.schedules.LearningRateSchedule):
+        schedule = self._optimizer._learning_rate
+        if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
             now = int(self._optimizer.iterations)
             steps = (now + int(batches * i / _LOOKS) for i in range(_LOOKS))
-            self._ahead = [(step, float(self._original(tf.constant(step, tf.int64)))) for step in steps]
+            self._ahead = [(step, float(schedule(tf.constant(step, tf.int64)))) for step in steps]
 
     def highest(self) -> float:
         """The highest learning rate from now on, without the limit, as far as it is known."""
-        if self._is_variable:
-            now = float(self._original.numpy())
-            return self._wanted if now == self._set else now
-        iterations = self._optimizer.iterations
-        if not self._ahead:
-            return float(self._original())
-        ahead = [rate for step, rate in self._ahead if step >= int(iterations)]
-        return max([float(self._original(iterations.value)), *ahead])
+        now = float(self._rate_of(self._optimizer._learning_rate)())
+        done = int(self._optimizer.iterations)
+        return max([now, *(rate for step, rate in self._ahead if step >= done)])
 
-    def remove(self):
-        """Gives the optimizer its own learning rate back."""
-        if not self._is_variable:
-            self._optimizer._learning_rate = self._original
-        elif self._set is not None and float(self._original.numpy()) == self._set:
-            self._assign(self._wanted)
-
-    def _assign(self, rate):
-        self._original.assign(rate)
-        self._set = float(self._original.numpy())
-
-
-@keras.saving.register_keras_serializable(package="lc_keras")
-class LimitedSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """A learning-rate schedule with an upper limit.
-
-    Args:
-        schedule: `keras.optimizers.schedules.LearningRateSchedule`.
-        limit: Float or `tf.Variable`.
-    """
-
-    def __init__(self, schedule, limit):
-        self.schedule = schedule
-        self.limit = limit
-
-    def __call__(self, step):
-        return tf.minimum(tf.cast(self.schedule(step), tf.float32), self.limit)
-
-    def get_config(self):
-        return {
-            "schedule": keras.optimizers.schedules.serialize(self.schedule),
-            "limit": float(self.limit),
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        schedule = keras.optimizers.schedules.deserialize(config["schedule"])
-        return cls(schedule, config["limit"])
+    def _rate_of(self, given):
+        if isinstance(given, keras.optimizers.schedules.LearningRateSchedule):
+            return lambda: given(self._optimizer.iterations.value)
+        return (lambda: given.value) if isinstance(given, keras.Variable) else given
 
 
 def inner_optimizer(optimizer):

@@ -5,7 +5,6 @@ import tensorflow as tf
 
 from lc_keras.optimizers import (
     LearningRateLimit,
-    LimitedSchedule,
     effective_rate,
     inner_optimizer,
     reset_state,
@@ -28,48 +27,43 @@ def fresh(value=0.0):
 # The learning-rate limit.
 
 
-def test_fixed_rate_is_limited_and_given_back():
+def limited_move(optimizer, variable, limit, bound, gradient=1.0):
+    limit.set(bound)
+    with limit.applied():
+        return move(optimizer, variable, gradient)
+
+
+def test_fixed_rate_is_limited_inside_and_untouched_outside():
     optimizer, weight = SGD(0.1), fresh()
-    limit = LearningRateLimit(optimizer)
+    given, limit = optimizer._learning_rate, LearningRateLimit(optimizer)
+    with limit.applied():
+        np.testing.assert_allclose(optimizer.learning_rate, 0.1)
     for bound, rate in [(0.5, 0.1), (0.05, 0.05), (0.02, 0.02), (0.08, 0.08), (0.5, 0.1)]:
-        limit.apply(bound)
-        np.testing.assert_allclose(optimizer.learning_rate, rate, rtol=1e-6)
-        np.testing.assert_allclose(move(optimizer, weight), -rate, rtol=1e-5)
-    limit.apply(0.01)
-    limit.remove()
-    assert optimizer.learning_rate.numpy() == np.float32(0.1)
-
-
-def test_nothing_changes_before_the_first_limit():
-    optimizer = SGD(0.1)
-    LearningRateLimit(optimizer).remove()
-    assert optimizer.learning_rate.numpy() == np.float32(0.1)
+        limit.set(bound)
+        with limit.applied():
+            np.testing.assert_allclose(optimizer.learning_rate, rate, rtol=1e-6)
+            np.testing.assert_allclose(move(optimizer, weight), -rate, rtol=1e-5)
+        assert optimizer._learning_rate is given
+        assert optimizer.learning_rate.numpy() == np.float32(0.1)
 
 
 def test_rate_that_another_callback_sets_in_between():
-    optimizer = SGD(0.1)
+    optimizer, weight = SGD(0.1), fresh()
     limit = LearningRateLimit(optimizer)
-    limit.apply(0.05)
-    optimizer.learning_rate = 0.3
-    limit.apply(0.06)
-    np.testing.assert_allclose(optimizer.learning_rate, 0.06)
-    limit.apply(1.0)
-    np.testing.assert_allclose(optimizer.learning_rate, 0.3)
-    optimizer.learning_rate = 0.01
-    limit.apply(0.05)
-    np.testing.assert_allclose(optimizer.learning_rate, 0.01)
-    limit.apply(0.001)
-    limit.remove()
-    np.testing.assert_allclose(optimizer.learning_rate, 0.01)
+    for wanted, bound in [(0.1, 0.05), (0.3, 0.06), (0.3, 1.0), (0.01, 0.05)]:
+        optimizer.learning_rate = wanted
+        np.testing.assert_allclose(
+            limited_move(optimizer, weight, limit, bound), -min(wanted, bound), rtol=1e-5
+        )
+        assert limit.highest() == np.float32(wanted)
 
 
-def test_rate_set_after_the_last_limit_stays():
+def test_an_error_inside_leaves_the_rate_as_it_was():
     optimizer = SGD(0.1)
-    limit = LearningRateLimit(optimizer)
-    limit.apply(0.05)
-    optimizer.learning_rate = 0.02
-    limit.remove()
-    np.testing.assert_allclose(optimizer.learning_rate, 0.02)
+    given, limit = optimizer._learning_rate, LearningRateLimit(optimizer)
+    with pytest.raises(KeyboardInterrupt), limit.applied():
+        raise KeyboardInterrupt
+    assert optimizer._learning_rate is given
 
 
 def schedule():
@@ -83,13 +77,9 @@ def test_schedule_is_limited_step_by_step(wrap):
     optimizer, weight = wrap(inner), fresh()
     scale = optimizer.initial_scale if optimizer is not inner else 1.0
     limit = LearningRateLimit(optimizer)
-    limit.apply(0.2)
-    moves = [move(optimizer, weight, scale)[0, 0] for _ in range(4)]
-    np.testing.assert_allclose(moves, [-0.2, -0.2, -0.2, -0.1], rtol=1e-5)
-    limit.apply(0.05)
-    np.testing.assert_allclose(move(optimizer, weight, scale), -0.05, rtol=1e-5)
-    limit.remove()
-    np.testing.assert_allclose(move(optimizer, weight, scale), -0.1, rtol=1e-5)
+    bounds = [0.2, 0.2, 0.2, 0.2, 0.05, 9.0]
+    moves = [limited_move(optimizer, weight, limit, bound, scale)[0, 0] for bound in bounds]
+    np.testing.assert_allclose(moves, [-0.2, -0.2, -0.2, -0.1, -0.05, -0.1], rtol=1e-5)
     assert inner._learning_rate is given
 
 
@@ -98,11 +88,9 @@ def test_callable_rate_is_limited_and_given_back():
     given = lambda: rate
     optimizer, weight = SGD(given), fresh()
     limit = LearningRateLimit(optimizer)
-    limit.apply(0.2)
-    np.testing.assert_allclose(move(optimizer, weight), -0.2, rtol=1e-5)
+    np.testing.assert_allclose(limited_move(optimizer, weight, limit, 0.2), -0.2, rtol=1e-5)
     rate.assign(0.1)
-    np.testing.assert_allclose(move(optimizer, weight), -0.1, rtol=1e-5)
-    limit.remove()
+    np.testing.assert_allclose(limited_move(optimizer, weight, limit, 0.2), -0.1, rtol=1e-5)
     rate.assign(0.5)
     np.testing.assert_allclose(move(optimizer, weight), -0.5, rtol=1e-5)
     assert optimizer._learning_rate is given
@@ -122,17 +110,19 @@ def test_a_new_limit_reaches_a_traced_update(rate):
 
     for bound in (0.3, 0.2):
         weight.assign(np.zeros((2, 2)))
-        limit.apply(bound)
-        update()
+        limit.set(bound)
+        with limit.applied():
+            update()
         np.testing.assert_allclose(weight.numpy(), np.full((2, 2), -bound), rtol=1e-5)
     assert len(traces) == 1
 
 
-def test_limited_schedule_is_serializable():
-    limited = LimitedSchedule(schedule(), tf.Variable(0.2))
-    again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(limited))
-    for step in (0, 5):
-        np.testing.assert_allclose(again(step), limited(step))
+def test_highest_rate_of_a_warm_up_is_seen_from_its_start():
+    optimizer, weight = SGD(keras.optimizers.schedules.PolynomialDecay(0.0, 10, 0.5)), fresh()
+    limit = LearningRateLimit(optimizer)
+    assert limit.highest() == 0
+    limit.look_ahead(10)
+    assert limit.highest() == pytest.approx(0.45, abs=0.06)
 
 
 def test_inner_optimizer():
