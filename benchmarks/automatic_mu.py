@@ -10,76 +10,17 @@ from net to net or from optimizer to optimizer but the learning rate, which is t
 
 import argparse
 import json
-import os
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from nets import NETS  # first: it makes the examples importable
 
-import data
 import keras
-import lenet5_mnist
-import lenet300_mnist
-import mnist
 import tradeoff
 
 import lc_keras
 
-RATES = {"adam": 1e-3, "sgd": None}
+OPTIMIZERS = ["sgd", "adam"]
 RANGES = [(1e-4, 1e-2), (3e-4, 2.8e-2), (1e-3, 1e-1), (3e-3, 3e-1), (1e-2, 1.0)]
-
-
-def digits_net():
-    """A small convolutional net with batch normalisation."""
-    layers = keras.layers
-    return keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            layers.Conv2D(32, 3, padding="same", use_bias=False),
-            layers.BatchNormalization(),
-            layers.ReLU(),
-            layers.Conv2D(64, 3, strides=2, padding="same", use_bias=False),
-            layers.BatchNormalization(),
-            layers.ReLU(),
-            layers.Flatten(),
-            layers.Dense(128, "relu"),
-            layers.Dense(10),
-        ]
-    )
-
-
-def digits_parts():
-    train, validation, _ = data.digits()
-    return tuple((images.reshape(-1, 8, 8, 1), labels) for images, labels in (train, validation))
-
-
-def mnist_parts(flat):
-    (images, labels), _ = data.mnist()
-    images = images.reshape(-1, 784) if flat else images
-    parts = slice(None, -mnist.HELD_OUT), slice(-mnist.HELD_OUT, None)
-    mean = images[parts[0]].mean(axis=0) if flat else 0
-    return tuple((images[part] - mean, labels[part]) for part in parts)
-
-
-@dataclass(frozen=True)
-class Net:
-    build: object
-    parts: object
-    sgd: float
-    keep: float
-    epochs: int
-    reference_epochs: int
-    batch_size: int
-
-
-NETS = {
-    "lenet300": Net(lenet300_mnist.build, lambda: mnist_parts(True), 0.1, 0.02, 20, 30, 256),
-    "lenet5": Net(lenet5_mnist.build, lambda: mnist_parts(False), 0.05, 0.01, 8, 8, 256),
-    "digits": Net(digits_net, digits_parts, 0.05, 0.02, 60, 30, 32),
-}
 
 
 def main():
@@ -89,23 +30,18 @@ def main():
     parser.add_argument("--tiny", action="store_true", help="one epoch of digits")
     parser.add_argument("--output", type=Path, default=Path("outputs/automatic_mu.json"))
     options = parser.parse_args()
-    ranges, optimizers = [None, *RANGES], list(RATES)
+    ranges, optimizers = [None, *RANGES], OPTIMIZERS
     if options.tiny:
         options.nets, ranges, optimizers = ["digits"], ranges[:2], ["sgd"]
 
     rows = []
     for name in options.nets:
         net = NETS[name]
-        train, validation = net.parts()
+        train, validation = net.parts(validation=True)
         for optimizer in optimizers:
-            rate = RATES[optimizer] or net.sgd
             epochs = 1 if options.tiny else net.epochs
-            chosen = {"optimizer": optimizer, "learning_rate": rate, "batch_size": net.batch_size}
             for seed in options.seeds:
-                keras.utils.set_random_seed(seed)
-                reference = net.build()
-                reference_epochs = 1 if options.tiny else net.reference_epochs
-                mnist.fit(reference, train, reference_epochs, "reference", seed=seed, **chosen)
+                reference = net.reference(train, optimizer, seed, 1 if options.tiny else None)
                 start = tradeoff.measure("reference", reference, validation).error
                 for limits in ranges:
                     mu = "auto" if limits is None else lc_keras.Geometric(*limits)
@@ -113,10 +49,12 @@ def main():
                     model = tradeoff.copy_of(reference)
                     compress = lc_keras.LearningCompression(lc_keras.L0Constraint(net.keep), mu=mu)
                     keras.utils.set_random_seed(seed)
-                    mnist.fit(model, train, epochs, f"{name} {optimizer} {label}", [compress], seed=seed, **chosen)
+                    heading = f"{name} {optimizer} {label}"
+                    net.fit(model, train, epochs, heading, [compress], optimizer=optimizer, seed=seed)
                     error = tradeoff.measure(label, model, validation).error
                     rows.append(
-                        {"net": name, "optimizer": optimizer, "learning_rate": rate, "seed": seed}
+                        {"net": name, "optimizer": optimizer, "seed": seed}
+                        | {"learning_rate": net.rates[optimizer]}
                         | {"keep": net.keep, "epochs": epochs, "reference_error": start}
                         | {"mu": label, "validation_error": error, "gap": compress.gap}
                     )

@@ -9,6 +9,8 @@ import json
 import statistics
 import time
 
+from nets import NETS  # first: it makes the examples importable
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -16,32 +18,6 @@ import tensorflow as tf
 import lc_keras
 from lc_keras.lagrangian import Lagrangian
 from lc_keras.tasks import as_tasks, bind_tasks
-
-
-def lenet300():
-    return keras.Sequential(
-        [
-            keras.Input((784,)),
-            keras.layers.Dense(300, "tanh"),
-            keras.layers.Dense(100, "tanh"),
-            keras.layers.Dense(10),
-        ]
-    )
-
-
-def lenet5():
-    return keras.Sequential(
-        [
-            keras.Input((28, 28, 1)),
-            keras.layers.Conv2D(20, 5),
-            keras.layers.MaxPooling2D(),
-            keras.layers.Conv2D(50, 5),
-            keras.layers.MaxPooling2D(),
-            keras.layers.Flatten(),
-            keras.layers.Dense(500, "relu"),
-            keras.layers.Dense(10),
-        ]
-    )
 
 
 def compiled(build, jit_compile, steps_per_execution):
@@ -109,8 +85,8 @@ def main():
     arguments = parser.parse_args()
     rows = []
     for name, build, batch_size, l_step_batches in (
-        ("LeNet-300", lenet300, 256, 58),
-        ("LeNet-5", lenet5, 256, 15),
+        ("LeNet-300", NETS["lenet300"].build, 256, 58),
+        ("LeNet-5", NETS["lenet5"].build, 256, 15),
     ):
         for jit_compile in (False, True):
             row = measure(
