@@ -50,6 +50,7 @@ def main():
     options = parser.parse_args()
     if options.tiny:
         options.net, options.keep, options.epochs, options.seeds = "digits", [0.1], [1], [0]
+        options.contenders = ["LC", "gradual", "magnitude"]
 
     results = json.loads(options.output.read_text()) if options.output.exists() else {"rows": []}
     results |= {"tensorflow": tf.__version__, "keras": keras.__version__}

@@ -1,6 +1,7 @@
 """What an L step and a C step cost, against plain `fit`, side by side in one run.
 
-    python benchmarks/l_step.py [--rounds 15] [--output l_step.json]
+    python benchmarks/l_step.py                # six minutes on two cores
+    python benchmarks/l_step.py --tiny         # seconds
 """
 
 import argparse
@@ -8,6 +9,7 @@ import contextlib
 import json
 import statistics
 import time
+from pathlib import Path
 
 from nets import NETS  # first: it makes the examples importable
 
@@ -81,14 +83,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--batches", type=int, default=50, help="batches of an epoch and of an execution")
-    parser.add_argument("--output", help="write the figures to this json file")
+    parser.add_argument("--tiny", action="store_true", help="one round of two batches, LeNet-300 without XLA")
+    parser.add_argument("--output", type=Path, help="a json file for the figures")
     arguments = parser.parse_args()
+    nets = [("LeNet-300", NETS["lenet300"].build, 256, 58), ("LeNet-5", NETS["lenet5"].build, 256, 15)]
+    compiling = [False, True]
+    if arguments.tiny:
+        arguments.rounds, arguments.batches, nets, compiling = 1, 2, nets[:1], [False]
     rows = []
-    for name, build, batch_size, l_step_batches in (
-        ("LeNet-300", NETS["lenet300"].build, 256, 58),
-        ("LeNet-5", NETS["lenet5"].build, 256, 15),
-    ):
-        for jit_compile in (False, True):
+    for name, build, batch_size, l_step_batches in nets:
+        for jit_compile in compiling:
             row = measure(
                 build, arguments.batches, batch_size, arguments.rounds, jit_compile, l_step_batches
             )
@@ -99,8 +103,8 @@ def main():
                 f"{100 * row['c_step_fraction']:.2f} % of {l_step_batches} batches"
             )
     if arguments.output:
-        with open(arguments.output, "w") as file:
-            json.dump({"tensorflow": tf.__version__, "keras": keras.__version__, "rows": rows}, file, indent=1)
+        content = {"tensorflow": tf.__version__, "keras": keras.__version__, "rows": rows}
+        arguments.output.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
