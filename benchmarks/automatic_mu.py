@@ -9,12 +9,12 @@ from net to net or from optimizer to optimizer but the learning rate, which is t
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from nets import NETS  # first: it makes the examples importable
 
 import keras
+import record
 import tradeoff
 
 import lc_keras
@@ -58,8 +58,7 @@ def main():
                         | {"keep": net.keep, "epochs": epochs, "reference_error": start}
                         | {"mu": label, "validation_error": error, "gap": compress.gap}
                     )
-                    options.output.parent.mkdir(parents=True, exist_ok=True)
-                    options.output.write_text(json.dumps(rows, indent=1) + "\n")
+                    record.write(options.output, rows)
     print(table(rows))
 
 

@@ -9,7 +9,6 @@ of a threshold is the rise of the peak resident size in a process of its own.
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -22,6 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+import record
 import tensorflow as tf
 
 from lc_keras import thresholds
@@ -146,8 +146,7 @@ def main():
             print(f"  {name:<22}{median:10.1f} ({row['fastest_ms'][name]:.1f})   {ratio:6.1f} x kth_largest")
         if memory is not None:
             print(f"  peak extra memory of kth_largest: {memory:.2f} of one copy of the weights")
-    if options.output:
-        options.output.write_text(json.dumps(rows, indent=2))
+    record.write(options.output, rows)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,16 @@ already is read from the output and not run again.
 """
 
 import argparse
-import json
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from nets import NETS  # first: it makes the examples importable
+from nets import NETS, Net  # first: it makes the examples importable
 
 import keras
-import tensorflow as tf
+import peer
+import record
 import tradeoff
 
 import lc_keras
@@ -35,12 +36,15 @@ CONTENDERS = {
     "magnitude, 5 rounds": lambda keep: MagnitudePruning(L0Constraint(keep), rounds=5),
 }
 
+# In environments of their own, made where they are asked for.
+PEERS = {"TensorFlow's toolkit": "tfmot"}
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", choices=NETS, default="lenet300")
     parser.add_argument("--optimizer", choices=["sgd", "adam"], default="sgd")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--contenders", nargs="+", choices=[*CONTENDERS, *PEERS], default=list(CONTENDERS))
     parser.add_argument("--keep", type=float, nargs="+", default=[0.05, 0.02, 0.01])
     parser.add_argument("--epochs", type=int, nargs="+", default=[20])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -52,9 +56,7 @@ def main():
         options.net, options.keep, options.epochs, options.seeds = "digits", [0.1], [1], [0]
         options.contenders = ["LC", "gradual", "magnitude"]
 
-    results = json.loads(options.output.read_text()) if options.output.exists() else {"rows": []}
-    results |= {"tensorflow": tf.__version__, "keras": keras.__version__}
-    rows, net = results["rows"], NETS[options.net]
+    rows, net = record.read(options.output), NETS[options.net]
     train, measured = net.parts(options.validation)
     measured_on = "validation" if options.validation else "test"
     asked = []
@@ -73,21 +75,50 @@ def main():
                     asked.append(row)
                     if any(row.items() <= done.items() for done in rows):
                         continue
-                    model, prune = tradeoff.copy_of(reference), CONTENDERS[contender](keep)
-                    keras.utils.set_random_seed(seed)
                     began = time.perf_counter()
-                    label = f"{contender} {100 * keep:g} %"
-                    net.fit(model, train, epochs, label, [prune], optimizer=options.optimizer, seed=seed)
-                    seconds = time.perf_counter() - began
-                    point = tradeoff.measure(contender, model, measured)
-                    density = {r.path: r.density for r in lc_keras.report(model).rows}
+                    prune = _by_peer if contender in PEERS else _by_callback
+                    result = prune(Case(net, reference, train, measured, **row))
                     rows.append(
-                        {**row, "kept": point.kept, "error": point.error, "reference_error": start}
-                        | {"direct_error": direct_error, "density_by_layer": density, "seconds": seconds}
+                        {**row, **result, "reference_error": start, "direct_error": direct_error}
+                        | {"seconds": time.perf_counter() - began}
                     )
-                    options.output.parent.mkdir(parents=True, exist_ok=True)
-                    options.output.write_text(json.dumps(results, indent=1) + "\n")
+                    record.write(options.output, rows)
     print(table([done for done in rows if any(row.items() <= done.items() for row in asked)]))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: what is pruned, on what data, and how."""
+
+    model: Net
+    reference: keras.Model
+    train: tuple
+    measured: tuple
+    net: str
+    optimizer: str
+    measured_on: str
+    contender: str
+    keep: float
+    epochs: int
+    seed: int
+
+
+def _by_callback(case):
+    model, prune = tradeoff.copy_of(case.reference), CONTENDERS[case.contender](case.keep)
+    keras.utils.set_random_seed(case.seed)
+    label = f"{case.contender} {100 * case.keep:g} %"
+    case.model.fit(
+        model, case.train, case.epochs, label, [prune], optimizer=case.optimizer, seed=case.seed
+    )
+    point = tradeoff.measure(case.contender, model, case.measured)
+    density = {row.path: row.density for row in lc_keras.report(model).rows}
+    return {"kept": point.kept, "error": point.error, "density_by_layer": density}
+
+
+def _by_peer(case):
+    options = {name: getattr(case, name) for name in ("net", "optimizer", "keep", "epochs", "seed")}
+    validation = case.measured_on == "validation"
+    return peer.run(PEERS[case.contender], case.reference, validation=validation, **options)
 
 
 def table(rows):

@@ -6,7 +6,6 @@
 
 import argparse
 import contextlib
-import json
 import statistics
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from nets import NETS  # first: it makes the examples importable
 
 import keras
 import numpy as np
+import record
 import tensorflow as tf
 
 import lc_keras
@@ -102,9 +102,7 @@ def main():
                 f"L step {row['l_step_ratio']:.3f} x  C step {row['c_step_ms']:6.2f} ms = "
                 f"{100 * row['c_step_fraction']:.2f} % of {l_step_batches} batches"
             )
-    if arguments.output:
-        content = {"tensorflow": tf.__version__, "keras": keras.__version__, "rows": rows}
-        arguments.output.write_text(json.dumps(content, indent=1) + "\n")
+    record.write(arguments.output, rows)
 
 
 if __name__ == "__main__":

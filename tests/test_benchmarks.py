@@ -21,7 +21,8 @@ def test_a_tiny_pass(script, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
-    rows = result["rows"] if isinstance(result, dict) else result
+    rows = result["rows"]
+    assert result["environment"]["tensorflow"] and result["environment"]["cores"] > 0
     if script == "error.py":
         assert [row["contender"] for row in rows] == ["LC", "gradual", "magnitude"]
         assert len({row["kept"] for row in rows}) == 1
