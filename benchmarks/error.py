@@ -121,6 +121,14 @@ def _by_peer(case):
     return peer.run(PEERS[case.contender], case.reference, validation=validation, **options)
 
 
+def tables(rows):
+    """The table of each net, optimizer and measured part."""
+    cases = dict.fromkeys((row["net"], row["optimizer"], row["measured_on"]) for row in rows)
+    return "\n\n".join(
+        table([row for row in rows if (row["net"], row["optimizer"], row["measured_on"]) == case]) for case in cases
+    )
+
+
 def table(rows):
     """Mean error over the seeds: a line for each contender and number of epochs, a column for each budget."""
     keeps = sorted({row["keep"] for row in rows}, reverse=True)

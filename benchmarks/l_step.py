@@ -79,6 +79,16 @@ def measure(build, batches, batch_size, rounds, jit_compile, l_step_batches):
     }
 
 
+def table(rows):
+    """A line for each net, with XLA and without."""
+    return "\n".join(
+        f"{row['net']:9} {'XLA' if row['xla'] else '':3}  plain {row['plain_ms_per_batch']:7.2f} ms a batch   "
+        f"L step {row['l_step_ratio']:.3f} x   C step {row['c_step_ms']:6.2f} ms = "
+        f"{100 * row['c_step_fraction']:.2f} % of an L step of {row['l_step_batches']} batches"
+        for row in rows
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
@@ -97,11 +107,7 @@ def main():
                 build, arguments.batches, batch_size, arguments.rounds, jit_compile, l_step_batches
             )
             rows.append({"net": name, **row})
-            print(
-                f"{name:9} XLA {jit_compile!s:5}  plain {row['plain_ms_per_batch']:7.2f} ms/batch  "
-                f"L step {row['l_step_ratio']:.3f} x  C step {row['c_step_ms']:6.2f} ms = "
-                f"{100 * row['c_step_fraction']:.2f} % of {l_step_batches} batches"
-            )
+            print(f"\n{table(rows[-1:])}\n")
     record.write(arguments.output, rows)
 
 
