@@ -1,67 +1,121 @@
-"""Weights with many zeros in few bytes: the nonzero values and the gaps between them."""
+"""Weights with many zeros in few bytes: the values that are not zero, and where they are."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
 
-# What unpacking a weight adds to the graph, in bytes.
-_UNPACKING = 8192
+# What unpacking one weight adds to the graph, in bytes; each further one adds two thirds of it.
+_UNPACKING = 12288
+_BITS = np.arange(8, dtype="uint8")
 
 
-def pack(array: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Packs a weight, if that pays.
+@dataclass(frozen=True)
+class Packed:
+    """A weight as it is stored.
 
-    A gap is the number of zeros before a value, in one byte or in two, whichever
-    makes the whole smaller. A gap too long for it is bridged by stored zeros.
+    Attributes:
+        encoding: String. `"gaps8"`, `"gaps16"`: the values, and for each the number of
+            zeros before it, in one byte or in two; a gap too long for it is bridged by
+            stored zeros. `"bitmask"`: the values, and a bit for each place. `"dense"`:
+            each value in its place.
+        shape: Tuple of ints.
+        values: NumPy array: one-dimensional, and of that shape if `"dense"`.
+        places: NumPy array of the gaps or the bits, or `None` if `"dense"`.
+    """
+
+    encoding: str
+    shape: tuple[int, ...]
+    values: np.ndarray
+    places: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + (0 if self.places is None else self.places.nbytes)
+
+    @property
+    def kept(self) -> int:
+        return int(np.count_nonzero(self.values))
+
+
+def pack(array: np.ndarray, dense: bool = True) -> Packed:
+    """Packs a weight in the encoding that takes the fewest bytes.
 
     Args:
         array: NumPy array of a floating-point type and any shape.
+        dense: Bool, default `True`: whether the weight may stay as it is, which it
+            does unless packing saves more than unpacking costs.
 
     Returns:
-        Tuple of the values and the gaps, one-dimensional arrays of one length, or
-        `None` if they would save less than unpacking them costs.
+        `Packed`.
 
     Example:
 
     ```python
     kernel = np.zeros([1000, 100], "float32")
     kernel[3, ::2] = 1.0
-    values, gaps = pack(kernel)
-    assert np.array_equal(unpack(values, gaps, kernel.shape), kernel)
+    packed = pack(kernel)
+    assert packed.encoding == "gaps8"
+    assert np.array_equal(unpack(packed.encoding, packed.values, packed.places, kernel.shape), kernel)
     ```
     """
-    packed = min((_with_gaps_of(array, t) for t in (np.uint8, np.uint16)), key=_nbytes)
-    return packed if _nbytes(packed) + _UNPACKING < array.nbytes else None
+    flat = array.ravel()
+    positions = np.flatnonzero(flat)
+    smallest = min(
+        _with_gaps(array, flat, positions, np.uint8),
+        _with_gaps(array, flat, positions, np.uint16),
+        _with_bits(array, flat, positions),
+        key=lambda packed: packed.nbytes,
+    )
+    pays = smallest.nbytes + _UNPACKING < array.nbytes
+    return smallest if pays or not dense else Packed("dense", array.shape, array)
 
 
-def unpack(values: tf.Tensor, gaps: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
+def positions_of(encoding: str, places: tf.Tensor) -> tf.Tensor:
+    """Where the stored values of a packed weight belong, as TensorFlow operations.
+
+    Args:
+        encoding: String, as in `Packed`, not `"dense"`.
+        places: Integer tensor, one-dimensional.
+
+    Returns:
+        int64 tensor, the places in the flattened weight, ascending.
+    """
+    if encoding == "bitmask":
+        bits = tf.bitwise.right_shift(places[:, tf.newaxis], _BITS) & 1
+        return tf.where(tf.reshape(bits, [-1]) > 0)[:, 0]
+    return tf.cumsum(tf.cast(places, tf.int64) + 1) - 1
+
+
+def unpack(encoding: str, values: tf.Tensor, places: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
     """Undoes `pack`, as TensorFlow operations.
 
     Args:
+        encoding: String, as in `Packed`, not `"dense"`.
         values: Tensor of shape `(n,)`.
-        gaps: Integer tensor of shape `(n,)`.
+        places: Integer tensor, one-dimensional.
         shape: Tuple of ints, the shape of the weight.
 
     Returns:
         Tensor of the given shape and the type of `values`.
     """
-    positions = tf.cumsum(tf.cast(gaps, tf.int64) + 1) - 1
-    size = tf.constant([np.prod(shape)], tf.int64)
+    positions = positions_of(encoding, places)
+    size = tf.constant([np.prod(shape, dtype="int64")], tf.int64)
     return tf.reshape(tf.scatter_nd(positions[:, tf.newaxis], values, size), shape)
 
 
-def _with_gaps_of(array, dtype):
-    flat = array.ravel()
-    positions = np.flatnonzero(flat)
+def _with_gaps(array, flat, positions, dtype):
     gaps = np.diff(positions, prepend=-1) - 1
     longest = np.iinfo(dtype).max
     bridges, rest = np.divmod(gaps, longest + 1)
     last = np.cumsum(bridges + 1) - 1
-    packed_gaps = np.full(len(positions) + bridges.sum(), longest, dtype)
-    packed_gaps[last] = rest
-    values = np.zeros(len(packed_gaps), flat.dtype)
+    places = np.full(len(positions) + bridges.sum(), longest, dtype)
+    places[last] = rest
+    values = np.zeros(len(places), flat.dtype)
     values[last] = flat[positions]
-    return values, packed_gaps
+    return Packed(f"gaps{8 * places.itemsize}", array.shape, values, places)
 
 
-def _nbytes(packed):
-    return sum(part.nbytes for part in packed)
+def _with_bits(array, flat, positions):
+    bits = np.packbits(flat != 0, bitorder="little")
+    return Packed("bitmask", array.shape, flat[positions], bits)
