@@ -2,7 +2,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from lc_keras.export.signatures import input_signature_of, named, named_outputs
+from lc_keras.signatures import input_signature_of, named, named_outputs
 
 SPEC = tf.TensorSpec([None, 3], "float32")
 

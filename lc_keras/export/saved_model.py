@@ -11,9 +11,10 @@ import tensorflow as tf
 
 from lc_keras.export.directories import appearing, check_free, size_of, version_directory
 from lc_keras.export.packing import Packed, pack
-from lc_keras.export.signatures import input_signature_of, named, named_outputs
 from lc_keras.export.sparse import as_matrix, pays, sparse_layers, sparse_methods
 from lc_keras.export.stored import LoadOnce, StoredSparse, StoredWeight
+from lc_keras.macs import macs
+from lc_keras.signatures import input_signature_of, named, named_outputs
 from lc_keras.tracing import replaced
 
 
@@ -201,10 +202,14 @@ def _arrays(model):
 def _sparse_layers(model, compute, batches):
     """Returns a dictionary from the id of a kernel to the layers that multiply by it."""
     found = {}
-    for layer in sparse_layers(model) if compute != "dense" else ():
+    if compute == "dense":
+        return found
+    uses = {kernel.path: kernel.uses or 1 for kernel in macs(model).kernels}
+    for layer in sparse_layers(model):
         kernel = as_matrix(layer)
         kept = np.count_nonzero(kernel)
-        if compute == "sparse" or all(pays(kernel.size, kept, rows) for rows in batches):
+        rows = [batch * uses[layer.kernel.path] for batch in batches]
+        if compute == "sparse" or all(pays(kernel.shape, kept, n) for n in rows):
             found.setdefault(id(layer.kernel), []).append(layer)
     if compute == "sparse" and not found:
         raise ValueError(

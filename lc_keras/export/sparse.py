@@ -1,5 +1,6 @@
 """Dense layers and 1 × 1 convolutions that multiply by their nonzero weights only."""
 
+import math
 from collections.abc import Iterable
 
 import keras
@@ -99,23 +100,29 @@ def multiply(inputs: tf.Tensor, weight: StoredSparse) -> tf.Tensor:
     return tf.ensure_shape(outputs, [*inputs.shape[:-1], weight.shape[0]])
 
 
-def pays(weights: int, kept: int, rows: int) -> bool:
+def pays(shape: tuple[int, int], kept: int, rows: int) -> bool:
     """Whether multiplying sparse is faster than dense, by a rule that was measured.
 
+    The times in nanoseconds were fitted to eight shapes, five densities and seven
+    numbers of rows on two cores (`benchmarks/serving.py --calibrate`). Only their
+    ratio counts, and where it is below 1.5 the layer stays dense: machines differ.
+
     Args:
-        weights: Int, the weights of the matrix.
-        kept: Int, how many of them are not zero.
+        shape: Tuple of ints, the outputs and the inputs of the matrix.
+        kept: Int, how many of its weights are not zero.
         rows: Int, how many rows it is multiplied by in a call: the batch size, times
-            the pixels of a convolution's output.
+            the pixels of a convolution.
 
     Returns:
         Bool.
     """
-    dense = weights * (0.2 + 0.0195 * rows)
-    by_entry = kept * (4.5 + 0.15 * rows)
-    by_row = kept * (9.0 + 0.15 * rows)
-    sparse = 2e5 + (by_entry if rows <= _FEW_ROWS else by_row)
-    return sparse < 0.8 * dense
+    weights, ends = math.prod(shape), sum(shape)
+    dense = 3e4 + weights * (0.18 + 0.018 * rows)
+    if rows <= _FEW_ROWS:
+        sparse = 8e4 + 4.0 * kept + 6.2 * ends * rows
+    else:
+        sparse = 3.3e5 + kept * (5.4 + 0.062 * rows) + 1.1 * ends * rows
+    return 1.5 * sparse < dense
 
 
 def _is_product(layer):

@@ -1,4 +1,4 @@
-"""What goes into an exported model and what comes out, by name and type."""
+"""What goes into a model and what comes out, by name and type."""
 
 import re
 from collections.abc import Callable
