@@ -13,6 +13,7 @@ from lc_keras.export.directories import appearing, check_free, size_of, version_
 from lc_keras.export.packing import Packed, pack
 from lc_keras.export.sparse import as_matrix, pays, sparse_layers, sparse_methods
 from lc_keras.export.stored import LoadOnce, StoredSparse, StoredWeight
+from lc_keras.export.warmup import as_requests, prediction_log, write_warmup
 from lc_keras.macs import macs
 from lc_keras.signatures import input_signature_of, named, named_outputs
 from lc_keras.tracing import replaced
@@ -86,6 +87,7 @@ def export_saved_model(
     values=None,
     input_signature=None,
     signatures=None,
+    warmup=None,
     version=None,
     overwrite=False,
     verbose=False,
@@ -126,6 +128,10 @@ def export_saved_model(
         signatures: Dictionary of further signatures by name: functions of the inputs
             of the model, or tuples of a function and the list of its own
             `tf.TensorSpec`. `None` (default): none.
+        warmup: Requests that TensorFlow Serving sends itself before it lets the model
+            answer: an array, a dictionary of arrays by the names of the inputs, or a
+            list of up to 1,000 of these. Needs `tensorflow-serving-api`. `None`
+            (default): none.
         version: Int: writes this version of the model whose base directory is `path`.
             `"next"`: one above the highest there, or 1. `None` (default): `"next"` if
             `path` holds versions already; if not, `path` is what is written.
@@ -137,6 +143,7 @@ def export_saved_model(
 
     Raises:
         TypeError: If `model` is not a `keras.Model`, or an argument of another type.
+        ImportError: If `warmup` is given and `tensorflow-serving-api` is not installed.
         ValueError: If the model is not built, a weight is not a number or does not
             fit in half precision, nothing can be computed sparse though
             `compute="sparse"`, or `path` is a file, holds a SavedModel and
@@ -164,7 +171,10 @@ def export_saved_model(
     path = version_directory(os.fspath(path).rstrip("/"), version)
     check_free(path, overwrite)
     structure = input_signature_of(model) if input_signature is None else input_signature
-    named(structure)
+    specs = named(structure)
+    requests = None if warmup is None else as_requests(warmup, specs)
+    if requests:
+        prediction_log()
     arrays = _arrays(model)
     sparse = _sparse_layers(model, compute, batches)
     stored = _store(model, arrays, sparse, storage, values)
@@ -177,6 +187,8 @@ def export_saved_model(
         )
     with appearing(path, overwrite) as unfinished:
         tf.saved_model.save(module, unfinished, signatures=functions)
+        if requests:
+            write_warmup(unfinished, requests)
     exported = SavedModelExport(
         path=path,
         nbytes=size_of(path),
