@@ -9,7 +9,7 @@ from lc_keras.costs import (
     L2Constraint,
     L2Penalty,
 )
-from lc_keras.export import export_saved_model
+from lc_keras.export import export_litert, export_saved_model
 from lc_keras.groups import Blocks, Neurons, Weights
 from lc_keras.penalty import LCPenalty
 from lc_keras.reports import PruningReport, report
@@ -32,6 +32,7 @@ __all__ = [
     "PruningReport",
     "Task",
     "Weights",
+    "export_litert",
     "export_saved_model",
     "report",
 ]

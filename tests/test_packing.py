@@ -4,7 +4,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lc_keras.export.packing import pack, unpack
+from lc_keras.packing import pack, unpack
 
 
 def unpacked(packed):

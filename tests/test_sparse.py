@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from lc_keras.export import export_saved_model
-from lc_keras.export.packing import pack
+from lc_keras.packing import pack
 from lc_keras.export.sparse import multiply, pays, sparse_layers
 from lc_keras.export.stored import StoredSparse
 

@@ -10,11 +10,12 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.export.directories import appearing, check_free, size_of, version_directory
-from lc_keras.export.packing import Packed, pack
 from lc_keras.export.sparse import as_matrix, pays, sparse_layers, sparse_methods
 from lc_keras.export.stored import LoadOnce, StoredSparse, StoredWeight
 from lc_keras.export.warmup import as_requests, prediction_log, write_warmup
 from lc_keras.macs import macs
+from lc_keras.packing import Packed, pack
+from lc_keras.reports import REPORT_FILE, measure
 from lc_keras.signatures import input_signature_of, named, named_outputs
 from lc_keras.tracing import replaced
 
@@ -185,19 +186,16 @@ def export_saved_model(
             f"'{model.name}', of which some layers were not built, so that these weights are "
             f"random: {', '.join(variable.path for variable in built_by_the_call)}"
         )
+    weights = tuple(
+        _exported(variable, array, stored.get(id(variable)))
+        for variable, array in zip(model.variables, arrays, strict=True)
+    )
     with appearing(path, overwrite) as unfinished:
         tf.saved_model.save(module, unfinished, signatures=functions)
         if requests:
             write_warmup(unfinished, requests)
-    exported = SavedModelExport(
-        path=path,
-        nbytes=size_of(path),
-        weights=tuple(
-            _exported(variable, array, stored.get(id(variable)))
-            for variable, array in zip(model.variables, arrays, strict=True)
-        ),
-        signatures=tuple(functions),
-    )
+        _write_report(unfinished, model, weights)
+    exported = SavedModelExport(path, size_of(path), weights, tuple(functions))
     if verbose:
         print(exported)
     return exported
@@ -349,6 +347,14 @@ def _exported(variable, array, stored):
         error = float(np.abs(finite - finite.astype(packed.values.dtype).astype(array.dtype)).max(initial=0))
     compute = "sparse" if isinstance(weight, StoredSparse) else "dense"
     return ExportedWeight(variable.path, packed.encoding, compute, packed.nbytes, array.nbytes, error)
+
+
+def _write_report(folder, model, weights):
+    stored = {id(v): (w.encoding, w.nbytes) for v, w in zip(model.variables, weights, strict=True)}
+    file = os.path.join(folder, REPORT_FILE)
+    tf.io.gfile.makedirs(os.path.dirname(file))
+    with tf.io.gfile.GFile(file, "w") as opened:
+        opened.write(measure(model, model.variables, stored).to_json())
 
 
 def _check_choice(name, value, choices):

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import tensorflow as tf
 
-from lc_keras.export.packing import Packed, positions_of, unpack
+from lc_keras.packing import Packed, positions_of, unpack
 
 
 class StoredWeight(tf.Module):
