@@ -76,10 +76,10 @@ def _parser():
     )
     saved_model.add_argument(
         "--compute",
-        choices=("dense", "sparse", "auto"),
-        default="dense",
+        choices=("auto", "dense", "sparse"),
+        default="auto",
         help="how dense layers multiply: by all weights, by those that are not zero, "
-        "or whichever a rule says is faster (default: dense)",
+        "or whichever a measured rule says is faster (default: auto)",
     )
     saved_model.add_argument(
         "--expected-batch",

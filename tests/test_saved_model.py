@@ -289,7 +289,7 @@ def test_verbose_says_what_was_written(tmp_path, capsys):
     export_saved_model(prune(dense_net(), 0.05), tmp_path / "quiet")
     assert capsys.readouterr().out == ""
     export_saved_model(prune(dense_net(), 0.05), tmp_path / "net", verbose=True)
-    assert "2 weights packed" in capsys.readouterr().out
+    assert "Weights packed: 1;" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ def several():
 
 CHOICES = {
     "plain": {"storage": "dense"},
-    "packed": {},
+    "packed": {"compute": "dense"},
     "sparse": {"compute": "sparse"},
     "auto": {"compute": "auto"},
 }

@@ -110,7 +110,7 @@ def export_litert(
 
     with tempfile.TemporaryDirectory() as folder:
         saved = os.path.join(folder, "model")
-        export_saved_model(model, saved, storage="dense", input_signature=signature)
+        export_saved_model(model, saved, storage="dense", compute="dense", input_signature=signature)
         expected = tf.saved_model.load(saved).signatures["serving_default"]
         expected = {
             name: output.numpy()

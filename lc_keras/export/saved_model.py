@@ -67,8 +67,8 @@ class SavedModelExport:
         lines = [
             f"Wrote '{self.path}': {self.nbytes / 1000:,.0f} kB, of weights that take "
             f"{dense / 1000:,.0f} kB dense.",
-            f"{len(packed)} weights packed, {len(sparse)} multiplied sparse, "
-            f"signatures {', '.join(self.signatures)}.",
+            f"Weights packed: {len(packed)}; multiplied sparse: {len(sparse)}; "
+            f"signatures: {', '.join(self.signatures)}.",
         ]
         if not packed:
             lines.append("Nothing is gained by packing: no weight has enough zeros.")
@@ -83,7 +83,7 @@ def export_saved_model(
     path,
     *,
     storage="packed",
-    compute="dense",
+    compute="auto",
     expected_batch=(1, 32),
     values=None,
     input_signature=None,
@@ -115,9 +115,10 @@ def export_saved_model(
         path: String or path-like, the directory to write, such as
             `"models/digits/1"`, or a model's base directory: see `version`.
         storage: `"packed"` (default) or `"dense"`.
-        compute: `"dense"` (default): every layer as Keras computes it. `"sparse"`:
-            every dense layer and 1 × 1 convolution in float32 from its nonzero weights. `"auto"`:
-            each of these, if a measured rule says that it is faster.
+        compute: `"dense"`: every layer as Keras computes it, with outputs equal bit for
+            bit. `"sparse"`: every dense layer and 1 × 1 convolution in float32 from its
+            nonzero weights; outputs differ by rounding. `"auto"` (default): each of
+            these, if a measured rule says that it is faster.
         expected_batch: Int or tuple of ints, default `(1, 32)`: the batch sizes at
             which `"auto"` must not make a layer slower.
         values: `None` (default): values are stored in their own type. `"float16"`:
@@ -214,11 +215,11 @@ def _sparse_layers(model, compute, batches):
     found = {}
     if compute == "dense":
         return found
-    uses = {kernel.path: kernel.uses or 1 for kernel in macs(model).kernels}
+    uses = {kernel.path: kernel.uses for kernel in macs(model).kernels}
     for layer in sparse_layers(model):
         kernel = as_matrix(layer)
         kept = np.count_nonzero(kernel)
-        rows = [batch * uses[layer.kernel.path] for batch in batches]
+        rows = [batch * (uses.get(layer.kernel.path) or 1) for batch in batches]
         if compute == "sparse" or all(pays(kernel.shape, kept, n) for n in rows):
             found.setdefault(id(layer.kernel), []).append(layer)
     if compute == "sparse" and not found:

@@ -105,7 +105,7 @@ def pays(shape: tuple[int, int], kept: int, rows: int) -> bool:
 
     The times in nanoseconds were fitted to eight shapes, five densities and seven
     numbers of rows on two cores (`benchmarks/serving.py --calibrate`). Only their
-    ratio counts, and where it is below 1.5 the layer stays dense: machines differ.
+    ratio counts, and where it is below 1.8 the layer stays dense: machines differ.
 
     Args:
         shape: Tuple of ints, the outputs and the inputs of the matrix.
@@ -122,13 +122,13 @@ def pays(shape: tuple[int, int], kept: int, rows: int) -> bool:
         sparse = 8e4 + 4.0 * kept + 6.2 * ends * rows
     else:
         sparse = 3.3e5 + kept * (5.4 + 0.062 * rows) + 1.1 * ends * rows
-    return 1.5 * sparse < dense
+    return 1.8 * sparse < dense
 
 
 def _is_product(layer):
     if getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False):
         return False
-    if getattr(layer, "compute_dtype", None) != "float32":
+    if not layer.built or layer.compute_dtype != "float32":
         return False
     if type(layer).call is keras.layers.Dense.call:
         return True
