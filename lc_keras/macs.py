@@ -147,6 +147,8 @@ class _Counter:
     def trace(self, model, signature):
         layers = [layer for layer in model._flatten_layers() if layer is not model]
         hooks = [(layer, "call", self._hook(layer)) for layer in layers]
+        # Counting must not give the model weights that it did not have.
+        hooks += [(layer, "build", _refuse(layer)) for layer in layers if not layer.built]
 
         def call(*inputs):
             with keras.StatelessScope(), replaced(hooks):
@@ -178,6 +180,13 @@ class _Counter:
         # Unknown once is unknown in all.
         if so_far is not None:
             self.uses[id(variable)] = None if uses is None else so_far + uses
+
+
+def _refuse(layer):
+    def build(*_, **__):
+        raise ValueError(f"Expected a built layer. Received: '{layer.name}', which is not built.")
+
+    return build
 
 
 def _uses(layer, inputs, outputs):

@@ -145,6 +145,24 @@ def test_the_model_stays_as_it_was():
     assert [vars(layer).keys() for layer in model.layers] == [names.keys() for names in before]
 
 
+def test_counting_builds_no_layer():
+    class Forgets(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense, self.forgotten = L.Dense(2), L.Dense(2)
+
+        def build(self, shape):
+            self.dense.build(shape)
+
+        def call(self, x):
+            return self.forgotten(self.dense(x))
+
+    model = Forgets()
+    model.build((None, 3))
+    assert [k.uses for k in macs(model).kernels] == [None]
+    assert not model.forgotten.built and len(model.variables) == 2
+
+
 def test_not_built():
     with pytest.raises(ValueError, match="not built"):
         macs(keras.Sequential([L.Dense(3)]))
