@@ -10,7 +10,7 @@ from lc_keras.costs import (
     L2Constraint,
     L2Penalty,
 )
-from lc_keras.export import export_saved_model
+from lc_keras.export import export_litert, export_saved_model
 from lc_keras.groups import Blocks, Neurons, Weights
 from lc_keras.penalty import LCPenalty
 from lc_keras.reports import PruningReport, report
@@ -34,6 +34,7 @@ __all__ = [
     "Task",
     "Weights",
     "baselines",
+    "export_litert",
     "export_saved_model",
     "report",
 ]

@@ -1,28 +1,42 @@
-"""What pruning left of a model: layer by layer, and in bits."""
+"""What pruning left of a model: variable by variable, in bits and in multiply-adds."""
 
+import gzip
 import json
-import math
-from dataclasses import asdict, dataclass
+import os
+from dataclasses import asdict, dataclass, fields
 
 import keras
 import numpy as np
+import tensorflow as tf
 
+from lc_keras.macs import macs
+from lc_keras.packing import pack
 from lc_keras.tasks import default_kernels
+
+# Where a SavedModel of `export_saved_model` has its report; a model server passes over it.
+REPORT_FILE = os.path.join("assets.extra", "lc_keras_report.json")
+_WIDTH = 100
+_HEAD = ("shape", "kept", "density", "dense B", "packed", "gzip", "MACs", "left")
 
 
 @dataclass(frozen=True)
-class KernelReport:
-    """What is left of one kernel.
+class VariableReport:
+    """What is left of one variable.
 
     Attributes:
         path: String, the variable's path in the model.
         shape: Tuple of ints.
         weights: Int, how many weights it has.
         kept: Int, how many of them are not zero.
-        encoding: String, `"dense"`, `"bitmask"` or `"index"`: the cheapest of the
-            encodings described in `report`.
+        encoding: String, `"dense"`, `"bitmask"`, `"gaps8"` or `"gaps16"`: how
+            `export_saved_model` stores it.
         dense_bits: Int, its size with every weight stored.
         bits: Int, its size in that encoding.
+        gzip_bits: Int, the size of the dense weight compressed by gzip at its fastest,
+            or `None` if that was not measured.
+        macs: Int, multiply-adds by it for one example, or `None` if not known.
+        remaining_macs: Int, those by weights that are not zero, or `None`.
+        finite: Bool, whether all its weights are numbers.
         density: Float, the fraction of its weights that is kept.
     """
 
@@ -33,6 +47,10 @@ class KernelReport:
     encoding: str
     dense_bits: int
     bits: int
+    gzip_bits: int | None
+    macs: int | None
+    remaining_macs: int | None
+    finite: bool
 
     @property
     def density(self) -> float:
@@ -43,21 +61,31 @@ class KernelReport:
 class PruningReport:
     """What is left of a model; see `report`.
 
-    `str()` of it is a table.
+    `str()` of it is a table of at most 100 columns.
 
     Attributes:
-        rows: Tuple of `KernelReport`, one for each kernel.
-        other_bits: Int, the size of what is not a kernel: biases, normalisation,
-            embeddings.
+        rows: Tuple of `VariableReport`, one for each kernel.
+        others: Tuple of `VariableReport`, one for each other variable: biases,
+            normalisation, embeddings.
+        attention_macs: Int, the multiply-adds of activations by one another in
+            attention layers, or `None` if not known.
+        file_bits: Int, the size of the SavedModel that was read, or `None`.
         weights: Int, how many weights all kernels have.
         kept: Int, how many of them are not zero.
         density: Float, the fraction of the kernels' weights that is kept.
-        dense_bits: Int, the size of all parameters, each stored.
-        bits: Int, the size of all parameters, each kernel in its cheapest encoding.
+        dense_bits: Int, the size of all variables, each weight stored.
+        bits: Int, the size of all variables as `export_saved_model` stores them.
+        gzip_bits: Int, the same, each compressed by gzip, or `None` if not measured.
+        macs: Int, the multiply-adds for one example, as far as known.
+        remaining_macs: Int, those by weights that are not zero.
+        largest: `VariableReport` that takes the most bits as stored: pruning elsewhere
+            gains less. `None` if there is no variable.
     """
 
-    rows: tuple[KernelReport, ...]
-    other_bits: int
+    rows: tuple[VariableReport, ...]
+    others: tuple[VariableReport, ...]
+    attention_macs: int | None = 0
+    file_bits: int | None = None
 
     @property
     def weights(self) -> int:
@@ -73,41 +101,80 @@ class PruningReport:
 
     @property
     def dense_bits(self) -> int:
-        return sum(row.dense_bits for row in self.rows) + self.other_bits
+        return sum(row.dense_bits for row in self._all)
 
     @property
     def bits(self) -> int:
-        return sum(row.bits for row in self.rows) + self.other_bits
+        return sum(row.bits for row in self._all)
+
+    @property
+    def gzip_bits(self) -> int | None:
+        return _sum(row.gzip_bits for row in self._all)
+
+    @property
+    def macs(self) -> int:
+        return sum(row.macs or 0 for row in self._all) + (self.attention_macs or 0)
+
+    @property
+    def remaining_macs(self) -> int:
+        return sum(row.remaining_macs or 0 for row in self._all) + (self.attention_macs or 0)
+
+    @property
+    def largest(self) -> VariableReport | None:
+        return max(self._all, key=lambda row: row.bits, default=None)
+
+    @property
+    def _all(self):
+        return (*self.rows, *self.others)
 
     def __str__(self):
-        head = ("kernel", "shape", "weights", "kept", "density", "encoding", "kB")
-        body = [
-            (r.path, str(r.shape), *_counts(r), r.encoding, _kilobytes(r.bits)) for r in self.rows
+        lines = [
+            ("kernel", *_HEAD),
+            *((row.path, "×".join(map(str, row.shape)), *_cells([row])) for row in self.rows),
+            ("all kernels", "", *_cells(self.rows)),
+            ("all else", "", *_cells(self.others)),
         ]
-        total = ("all kernels", "", *_counts(self), "", _kilobytes(self.bits - self.other_bits))
-        lines = [head, *body, total]
-        widths = [max(map(len, column)) for column in zip(*lines)]
-        left = {"kernel", "shape", "encoding"}
+        columns = [max(map(len, column)) for column in zip(*lines)]
+        room = _WIDTH - 2 * len(_HEAD) - sum(columns[1:])
+        columns[0] = min(columns[0], room)
         text = [
             "  ".join(
-                cell.ljust(width) if name in left else cell.rjust(width)
-                for name, cell, width in zip(head, line, widths)
+                _shortened(cell, width).ljust(width) if i < 2 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, columns))
             ).rstrip()
             for line in lines
         ]
-        rule = "-" * max(map(len, text))
-        size = (
-            f"{_kilobytes(self.dense_bits)} kB dense, {_kilobytes(self.bits)} kB compressed, "
-            f"{_kilobytes(self.other_bits)} kB of it not kernels"
-        )
-        return "\n".join([text[0], rule, *text[1:-1], rule, text[-1], size])
+        rule = "-" * (sum(columns) + 2 * len(_HEAD))
+        return "\n".join([text[0], rule, *text[1:-2], rule, *text[-2:], rule, *self._summary()])
+
+    def _summary(self):
+        size = f"{self.dense_bits / 8000:,.1f} kB dense, {self.bits / 8000:,.1f} kB packed"
+        if self.gzip_bits is not None:
+            size += f", {self.gzip_bits / 8000:,.1f} kB by gzip"
+        if self.file_bits is not None:
+            size += f"; the SavedModel {self.file_bits / 8000:,.1f} kB"
+        yield size
+        if self.bits:
+            share = f"{100 * self.largest.bits / self.bits:.0f} %"
+            yield f"{share} of what is packed: {_shortened(self.largest.path, 60)}"
+        if self.macs:
+            yield f"{self.macs:,} multiply-adds an example, {self.remaining_macs:,} by weights that are left"
+        if self.rows and self.kept == self.weights:
+            yield "No kernel has zeros: nothing is gained."
+        for title, paths in (
+            ("Multiply-adds not known", [row.path for row in self.rows if row.macs is None]),
+            ("Not finite", [row.path for row in self._all if not row.finite]),
+        ):
+            if paths:
+                more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+                yield f"{title}: {_shortened(paths[0], 50)}{more}"
 
     def to_json(self) -> str:
         """Returns the report as JSON.
 
         Returns:
-            String: an object with `rows`, the attributes of each `KernelReport`, and
-            `totals`, those of the whole.
+            String: an object with `rows` and `others`, the attributes of each
+            `VariableReport`, and `totals`, those of the whole.
 
         Example:
 
@@ -115,9 +182,16 @@ class PruningReport:
         totals = json.loads(lc_keras.report(model).to_json())["totals"]
         ```
         """
-        rows = [{**asdict(row), "density": row.density} for row in self.rows]
-        names = ("weights", "kept", "density", "dense_bits", "bits", "other_bits")
-        return json.dumps({"rows": rows, "totals": {n: getattr(self, n) for n in names}}, indent=2)
+        names = (
+            "weights kept density dense_bits bits gzip_bits macs remaining_macs attention_macs file_bits"
+        ).split()
+        content = {
+            "rows": [{**asdict(row), "density": row.density} for row in self.rows],
+            "others": [{**asdict(row), "density": row.density} for row in self.others],
+            "totals": {name: getattr(self, name) for name in names},
+        }
+        content["totals"]["largest"] = self.largest.path if self.largest else None
+        return json.dumps(content, indent=2)
 
     def plot(self, path=None, ax=None):
         """Draws the density of each kernel as a bar.
@@ -153,28 +227,26 @@ class PruningReport:
         return ax.figure
 
 
-def report(model: keras.Model) -> PruningReport:
-    r"""Counts what is left of a model's kernels, and what that takes to store.
+def report(model) -> PruningReport:
+    """Counts what is left of a model, and what that takes to store and to compute.
 
     Any model with zeros in it will do, however they came there. The kernels are those
-    that a `Task` takes by default. Sizes are sums over parameters, at their own
-    types. With $n$ weights of $b$ bits, $k$ of them kept, a kernel takes the least of
-
-    - `"dense"`: $n b$ bits;
-    - `"bitmask"`: $n + k b$, a bit for each weight and the values kept;
-    - `"index"`: $k (b + \lceil \log_2 n \rceil)$, each value kept and its place.
-
-    All else (biases, normalisation, embeddings) counts dense.
+    that a `Task` takes by default. Sizes are of the values, at their own types, without
+    the graph around them. A weight is packed as `export_saved_model` packs it: as the
+    values that are not zero, and for each the number of zeros before it in 8 or 16
+    bits or else a bit for each place, unless it is smaller as it is.
 
     Args:
-        model: Built `keras.Model`.
+        model: Built `keras.Model`, or the path of a SavedModel that
+            `export_saved_model` wrote; it records what was exported, without gzip.
 
     Returns:
         `PruningReport`.
 
     Raises:
-        TypeError: If `model` is not a `keras.Model`.
-        ValueError: If the model is not built.
+        TypeError: If `model` is neither a `keras.Model` nor a path.
+        ValueError: If the model is not built or has no weights, or the path holds no
+            such SavedModel.
 
     Example:
 
@@ -184,9 +256,11 @@ def report(model: keras.Model) -> PruningReport:
     report.plot("density.png")
     ```
     """
+    if isinstance(model, (str, os.PathLike)):
+        return _read(os.fspath(model))
     if not isinstance(model, keras.Model):
         raise TypeError(
-            "Expected `model` to be a keras.Model. "
+            "Expected `model` to be a keras.Model or the path of a SavedModel. "
             f"Received: {model!r} (of type {type(model).__name__})"
         )
     if not model.built or not model.weights:
@@ -195,34 +269,102 @@ def report(model: keras.Model) -> PruningReport:
             f"{'has no weights' if model.built else 'is not built'}; call it on data, or "
             "`model.build(input_shape)`, first."
         )
+    return measure(model, model.weights)
+
+
+def measure(model: keras.Model, variables: list, stored: dict | None = None) -> PruningReport:
+    """Reports on variables of a model.
+
+    Args:
+        model: Built `keras.Model`.
+        variables: List of `keras.Variable` of it.
+        stored: Dictionary from the id of a variable to the tuple of the encoding and
+            the bytes it was stored in. `None` (default): they are packed to see, and
+            compressed by gzip as well.
+
+    Returns:
+        `PruningReport`.
+    """
+    counted = macs(model)
+    uses = {kernel.path: kernel.uses for kernel in counted.kernels}
     kernels = default_kernels(model)
     prunable = {id(variable) for variable in kernels}
-    others = [variable for variable in model.weights if id(variable) not in prunable]
+    rows = {id(v): _variable_report(v, uses.get(v.path), id(v) in prunable, stored) for v in variables}
     return PruningReport(
-        rows=tuple(map(_kernel_report, kernels)),
-        other_bits=sum(8 * keras.ops.convert_to_numpy(variable).nbytes for variable in others),
+        rows=tuple(rows[id(variable)] for variable in kernels),
+        others=tuple(row for key, row in rows.items() if key not in prunable),
+        attention_macs=counted.attention,
     )
 
 
-def _kernel_report(variable):
+def _variable_report(variable, uses, prunable, stored):
     value = keras.ops.convert_to_numpy(variable)
-    weights, kept = value.size, int(np.count_nonzero(value))
-    bits = 8 * value.itemsize
-    sizes = {
-        "dense": weights * bits,
-        "bitmask": weights + kept * bits,
-        "index": kept * (bits + math.ceil(math.log2(max(weights, 1)))),
-    }
-    cheapest = min(sizes, key=sizes.get)
-    return KernelReport(
+    floating = keras.backend.is_float_dtype(variable.dtype)
+    kept = int(np.count_nonzero(value))
+    if stored is not None:
+        encoding, nbytes = stored[id(variable)]
+    else:
+        packed = pack(value) if floating else None
+        encoding, nbytes = (packed.encoding, packed.nbytes) if floating else ("dense", value.nbytes)
+    # What is no kernel is added or looked up, not multiplied.
+    known = uses if uses is not None or prunable else 0
+    return VariableReport(
         path=variable.path,
         shape=tuple(value.shape),
-        weights=weights,
+        weights=value.size,
         kept=kept,
-        encoding=cheapest,
-        dense_bits=sizes["dense"],
-        bits=sizes[cheapest],
+        encoding=encoding,
+        dense_bits=8 * value.nbytes,
+        bits=8 * nbytes,
+        gzip_bits=8 * len(gzip.compress(value.tobytes(), 1)) if stored is None else None,
+        macs=None if known is None else known * value.size,
+        remaining_macs=None if known is None else known * kept,
+        finite=not floating or bool(np.isfinite(value.astype("float32")).all()),
     )
+
+
+def _read(path):
+    file = os.path.join(path, REPORT_FILE)
+    if not tf.io.gfile.exists(file):
+        raise ValueError(
+            "Expected the path of a SavedModel that export_saved_model wrote. "
+            f"Received: '{path}', which holds no {REPORT_FILE}."
+        )
+    with tf.io.gfile.GFile(file) as opened:
+        content = json.load(opened)
+    names = [field.name for field in fields(VariableReport)]
+    rows, others = (
+        tuple(
+            VariableReport(**{name: row[name] for name in names} | {"shape": tuple(row["shape"])})
+            for row in content[part]
+        )
+        for part in ("rows", "others")
+    )
+    size = sum(
+        tf.io.gfile.stat(os.path.join(folder, name)).length
+        for folder, _, found in tf.io.gfile.walk(path)
+        for name in found
+    )
+    return PruningReport(rows, others, content["totals"]["attention_macs"], 8 * size)
+
+
+def _cells(rows):
+    """The cells of a line of the table that sums up some variables."""
+    kept, weights = (sum(getattr(row, name) for row in rows) for name in ("kept", "weights"))
+    density = f"{100 * kept / weights:.2f} %" if weights else ""
+    sizes = (_sum(getattr(row, f"{kind}bits") for row in rows) for kind in ("dense_", "", "gzip_"))
+    multiplied = (_sum(getattr(row, name) for row in rows) for name in ("macs", "remaining_macs"))
+    return (
+        f"{kept:,}",
+        density,
+        *(_short(None if size is None else size // 8) for size in sizes),
+        *map(_short, multiplied),
+    )
+
+
+def _sum(values):
+    values = list(values)
+    return None if None in values else sum(values)
 
 
 def _density(counts):
@@ -230,12 +372,19 @@ def _density(counts):
     return counts.kept / counts.weights if counts.weights else 1.0
 
 
-def _counts(counts):
-    return f"{counts.weights:,}", f"{counts.kept:,}", f"{100 * counts.density:.2f} %"
+def _short(number):
+    if number is None:
+        return "-"
+    for unit in ("", "k", "M", "G"):
+        if number < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g}T"
 
 
-def _kilobytes(bits):
-    return f"{bits / 8000:,.1f}"
+def _shortened(text, width):
+    """The end of a text, which says more than its beginning in a path."""
+    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
 
 
 def _new_axes(height):

@@ -1,13 +1,16 @@
+import gzip
 import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import keras
 import numpy as np
 import pytest
 
-from lc_keras.reports import report
+from lc_keras.export import export_saved_model
+from lc_keras.reports import PruningReport, VariableReport, report
 
 
 def net(dtype="float32"):
@@ -49,23 +52,44 @@ def test_counts_each_kernel_and_all(pruned):
     assert (found.weights, found.kept, found.density) == (9928, 280, 280 / 9928)
 
 
-def test_sizes_take_the_cheapest_encoding(pruned):
+def test_sizes_are_those_of_an_export(pruned, tmp_path):
+    found, exported = report(pruned), export_saved_model(pruned, tmp_path)
+    stored = {weight.path: (weight.encoding, 8 * weight.nbytes) for weight in exported.weights}
+    for row in (*found.rows, *found.others):
+        assert (row.encoding, row.bits) == stored[row.path]
+    assert [row.encoding for row in found.rows] == ["dense", "gaps8", "dense"]
+    assert found.rows[1].bits == 92 * (32 + 8)
+    assert found.dense_bits == 32 * pruned.count_params()
+    assert found.bits == sum(bits for _, bits in stored.values())
+    assert found.largest is found.rows[2]
+
+
+def test_gzip(pruned):
     found = report(pruned)
-    assert [row.encoding for row in found.rows] == ["bitmask", "index", "bitmask"]
-    assert [row.bits for row in found.rows] == [72 + 60 * 32, 92 * (32 + 14), 640 + 128 * 32]
-    others = 32 * (4 + 4 * 4 + 64 + 10)
-    assert found.other_bits == others
-    assert found.dense_bits == 32 * 9928 + others == 32 * pruned.count_params()
-    assert found.bits == sum(row.bits for row in found.rows) + others
+    for row, layer in zip(found.rows, (0, 3, 4), strict=True):
+        value = pruned.layers[layer].kernel.numpy().tobytes()
+        assert row.gzip_bits == 8 * len(gzip.compress(value, 1)) < row.dense_bits
+    assert found.gzip_bits == sum(row.gzip_bits for row in (*found.rows, *found.others))
 
 
-@pytest.mark.parametrize("kept", [0, 1, 20, 300, 5000, 9215, 9216])
-def test_no_encoding_is_cheaper(kept):
-    model = keras.Sequential([keras.Input((144,)), keras.layers.Dense(64, use_bias=False)])
-    keep(model.layers[0].kernel, kept)
-    (row,) = report(model).rows
-    sizes = {"dense": 9216 * 32, "bitmask": 9216 + kept * 32, "index": kept * (32 + 14)}
-    assert row.bits == sizes[row.encoding] == min(sizes.values())
+def test_multiply_adds(pruned):
+    found = report(pruned)
+    assert [row.macs for row in found.rows] == [72 * 36, 9216, 640]
+    assert [row.remaining_macs for row in found.rows] == [60 * 36, 92, 128]
+    assert found.macs == 72 * 36 + 9216 + 640 and found.remaining_macs == 60 * 36 + 92 + 128
+    assert {row.macs for row in found.others} == {0}
+
+
+def test_an_export_reads_as_the_model(pruned, tmp_path):
+    export_saved_model(pruned, tmp_path / "net")
+    read, found = report(tmp_path / "net"), report(pruned)
+    for got, expected in ((read.rows, found.rows), (read.others, found.others)):
+        assert got == tuple(replace(row, gzip_bits=None) for row in expected)
+    assert read.file_bits == 8 * sum(p.stat().st_size for p in (tmp_path / "net").rglob("*") if p.is_file())
+    assert f"the SavedModel {read.file_bits / 8000:,.1f} kB" in str(read)
+    assert read.gzip_bits is None and json.loads(read.to_json())["totals"]["file_bits"] == read.file_bits
+    with pytest.raises(ValueError, match="export_saved_model wrote"):
+        report(str(tmp_path))
 
 
 @pytest.mark.parametrize("dtype, bits", [("float16", 16), ("bfloat16", 16), ("float64", 64)])
@@ -76,12 +100,21 @@ def test_sizes_follow_the_type_of_the_weights(dtype, bits):
     found = report(model)
     assert all(row.dense_bits == bits * row.weights for row in found.rows)
     assert found.density == 1.0 and found.bits == found.dense_bits
+    assert "nothing is gained" in str(found)
+
+
+def test_what_is_not_finite_is_said(pruned):
+    assert "Not finite" not in str(report(pruned))
+    pruned.layers[1].gamma.assign([1.0, np.nan, 1.0, np.inf])
+    found = report(pruned)
+    assert [row.path for row in (*found.rows, *found.others) if not row.finite] == [pruned.layers[1].gamma.path]
+    assert f"Not finite: {pruned.layers[1].gamma.path}" in str(found)
 
 
 def test_one_weight_and_no_kernel():
     single = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
     keep(single.layers[0].kernel, 0)
-    assert report(single).density == 0 and report(single).bits == 0
+    assert report(single).density == 0 and report(single).remaining_macs == 0
     no_kernel = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization()])
     found = report(no_kernel)
     assert found.rows == () and found.density == 1.0 and found.bits == 12 * 32
@@ -98,12 +131,24 @@ def test_a_shared_kernel_counts_once():
 def test_table_is_aligned_and_complete(pruned):
     found = report(pruned)
     lines = str(found).splitlines()
-    ends = {line.index(" %") for line in lines if " %" in line}
+    ends = {line.index(" %") for line in lines[2:8] if " %" in line}
     assert len(ends) == 1
     for row in found.rows:
         (line,) = [line for line in lines if line.startswith(row.path + " ")]
-        assert f"{row.weights:,}" in line and f"{row.kept:,}" in line and row.encoding in line
-    assert f"{found.dense_bits / 8000:,.1f} kB dense" in lines[-1]
+        assert f" {row.kept:,} " in line and "×".join(map(str, row.shape)) in line
+    assert f"{found.dense_bits / 8000:,.1f} kB dense" in str(found)
+    assert f"of what is packed: {found.largest.path}" in str(found)
+
+
+@pytest.mark.parametrize("depth", [1, 12])
+def test_table_fits_a_hundred_columns(pruned, depth):
+    (row, *_), path = report(pruned).rows, "a_long_name/" * depth + "kernel"
+    size, macs = 8 * 126_000_000, 31_500_000_000
+    large = VariableReport(path, (3, 3, 5000, 700), 31_500_000, 31_400_000, "dense", size, size, size, macs, macs, True)
+    text = str(PruningReport((row, large), (), 10**13))
+    assert 90 < max(map(len, text.splitlines())) <= 100
+    assert "31,400,000" in text and "3×3×5000×700" in text and "31.5G" in text and "126M" in text
+    assert "/kernel" in text and "10,031,500,002,592 multiply-adds" in text
 
 
 def test_json_has_rows_and_totals(pruned):

@@ -1,43 +1,155 @@
 """A SavedModel as small as the pruned model is, for TensorFlow Serving."""
 
+import contextlib
 import os
-import re
-import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from lc_keras.export.packing import pack, unpack
+from lc_keras.export.directories import appearing, check_free, size_of, version_directory
+from lc_keras.export.sparse import as_matrix, pays, sparse_layers, sparse_methods
+from lc_keras.export.stored import LoadOnce, StoredSparse, StoredWeight
+from lc_keras.export.warmup import as_requests, prediction_log, write_warmup
+from lc_keras.macs import macs
+from lc_keras.packing import Packed, pack
+from lc_keras.reports import REPORT_FILE, measure
+from lc_keras.signatures import input_signature_of, named, named_outputs
+from lc_keras.tracing import replaced
 
-_AUTOMATIC_NAME = re.compile(r"(input_layer|keras_tensor)(_\d+)?")
+
+@dataclass(frozen=True)
+class ExportedWeight:
+    """How one variable of a model was exported.
+
+    Attributes:
+        path: String, the variable's path in the model.
+        encoding: String, `"dense"`, `"gaps8"`, `"gaps16"` or `"bitmask"`.
+        compute: String, `"dense"` or `"sparse"`.
+        nbytes: Int, the bytes of its values and places in the file.
+        dense_nbytes: Int, its bytes in the model.
+        error: Float, how far the stored values are from the model's at most: 0 unless
+            they are stored in fewer bits.
+    """
+
+    path: str
+    encoding: str
+    compute: str
+    nbytes: int
+    dense_nbytes: int
+    error: float
 
 
-def export_saved_model(model, path, *, input_signature=None, overwrite=False, verbose=False):
+@dataclass(frozen=True)
+class SavedModelExport:
+    """What `export_saved_model` wrote.
+
+    `str()` of it says it in a few lines.
+
+    Attributes:
+        path: String, the directory of the SavedModel.
+        nbytes: Int, the size of all its files.
+        weights: Tuple of `ExportedWeight`, one for each variable of the model.
+        signatures: Tuple of strings.
+    """
+
+    path: str
+    nbytes: int
+    weights: tuple[ExportedWeight, ...]
+    signatures: tuple[str, ...]
+
+    def __str__(self):
+        dense = sum(weight.dense_nbytes for weight in self.weights)
+        packed = [weight for weight in self.weights if weight.encoding != "dense"]
+        sparse = [weight for weight in self.weights if weight.compute == "sparse"]
+        lines = [
+            f"Wrote '{self.path}': {self.nbytes / 1000:,.0f} kB, of weights that take "
+            f"{dense / 1000:,.0f} kB dense.",
+            f"Weights packed: {len(packed)}; multiplied sparse: {len(sparse)}; "
+            f"signatures: {', '.join(self.signatures)}.",
+        ]
+        if not packed:
+            lines.append("Nothing is gained by packing: no weight has enough zeros.")
+        rounded = max(self.weights, key=lambda weight: weight.error, default=None)
+        if rounded is not None and rounded.error:
+            lines.append(f"Stored values are off by at most {rounded.error:.2g} ({rounded.path}).")
+        return "\n".join(lines)
+
+
+def export_saved_model(
+    model,
+    path,
+    *,
+    storage="packed",
+    compute="auto",
+    expected_batch=(1, 32),
+    values=None,
+    input_signature=None,
+    signatures=None,
+    warmup=None,
+    version=None,
+    overwrite=False,
+    verbose=False,
+):
     """Writes a model as a SavedModel for inference.
 
     What is written needs neither Keras nor this package: `tf.saved_model.load` and
-    TensorFlow Serving read it. It has one function under two names, `serve` and
-    `serving_default`, with any batch size. Each variable is written once, and weights
-    with many zeros are written packed: the file's own initialisation unpacks them
-    when it is loaded, so that calls run at the speed of the dense model.
+    TensorFlow Serving read it. It takes any batch size, and its signature
+    `serving_default` has inputs and outputs by name: the keys of dictionaries, else
+    the names given to input and output layers, else `inputs` and `output_0`. Loaded
+    in Python, its function `serve` takes and returns the structures of the model.
+
+    Each variable is written once. Weights with many zeros are written packed, each in
+    the encoding that is smallest for it; the file's own initialisation unpacks them
+    when it is loaded. With dense compute, calls then run at the speed of the dense
+    model. With sparse compute, dense layers and 1 × 1 convolutions stay sparse in
+    memory and multiply by their nonzero weights only.
 
     The directory appears under its name when it is complete, so that a server
     watching its parent never meets half a model.
 
     Args:
         model: Built `keras.Model`. A subclassed one must have been called on data.
-        path: String or path-like, the directory to write, such as `"models/digits/1"`.
+        path: String or path-like, the directory to write, such as
+            `"models/digits/1"`, or a model's base directory: see `version`.
+        storage: `"packed"` (default) or `"dense"`.
+        compute: `"dense"`: every layer as Keras computes it, with outputs equal bit for
+            bit. `"sparse"`: every dense layer and 1 × 1 convolution in float32 from its
+            nonzero weights; outputs differ by rounding. `"auto"` (default): each of
+            these, if a measured rule says that it is faster.
+        expected_batch: Int or tuple of ints, default `(1, 32)`: the batch sizes at
+            which `"auto"` must not make a layer slower.
+        values: `None` (default): values are stored in their own type. `"float16"`:
+            those of weights with two or more axes in half precision.
         input_signature: List of `tf.TensorSpec` or of structures of these, one for
             each positional argument of the model. `None` (default): as the model was
             built. A subclassed model does not record the types of its inputs; `None`
             then means its `input_dtype`.
-        overwrite: Bool, default `False`. `True`: replaces the SavedModel in `path`.
+        signatures: Dictionary of further signatures by name: functions of the inputs
+            of the model, or tuples of a function and the list of its own
+            `tf.TensorSpec`. `None` (default): none.
+        warmup: Requests that TensorFlow Serving sends itself before it lets the model
+            answer: an array, a dictionary of arrays by the names of the inputs, or a
+            list of up to 1,000 of these. Needs `tensorflow-serving-api`. `None`
+            (default): none.
+        version: Int: writes this version of the model whose base directory is `path`.
+            `"next"`: one above the highest there, or 1. `None` (default): `"next"` if
+            `path` holds versions already; if not, `path` is what is written.
+        overwrite: Bool, default `False`. `True`: replaces the SavedModel there.
         verbose: Bool, default `False`. `True`: prints what was written.
 
+    Returns:
+        `SavedModelExport`.
+
     Raises:
-        TypeError: If `model` is not a `keras.Model`.
-        ValueError: If the model is not built, or `path` is a file, or holds a
-            SavedModel and `overwrite` is `False`, or holds anything else.
+        TypeError: If `model` is not a `keras.Model`, or an argument of another type.
+        ImportError: If `warmup` is given and `tensorflow-serving-api` is not installed.
+        ValueError: If the model is not built, a weight is not a number or does not
+            fit in half precision, nothing can be computed sparse though
+            `compute="sparse"`, or `path` is a file, holds a SavedModel and
+            `overwrite` is `False`, or holds anything else.
 
     Example:
 
@@ -54,151 +166,208 @@ def export_saved_model(model, path, *, input_signature=None, overwrite=False, ve
             "Expected `model` to be a keras.Model. "
             f"Received: {model!r} (of type {type(model).__name__})"
         )
-    path = os.fspath(path).rstrip("/")
-    _check_free(path, overwrite)
-    if input_signature is None:
-        input_signature = _input_signature(model)
-    if len(input_signature) == 1 and isinstance(input_signature[0], tf.TensorSpec):
-        (spec,) = input_signature
-        input_signature = [tf.TensorSpec(spec.shape, spec.dtype, spec.name or "inputs")]
-    module = _module(model, input_signature)
-
-    unfinished = f"{path}.unfinished-{uuid.uuid4().hex}"
-    try:
-        signature = {"serve": module.serve, "serving_default": module.serve}
-        tf.saved_model.save(module, unfinished, signatures=signature)
-        if tf.io.gfile.exists(path):
-            tf.io.gfile.rmtree(path)
-        tf.io.gfile.rename(unfinished, path)
-    finally:
-        if tf.io.gfile.exists(unfinished):
-            tf.io.gfile.rmtree(unfinished)
-    if verbose:
-        print(
-            f"Wrote '{path}': {_size(path) / 1000:,.0f} kB, {len(module.packed)} weights packed, "
-            f"signatures {', '.join(signature)}"
+    _check_choice("storage", storage, ("packed", "dense"))
+    _check_choice("compute", compute, ("auto", "dense", "sparse"))
+    _check_choice("values", values, (None, "float16"))
+    batches = _batches(expected_batch)
+    path = version_directory(os.fspath(path).rstrip("/"), version)
+    check_free(path, overwrite)
+    structure = input_signature_of(model) if input_signature is None else input_signature
+    specs = named(structure)
+    requests = None if warmup is None else as_requests(warmup, specs)
+    if requests:
+        prediction_log()
+    arrays = _arrays(model)
+    sparse = _sparse_layers(model, compute, batches)
+    stored = _store(model, arrays, sparse, storage, values)
+    module, functions = _module(model, stored, sparse, structure, signatures or {})
+    if built_by_the_call := model.variables[len(arrays) :]:
+        raise ValueError(
+            "Expected a built model. Received: model "
+            f"'{model.name}', of which some layers were not built, so that these weights are "
+            f"random: {', '.join(variable.path for variable in built_by_the_call)}"
         )
+    weights = tuple(
+        _exported(variable, array, stored.get(id(variable)))
+        for variable, array in zip(model.variables, arrays, strict=True)
+    )
+    with appearing(path, overwrite) as unfinished:
+        tf.saved_model.save(module, unfinished, signatures=functions)
+        if requests:
+            write_warmup(unfinished, requests)
+        _write_report(unfinished, model, weights)
+    exported = SavedModelExport(path, size_of(path), weights, tuple(functions))
+    if verbose:
+        print(exported)
+    return exported
 
 
-class _PackedWeight(tf.Module):
-    """A weight that is stored packed, beside an empty variable for its dense form."""
-
-    def __init__(self, values, gaps, shape):
-        super().__init__()
-        self.values, self.gaps = tf.Variable(values), tf.Variable(gaps)
-        self.shape = shape
-        empty = tf.zeros([0] * len(shape), values.dtype)
-        self.dense = tf.Variable(empty, shape=[None] * len(shape))
-
-    def read(self):
-        return tf.ensure_shape(self.dense, self.shape)
-
-    def unpack(self):
-        self.dense.assign(unpack(self.values, self.gaps, self.shape))
+def _arrays(model):
+    arrays = [keras.ops.convert_to_numpy(variable) for variable in model.variables]
+    for variable, array in zip(model.variables, arrays, strict=True):
+        if keras.backend.is_float_dtype(variable.dtype) and np.isnan(array).any():
+            raise ValueError(f"Expected weights that are numbers. Received: NaN in '{variable.path}'.")
+    return arrays
 
 
-class _UnpackOnLoad(tf.saved_model.experimental.TrackableResource):
-    """Unpacks weights where a loader initialises resources: once, after the variables."""
+def _sparse_layers(model, compute, batches):
+    """Returns a dictionary from the id of a kernel to the layers that multiply by it."""
+    found = {}
+    if compute == "dense":
+        return found
+    uses = {kernel.path: kernel.uses for kernel in macs(model).kernels}
+    for layer in sparse_layers(model):
+        kernel = as_matrix(layer)
+        kept = np.count_nonzero(kernel)
+        rows = [batch * (uses.get(layer.kernel.path) or 1) for batch in batches]
+        if compute == "sparse" or all(pays(kernel.shape, kept, n) for n in rows):
+            found.setdefault(id(layer.kernel), []).append(layer)
+    if compute == "sparse" and not found:
+        raise ValueError(
+            'Expected a float32 dense layer or 1 × 1 convolution for compute="sparse". '
+            f"Received: model '{model.name}', which has none."
+        )
+    return found
 
-    def __init__(self, weights):
-        super().__init__()
-        self._weights = weights
 
-    def _create_resource(self):
-        # The variables are what it holds; a resource must have a handle.
-        return tf.constant(0)
+def _store(model, arrays, sparse, storage, values):
+    """Returns what is stored in another form than the model's, by the id of the variable."""
+    stored = {}
+    for variable, array in zip(model.variables, arrays, strict=True):
+        if not keras.backend.is_float_dtype(variable.dtype):
+            continue
+        narrow = values == "float16" and array.ndim > 1 and array.itemsize > 2
+        kept = _in_half_precision(variable, array) if narrow else array
+        if id(variable) in sparse:
+            matrix = kept.reshape(kept.shape[-2:]).T
+            stored[id(variable)] = pack(matrix, dense=False), StoredSparse
+            continue
+        packed = pack(kept) if storage == "packed" else Packed("dense", kept.shape, kept)
+        if narrow or packed.encoding != "dense":
+            stored[id(variable)] = packed, StoredWeight
+    return {
+        key: (packed, kind(packed, by_id.dtype))
+        for (key, (packed, kind)), by_id in zip(
+            stored.items(), (v for v in model.variables if id(v) in stored), strict=True
+        )
+    }
 
-    def _initialize(self):
-        for weight in self._weights:
-            weight.unpack()
+
+def _in_half_precision(variable, array):
+    with np.errstate(over="ignore"):
+        half = array.astype("float16")
+    if not np.array_equal(np.isinf(half), np.isinf(array)):
+        raise ValueError(
+            "Expected weights up to 65504 in magnitude to store in float16. "
+            f"Received: {np.abs(array).max():.4g} in '{variable.path}'."
+        )
+    return half
 
 
-def _module(model, input_signature):
-    """Returns a `tf.Module` whose `serve` is the model and which tracks what it uses."""
-    packed = {}
-    for i, variable in enumerate(model.variables):
-        if keras.backend.is_float_dtype(variable.dtype):
-            parts = pack(keras.ops.convert_to_numpy(variable))
-            if parts is not None:
-                packed[i] = _PackedWeight(*parts, tuple(variable.shape))
+def _module(model, stored, sparse, structure, further):
+    """Returns a `tf.Module` that tracks what its signatures use, and these."""
+    dense = {k: w for k, (_, w) in stored.items() if isinstance(w, StoredWeight)}
+    methods = [
+        method
+        for key, layers in sparse.items()
+        for layer in layers
+        for method in sparse_methods(layer, stored[key][1])
+    ]
+    variables = {id(variable): variable for variable in model.variables}
 
-    @tf.function(input_signature=input_signature, autograph=False)
-    def serve(*inputs):
-        mapping = [(model.variables[i], weight.read()) for i, weight in packed.items()]
-        with keras.StatelessScope(mapping) as scope:
-            outputs = model(*inputs)
-        # Only the weights are replaced: states, such as a random seed, still move on.
-        for i, variable in enumerate(model.variables):
-            value = scope.get_current_value(variable)
-            if value is not None and i not in packed:
-                variable.assign(value)
-        return outputs
+    def with_stored_weights(function):
+        """Returns a function that reads the stored weights in place of the model's."""
+
+        def serve(*inputs):
+            mapping = [(variables[key], weight.read()) for key, weight in dense.items()]
+            with contextlib.ExitStack() as stack:
+                scope = stack.enter_context(keras.StatelessScope(mapping))
+                stack.enter_context(replaced(methods))
+                outputs = function(*inputs)
+            # Only the weights are replaced: states, such as a random seed, still move on.
+            for key, variable in variables.items():
+                value = scope.get_current_value(variable)
+                if value is not None and key not in dense:
+                    variable.assign(value)
+            return outputs
+
+        return serve
+
+    serve = tf.function(
+        with_stored_weights(lambda *inputs: model(*inputs, training=False)),
+        input_signature=_with_single_name(structure),
+        autograph=False,
+    )
+    names = named_outputs(model)
+    functions = {"serving_default": _signature(serve, structure, names)}
+    for name, given in further.items():
+        function, own = given if isinstance(given, tuple) else (given, structure)
+        traced = tf.function(with_stored_weights(function), input_signature=own, autograph=False)
+        functions[name] = _signature(traced, own, named_outputs(model))
+    functions["serve"] = functions["serving_default"]
 
     module = tf.Module()
     module.serve = serve
-    module.packed = list(packed.values())
-    if packed:
-        module.unpack_on_load = _UnpackOnLoad(module.packed)
-    module.used = list(serve.get_concrete_function().variables)
+    module.stored = [weight for _, weight in stored.values()]
+    if stored:
+        module.load_once = LoadOnce(module.stored)
+    traces = [function.get_concrete_function() for function in (serve, *functions.values())]
+    module.used = list({id(v): v for trace in traces for v in trace.variables}.values())
     module.tables = [
         resource
         for resource in tf.train.TrackableView(model).descendants()
         if isinstance(resource, tf.saved_model.experimental.TrackableResource)
     ]
-    return module
+    return module, functions
 
 
-def _input_signature(model):
-    inputs = getattr(model, "inputs", None)
-    if not model.built or (inputs is None and not model.variables):
+def _signature(function, structure, names) -> Callable:
+    """Returns a function of flat, named inputs to a dictionary of named outputs."""
+
+    @tf.function(input_signature=named(structure), autograph=False)
+    def signature(*flat):
+        return names(function(*keras.tree.pack_sequence_as(structure, flat)))
+
+    return signature
+
+
+def _with_single_name(structure):
+    """The structure, whose input has a name if there is but one."""
+    if len(structure) == 1 and isinstance(structure[0], tf.TensorSpec):
+        return named(structure)
+    return structure
+
+
+def _exported(variable, array, stored):
+    if stored is None:
+        return ExportedWeight(variable.path, "dense", "dense", array.nbytes, array.nbytes, 0.0)
+    packed, weight = stored
+    error = 0.0
+    if packed.values.dtype != array.dtype:
+        finite = array[np.isfinite(array)]
+        error = float(np.abs(finite - finite.astype(packed.values.dtype).astype(array.dtype)).max(initial=0))
+    compute = "sparse" if isinstance(weight, StoredSparse) else "dense"
+    return ExportedWeight(variable.path, packed.encoding, compute, packed.nbytes, array.nbytes, error)
+
+
+def _write_report(folder, model, weights):
+    stored = {id(v): (w.encoding, w.nbytes) for v, w in zip(model.variables, weights, strict=True)}
+    file = os.path.join(folder, REPORT_FILE)
+    tf.io.gfile.makedirs(os.path.dirname(file))
+    with tf.io.gfile.GFile(file, "w") as opened:
+        opened.write(measure(model, model.variables, stored).to_json())
+
+
+def _check_choice(name, value, choices):
+    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
+        raise ValueError(f"Expected `{name}` to be one of {', '.join(map(repr, choices))}. Received: {value!r}")
+
+
+def _batches(expected):
+    batches = (expected,) if isinstance(expected, int) else tuple(expected)
+    if not batches or not all(type(batch) is int and batch > 0 for batch in batches):
         raise ValueError(
-            f"Expected a built model. Received: model '{model.name}', which is not built; "
-            "call it on data first."
+            "Expected `expected_batch` to be a positive int or a tuple of these. "
+            f"Received: {expected!r}"
         )
-    if isinstance(model, keras.Sequential):
-        return [_spec(inputs[0].shape, inputs[0].dtype, inputs[0].name)]
-    if inputs is not None:
-        return [keras.tree.map_structure(lambda x: _spec(x.shape, x.dtype, x.name), model.input)]
-    shapes = (model.get_build_config() or {}).values()
-    if not shapes:
-        raise ValueError(
-            f"Model '{model.name}' does not record the shapes of its inputs. Call it on data "
-            "first, or pass `input_signature`."
-        )
-    return [
-        keras.tree.map_shape_structure(lambda shape: _spec(shape, model.input_dtype), structure)
-        for structure in shapes
-    ]
-
-
-def _spec(shape, dtype, name=None):
-    # A name that Keras made up would differ from run to run.
-    if name is not None and _AUTOMATIC_NAME.fullmatch(name):
-        name = None
-    return tf.TensorSpec((None, *shape[1:]), dtype, name)
-
-
-def _check_free(path, overwrite):
-    if not tf.io.gfile.exists(path):
-        return
-    if not tf.io.gfile.isdir(path):
-        raise ValueError(f"Expected `path` to be a directory. Received: the file '{path}'.")
-    found = tf.io.gfile.listdir(path)
-    if found and not overwrite:
-        raise ValueError(
-            f"Expected `path` to be new or empty. Received: '{path}', which holds "
-            f"{', '.join(sorted(found)[:5])}; pass overwrite=True to replace a SavedModel."
-        )
-    if found and "saved_model.pb" not in found:
-        raise ValueError(
-            f"Expected `path` to hold a SavedModel to replace. Received: '{path}', which holds "
-            f"{', '.join(sorted(found)[:5])}."
-        )
-
-
-def _size(path):
-    return sum(
-        tf.io.gfile.stat(os.path.join(folder, name)).length
-        for folder, _, names in tf.io.gfile.walk(path)
-        for name in names
-    )
+    return batches

@@ -7,11 +7,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from c_api import CSession
 from lc_keras.export import export_saved_model
-from lc_keras.export.packing import pack, unpack
 
 # Runs in a process of its own, where importing keras or lc_keras fails.
 LOAD_AND_SERVE = textwrap.dedent(
@@ -272,8 +270,10 @@ def test_does_not_write_over_things(tmp_path):
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match="thesis.tex"):
         export_saved_model(model, tmp_path / "mine", overwrite=True)
-    with pytest.raises(ValueError, match="the file"):
+    with pytest.raises(ValueError, match="is a file"):
         export_saved_model(model, tmp_path / "mine" / "thesis.tex", overwrite=True)
+    with pytest.raises(ValueError, match="is a file"):
+        export_saved_model(model, tmp_path / "mine" / "thesis.tex" / "1")
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "x"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "net"]
 
@@ -289,7 +289,7 @@ def test_verbose_says_what_was_written(tmp_path, capsys):
     export_saved_model(prune(dense_net(), 0.05), tmp_path / "quiet")
     assert capsys.readouterr().out == ""
     export_saved_model(prune(dense_net(), 0.05), tmp_path / "net", verbose=True)
-    assert "2 weights packed" in capsys.readouterr().out
+    assert "Weights packed: 1;" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -311,40 +311,242 @@ def test_not_a_model(tmp_path):
         export_saved_model(keras.layers.Dense(3), tmp_path / "net")
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    size=st.integers(20_000, 200_000),
-    kept=st.integers(0, 300),
-    dtype=st.sampled_from(["float32", "float16", "float64"]),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_packing_is_lossless(size, kept, dtype, seed):
-    random = np.random.default_rng(seed)
-    array = np.zeros(size, dtype)
-    array[random.choice(size, kept, replace=False)] = random.normal(size=kept)
-    values, gaps = pack(array)
-    assert values.dtype == dtype and len(values) == len(gaps)
-    assert values.nbytes + gaps.nbytes < array.nbytes
-    np.testing.assert_array_equal(unpack(values, gaps, array.shape), array)
+def mlp():
+    return keras.Sequential(
+        [
+            keras.Input((200,), name="pixels"),
+            keras.layers.Dense(300, "relu"),
+            keras.layers.Dense(10, name="logits"),
+        ]
+    )
 
 
-@pytest.mark.parametrize("gap", [0, 1, 254, 255, 256, 257, 511, 512, 65535, 65536, 65537, 131073])
-def test_packing_bridges_long_gaps(gap):
-    array = np.zeros(200_000, "float32")
-    array[gap] = 1.0
-    array[gap + 1 :: gap + 1] = 2.0
-    array[10 * (gap + 1) :] = 0.0
-    values, gaps = pack(array)
-    np.testing.assert_array_equal(unpack(values, gaps, array.shape), array)
+def convolutions():
+    image = keras.Input((9, 9, 3), name="image")
+    x = keras.layers.Conv2D(64, 3, activation="relu")(image)
+    x = keras.layers.DepthwiseConv2D(3, padding="same")(keras.layers.BatchNormalization()(x))
+    x = keras.layers.Conv2D(128, 1, strides=2, padding="same", activation="relu")(x)
+    x = keras.layers.SeparableConv2D(32, 3)(x)
+    return keras.Model(image, keras.layers.Dense(5)(keras.layers.GlobalAveragePooling2D()(x)))
 
 
-def test_packing_declines_where_it_does_not_pay():
-    assert pack(np.ones([300, 300], "float32")) is None
-    assert pack(np.zeros([10, 10], "float32")) is None
-    assert pack(np.zeros([0, 10], "float32")) is None
+def several():
+    inputs = {"left": keras.Input((60,), name="left"), "right": keras.Input((7, 50), name="right")}
+    right = keras.layers.Dense(80)(inputs["right"])
+    recur = keras.layers.GRU(60)(keras.layers.MultiHeadAttention(2, 16)(right, right))
+    joined = keras.layers.Concatenate()([inputs["left"], recur])
+    return keras.Model(inputs, {"small": keras.layers.Dense(1)(joined), "large": right})
 
 
-def test_packing_keeps_what_is_not_finite():
-    array = np.zeros(100_000, "float32")
-    array[[5, 99_999]] = np.nan, np.inf
-    np.testing.assert_array_equal(unpack(*pack(array), array.shape), array)
+CHOICES = {
+    "plain": {"storage": "dense"},
+    "packed": {"compute": "dense"},
+    "sparse": {"compute": "sparse"},
+    "auto": {"compute": "auto"},
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("build", [mlp, convolutions, several])
+def test_serves_through_the_c_api(tmp_path, build, choice):
+    model = prune(build(), 0.05)
+    exported = export_saved_model(model, tmp_path / "1", **CHOICES[choice])
+    assert ("sparse" in {weight.compute for weight in exported.weights}) == (choice == "sparse")
+    with CSession(tmp_path / "1") as session:
+        signature = session.signatures["serving_default"]
+        for batch in (1, 3, 40):
+            x = {
+                name: np.random.normal(size=[batch, *(d.size for d in spec.tensor_shape.dim[1:])])
+                for name, spec in signature.inputs.items()
+            }
+            x = {name: value.astype("float32") for name, value in x.items()}
+            served = session.run(**x)
+            (only,) = x.values() if len(x) == 1 else (x,)
+            expected = model(only, training=False)
+            if not isinstance(expected, dict):
+                expected = {name: expected for name in served}
+            assert set(served) == set(expected)
+            for name in served:
+                assert served[name].dtype == "float32"
+                if choice == "sparse":
+                    scale = np.abs(expected[name]).max()
+                    np.testing.assert_allclose(served[name], expected[name], rtol=1e-5, atol=1e-5 * scale)
+                else:
+                    np.testing.assert_array_equal(served[name], numpy(expected[name]))
+
+
+def test_the_c_api_says_why_it_cannot_load(tmp_path):
+    with pytest.raises(RuntimeError, match="Could not find SavedModel"):
+        CSession(tmp_path)
+
+
+def test_inference_whatever_the_default_of_training(tmp_path):
+    class Trains(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.drop = keras.layers.Dropout(0.9)
+
+        def call(self, x, training=True):
+            return self.drop(x, training=training)
+
+    class Knows(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(2, kernel_initializer="ones")
+
+        def call(self, x):
+            return self.dense(x)
+
+    for model in (Trains(), Knows()):
+        model(np.ones((2, 3), "float32"), training=False)
+        x = np.ones((2, 3), "float32")
+        folder = tmp_path / model.name
+        export_saved_model(model, folder, input_signature=[tf.TensorSpec([None, 3])])
+        np.testing.assert_array_equal(serve(folder, x), model(x, training=False))
+
+
+def test_further_signatures(tmp_path):
+    model = prune(mlp(), 0.02)
+    texts = [tf.TensorSpec([None], tf.string, "numbers")]
+    signatures = {
+        "probabilities": lambda x: {"p": keras.ops.softmax(model(x))},
+        "text": (lambda text: model(tf.strings.to_number(tf.strings.split(text, ",").to_tensor())), texts),
+    }
+    exported = export_saved_model(model, tmp_path, signatures=signatures)
+    assert exported.signatures == ("serving_default", "probabilities", "text", "serve")
+    assert stored_elements(tmp_path) < 0.2 * model.count_params()
+    x = np.random.normal(size=(4, 200)).round(3).astype("float32")
+    with CSession(tmp_path) as session:
+        p = session.run("probabilities", pixels=x)["p"]
+    np.testing.assert_allclose(p, keras.ops.softmax(model(x)), rtol=1e-5)
+    lines = tf.constant([",".join(map(str, row)) for row in x])
+    loaded = tf.saved_model.load(str(tmp_path))
+    by_text = loaded.signatures["text"](numbers=lines)["logits"]
+    np.testing.assert_allclose(by_text, model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("compute", ["dense", "sparse"])
+def test_half_precision_in_the_file(tmp_path, compute):
+    model = prune(keras.Sequential([keras.Input((500,)), keras.layers.Dense(300)]), 0.1)
+    x = np.random.normal(size=(3, 500)).astype("float32")
+    exported = export_saved_model(model, tmp_path, compute=compute, values="float16")
+    kernel, bias = exported.weights
+    exact = numpy(model.layers[0].kernel)
+    rounded = exact.astype("float16").astype("float32")
+    assert kernel.nbytes < 3.2 * np.count_nonzero(exact) and bias.error == 0
+    assert kernel.error == np.abs(exact - rounded).max() > 0
+    assert f"at most {kernel.error:.2g}" in str(exported)
+    np.testing.assert_allclose(serve(tmp_path, x), x @ rounded, rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_that_would_overflow(tmp_path):
+    model = mlp()
+    model.layers[0].kernel.assign(1e5 * np.ones((200, 300)))
+    with pytest.raises(ValueError, match="65504 in magnitude .* 1e\\+05 in '.*/kernel'"):
+        export_saved_model(model, tmp_path / "net", values="float16")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.9, 0.8, 0.5, 0.02])
+def test_packed_is_never_larger_than_dense(tmp_path, kept):
+    model = keras.Sequential([keras.Input((120,)), keras.layers.Dense(120), keras.layers.Dense(300)])
+    prune(model, kept)
+    dense = export_saved_model(model, tmp_path / "dense", storage="dense")
+    packed = export_saved_model(model, tmp_path / "packed")
+    assert packed.nbytes <= dense.nbytes and packed.nbytes == size_of(tmp_path / "packed")
+
+
+def test_size_of_lenet300_at_5_percent(tmp_path):
+    layers = [keras.layers.Dense(n, "tanh") for n in (300, 100, 10)]
+    model = prune(keras.Sequential([keras.Input((784,)), *layers]), 0.05)
+    kept = sum(np.count_nonzero(numpy(layer.kernel)) for layer in layers)
+    exported = export_saved_model(model, tmp_path)
+    graph = (tmp_path / "saved_model.pb").stat().st_size
+    assert exported.nbytes - graph < 1.25 * (5 * kept + 4 * 410)
+    assert graph < 60_000
+
+
+def test_nothing_to_gain_is_said(tmp_path):
+    assert "Nothing is gained" in str(export_saved_model(mlp(), tmp_path / "full"))
+    assert "Nothing is gained" not in str(export_saved_model(prune(mlp(), 0.05), tmp_path / "pruned"))
+
+
+def test_weights_that_are_not_numbers(tmp_path):
+    model = mlp()
+    kernel = numpy(model.layers[0].kernel).copy()
+    kernel[3, 4] = np.nan
+    model.layers[0].kernel.assign(kernel)
+    with pytest.raises(ValueError, match="NaN in '.*/kernel'"):
+        export_saved_model(model, tmp_path / "net")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_arguments(tmp_path):
+    model = mlp()
+    for options, message in (
+        ({"storage": "zip"}, "`storage` to be one of 'packed', 'dense'. Received: 'zip'"),
+        ({"compute": "fast"}, "Expected `compute`"),
+        ({"values": "int8"}, "Expected `values`"),
+        ({"expected_batch": 0}, "Expected `expected_batch`"),
+        ({"expected_batch": ()}, "Expected `expected_batch`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_saved_model(model, tmp_path / "net", **options)
+    with pytest.raises(TypeError, match="tf.TensorSpec"):
+        export_saved_model(model, tmp_path / "net", input_signature=[(None, 200)])
+    flat = keras.Sequential([keras.Input((3,)), keras.layers.Flatten()])
+    with pytest.raises(ValueError, match="has none"):
+        export_saved_model(flat, tmp_path / "net", compute="sparse")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_without_weights(tmp_path):
+    x = keras.Input((3,), name="x")
+    models = keras.Model(x, x), keras.Model(x, keras.layers.Rescaling(2.0)(x))
+    for i, model in enumerate(models):
+        export_saved_model(model, tmp_path / str(i))
+        with CSession(tmp_path / str(i)) as session:
+            (served,) = session.run(x=np.ones((2, 3))).values()
+        assert served.tolist() == [[1.0 + i] * 3] * 2
+    for empty in (keras.Sequential([]), keras.Sequential([x])):
+        with pytest.raises(ValueError, match="which is empty"):
+            export_saved_model(empty, tmp_path / "empty")
+
+
+def test_lambda_layers(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Lambda(lambda x: 2 * x), keras.layers.Dense(1)])
+    export_saved_model(model, tmp_path)
+    np.testing.assert_array_equal(serve(tmp_path, np.ones((1, 3), "float32")), model(np.ones((1, 3))))
+
+
+class ForgetsALayer(keras.Model):
+    def __init__(self, calls_it):
+        super().__init__()
+        self.dense, self.forgotten, self.calls_it = keras.layers.Dense(2), keras.layers.Dense(2), calls_it
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        return self.forgotten(self.dense(x)) if self.calls_it else self.dense(x)
+
+
+def test_unbuilt_layers(tmp_path):
+    x = np.ones((1, 3), "float32")
+    unused = ForgetsALayer(False)
+    unused.build((None, 3))
+    export_saved_model(unused, tmp_path / "unused")
+    np.testing.assert_array_equal(serve(tmp_path / "unused", x), unused(x))
+    used = ForgetsALayer(True)
+    used.build((None, 3))
+    with pytest.raises(ValueError, match="not built, .*dense.*/kernel"):
+        export_saved_model(used, tmp_path / "used")
+    assert not (tmp_path / "used").exists()
+
+
+def test_quantised_models(tmp_path):
+    model = prune(mlp(), 0.05)
+    model.quantize("int8")
+    x = np.random.normal(size=(3, 200)).astype("float32")
+    export_saved_model(model, tmp_path)
+    np.testing.assert_allclose(serve(tmp_path, x), model(x), rtol=1e-5, atol=1e-5)

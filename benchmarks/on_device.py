@@ -1,0 +1,116 @@
+"""What sparse weights do to a LiteRT file and its latency, against the same file without them.
+
+    python benchmarks/on_device.py [--rounds 200] [--output litert.json]
+
+The two files answer in turn; the ratios are medians over rounds.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
+
+import lc_keras
+
+
+def lenet300():
+    layers = [keras.layers.Dense(n, "relu") for n in (300, 100)]
+    return keras.Sequential([keras.Input((784,)), *layers, keras.layers.Dense(10)])
+
+
+def pointwise():
+    layers = [keras.layers.Conv2D(32, 3, strides=2, activation="relu")]
+    for filters in (128, 256, 256):
+        layers += [
+            keras.layers.DepthwiseConv2D(3, padding="same", activation="relu"),
+            keras.layers.Conv2D(filters, 1, activation="relu"),
+        ]
+    head = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10)]
+    return keras.Sequential([keras.Input((56, 56, 3)), *layers, *head])
+
+
+NETS = {"LeNet-300": lenet300, "pointwise": pointwise}
+
+
+def prune(model, keep):
+    """Zeros the smallest weights of each dense layer and 1 × 1 convolution."""
+    for kernel in lc_keras.Task(lc_keras.L0Constraint(keep), r"(dense|conv2d)[^/]*/kernel").select(model):
+        if "depthwise" not in kernel.path and kernel.shape[0] != 3:
+            kernel.assign(lc_keras.L0Constraint(keep).c_step([kernel.value], 1.0)[0])
+
+
+def prepared(path, x):
+    interpreter = Interpreter(model_path=str(path), num_threads=1)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+    for _ in range(10):
+        interpreter.invoke()
+    return interpreter
+
+
+def milliseconds(interpreter):
+    start = time.perf_counter()
+    interpreter.invoke()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def measure(name, keep, quantize, rounds):
+    keras.utils.set_random_seed(0)
+    model = NETS[name]()
+    prune(model, keep)
+    x = np.random.default_rng(0).normal(size=(1, *model.input_shape[1:])).astype("float32")
+    with tempfile.TemporaryDirectory() as folder:
+        exported, interpreters = {}, {}
+        for sparse in (False, "auto"):
+            path = Path(folder) / f"{sparse}.tflite"
+            exported[sparse] = lc_keras.export_litert(
+                model, path, sparse=sparse, quantize=quantize, representative_data=[x]
+            )
+            interpreters[sparse] = prepared(path, x)
+        times = [
+            (milliseconds(interpreters[False]), milliseconds(interpreters["auto"])) for _ in range(rounds)
+        ]
+    dense, auto = exported[False], exported["auto"]
+    return {
+        "net": name,
+        "keep": keep,
+        "quantize": quantize,
+        "sparse": auto.sparse,
+        "smaller": dense.nbytes / auto.nbytes,
+        "kB": auto.nbytes / 1000,
+        "dense_ms": statistics.median(d for d, _ in times),
+        "faster": statistics.median(d / s for d, s in times),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--output", help="write the figures to this json file")
+    arguments = parser.parse_args()
+    rows = []
+    for name in NETS:
+        for quantize in (None, "float16", "int8"):
+            for keep in (0.2, 0.1, 0.05, 0.02, 0.01):
+                row = measure(name, keep, quantize, arguments.rounds)
+                rows.append(row)
+                print(
+                    f"{name:9} {quantize or 'float32':7} {100 * keep:4.0f} % kept  "
+                    f"{'sparse' if row['sparse'] else 'dense '}  {row['kB']:7.1f} kB  "
+                    f"{row['smaller']:5.1f} x smaller  {row['faster']:5.2f} x as fast",
+                    flush=True,
+                )
+    if arguments.output:
+        with open(arguments.output, "w") as file:
+            json.dump({"tensorflow": tf.__version__, "keras": keras.__version__, "rows": rows}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

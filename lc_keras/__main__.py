@@ -1,0 +1,183 @@
+"""The command line: `python -m lc_keras report|export`."""
+
+import argparse
+import os
+import sys
+import zipfile
+
+_EXAMPLES = """examples:
+  python -m lc_keras report pruned.keras
+  python -m lc_keras report models/digits/1
+  python -m lc_keras export pruned.keras models/digits --version next
+  python -m lc_keras export pruned.keras digits.tflite
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: List of strings. `None` (default): those of the process.
+
+    Returns:
+        Int, the exit status: 0, or 1 if the model or a path was not what was expected.
+    """
+    args = _parser().parse_args(arguments)
+    try:
+        args.run(args)
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        print(f"lc_keras: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m lc_keras",
+        description="Say what pruning left of a Keras model, and write it as small as it is.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="report|export", required=True)
+
+    report = commands.add_parser(
+        "report",
+        help="show what is left of a model, variable by variable",
+        description="Show what is left of a model, variable by variable: how many weights are not zero, "
+        "what they take to store and to multiply by.",
+    )
+    report.add_argument("model", help="a .keras file, or the directory of a SavedModel written by export")
+    report.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    report.add_argument("--plot", metavar="FILE", help="draw the kept fraction by layer into this image too")
+    report.set_defaults(run=_report)
+
+    export = commands.add_parser(
+        "export",
+        help="write a model for TensorFlow Serving, or for LiteRT",
+        description="Write a .keras model as a SavedModel for TensorFlow Serving, with its zeros packed, "
+        "or as a LiteRT file if the target ends in .tflite. Nothing is overwritten unless asked for.",
+    )
+    export.add_argument("model", help="a .keras file")
+    export.add_argument("target", help="the directory of the SavedModel, or a file that ends in .tflite")
+    export.add_argument("--overwrite", action="store_true", help="replace what is there")
+    saved_model = export.add_argument_group("for a SavedModel")
+    saved_model.add_argument(
+        "--version",
+        type=_version,
+        metavar="next|N",
+        help="the target is a model's base directory: write its next version, or version N "
+        "(default: next, if the target holds versions already)",
+    )
+    saved_model.add_argument(
+        "--storage",
+        choices=("packed", "dense"),
+        default="packed",
+        help="how weights are stored: without their zeros, or with them (default: packed)",
+    )
+    saved_model.add_argument(
+        "--compute",
+        choices=("auto", "dense", "sparse"),
+        default="auto",
+        help="how dense layers multiply: by all weights, by those that are not zero, "
+        "or whichever a measured rule says is faster (default: auto)",
+    )
+    saved_model.add_argument(
+        "--expected-batch",
+        type=int,
+        nargs="+",
+        default=(1, 32),
+        metavar="N",
+        help="the batch sizes for which --compute auto decides (default: 1 32)",
+    )
+    saved_model.add_argument(
+        "--float16", action="store_true", help="store values in half precision, half the bytes"
+    )
+    litert = export.add_argument_group("for LiteRT")
+    litert.add_argument("--quantize", choices=("float16", "int8"), help="store weights in fewer bits")
+    litert.add_argument(
+        "--data", metavar="FILE.npy", help="examples of the model's input, which --quantize int8 needs"
+    )
+    export.set_defaults(run=_export)
+
+    for command in (report, export):
+        command.add_argument(
+            "--unsafe",
+            action="store_true",
+            help="load Lambda layers too: they run code from the file, so trust its author",
+        )
+    return parser
+
+
+def _report(args):
+    from lc_keras.reports import report
+
+    found = report(args.model if os.path.isdir(args.model) else _load(args))
+    print(found.to_json() if args.json else found)
+    if args.plot:
+        found.plot(args.plot)
+
+
+def _export(args):
+    from lc_keras.export import export_litert, export_saved_model
+
+    model = _load(args)
+    if args.target.endswith(".tflite"):
+        data = None if args.data is None else [_array(args.data)]
+        print(
+            export_litert(
+                model,
+                args.target,
+                quantize=args.quantize,
+                representative_data=data,
+                overwrite=args.overwrite,
+            )
+        )
+        return
+    print(
+        export_saved_model(
+            model,
+            args.target,
+            storage=args.storage,
+            compute=args.compute,
+            expected_batch=tuple(args.expected_batch),
+            values="float16" if args.float16 else None,
+            version=args.version,
+            overwrite=args.overwrite,
+        )
+    )
+
+
+def _load(args):
+    import keras
+
+    if not os.path.isfile(args.model):
+        raise ValueError(f"Expected a .keras file. Received: '{args.model}', which is not a file.")
+    if not zipfile.is_zipfile(args.model):
+        raise ValueError(f"Expected a .keras file. Received: '{args.model}', which is none.")
+    try:
+        return keras.saving.load_model(args.model, compile=False, safe_mode=not args.unsafe)
+    except ValueError as error:
+        if "safe_mode" in str(error) and not args.unsafe:
+            raise ValueError(
+                f"'{args.model}' has a Lambda layer, which runs code from the file; "
+                "pass --unsafe if you trust its author."
+            ) from error
+        raise
+
+
+def _array(path):
+    import numpy as np
+
+    return np.load(path)
+
+
+def _version(text):
+    if text == "next":
+        return text
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f'expected "next" or a number, received {text!r}')
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Directories that appear complete or not at all."""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+
+@contextlib.contextmanager
+def appearing(path: str, overwrite: bool) -> Iterator[str]:
+    """Yields a new directory beside `path`, which takes its name in the end.
+
+    If the block raises, nothing has changed.
+
+    Args:
+        path: String, the directory to appear.
+        overwrite: Bool. `True`: a directory of that name is moved aside first, and
+            back if the new one cannot take its place. `False`: one that is not empty
+            is an error, even if another process wrote it in the meantime.
+
+    Yields:
+        String, the directory to write into.
+    """
+    unfinished, replaced = (f"{path}.{state}-{uuid.uuid4().hex}" for state in ("unfinished", "replaced"))
+    try:
+        tf.io.gfile.makedirs(unfinished)
+        yield unfinished
+        if overwrite and tf.io.gfile.exists(path):
+            tf.io.gfile.rename(path, replaced)
+        try:
+            # For a directory, `overwrite` means: if that one is empty.
+            tf.io.gfile.rename(unfinished, path, overwrite=True)
+        except BaseException:
+            if tf.io.gfile.exists(replaced):
+                tf.io.gfile.rename(replaced, path)
+            raise
+    finally:
+        if tf.io.gfile.exists(unfinished):
+            tf.io.gfile.rmtree(unfinished)
+    if tf.io.gfile.exists(replaced):
+        tf.io.gfile.rmtree(replaced)
+
+
+def version_directory(path: str, version: int | str | None) -> str:
+    """Where to write a model that was given this path and version.
+
+    Args:
+        path: String, a directory that exists or not.
+        version: Int: this version of the model whose base directory is `path`.
+            `"next"`: one above the highest there, or 1. `None`: `"next"` if `path`
+            holds versions already, `path` itself if not.
+
+    Returns:
+        String, the directory.
+
+    Raises:
+        TypeError: If `version` is of another type.
+        ValueError: If `version` is another string, or an int below 0.
+    """
+    # A bool is an int.
+    if version is not None and version != "next" and type(version) is not int:
+        raise TypeError(
+            'Expected `version` to be None, "next" or an int. '
+            f"Received: {version!r} (of type {type(version).__name__})"
+        )
+    if isinstance(version, int):
+        if version < 0:
+            raise ValueError(f"Expected `version` to be at least 0. Received: {version}")
+        return os.path.join(path, str(version))
+    versions = _versions(path)
+    if versions or version == "next":
+        return os.path.join(path, str(max(versions, default=0) + 1))
+    return path
+
+
+def check_free(path: str, overwrite: bool):
+    """Checks that a SavedModel may be written to `path`.
+
+    Args:
+        path: String, a directory that exists or not.
+        overwrite: Bool, whether a SavedModel that is there may be replaced.
+
+    Raises:
+        ValueError: If `path` is a file, or lies in one, or holds anything that may
+            not be replaced.
+    """
+    parent = path
+    while parent and not tf.io.gfile.exists(parent):
+        parent = os.path.dirname(parent)
+    if parent and not tf.io.gfile.isdir(parent):
+        raise ValueError(f"Expected `path` to be a directory. Received: '{path}'; '{parent}' is a file.")
+    found = sorted(tf.io.gfile.listdir(path)) if parent == path else []
+    if not found:
+        return
+    held = f"'{path}', which holds {', '.join(found[:5])}"
+    if not overwrite:
+        raise ValueError(
+            f"Expected `path` to be new or empty. Received: {held}; pass overwrite=True to "
+            "replace a SavedModel."
+        )
+    if "saved_model.pb" not in found:
+        raise ValueError(f"Expected `path` to hold a SavedModel to replace. Received: {held}.")
+
+
+def size_of(path: str) -> int:
+    """The bytes of all files in a directory."""
+    return sum(
+        tf.io.gfile.stat(os.path.join(folder, name)).length
+        for folder, _, names in tf.io.gfile.walk(path)
+        for name in names
+    )
+
+
+def _versions(path):
+    found = tf.io.gfile.listdir(path) if path and tf.io.gfile.isdir(path) else []
+    return [int(name) for name in (name.rstrip("/") for name in found) if name.isdigit()]

@@ -1,0 +1,141 @@
+"""Dense layers and 1 × 1 convolutions that multiply by their nonzero weights only."""
+
+import math
+from collections.abc import Iterable
+
+import keras
+import tensorflow as tf
+
+from lc_keras.export.stored import StoredSparse
+
+# Rows up to which multiplying entry by entry is faster than in compressed rows.
+_FEW_ROWS = 16
+# Eigen multiplies whole packets of columns; a remainder costs more than the padding.
+_PACKET = 16
+
+
+def sparse_layers(model: keras.Model) -> list[keras.Layer]:
+    """The layers of a model whose kernel can be multiplied sparse.
+
+    Args:
+        model: Built `keras.Model`.
+
+    Returns:
+        List of dense layers and 1 × 1 convolutions with a float32 kernel.
+    """
+    return [layer for layer in model._flatten_layers() if _is_product(layer)]
+
+
+def as_matrix(layer: keras.Layer):
+    """The kernel of a layer, outputs × inputs.
+
+    Args:
+        layer: Layer, one of `sparse_layers`.
+
+    Returns:
+        NumPy array of two axes.
+    """
+    kernel = keras.ops.convert_to_numpy(layer.kernel)
+    return kernel.reshape(kernel.shape[-2:]).T
+
+
+def sparse_methods(layer: keras.Layer, weight: StoredSparse) -> Iterable[tuple]:
+    """What to replace in a layer, see `lc_keras.tracing.replaced`.
+
+    Args:
+        layer: Layer, one of `sparse_layers`.
+        weight: `StoredSparse`, its `as_matrix`.
+
+    Returns:
+        List of one tuple of the layer, the name of a method, and a function.
+    """
+
+    def dense(inputs, training=None):
+        outputs = multiply(inputs, weight)
+        if layer.bias is not None:
+            outputs = keras.ops.add(outputs, layer.bias)
+        return outputs if layer.activation is None else layer.activation(outputs)
+
+    def convolve(inputs, kernel):
+        steps = tuple(slice(None, None, stride) for stride in layer.strides)
+        return multiply(inputs[(slice(None), *steps)], weight)
+
+    if isinstance(layer, keras.layers.Dense):
+        return [(layer, "call", dense)]
+    return [(layer, "convolution_op", convolve)]
+
+
+def multiply(inputs: tf.Tensor, weight: StoredSparse) -> tf.Tensor:
+    """Multiplies the last axis of the inputs by a sparse matrix.
+
+    The kernel is chosen when it runs, from the number of rows: a loop over the entries
+    for few, compressed sparse rows for many.
+
+    Args:
+        inputs: float32 tensor of shape `(..., inputs)`.
+        weight: `StoredSparse` of shape `(outputs, inputs)`.
+
+    Returns:
+        float32 tensor of shape `(..., outputs)`.
+    """
+    shape = [*tf.unstack(tf.shape(inputs)[:-1]), weight.shape[0]]
+    columns = tf.transpose(tf.reshape(inputs, [-1, weight.shape[1]]))
+    rows = tf.shape(columns)[1]
+    indices, entries = weight.read()
+
+    def by_entry():
+        return tf.raw_ops.SparseTensorDenseMatMul(
+            a_indices=indices, a_values=entries, a_shape=weight.shape, b=columns
+        )
+
+    def by_row():
+        matrix = tf.raw_ops.SparseTensorToCSRSparseMatrix(
+            indices=indices, values=entries, dense_shape=weight.shape
+        )
+        padded = tf.pad(columns, [[0, 0], [0, -rows % _PACKET]])
+        return tf.raw_ops.SparseMatrixMatMul(a=matrix, b=padded)[:, :rows]
+
+    outputs = tf.transpose(tf.cond(rows <= _FEW_ROWS, by_entry, by_row))
+    outputs = tf.reshape(outputs, shape)
+    return tf.ensure_shape(outputs, [*inputs.shape[:-1], weight.shape[0]])
+
+
+def pays(shape: tuple[int, int], kept: int, rows: int) -> bool:
+    """Whether multiplying sparse is faster than dense, by a rule that was measured.
+
+    The times in nanoseconds were fitted to eight shapes, five densities and seven
+    numbers of rows on two cores (`benchmarks/serving.py --calibrate`). Only their
+    ratio counts, and where it is below 1.8 the layer stays dense: machines differ.
+
+    Args:
+        shape: Tuple of ints, the outputs and the inputs of the matrix.
+        kept: Int, how many of its weights are not zero.
+        rows: Int, how many rows it is multiplied by in a call: the batch size, times
+            the pixels of a convolution.
+
+    Returns:
+        Bool.
+    """
+    weights, ends = math.prod(shape), sum(shape)
+    dense = 3e4 + weights * (0.18 + 0.018 * rows)
+    if rows <= _FEW_ROWS:
+        sparse = 8e4 + 4.0 * kept + 6.2 * ends * rows
+    else:
+        sparse = 3.3e5 + kept * (5.4 + 0.062 * rows) + 1.1 * ends * rows
+    return 1.8 * sparse < dense
+
+
+def _is_product(layer):
+    if getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False):
+        return False
+    if not layer.built or layer.compute_dtype != "float32":
+        return False
+    if type(layer).call is keras.layers.Dense.call:
+        return True
+    return (
+        isinstance(layer, (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D))
+        and type(layer).convolution_op is keras.layers.Conv2D.convolution_op
+        and set(layer.kernel_size) == {1}
+        and layer.groups == 1
+        and layer.data_format == "channels_last"
+    )

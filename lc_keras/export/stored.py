@@ -1,0 +1,87 @@
+"""Weights as a SavedModel holds them: packed in the file, unpacked once it is loaded."""
+
+from collections.abc import Iterable
+
+import tensorflow as tf
+
+from lc_keras.packing import Packed, positions_of, unpack
+
+
+class StoredWeight(tf.Module):
+    """A weight that is stored packed, or in fewer bits, and read dense.
+
+    Args:
+        packed: `Packed`.
+        dtype: The type to read it in.
+    """
+
+    def __init__(self, packed: Packed, dtype):
+        super().__init__()
+        self._encoding, self._shape, self._dtype = packed.encoding, packed.shape, tf.as_dtype(dtype)
+        self.values = tf.Variable(packed.values, trainable=False)
+        self.places = None if packed.places is None else tf.Variable(packed.places, trainable=False)
+        # What follows holds nothing in the file; loading fills it.
+        self.dense = _empty(len(packed.shape), dtype)
+
+    def read(self) -> tf.Tensor:
+        """The weight, once `load` has run."""
+        return tf.ensure_shape(self.dense, self._shape)
+
+    def load(self):
+        """Unpacks the weight."""
+        values = tf.cast(self.values, self._dtype)
+        if self.places is not None:
+            values = unpack(self._encoding, values, self.places, self._shape)
+        self.dense.assign(values)
+
+
+class StoredSparse(tf.Module):
+    """A matrix that is stored packed and stays sparse when it is loaded.
+
+    Args:
+        packed: `Packed`, not dense.
+        dtype: The type to read it in.
+    """
+
+    def __init__(self, packed: Packed, dtype):
+        super().__init__()
+        self._encoding, self.shape, self._dtype = packed.encoding, packed.shape, tf.as_dtype(dtype)
+        self.values = tf.Variable(packed.values, trainable=False)
+        self.places = tf.Variable(packed.places, trainable=False)
+        self.indices = _empty(2, tf.int64)
+        self.entries = _empty(1, dtype)
+
+    def read(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """The places, of shape `(n, 2)`, and what is there, once `load` has run."""
+        return tf.ensure_shape(self.indices, [None, 2]), tf.ensure_shape(self.entries, [None])
+
+    def load(self):
+        """Unpacks the places."""
+        positions = positions_of(self._encoding, self.places)
+        columns = tf.constant(self.shape[1], tf.int64)
+        self.indices.assign(tf.stack([positions // columns, positions % columns], axis=1))
+        self.entries.assign(tf.cast(self.values, self._dtype))
+
+
+class LoadOnce(tf.saved_model.experimental.TrackableResource):
+    """Loads weights where a loader initialises resources: once, after the variables.
+
+    Args:
+        weights: Iterable of `StoredWeight` and `StoredSparse`.
+    """
+
+    def __init__(self, weights: Iterable[StoredWeight | StoredSparse]):
+        super().__init__()
+        self._weights = tuple(weights)
+
+    def _create_resource(self):
+        # The variables are what it holds; a resource must have a handle.
+        return tf.constant(0)
+
+    def _initialize(self):
+        for weight in self._weights:
+            weight.load()
+
+
+def _empty(rank, dtype):
+    return tf.Variable(tf.zeros([0] * rank, dtype), shape=[None] * rank, trainable=False)

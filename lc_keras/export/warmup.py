@@ -1,0 +1,99 @@
+"""Requests that TensorFlow Serving sends itself when it loads a model, so that the first user does not wait."""
+
+import os
+from collections.abc import Iterable
+
+import numpy as np
+import tensorflow as tf
+
+# The model server refuses to load a model with more.
+_MOST_RECORDS = 1000
+_FILE = "assets.extra/tf_serving_warmup_requests"
+
+
+def as_requests(warmup, specs: list[tf.TensorSpec]) -> list[dict[str, np.ndarray]]:
+    """Checks warm-up requests against the inputs of a model.
+
+    Args:
+        warmup: What `export_saved_model` takes: an array of one input, a dictionary of
+            arrays by the names of the inputs, or a list of these.
+        specs: List of `tf.TensorSpec`, the named inputs.
+
+    Returns:
+        List of dictionaries of arrays by the names of the inputs, in their types.
+
+    Raises:
+        ValueError: If inputs are missing or unknown, a shape does not fit, or there
+            are no requests or more than the model server takes.
+    """
+    requests = list(warmup) if isinstance(warmup, (list, tuple)) else [warmup]
+    if not 1 <= len(requests) <= _MOST_RECORDS:
+        raise ValueError(
+            f"Expected `warmup` to be 1 to {_MOST_RECORDS} requests. Received: {len(requests)}"
+        )
+    return [_as_request(request, specs) for request in requests]
+
+
+def write_warmup(folder: str, requests: Iterable[dict[str, np.ndarray]]):
+    """Writes warm-up requests into a SavedModel, as `PredictionLog` records.
+
+    Args:
+        folder: String, the SavedModel.
+        requests: Iterable of dictionaries of arrays by the names of the inputs.
+
+    Raises:
+        ImportError: If `tensorflow-serving-api` is not installed.
+    """
+    path = os.path.join(folder, _FILE)
+    log = prediction_log()
+    tf.io.gfile.makedirs(os.path.dirname(path))
+    with tf.io.TFRecordWriter(path) as writer:
+        for inputs in requests:
+            record = log.PredictionLog()
+            request = record.predict_log.request
+            request.model_spec.signature_name = "serving_default"
+            for name, array in inputs.items():
+                request.inputs[name].CopyFrom(tf.make_tensor_proto(array))
+            writer.write(record.SerializeToString())
+
+
+def prediction_log():
+    """The module of the model server's `PredictionLog`.
+
+    Raises:
+        ImportError: If `tensorflow-serving-api` is not installed.
+    """
+    try:
+        from tensorflow_serving.apis import prediction_log_pb2
+    except ImportError as error:
+        raise ImportError(
+            "Warm-up requests need tensorflow-serving-api, which is not installed: "
+            'pip install "lc_keras[serving]".'
+        ) from error
+    return prediction_log_pb2
+
+
+def _as_request(given, specs):
+    names = [spec.name for spec in specs]
+    if not isinstance(given, dict):
+        if len(specs) > 1:
+            raise ValueError(
+                f"Expected each request of `warmup` to be a dictionary with the keys {', '.join(names)}. "
+                f"Received: {type(given).__name__}"
+            )
+        given = {names[0]: given}
+    if set(given) != set(names):
+        raise ValueError(
+            f"Expected a request of `warmup` for the inputs {', '.join(names)}. "
+            f"Received: {', '.join(map(str, given))}"
+        )
+    request = {}
+    for spec in specs:
+        array = np.asarray(given[spec.name])
+        if not spec.shape.is_compatible_with(array.shape):
+            raise ValueError(
+                f"Expected `warmup` for input '{spec.name}' of shape {tuple(spec.shape)}. "
+                f"Received: shape {array.shape}"
+            )
+        request[spec.name] = array.astype(spec.dtype.as_numpy_dtype)
+    return request

@@ -1,0 +1,254 @@
+"""Multiply-adds of a model for one example, all of them and those by nonzero weights."""
+
+import math
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from lc_keras.signatures import input_signature_of
+from lc_keras.tracing import replaced
+
+_CELLS = (keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell)
+_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+_SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+_TRANSPOSED = (
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+)
+_CONV_LSTM = (keras.layers.ConvLSTM1D, keras.layers.ConvLSTM2D, keras.layers.ConvLSTM3D)
+_HEADS = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
+
+
+@dataclass(frozen=True)
+class KernelMacs:
+    """The multiply-adds by one kernel, for one example.
+
+    Attributes:
+        path: String, the variable's path in the model.
+        weights: Int, how many weights it has.
+        kept: Int, how many of them are not zero.
+        uses: Int, how often each weight is multiplied: once in a dense layer, once a
+            pixel of the output in a convolution, once a step in a recurrent layer,
+            all calls of a shared layer together. `None` if that is not known: a size
+            of the input is not, or the layer is of another kind.
+        dense: Int, `uses · weights`, or `None`.
+        remaining: Int, `uses · kept`, or `None`.
+    """
+
+    path: str
+    weights: int
+    kept: int
+    uses: int | None
+
+    @property
+    def dense(self) -> int | None:
+        return None if self.uses is None else self.uses * self.weights
+
+    @property
+    def remaining(self) -> int | None:
+        return None if self.uses is None else self.uses * self.kept
+
+
+@dataclass(frozen=True)
+class Macs:
+    """The multiply-adds of a model for one example; see `macs`.
+
+    Attributes:
+        kernels: Tuple of `KernelMacs`, one for each variable that is named a kernel.
+        attention: Int, the multiply-adds of activations by one another in attention
+            layers, which pruning does not change, or `None` if not known.
+        dense: Int, the sum of all that is known, with every weight.
+        remaining: Int, the same by the weights that are not zero.
+        unknown: Tuple of strings, the paths of kernels left out of the sums.
+    """
+
+    kernels: tuple[KernelMacs, ...]
+    attention: int | None
+
+    @property
+    def dense(self) -> int:
+        return sum(kernel.dense or 0 for kernel in self.kernels) + (self.attention or 0)
+
+    @property
+    def remaining(self) -> int:
+        return sum(kernel.remaining or 0 for kernel in self.kernels) + (self.attention or 0)
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        return tuple(kernel.path for kernel in self.kernels if kernel.uses is None)
+
+
+def macs(model: keras.Model, input_signature: list | None = None) -> Macs:
+    """Counts the multiply-adds of a model for one example.
+
+    The model is traced, without data, and each layer counted as often as it is called
+    and at the shapes it meets. Counted are dense, einsum-dense, convolution (grouped,
+    depthwise, separable and transposed ones too), recurrent and attention layers.
+    Convolutions count as if their padding were pixels; additions of biases,
+    normalisation and activations do not count.
+
+    Args:
+        model: Built `keras.Model`.
+        input_signature: List of `tf.TensorSpec` or of structures of these, one for
+            each positional argument of the model, of a batch of one. `None` (default):
+            as the model was built.
+
+    Returns:
+        `Macs`.
+
+    Raises:
+        ValueError: If the model is not built.
+
+    Example:
+
+    ```python
+    counted = macs(model)
+    print(counted.remaining / counted.dense)
+    ```
+    """
+    kernels = _kernels(model)
+    counter = _Counter(kernels)
+    try:
+        signature = input_signature_of(model) if input_signature is None else input_signature
+        counter.trace(model, keras.tree.map_structure(_of_one_example, signature))
+    except Exception:
+        # A model that cannot be called this way can still be measured in bits.
+        if not model.built:
+            raise
+        counter = _Counter(kernels)
+        counter.attention = None
+    counted = []
+    for variable in kernels:
+        value = keras.ops.convert_to_numpy(variable)
+        uses = counter.uses[id(variable)]
+        counted.append(
+            KernelMacs(
+                path=variable.path,
+                weights=value.size,
+                kept=int(np.count_nonzero(value)),
+                # A kernel that no layer was seen to use is not known to be idle.
+                uses=uses or None,
+            )
+        )
+    return Macs(tuple(counted), counter.attention)
+
+
+class _Counter:
+    """Counts, while a model is traced, how often each kernel is used."""
+
+    def __init__(self, kernels):
+        self.uses = {id(variable): 0 for variable in kernels}
+        self.attention = 0
+
+    def trace(self, model, signature):
+        layers = [layer for layer in model._flatten_layers() if layer is not model]
+        hooks = [(layer, "call", self._hook(layer)) for layer in layers]
+        # Counting must not give the model weights that it did not have.
+        hooks += [(layer, "build", _refuse(layer)) for layer in layers if not layer.built]
+
+        def call(*inputs):
+            with keras.StatelessScope(), replaced(hooks):
+                return model(*inputs, training=False)
+
+        tf.function(call, input_signature=signature, autograph=False).get_concrete_function()
+
+    def _hook(self, layer):
+        original = layer.call
+
+        def call(*args, **kwargs):
+            outputs = original(*args, **kwargs)
+            inputs = args[0] if args else next(iter(kwargs.values()))
+            for variable, uses in _uses(layer, inputs, outputs):
+                self._add(variable, uses)
+            if isinstance(layer, keras.layers.TimeDistributed) and inputs.shape[1] is None:
+                # Its layer was traced for one step of an unknown number.
+                for variable in layer.variables:
+                    self._add(variable, None)
+            if self.attention is not None:
+                products = _products(layer, args, kwargs)
+                self.attention = None if products is None else self.attention + products
+            return outputs
+
+        return call
+
+    def _add(self, variable, uses):
+        so_far = self.uses.get(id(variable))
+        # Unknown once is unknown in all.
+        if so_far is not None:
+            self.uses[id(variable)] = None if uses is None else so_far + uses
+
+
+def _refuse(layer):
+    def build(*_, **__):
+        raise ValueError(f"Expected a built layer. Received: '{layer.name}', which is not built.")
+
+    return build
+
+
+def _uses(layer, inputs, outputs):
+    """For each kernel that a layer itself multiplies by, how often in this call."""
+    if isinstance(layer, keras.layers.Dense):
+        return [(layer._kernel, _size(inputs.shape[:-1]))]
+    if isinstance(layer, keras.layers.EinsumDense):
+        left, _ = layer.equation.replace(" ", "").replace("...", "").split("->")
+        labels, kernel = left.split(",")
+        shape = layer._kernel.shape
+        contracted = math.prod(n for label, n in zip(kernel, shape) if label in labels)
+        return [(layer._kernel, _divide(_size(inputs.shape), contracted))]
+    if isinstance(layer, _CONVOLUTIONS):
+        return [(layer._kernel, _divide(_size(outputs.shape), layer.filters))]
+    if isinstance(layer, _DEPTHWISE):
+        return [(layer.kernel, _divide(_size(outputs.shape), math.prod(layer.kernel.shape[-2:])))]
+    if isinstance(layer, _SEPARABLE):
+        pixels = _divide(_size(outputs.shape), layer.filters)
+        return [(layer.depthwise_kernel, pixels), (layer.pointwise_kernel, pixels)]
+    if isinstance(layer, _TRANSPOSED):
+        return [(layer.kernel, _divide(_size(inputs.shape), layer.kernel.shape[-1]))]
+    if isinstance(layer, _CONV_LSTM):
+        channels_last = layer.data_format == "channels_last"
+        spatial = outputs.shape[-1 - layer.cell.rank : -1] if channels_last else outputs.shape[-layer.cell.rank :]
+        uses = _size([*inputs.shape[:2], *spatial])
+        return [(layer.cell.kernel, uses), (layer.cell.recurrent_kernel, uses)]
+    if isinstance(layer, keras.layers.RNN):
+        cells = getattr(layer.cell, "cells", [layer.cell])
+        kernels = [k for c in cells if type(c) in _CELLS for k in (c.kernel, c.recurrent_kernel)]
+        return [(kernel, _size(inputs.shape[:2])) for kernel in kernels]
+    return []
+
+
+def _products(layer, args, kwargs):
+    """How many multiply-adds of activations by one another an attention layer does."""
+    if isinstance(layer, _HEADS):
+        names = dict(zip(("query", "value", "key"), args)) | kwargs
+        query, value = names["query"].shape, names["value"].shape
+        heads = layer._num_heads if hasattr(layer, "_num_heads") else layer.num_query_heads
+        depth = layer._key_dim + layer._value_dim if hasattr(layer, "_key_dim") else 2 * layer.head_dim
+        sizes = [*query[:-1], *value[1:-1], heads, depth]
+    elif isinstance(layer, (keras.layers.Attention, keras.layers.AdditiveAttention)):
+        query, value, *key = (tensor.shape for tensor in (args[0] if args else kwargs["inputs"]))
+        sizes = [*query[:2], value[1], (key[0] if key else value)[-1] + value[-1]]
+    else:
+        return 0
+    return _size(sizes)
+
+
+def _kernels(model):
+    found = {id(v): v for v in model.variables if v.name.endswith("kernel") and len(v.shape) >= 2}
+    return list(found.values())
+
+
+def _of_one_example(spec):
+    return tf.TensorSpec([1, *spec.shape[1:]], spec.dtype, spec.name)
+
+
+def _size(shape):
+    shape = list(shape)
+    return None if None in shape else math.prod(shape)
+
+
+def _divide(size, divisor):
+    return None if size is None else size // divisor

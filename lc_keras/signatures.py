@@ -1,0 +1,130 @@
+"""What goes into a model and what comes out, by name and type."""
+
+import re
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+_AUTOMATIC_INPUT = re.compile(r"(input_layer|keras_tensor)(_\d+)?")
+
+
+def input_signature_of(model: keras.Model) -> list:
+    """The inputs that a model was built for, with any batch size.
+
+    Args:
+        model: Built `keras.Model`.
+
+    Returns:
+        List of `tf.TensorSpec` or of structures of these, one for each positional
+        argument of the model. A subclassed model does not record the types of its
+        inputs: they are taken to be its `input_dtype`.
+
+    Raises:
+        ValueError: If the model is empty, is not built, or did not record shapes.
+    """
+    inputs = getattr(model, "inputs", None)
+    if isinstance(model, keras.Sequential) and not model.layers:
+        raise ValueError(f"Expected a model with layers. Received: model '{model.name}', which is empty.")
+    if not model.built or (inputs is None and not model.variables):
+        raise ValueError(
+            f"Expected a built model. Received: model '{model.name}', which is not built; "
+            "call it on data first."
+        )
+    if isinstance(model, keras.Sequential):
+        return [_spec(inputs[0].shape, inputs[0].dtype, inputs[0].name)]
+    if inputs is not None:
+        return [keras.tree.map_structure(lambda x: _spec(x.shape, x.dtype, x.name), model.input)]
+    shapes = (model.get_build_config() or {}).values()
+    if not shapes:
+        raise ValueError(
+            f"Model '{model.name}' does not record the shapes of its inputs. Call it on data "
+            "first, or pass `input_signature`."
+        )
+    return [
+        keras.tree.map_shape_structure(lambda shape: _spec(shape, model.input_dtype), structure)
+        for structure in shapes
+    ]
+
+
+def named(structure: list) -> list[tf.TensorSpec]:
+    """Flattens an input signature and gives each input the name it is served under.
+
+    A key of a dictionary is a name; else the name that the specification has; else
+    `"inputs"` if there is one input, and `"inputs_0"`, `"inputs_1"`, ... if several.
+
+    Args:
+        structure: List of `tf.TensorSpec` or of structures of these.
+
+    Returns:
+        List of `tf.TensorSpec`.
+
+    Raises:
+        TypeError: If the structure holds anything else.
+        ValueError: If two inputs have one name.
+    """
+    specs = keras.tree.flatten(structure)
+    for spec in specs:
+        if not isinstance(spec, tf.TensorSpec):
+            raise TypeError(
+                "Expected `input_signature` to consist of tf.TensorSpec. "
+                f"Received: {spec!r} (of type {type(spec).__name__})"
+            )
+    keys = _keys(structure, skip=1)
+    names = []
+    for i, (key, spec) in enumerate(zip(keys, specs, strict=True)):
+        default = "inputs" if len(specs) == 1 else f"inputs_{i}"
+        names.append(re.sub(r"\W", "_", key or spec.name or default))
+    if len(set(names)) < len(names):
+        raise ValueError(f"Expected inputs of different names. Received: {', '.join(names)}.")
+    return [tf.TensorSpec(spec.shape, spec.dtype, name) for spec, name in zip(specs, names)]
+
+
+def named_outputs(model: keras.Model) -> Callable:
+    """How the outputs of a model are named.
+
+    A key of a dictionary is a name; else the name that the user gave the layer which
+    the output comes from; else `"output_0"`, `"output_1"`, ....
+
+    Args:
+        model: Built `keras.Model`.
+
+    Returns:
+        Function from what the model returns to a dictionary of tensors by name.
+    """
+    layers = [_given_name(model, name) for name in getattr(model, "output_names", None) or []]
+    if isinstance(model, keras.Sequential) and model.layers:
+        layers = [_given_name(model, model.layers[-1].name)]
+
+    def names(outputs):
+        flat = keras.tree.flatten(outputs)
+        given = layers if len(layers) == len(flat) else [None] * len(flat)
+        keys = _keys(outputs)
+        found = [re.sub(r"\W", "_", k or g or "") for k, g in zip(keys, given, strict=True)]
+        unique = len(set(found)) == len(found)
+        return {n if n and unique else f"output_{i}": t for i, (n, t) in enumerate(zip(found, flat))}
+
+    return names
+
+
+def _keys(structure, skip=0) -> list[str | None]:
+    """For each leaf the keys on the way to it, or `None` if none is of a dictionary."""
+    paths = [path[skip:] for path, _ in keras.tree.flatten_with_path(structure)]
+    return [
+        "_".join(map(str, path)) if any(isinstance(key, str) for key in path) else None
+        for path in paths
+    ]
+
+
+def _given_name(model, name):
+    """The name of a layer, unless Keras made it up and it differs from run to run."""
+    layer = next((layer for layer in model.layers if layer.name == name), None)
+    stem = re.sub(r"_\d+$", "", name).replace("_", "")
+    automatic = layer is None or stem == type(layer).__name__.lower()
+    return None if automatic or _AUTOMATIC_INPUT.fullmatch(name) else name
+
+
+def _spec(shape, dtype, name=None):
+    if name is not None and _AUTOMATIC_INPUT.fullmatch(name):
+        name = None
+    return tf.TensorSpec((None, *shape[1:]), dtype, name)

@@ -1,0 +1,176 @@
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from lc_keras.export import export_litert, litert
+
+pytest.importorskip("ai_edge_litert")
+from ai_edge_litert.interpreter import Interpreter  # noqa: E402
+
+
+def prune(model, density):
+    for variable in model.trainable_variables:
+        if len(variable.shape) >= 2:
+            variable.assign(variable * (np.random.random(variable.shape) < density))
+    return model
+
+
+def mlp():
+    layers = [keras.layers.Dense(300, "relu"), keras.layers.Dense(10, name="logits")]
+    return keras.Sequential([keras.Input((200,), name="pixels"), *layers])
+
+
+def convolutions():
+    layers = [
+        keras.layers.Conv2D(16, 3, activation="relu"),
+        keras.layers.BatchNormalization(),
+        keras.layers.Conv2D(64, 1, activation="relu"),
+        keras.layers.Conv2D(64, 1, activation="relu"),
+        keras.layers.GlobalAveragePooling2D(),
+        keras.layers.Dense(5, name="logits"),
+    ]
+    return keras.Sequential([keras.Input((12, 12, 3), name="pixels"), *layers])
+
+
+def run(path, x):
+    runner = Interpreter(model_path=str(path)).get_signature_runner("serving_default")
+    return runner(pixels=x)["logits"]
+
+
+def weights(path):
+    """The constants of a file that have two or more axes, in their stored types."""
+    interpreter = Interpreter(model_path=str(path))
+    found = []
+    for detail in interpreter.get_tensor_details():
+        try:
+            tensor = interpreter.get_tensor(detail["index"])
+        except ValueError:  # not a constant
+            continue
+        if tensor.ndim >= 2:
+            found.append(tensor)
+    return found
+
+
+@pytest.mark.parametrize("quantize, tolerance", [(None, 1e-5), ("float16", 2e-3), ("int8", 0.08)])
+@pytest.mark.parametrize("build", [mlp, convolutions])
+def test_answers_as_keras(tmp_path, build, quantize, tolerance):
+    model = prune(build(), 0.1)
+    x = np.random.normal(size=(8, *model.input_shape[1:])).astype("float32")
+    exported = export_litert(
+        model, tmp_path / "net.tflite", quantize=quantize, representative_data=[x], batch_size=4
+    )
+    expected = np.asarray(model(x[:4]))
+    difference = np.abs(run(tmp_path / "net.tflite", x[:4]) - expected).max() / np.abs(expected).max()
+    assert difference < tolerance
+    assert exported.error == pytest.approx(difference, abs=1e-4) and f"{exported.error:.1g}" in str(exported)
+    assert exported.nbytes == (tmp_path / "net.tflite").stat().st_size
+
+
+@pytest.mark.parametrize("density", [1.0, 0.2, 0.05, 0.01])
+def test_the_smaller_of_sparse_and_dense(tmp_path, density):
+    model = prune(mlp(), density)
+    dense = export_litert(model, tmp_path / "dense.tflite", sparse=False)
+    auto = export_litert(model, tmp_path / "auto.tflite")
+    assert not dense.sparse and dense.nbytes == dense.dense_nbytes == auto.dense_nbytes
+    assert auto.sparse == (density < 1) and auto.nbytes <= dense.nbytes
+    if density == 0.05:
+        assert auto.nbytes < 0.12 * dense.nbytes
+    x = np.random.normal(size=(1, 200)).astype("float32")
+    np.testing.assert_allclose(run(tmp_path / "auto.tflite", x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_zeros_stay_zero_under_quantisation(tmp_path):
+    model = prune(mlp(), 0.1)
+    x = np.random.normal(size=(20, 200))
+    zeros = sorted(int(np.sum(np.asarray(layer.kernel) == 0)) for layer in model.layers)
+    for quantize in ("float16", "int8"):
+        path = tmp_path / f"{quantize}.tflite"
+        export_litert(model, path, quantize=quantize, representative_data=[x], sparse=False)
+        stored = [w for w in weights(path) if w.dtype == quantize and w.size in (60_000, 3_000)]
+        assert len(stored) == 2
+        # Rounding may add zeros and may lose none: an affine zero point would.
+        for before, after in zip(zeros, sorted(int(np.sum(w == 0)) for w in stored), strict=True):
+            assert before <= after < before + 0.02 * before
+
+
+@pytest.mark.parametrize("answers", [np.nan, 1.0, RuntimeError("failed to prepare")], ids=["nan", "wrong", "fails"])
+def test_a_sparse_file_that_does_not_run_is_not_used(tmp_path, monkeypatch, answers):
+    model, run_file = prune(mlp(), 0.05), litert._run
+    sizes = []
+
+    def misbehaves(interpreter_class, content, inputs):
+        sizes.append(len(content))
+        outputs = run_file(interpreter_class, content, inputs)
+        if len(content) == max(sizes):
+            return outputs
+        if isinstance(answers, Exception):
+            raise answers
+        return {name: output + answers for name, output in outputs.items()}
+
+    monkeypatch.setattr(litert, "_run", misbehaves)
+    exported = export_litert(model, tmp_path / "net.tflite")
+    assert not exported.sparse and exported.nbytes == exported.dense_nbytes
+    assert exported.refused and f"Not sparse: {exported.refused}" in str(exported)
+    with pytest.raises(RuntimeError, match="cannot run the model with sparse weights"):
+        export_litert(model, tmp_path / "other.tflite", sparse=True)
+    assert not (tmp_path / "other.tflite").exists()
+
+
+def test_several_inputs_by_name(tmp_path):
+    inputs = [keras.Input((3,), name="left"), keras.Input((4,), dtype="int32", name="right")]
+    embedded = keras.layers.Flatten()(keras.layers.Embedding(9, 2)(inputs[1]))
+    joined = keras.layers.Concatenate()([inputs[0], embedded])
+    model = keras.Model(inputs, keras.layers.Dense(2, name="logits")(joined))
+    x = {"left": np.ones((1, 3), "float32"), "right": np.array([[0, 3, 8, 1]], "int32")}
+    export_litert(model, tmp_path / "net.tflite", representative_data=[x])
+    runner = Interpreter(model_path=str(tmp_path / "net.tflite")).get_signature_runner("serving_default")
+    np.testing.assert_allclose(runner(**x)["logits"], model(list(x.values())), rtol=1e-5, atol=1e-6)
+
+
+def test_bad_arguments(tmp_path):
+    model, path = mlp(), tmp_path / "net.tflite"
+    half = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, dtype="mixed_float16", name="half")])
+    for given, options, message in (
+        (model, {"sparse": "yes"}, "Expected `sparse`"),
+        (model, {"quantize": "int4"}, "Expected `quantize`"),
+        (model, {"quantize": "int8"}, "Expected `representative_data`"),
+        (model, {"representative_data": []}, "at least 1 examples"),
+        (model, {"representative_data": [np.ones((2, 5))]}, "'pixels' of shape"),
+        (model, {"batch_size": 0}, "Expected `batch_size`"),
+        (half, {}, "layer 'half' in float16"),
+        (keras.Sequential([keras.layers.Dense(2)]), {}, "not built"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_litert(given, path, **options)
+    with pytest.raises(TypeError, match="keras.Model"):
+        export_litert("net", path)
+    with pytest.raises(ValueError, match="the directory"):
+        export_litert(model, tmp_path)
+    path.write_text("mine")
+    with pytest.raises(ValueError, match="overwrite=True"):
+        export_litert(model, path)
+    assert path.read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+    export_litert(model, path, overwrite=True)
+    assert len(list(tmp_path.iterdir())) == 1 and path.stat().st_size > 100_000
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "net.tflite"
+    path.write_text("old")
+
+    def fails(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(litert.os, "replace", fails)
+    with pytest.raises(OSError, match="No space"):
+        export_litert(mlp(), path, overwrite=True)
+    assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_without_the_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    with pytest.raises(ImportError, match=r"lc_keras\[litert\]"):
+        export_litert(mlp(), tmp_path / "net.tflite")
+    assert list(tmp_path.iterdir()) == []

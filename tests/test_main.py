@@ -1,0 +1,110 @@
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from lc_keras.__main__ import main
+
+
+@pytest.fixture
+def saved(tmp_path):
+    layers = [keras.layers.Dense(300, "relu"), keras.layers.Dense(10, name="logits")]
+    model = keras.Sequential([keras.Input((200,), name="pixels"), *layers])
+    for layer in model.layers:
+        layer.kernel.assign(layer.kernel * (np.random.random(layer.kernel.shape) < 0.05))
+    model.save(tmp_path / "net.keras")
+    return model, str(tmp_path / "net.keras")
+
+
+def test_report_of_a_model_and_of_its_export(saved, tmp_path, capsys):
+    model, path = saved
+    kept = sum(np.count_nonzero(layer.kernel) for layer in model.layers)
+    assert main(["report", path]) == 0
+    assert f"{kept:,}" in capsys.readouterr().out
+    assert main(["export", path, str(tmp_path / "out")]) == 0
+    assert "Weights packed: 1;" in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "out"), "--json", "--plot", str(tmp_path / "kept.png")]) == 0
+    assert json.loads(capsys.readouterr().out)["totals"]["kept"] == kept
+    assert (tmp_path / "kept.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_export_of_versions(saved, tmp_path, capsys):
+    model, path = saved
+    base, x = str(tmp_path / "base"), np.random.normal(size=(3, 200)).astype("float32")
+    options = ["--compute", "auto", "--expected-batch", "1", "128", "--float16"]
+    assert main(["export", path, base, "--version", "next", *options]) == 0
+    assert main(["export", path, base, "--storage", "dense"]) == 0
+    assert main(["export", path, base, "--version", "7", "--compute", "sparse"]) == 0
+    assert main(["export", path, base, "--version", "7"]) == 1
+    assert "overwrite" in capsys.readouterr().err
+    assert main(["export", path, base, "--version", "7", "--overwrite"]) == 0
+    for version in (1, 2, 7):
+        served = tf.saved_model.load(f"{base}/{version}")
+        np.testing.assert_allclose(served.serve(x), model(x), atol=1e-3)
+
+
+def test_export_to_litert(saved, tmp_path, capsys):
+    pytest.importorskip("ai_edge_litert")
+    _, path = saved
+    np.save(tmp_path / "x.npy", np.random.normal(size=(20, 200)))
+    assert main(["export", path, str(tmp_path / "net.tflite")]) == 0
+    assert "sparse" in capsys.readouterr().out
+    quantised = [str(tmp_path / "net8.tflite"), "--quantize", "int8"]
+    assert main(["export", path, *quantised]) == 1
+    assert "representative_data" in capsys.readouterr().err
+    assert main(["export", path, *quantised, "--data", str(tmp_path / "x.npy")]) == 0
+    assert (tmp_path / "net8.tflite").stat().st_size > 0
+
+
+def test_what_is_no_model(tmp_path, capsys):
+    (tmp_path / "text.keras").write_text("not a model")
+    (tmp_path / "folder").mkdir()
+    for arguments, message in (
+        (["report", "missing.keras"], "is not a file"),
+        (["report", str(tmp_path / "text.keras")], "which is none"),
+        (["report", str(tmp_path / "folder")], "export_saved_model wrote"),
+        (["export", str(tmp_path / "folder"), "out"], "Expected a .keras file"),
+    ):
+        assert main(arguments) == 1
+        printed = capsys.readouterr()
+        assert printed.out == "" and message in printed.err and printed.err.count("\n") == 1
+
+
+def test_lambda_layers_only_on_request(tmp_path, capsys):
+    path = str(tmp_path / "net.keras")
+    layers = [keras.layers.Lambda(lambda x: 2 * x), keras.layers.Dense(2)]
+    keras.Sequential([keras.Input((3,)), *layers]).save(path)
+    assert main(["report", path]) == 1
+    assert "--unsafe" in capsys.readouterr().err
+    assert main(["report", path, "--unsafe"]) == 0
+    assert main(["export", path, str(tmp_path / "out"), "--unsafe"]) == 0
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["report", "--help"], ["export", "--help"]])
+def test_help(arguments, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert "usage: python -m lc_keras" in text and max(map(len, text.splitlines())) <= 100
+
+
+def test_wrong_options(capsys):
+    for arguments in ([], ["prune"], ["export", "a.keras", "b", "--version", "newest"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+    assert 'expected "next" or a number' in capsys.readouterr().err
+
+
+def test_runs_as_a_module(saved):
+    _, path = saved
+    run = subprocess.run(
+        [sys.executable, "-m", "lc_keras", "report", path], capture_output=True, text=True, check=True
+    )
+    assert "all kernels" in run.stdout

@@ -1,0 +1,55 @@
+import keras
+import pytest
+import tensorflow as tf
+
+from lc_keras.signatures import input_signature_of, named, named_outputs
+
+SPEC = tf.TensorSpec([None, 3], "float32")
+
+
+def names(structure):
+    return [spec.name for spec in named(structure)]
+
+
+def test_names_of_inputs():
+    x = tf.TensorSpec([None, 3], "float32", "pixels/left:0")
+    assert names([SPEC]) == ["inputs"]
+    assert names([x]) == ["pixels_left_0"]
+    assert names([[SPEC, SPEC]]) == names([SPEC, SPEC]) == ["inputs_0", "inputs_1"]
+    assert names([{"b": SPEC, "a": x}]) == ["a", "b"]
+    assert names([{"a": {"b": SPEC}, "c": [SPEC, SPEC]}]) == ["a_b", "c_0", "c_1"]
+    assert named([{"a": x}])[0].shape == x.shape and named([{"a": x}])[0].dtype == x.dtype
+
+
+def test_inputs_that_cannot_be_named():
+    x = tf.TensorSpec([None], "float32", "x")
+    with pytest.raises(ValueError, match="different names. Received: x, x"):
+        named([x, x])
+    with pytest.raises(TypeError, match="tf.TensorSpec. Received: 3"):
+        named([SPEC, 3])
+
+
+def test_the_inputs_of_a_model():
+    left, right = keras.Input((3,), name="left"), keras.Input((4, None), dtype="int32")
+    joined = keras.layers.Concatenate()([left, keras.layers.Flatten()(keras.ops.cast(right, "float32"))])
+    (signature,) = input_signature_of(keras.Model([left, right], joined))
+    assert signature == [
+        tf.TensorSpec([None, 3], "float32", "left"),
+        tf.TensorSpec([None, 4, None], "int32"),
+    ]
+
+
+def test_names_of_outputs():
+    x = keras.Input((3,))
+    plain, logits = keras.layers.Dense(2), keras.layers.Dense(2, name="logits")
+    one = named_outputs(keras.Sequential([x, plain]))
+    assert one(0) == {"output_0": 0}
+    assert named_outputs(keras.Sequential([x, logits]))(0) == {"logits": 0}
+    two = named_outputs(keras.Model(x, [plain(x), logits(x)]))
+    assert two([0, 1]) == {"output_0": 0, "logits": 1}
+    both = named_outputs(keras.Model(x, [keras.layers.Dense(1, name="head")(x), logits(x)]))
+    assert both([0, 1]) == {"head": 0, "logits": 1}
+    assert both({"b": 0, "a": {"c": 1}}) == {"b": 0, "a_c": 1}
+    # One layer, twice: its name does not tell the outputs apart.
+    twice = named_outputs(keras.Model(x, [logits(x), logits(x)]))
+    assert twice([0, 1]) == {"output_0": 0, "output_1": 1}

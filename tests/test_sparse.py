@@ -1,0 +1,115 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from lc_keras.export import export_saved_model
+from lc_keras.packing import pack
+from lc_keras.export.sparse import multiply, pays, sparse_layers
+from lc_keras.export.stored import StoredSparse
+
+
+def sparse_matrix(shape, density):
+    random = np.random.default_rng(0)
+    return (random.normal(size=shape) * (random.random(shape) < density)).astype("float32")
+
+
+@pytest.mark.parametrize("density", [0.0, 0.01, 0.3, 1.0])
+@pytest.mark.parametrize("rows", [0, 1, 16, 17, 31, 32, 100])
+def test_multiplies_any_number_of_rows(rows, density):
+    matrix = sparse_matrix((30, 70), density)
+    weight = StoredSparse(pack(matrix, dense=False), "float32")
+    weight.load()
+    x = np.random.normal(size=(rows, 70)).astype("float32")
+    function = tf.function(lambda x: multiply(x, weight), input_signature=[tf.TensorSpec([None, 70])])
+    np.testing.assert_allclose(function(x), x @ matrix.T, rtol=1e-5, atol=1e-5)
+
+
+def test_multiplies_the_last_axis_of_more():
+    matrix = sparse_matrix((3, 5), 0.5)
+    weight = StoredSparse(pack(matrix, dense=False), "float32")
+    weight.load()
+    x = np.random.normal(size=(2, 4, 6, 5)).astype("float32")
+    np.testing.assert_allclose(multiply(x, weight), x @ matrix.T, rtol=1e-5, atol=1e-6)
+
+
+def test_a_dense_kernel_is_not_in_memory(tmp_path):
+    model = keras.Sequential([keras.Input((300,)), keras.layers.Dense(400)])
+    model.layers[0].kernel.assign(sparse_matrix((300, 400), 0.02))
+    export_saved_model(model, tmp_path, compute="sparse")
+    loaded = tf.saved_model.load(str(tmp_path))
+    variables = [v for weight in loaded.stored for v in (weight.values, weight.places, weight.entries, weight.indices)]
+    assert sum(v.numpy().size for v in variables) < 0.15 * 120_000
+    functions = loaded.serve.get_concrete_function(tf.zeros([2, 300])).graph.as_graph_def().library.function
+    operations = {n.op for f in functions for n in f.node_def}
+    assert {"SparseMatrixMatMul", "SparseTensorDenseMatMul"} <= operations
+    assert not {"MatMul", "BatchMatMulV2"} & operations
+
+
+def test_which_layers():
+    image = keras.Input((8, 8, 4))
+    layers = [
+        keras.layers.Conv2D(4, 3),
+        keras.layers.Conv2D(4, 1, name="pointwise"),
+        keras.layers.Conv2D(4, 1, groups=2),
+        keras.layers.Conv2D(4, 1, dtype="mixed_bfloat16"),
+        keras.layers.Conv2DTranspose(4, 1),
+        keras.layers.Dense(4, name="dense"),
+        keras.layers.Dense(4, dtype="float16"),
+    ]
+    model = keras.Sequential([image, *layers])
+    model.get_layer("dense").bias.assign(np.ones(4))
+    assert [layer.name for layer in sparse_layers(model)] == ["pointwise", "dense"]
+    model.get_layer("dense").enable_lora(2)
+    assert [layer.name for layer in sparse_layers(model)] == ["pointwise"]
+
+
+class Doubled(keras.layers.Dense):
+    def call(self, inputs, training=None):
+        return 2 * super().call(inputs)
+
+
+def test_layers_that_share_a_kernel_or_change_the_call(tmp_path):
+    x = keras.Input((50,))
+    shared = keras.layers.Dense(50, "tanh")
+    model = keras.Model(x, Doubled(3)(shared(shared(x))))
+    model.layers[1].kernel.assign(sparse_matrix((50, 50), 0.1))
+    exported = export_saved_model(model, tmp_path, compute="sparse")
+    assert [w.compute for w in exported.weights] == ["sparse", "dense", "dense", "dense"]
+    loaded, data = tf.saved_model.load(str(tmp_path)), np.random.normal(size=(40, 50)).astype("float32")
+    np.testing.assert_allclose(loaded.serve(data), model(data), rtol=1e-5, atol=1e-5)
+
+
+def test_the_model_keeps_its_methods(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    export_saved_model(model, tmp_path, compute="sparse")
+    assert "call" not in vars(model.layers[0])
+    np.testing.assert_array_equal(model(np.zeros((1, 3))), [[0, 0]])
+
+
+def test_the_rule():
+    large, small = (4096, 4096), (300, 784)
+    for batch in (1, 8, 16, 17, 32, 128, 1000):
+        assert pays(large, int(0.02 * 4096**2), batch)
+        assert not pays(large, int(0.3 * 4096**2), batch)
+        assert not pays(large, 4096**2, batch)
+    assert not pays(small, int(0.02 * 784 * 300), 1) and not pays((10, 4096), 800, 1)
+
+
+def test_auto_decides_layer_by_layer_and_by_batch(tmp_path):
+    image = keras.Input((32, 32, 512))
+    x = keras.layers.Conv2D(512, 1, name="pointwise")(image)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(image, keras.layers.Dense(1000, name="wide")(x))
+    for layer in model.layers[1:]:
+        if layer.weights:
+            layer.kernel.assign(sparse_matrix(layer.kernel.shape, 0.01))
+
+    def sparse(**options):
+        exported = export_saved_model(model, tmp_path, version="next", compute="auto", **options)
+        return [w.path for w in exported.weights if w.compute == "sparse"]
+
+    # A row for each pixel: 1,024 an image.
+    assert sparse(expected_batch=1) == ["pointwise/kernel"]
+    assert sparse(expected_batch=(1, 4096)) == ["pointwise/kernel"]
+    assert sparse(expected_batch=4096) == ["pointwise/kernel", "wide/kernel"]
