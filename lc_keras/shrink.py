@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from lc_keras.flow import Graph
-from lc_keras.flow.graph import as_functional
+from lc_keras.flow.graph import as_functional, functional_class
 from lc_keras.flow.units import find
 
 
@@ -23,8 +23,8 @@ def shrink(model: keras.Model) -> keras.Model:
         model: Functional or built Sequential `keras.Model`, of any depth of nesting.
 
     Returns:
-        `keras.Model` of the same kind, with the same names of layers and new weights. It is compiled as the model
-        is, with a fresh optimizer.
+        `keras.Model` with layers of the same names and weights of its own, Sequential or Functional as `model` is,
+        not compiled.
 
     Raises:
         TypeError: If `model` is not a graph of layers, or not built.
@@ -54,11 +54,17 @@ class _Rebuilt:
     def model(self, model: keras.Model) -> keras.Model:
         functional, signals = as_functional(model), self._graph.models[id(model)]
         inputs = [self._input(*pair) for pair in zip(functional.inputs, signals, strict=True)]
-        return keras.models.clone_model(
-            model,
-            input_tensors=keras.tree.pack_sequence_as(functional._inputs_struct, inputs),
-            clone_function=self._operation,
-        )
+        if isinstance(model, keras.Sequential):
+            return type(model)(
+                [*inputs, *map(self._operation, model.layers)], name=model.name, trainable=model.trainable
+            )
+        outputs = functional._run_through_graph(inputs, operation_fn=self._operation)
+        inputs = keras.tree.pack_sequence_as(functional._inputs_struct, inputs)
+        own = type(model).__init__ is functional_class(model).__init__
+        new = (type(model) if own else keras.Model)(inputs, outputs, name=model.name)
+        if not model.trainable:
+            new.trainable = False
+        return new
 
     def set_weights(self):
         for flow in self._graph.layers.values():

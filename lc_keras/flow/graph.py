@@ -75,14 +75,19 @@ class Graph:
         for depth in sorted(functional._nodes_by_depth, reverse=True):
             for node in functional._nodes_by_depth[depth]:
                 if not node.is_input and all(id(t) in signals for t in node.input_tensors):
-                    outputs = self._call(node, [signals[id(t)] for t in node.input_tensors])
+                    outputs = self._call(node, signals)
                     signals.update(zip(map(id, node.outputs), outputs, strict=True))
         return [signals[id(t)] for t in functional.outputs]
 
-    def _call(self, node, inputs) -> list[Signal]:
+    def _call(self, node, signals) -> list[Signal]:
         layer = node.operation
+        masks = {id(v) for name, v in node.arguments.kwargs.items() if name.endswith("mask") and v is not None}
+        for mask in (signals[id(t)] for t in node.input_tensors if id(t) in masks):
+            self.units.pin(mask.ids, f"is a mask of '{layer.name}'")
+            mask.read[:] = True
+        inputs = [signals[id(t)] for t in node.input_tensors if id(t) not in masks]
         plain = _is_plain(node)
-        if is_graph(layer) and plain and len(inputs) == len(as_functional(layer).inputs):
+        if is_graph(layer) and plain and not masks and len(inputs) == len(as_functional(layer).inputs):
             return self._run(layer, inputs)
         kind = KINDS.get(type(layer), Wall)
         if not plain or not kind.fits(layer) or _is_altered(layer):
@@ -110,9 +115,13 @@ def is_graph(layer) -> bool:
     """Whether a layer is a model that does what its graph of layers says."""
     if isinstance(layer, keras.Sequential):
         return layer._functional is not None and type(layer).call is keras.Sequential.call
-    # Keras gives no public name to what `keras.Model(inputs, outputs)` makes.
-    functional = next((c for c in type(layer).__mro__ if c.__name__ == "Functional"), None)
+    functional = functional_class(layer)
     return functional is not None and type(layer).call is functional.call
+
+
+def functional_class(model) -> type | None:
+    """The class of what `keras.Model(inputs, outputs)` makes, to which Keras gives no public name."""
+    return next((c for c in type(model).__mro__ if c.__name__ == "Functional"), None)
 
 
 def as_functional(model):
@@ -121,8 +130,9 @@ def as_functional(model):
 
 
 def _is_plain(node) -> bool:
-    """Whether a layer is called on tensors alone, outside of training."""
-    return all(value is None or value is False for value in node.arguments.kwargs.values())
+    """Whether a layer is called on tensors and masks alone, outside of training."""
+    options = node.arguments.kwargs.items()
+    return all(value is None or value is False or name.endswith("mask") for name, value in options)
 
 
 def _is_altered(layer) -> bool:
