@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from lc_keras import thresholds
-from lc_keras.groups import Groups, Weights
+from lc_keras import budgets, thresholds
+from lc_keras.groups import Groups, Layout, Neurons, Weights
 
 Map = Callable[[tf.Tensor], tf.Tensor]
 
@@ -26,7 +26,12 @@ class Compression:
     """Base class of everything that has a C step.
 
     A subclass overrides `maps`; what it takes in its constructor it returns from `get_config`.
+
+    Attributes:
+        looks_into_graph: Bool, whether it takes `Layout`s, with what a model's graph says of its weights.
     """
+
+    looks_into_graph = False
 
     @tf.autograph.experimental.do_not_convert
     def c_step(self, weights: Sequence[Any], mu: Any) -> list[tf.Tensor]:
@@ -83,8 +88,8 @@ class Compression:
 
         Args:
             shapes: Sequence of static shapes.
-            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor. Defaults to
-                the last axis.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of `Layout`s.
+                Defaults to the last axis.
 
         Raises:
             ValueError: If the cost cannot be applied to tensors of these shapes.
@@ -100,8 +105,8 @@ class Compression:
         Args:
             weights: Sequence of floating tensors or variables $v$ of static shapes.
             mu: float32 scalar tensor μ.
-            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor. Defaults to
-                the last axis.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of `Layout`s.
+                Defaults to the last axis.
 
         Returns:
             List of callables: `maps[i]` takes the value of `weights[i]` and returns θ, same shape and dtype.
@@ -140,19 +145,41 @@ class _Grouped(Compression):
         if not isinstance(self.groups, Groups):
             raise TypeError(f"`groups`: expected Weights(), Neurons() or Blocks(shape), received {groups!r}")
 
+    @property
+    def looks_into_graph(self):
+        return isinstance(self.groups, Neurons)
+
     def check(self, shapes, output_axes=None):
         self._count(shapes, _axes(output_axes, shapes))
 
+    def _shared(self, output_axes) -> bool:
+        """Whether groups reach over several tensors."""
+        return isinstance(self.groups, Neurons) and self.groups.are_shared(output_axes)
+
     def _count(self, shapes, output_axes) -> int:
+        if self._shared(output_axes):
+            return output_axes[0].count
         return sum(self.groups.count(shape, axes) for shape, axes in zip(shapes, output_axes))
 
     def _measure(self, weights, output_axes) -> list[tf.Tensor]:
+        """The magnitudes of the groups: those of each tensor, or, if they are shared, of all in one tensor."""
         measured = []
         for weight, axes in zip(weights, output_axes):
             # One after the other: the squares of one tensor at a time are alive.
             with tf.control_dependencies(measured[-1:]):
                 measured.append(self.groups.measure(tf.convert_to_tensor(weight), axes))
-        return measured
+        return [self.groups.join(measured, output_axes)] if self._shared(output_axes) else measured
+
+    def _spread(self, per_group, value, axes, otherwise) -> tf.Tensor:
+        if self._shared([axes]):
+            per_group = self.groups.hand_out(per_group, axes, otherwise)
+        return self.groups.spread(per_group, value.shape, axes)
+
+    def _places(self, measured, output_axes):
+        """For each tensor the index of its magnitudes, the magnitudes, and the axes."""
+        if self._shared(output_axes):
+            return [(0, measured[0], axes) for axes in output_axes]
+        return list(zip(range(len(measured)), measured, output_axes))
 
     def _hard(self, decide, measured, output_axes) -> list[Map]:
         """Maps that keep the groups chosen by `decide(index, magnitudes)`, bit for bit."""
@@ -161,16 +188,16 @@ class _Grouped(Compression):
             def theta(value):
                 # Single weights are their own magnitudes: taken from the value, nothing is held meanwhile.
                 kept = decide(index, value if isinstance(self.groups, Weights) else magnitudes)
-                return tf.where(self.groups.spread(kept, value.shape, axes), value, tf.zeros([], value.dtype))
+                return tf.where(self._spread(kept, value, axes, True), value, tf.zeros([], value.dtype))
 
             return theta
 
-        return [of(i, m, a) for i, (m, a) in enumerate(zip(measured, output_axes))]
+        return [of(*place) for place in self._places(measured, output_axes)]
 
     def _soft(self, tau, measured, output_axes) -> list[Map]:
         """Maps $(1 - \\tau/m)_+ v$."""
 
-        def of(magnitudes, axes):
+        def of(_, magnitudes, axes):
             def theta(value):
                 wide = tf.cast(value, thresholds.common_dtype([value]))
                 cut = tf.cast(tau, wide.dtype)
@@ -178,7 +205,7 @@ class _Grouped(Compression):
                     shrunk = wide - tf.clip_by_value(wide, -cut, cut)
                 else:
                     factor = tf.math.divide_no_nan(tf.nn.relu(magnitudes - cut), magnitudes)
-                    shrunk = wide * self.groups.spread(factor, value.shape, axes)
+                    shrunk = wide * self._spread(factor, value, axes, 1)
                 return tf.cast(shrunk, value.dtype)
 
             def inside_or_not(value):
@@ -186,23 +213,37 @@ class _Grouped(Compression):
 
             return inside_or_not
 
-        return [of(m, a) for m, a in zip(measured, output_axes)]
+        return [of(*place) for place in self._places(measured, output_axes)]
+
+
+MEASURES = ("groups", "parameters", "macs", "bytes")
 
 
 class L0Constraint(_Grouped):
-    r"""At most κ groups are not zero: $\lVert \theta \rVert_0 \le \kappa$.
+    r"""At most κ groups are not zero: $\lVert \theta \rVert_0 \le \kappa$; or they cost at most κ together.
 
     The C step keeps the κ groups of largest magnitude, of all tensors together, bit for bit, and zeroes the
     others. Of groups of equal magnitude the first in the order of the tensors, then of the elements, is kept.
 
+    With another `measure` groups have costs, $\sum_g c_g [\theta_g \ne 0] \le \kappa$. They are kept in the order
+    of $m_g^2 / c_g$ while the budget lasts, and it is never exceeded; how near that is to the optimum
+    `lc_keras.budgets` says. A group costs what its own weights cost, as if all their inputs were kept: a net whose
+    inputs die too takes less than κ.
+
     Args:
-        keep: Int κ ≥ 0, or float in [0, 1], the density: the fraction of the groups to keep, rounded down so that
-            the budget is never exceeded. `1` is one group, `1.0` is all of them.
+        keep: Int κ ≥ 0, or float in [0, 1]: the fraction of the groups, or of what all weights cost, to keep, rounded
+            down so that the budget is never exceeded. `1` is one group, `1.0` is all of them.
         groups: `Weights()`, `Neurons()` or `Blocks(shape)`. Defaults to `Weights()`.
+        measure: `"groups"` (default): each group counts one. `"parameters"`: as many as it has weights. `"macs"`: the
+            multiply-adds of one example, which are the output positions for each weight of a convolution. `"bytes"`:
+            the size of its weights. Of `Blocks` each counts whole, though it may stick out of the tensor.
+        keep_at_least: Int ≥ 0, or float in [0, 1]: how many groups of each layer, or what fraction of them, rounded
+            up, to keep whatever it takes. `None` (default): one neuron of each layer, where a `Task` finds neurons in
+            a model's graph, else none.
 
     Raises:
-        TypeError: If `keep` or `groups` is of another type.
-        ValueError: If `keep` is negative, or a float beyond 1 or NaN.
+        TypeError: If an argument is of another type.
+        ValueError: If one is negative, or a float beyond 1 or NaN, or `measure` is another.
 
     Example:
 
@@ -210,34 +251,55 @@ class L0Constraint(_Grouped):
     array([ 3.,  0.,  0., -2.], dtype=float32)
     """
 
-    def __init__(self, keep: int | float, groups: Groups | None = None):
+    def __init__(
+        self,
+        keep: int | float,
+        groups: Groups | None = None,
+        measure: str = "groups",
+        keep_at_least: int | float | None = None,
+    ):
         super().__init__(groups)
-        if isinstance(keep, (bool, np.bool_)) or not isinstance(keep, (int, float, np.integer, np.floating)):
-            raise TypeError(f"`keep`: expected an int or a float, received {keep!r}")
-        whole = isinstance(keep, (int, np.integer))
-        if not (keep >= 0 if whole else 0 <= keep <= 1):
-            raise ValueError(f"`keep`: expected an int >= 0 or a float in [0, 1], received {keep!r}")
-        self.keep = int(keep) if whole else _decimal_float(keep)
+        self.keep = _number_or_fraction("keep", keep)
+        if measure not in MEASURES:
+            raise ValueError(f"`measure`: expected one of {MEASURES}, received {measure!r}")
+        self.measure = measure
+        self.keep_at_least = (
+            None if keep_at_least is None else _number_or_fraction("keep_at_least", keep_at_least)
+        )
+
+    @property
+    def looks_into_graph(self):
+        return super().looks_into_graph or self.measure != "groups"
 
     def kept(self, shapes: Sequence[Any], output_axes: Sequence[Sequence[int]] | None = None) -> int:
-        """The number κ of groups kept in tensors of these shapes.
+        """The budget κ in tensors of these shapes: a number of groups, or what they may cost.
 
         Args:
             shapes: Sequence of static shapes.
-            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor. Defaults to
-                the last axis.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of `Layout`s.
+                Defaults to the last axis.
 
         Returns:
             Python int.
 
         Raises:
-            ValueError: If κ exceeds the number of groups.
+            ValueError: If κ exceeds what all groups cost, or is less than what is kept whatever it takes, or if it
+                is not known what the weights cost.
         """
-        count = self._count(shapes, _axes(output_axes, shapes))
+        output_axes = _axes(output_axes, shapes)
+        costs, always = self._costs(shapes, output_axes)
+        total = sum(costs) + always
         # As a decimal, so that 5 % of 266,200 is 13,310 and not a rounding error below.
-        kappa = int(decimal.Decimal(repr(self.keep)) * count) if isinstance(self.keep, float) else self.keep
-        if kappa > count:
-            raise ValueError(f"`keep`: expected at most {count}, the number of groups, received {kappa}")
+        kappa = int(decimal.Decimal(repr(self.keep)) * total) if isinstance(self.keep, float) else self.keep
+        if kappa > total:
+            what = "the number of groups" if self.measure == "groups" else f"the {self.measure} of all weights"
+            raise ValueError(f"`keep`: expected at most {total}, {what}, received {kappa}")
+        least = always + self._least_cost(shapes, output_axes)
+        if kappa < least:
+            raise ValueError(
+                f"`keep`: expected at least {least} {self.measure}, which may be needed for what is kept in any case "
+                f"(of each layer {self.keep_at_least or 'one unit'}, and units that cannot be removed), received {kappa}"
+            )
         return kappa
 
     def check(self, shapes, output_axes=None):
@@ -245,39 +307,87 @@ class L0Constraint(_Grouped):
 
     def maps(self, weights, mu, output_axes=None):
         output_axes = _axes(output_axes, weights)
-        kappa = self.kept([w.shape for w in weights], output_axes)
+        shapes = [w.shape for w in weights]
+        kappa = self.kept(shapes, output_axes)
         measured = self._measure(weights, output_axes)
-        dtype = thresholds.common_dtype(measured)
-        threshold = thresholds.kth_largest(measured, kappa)
-        left = kappa - threshold.above
-        crowded = tf.logical_and(threshold.ties > left, threshold.bits > 0)
-
-        def count_ties():
-            def of(tensor):
-                def update(n, chunk):
-                    tie = thresholds.magnitude_bits(chunk, dtype) == threshold.bits
-                    return n + tf.math.count_nonzero(tie, dtype=tf.int32)
-
-                return thresholds.fold([tensor], tf.constant(0), update)
-
-            return tf.stack([of(m) for m in measured])
-
-        ties = tf.cond(crowded, count_ties, lambda: tf.zeros([len(measured)], tf.int32))
-        quota = left - tf.cumsum(ties, exclusive=True)
-
-        def decide(index, magnitudes):
-            def first_come():
-                bits = thresholds.magnitude_bits(magnitudes, dtype)
-                tie = tf.reshape(bits == threshold.bits, [-1])
-                rank = tf.reshape(tf.cumsum(tf.cast(tie, tf.int32)), tf.shape(bits))
-                return (bits > threshold.bits) | ((bits == threshold.bits) & (rank <= quota[index]))
-
-            return tf.cond(crowded, first_come, lambda: thresholds.at_least(magnitudes, threshold.bits))
-
-        return self._hard(decide, measured, output_axes)
+        parts = self._parts(shapes, output_axes)
+        if self.measure == "groups" and not any(at_least for _, at_least in parts):
+            return self._hard(_largest(measured, kappa), measured, output_axes)
+        if self._shared(output_axes):
+            costs, always = self._costs(shapes, output_axes)
+            chosen = budgets.choose(measured[0], np.array(costs), kappa - always, parts)
+            return self._hard(lambda *_: chosen, measured, output_axes)
+        prices = [self._price(shape, axes) for shape, axes in zip(shapes, output_axes)]
+        counts = budgets.allocate(measured, prices, kappa, [at_least for _, at_least in parts])
+        each = [_largest([m], count) for m, count in zip(measured, counts)]
+        return self._hard(lambda index, magnitudes: each[index](0, magnitudes), measured, output_axes)
 
     def get_config(self):
-        return {"keep": self.keep, "groups": self.groups}
+        config = {"keep": self.keep, "groups": self.groups}
+        if self.measure != "groups":
+            config["measure"] = self.measure
+        return config if self.keep_at_least is None else {**config, "keep_at_least": self.keep_at_least}
+
+    def _weight_price(self, axes) -> int:
+        """What a single weight costs."""
+        layout = axes if isinstance(axes, Layout) else Layout(axes)
+        price = {"groups": 1, "parameters": 1, "macs": layout.macs, "bytes": layout.bytes}[self.measure]
+        if price is None:
+            raise ValueError(
+                "`measure`: expected weights whose multiply-adds are known, those of Keras layers in a Functional or "
+                "Sequential model with inputs of known size"
+            )
+        return price
+
+    def _price(self, shape, axes) -> int:
+        """What a group of a tensor costs, all of which are alike."""
+        if self.measure == "groups":
+            return 1
+        return self.groups.size(shape, axes) * self._weight_price(axes)
+
+    def _costs(self, shapes, output_axes) -> tuple[list[int], int]:
+        """What each group costs, or each tensor if groups are not shared; and what is never zeroed."""
+        if not self._shared(output_axes):
+            counts = (self.groups.count(shape, axes) for shape, axes in zip(shapes, output_axes))
+            return [n * self._price(s, a) for n, s, a in zip(counts, shapes, output_axes)], 0
+        count = output_axes[0].count
+        if self.measure == "groups":
+            return [1] * count, 0
+        # One more for what belongs to no unit.
+        costs = [0] * (count + 1)
+        for shape, layout in zip(shapes, output_axes):
+            price = self._price(shape, layout)
+            for unit in layout.units.tolist():
+                costs[unit] += price
+        return costs[:-1], costs[-1]
+
+    def _parts(self, shapes, output_axes) -> list[tuple]:
+        """The groups of each layer, as numbers if they are shared, and how many to keep whatever it takes."""
+        shared = self._shared(output_axes)
+        parts, seen = [], set()
+        for shape, axes in zip(shapes, output_axes):
+            if shared:
+                groups = np.unique(axes.units[axes.units >= 0])
+                # A layer's other weights, and layers tied to it, have the same units.
+                count = 0 if groups.tobytes() in seen else len(groups)
+                seen.add(groups.tobytes())
+            else:
+                groups, count = None, self.groups.count(shape, axes)
+            at_least = self.keep_at_least
+            if at_least is None:
+                at_least = int(shared)
+            elif isinstance(at_least, float):
+                at_least = math.ceil(decimal.Decimal(repr(at_least)) * count)
+            parts.append((groups, min(at_least, count)))
+        return parts
+
+    def _least_cost(self, shapes, output_axes) -> int:
+        """What the minimum of each layer costs at most."""
+        parts = self._parts(shapes, output_axes)
+        if not self._shared(output_axes):
+            return sum(n * self._price(s, a) for (_, n), s, a in zip(parts, shapes, output_axes))
+        costs = np.array(self._costs(shapes, output_axes)[0])
+        return int(sum(np.sort(costs[groups])[::-1][:n].sum() for groups, n in parts if n))
 
 
 class L0Penalty(_Grouped):
@@ -443,6 +553,38 @@ class L2Penalty(Compression):
         return {"alpha": self.alpha}
 
 
+def _largest(measured, kappa):
+    """Decides for the κ largest of all magnitudes together; of ties, for the first."""
+    dtype = thresholds.common_dtype(measured)
+    threshold = thresholds.kth_largest(measured, kappa)
+    left = kappa - threshold.above
+    crowded = tf.logical_and(threshold.ties > left, threshold.bits > 0)
+
+    def count_ties():
+        def of(tensor):
+            def update(n, chunk):
+                tie = thresholds.magnitude_bits(chunk, dtype) == threshold.bits
+                return n + tf.math.count_nonzero(tie, dtype=tf.int32)
+
+            return thresholds.fold([tensor], tf.constant(0), update)
+
+        return tf.stack([of(m) for m in measured])
+
+    ties = tf.cond(crowded, count_ties, lambda: tf.zeros([len(measured)], tf.int32))
+    quota = left - tf.cumsum(ties, exclusive=True)
+
+    def decide(index, magnitudes):
+        def first_come():
+            bits = thresholds.magnitude_bits(magnitudes, dtype)
+            tie = tf.reshape(bits == threshold.bits, [-1])
+            rank = tf.reshape(tf.cumsum(tf.cast(tie, tf.int32)), tf.shape(bits))
+            return (bits > threshold.bits) | ((bits == threshold.bits) & (rank <= quota[index]))
+
+        return tf.cond(crowded, first_come, lambda: thresholds.at_least(magnitudes, threshold.bits))
+
+    return decide
+
+
 def _scale(factor, unchanged) -> Map:
     def theta(value):
         dtype = thresholds.common_dtype([value])
@@ -467,6 +609,15 @@ def _describe(index, weight) -> str:
 def _decimal_float(value) -> float:
     # np.float32(0.05) means 0.05, not 0.05000000074505806.
     return float(str(value))
+
+
+def _number_or_fraction(name, value) -> int | float:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"`{name}`: expected an int or a float, received {value!r}")
+    whole = isinstance(value, (int, np.integer))
+    if not (value >= 0 if whole else 0 <= value <= 1):
+        raise ValueError(f"`{name}`: expected an int >= 0 or a float in [0, 1], received {value!r}")
+    return int(value) if whole else _decimal_float(value)
 
 
 def _non_negative(name, value) -> float:

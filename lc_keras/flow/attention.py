@@ -21,7 +21,7 @@ class MultiHeadAttention(Flow):
         self.signals = dict(zip(names, signals))
         self.kernels = {name: self.array(f"_{name}_dense.kernel") for name in names}
         for x in signals:
-            self.pin(x, "projects what is constant", x.constant & (x.value != 0))
+            self.hold(x, "projects what is constant", x.constant & (x.value != 0))
         kernel, output = self.kernels["value"], self.array("_output_dense.kernel")
         bias = self.array("_value_dense.bias")
         self.constants = np.einsum("i,ihv->hv", np.nan_to_num(self.signals["value"].value), kernel)

@@ -52,7 +52,7 @@ class Graph:
         """
         groups = self.units.groups()
         stays = np.zeros(len(groups), bool)
-        stays[groups[list(self.units.pinned)]] = True
+        stays[groups[[*self.units.pinned, *self.units.held]]] = True
         signals = [s for s in self.signals if len(s.ids)]
         for signal in signals:
             stays[groups[signal.ids[signal.needed]]] = True
@@ -108,7 +108,7 @@ class Graph:
             self.units.tie(first.ports[port], ids)
         for one, other in zip(first.inputs, again.inputs):
             unlike = one.constant & other.constant & (one.value != other.value)
-            self.units.pin(one.ids[unlike], why)
+            self.units.hold(one.ids[unlike], why)
 
 
 def is_graph(layer) -> bool:

@@ -90,7 +90,7 @@ class OfSquares(Normalization):
     weights = (Weight("scale", makes=Along(-1, "out")),)
 
     def constant(self, value):
-        self.pin(self.x, "has a norm to which a constant adds", self.x.constant & (value != 0))
+        self.hold(self.x, "has a norm to which a constant adds", self.x.constant & (value != 0))
         return np.where(value == 0, 0, np.nan)
 
     def backward(self):

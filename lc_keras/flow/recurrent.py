@@ -25,7 +25,7 @@ class Recurrent(Flow):
         )
         given = self.x.constant & (self.x.value != 0)
         if self.array("cell.bias") is None:
-            self.pin(self.x, "has no bias for a constant", given)
+            self.hold(self.x, "has no bias for a constant", given)
         alive = self._candidates() != 0
         alive |= self.kernel[:, self.candidate][~self.x.constant].any(axis=0)
         steady = is_elementwise(layer.activation) and float(layer.activation(np.zeros(1, "float32"))[0]) == 0

@@ -14,11 +14,16 @@ import numpy as np
 
 
 class Units:
-    """All units of a graph, as numbers: which are tied, and which may not be removed."""
+    """All units of a graph, as numbers: which are tied, and which may not be removed.
+
+    Attributes:
+        pinned: Dict of the units that stay whatever the weights are, with the reason.
+        held: Dict of those that stay since with the present weights they hand out what cannot be folded.
+    """
 
     def __init__(self):
         self._parent = []
-        self.pinned = {}
+        self.pinned, self.held = {}, {}
 
     def new(self, count: int) -> np.ndarray:
         """Numbers of units that were not there before."""
@@ -37,6 +42,11 @@ class Units:
         """Says that units may not be removed; the first reason is kept."""
         for unit in ids.tolist():
             self.pinned.setdefault(unit, why)
+
+    def hold(self, ids: np.ndarray, why: str):
+        """Says so with the weights as they are."""
+        for unit in ids.tolist():
+            self.held.setdefault(unit, why)
 
     def groups(self) -> np.ndarray:
         """The group of each unit, as the number of its first member: units that are tied have the same."""
@@ -174,9 +184,14 @@ class Flow:
             self.pin(signal, pinned)
         return signal
 
-    def pin(self, signal: Signal, why: str, where=slice(None)):
+    def pin(self, signal: Signal, why: str):
         """Units stay, since the layer depends on them in a way that does not follow them."""
-        self.units.pin(signal.ids[where], f"'{self.layer.name}' {why}")
+        self.units.pin(signal.ids, f"'{self.layer.name}' {why}")
+        signal.read[:] = True
+
+    def hold(self, signal: Signal, why: str, where: np.ndarray):
+        """Units stay, since they are constants that the layer cannot fold."""
+        self.units.hold(signal.ids[where], f"'{self.layer.name}' {why}")
         signal.read[where] = True
 
     def array(self, name: str) -> np.ndarray | None:
