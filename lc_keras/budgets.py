@@ -5,16 +5,28 @@ Given magnitudes $m$, costs $c$ and a budget κ, the C step of an ℓ0 constrain
 $$\max_{z \in \{0, 1\}} \sum_g m_g^2 z_g \quad \text{such that} \quad \sum_g c_g z_g \le \kappa,$$
 
 a knapsack. It is solved with a multiplier for the budget: groups are kept in the order of $m_g^2 / c_g$, until the
-next one, $s$, no longer fits; what is left of the budget goes to those further down that fit. With the cost of all
-groups alike this is the exact solution; else the energy kept falls short of the optimum by less than
+next one, $s$, no longer fits. With the cost of all groups alike this is the exact solution; else the energy kept
+falls short of the optimum by less than
 
 $$m_s^2 \, \frac{\kappa - \sum_{g < s} c_g}{c_s} < m_s^2,$$
 
-since cutting $s$ into pieces would give the bound of the relaxed problem. The budget is never exceeded. A minimum
-for each layer is taken out of the budget first: the largest of the layer, whatever the others are.
+since cutting $s$ into pieces would reach the optimum of the relaxed problem. The budget is never exceeded. A minimum
+for each layer is taken out of the budget first: its largest groups by the same ratio, whatever the others are.
+
+That holds of weights and blocks. What neurons cost depends on each other: the kernel between two layers costs the
+product of how many are kept in both,
+
+$$f(z) = \sum_k p_k \, \Bigl(\sum_u a_{ku} z_u\Bigr) \Bigl(\sum_u b_{ku} z_u\Bigr) \le \kappa.$$
+
+Units are ranked by $m_u^2$ over what they cost at the margin, $\partial f / \partial z_u$, and kept in that order as
+far as $f$, which grows with each, stays within κ. The margin is first taken where all are kept, then where those
+just found are, which the optimum of the relaxed problem asks for; the best of a few rounds is taken. The budget is
+never exceeded, and the next unit in the ranking would exceed it; how far from the optimum that is, is not bounded.
+Of a single layer f is linear, and the bound above holds.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -22,43 +34,70 @@ import tensorflow as tf
 from lc_keras import thresholds
 
 
+ROUNDS = 4
+
+
+class Product(NamedTuple):
+    """What a tensor costs: its price times the places that are kept of those that make units and that read them.
+
+    Attributes:
+        price: Number, what an element costs that has one place of either kind.
+        makes: Array, on how many places each unit is made.
+        reads: Array, on how many it is read.
+        made: Int, how many places are always kept.
+        read: Int, the same of those that read.
+    """
+
+    price: float
+    makes: np.ndarray
+    reads: np.ndarray
+    made: int
+    read: int
+
+    def __call__(self, kept):
+        """The cost where units are kept, a bool vector; or, with vectors stacked, the cost of each."""
+        return self.price * (self.made + kept @ self.makes) * (self.read + kept @ self.reads)
+
+
 @tf.autograph.experimental.do_not_convert
-def choose(magnitudes: tf.Tensor, costs: np.ndarray, budget: float, parts: Sequence[tuple] = ()) -> tf.Tensor:
-    """Which of some groups to keep, each with a cost of its own. They are sorted, $O(G \\log G)$ of G groups.
+def choose(magnitudes: tf.Tensor, costs: Sequence[Product], budget: float, parts: Sequence[tuple] = ()) -> tf.Tensor:
+    r"""Which units to keep. They are sorted, $O(U \log U)$ for U units.
 
     Args:
         magnitudes: Vector of magnitudes.
-        costs: Array of costs, whole numbers ≥ 0. What costs nothing is kept.
-        budget: Number κ ≥ 0, at least what `parts` cost at most.
-        parts: Sequence of pairs: the groups of a layer, as an array of their numbers, and how many of them are
-            kept at least.
+        costs: Sequence of `Product`, whose sum is the cost f.
+        budget: Number κ, at least what `parts` cost at most.
+        parts: Sequence of pairs: the units of a layer, as an array of their numbers, and how many of them are kept at
+            least.
 
     Returns:
         bool vector.
     """
-    count = len(costs)
-    free = costs <= 0
-    costs = np.where(free, 0, costs).astype("float64")
-    scale = tf.constant(np.where(free, 0, np.where(free, 1, costs) ** -0.5), magnitudes.dtype)
-    key = thresholds.magnitude_bits(magnitudes * scale, magnitudes.dtype)
-    first = tf.constant(free)
-    for groups, at_least in parts:
-        if at_least:
-            best = tf.gather(tf.constant(groups), tf.math.top_k(tf.gather(key, groups), at_least).indices)
-            first |= tf.scatter_nd(best[:, None], tf.ones([at_least], tf.int32), [count]) > 0
-    order = tf.math.top_k(tf.where(first, key.dtype.max, key), count).indices
-    costs = tf.gather(tf.constant(costs), order)
-
-    def fill(kept, _):
-        left = budget - tf.reduce_sum(tf.where(kept, costs, 0))
-        fits = ~kept & (costs <= left)
-        more = fits & (tf.cumsum(tf.where(fits, costs, 0)) <= left)
-        return kept | more, tf.reduce_any(more)
-
-    # At first those in a row, from the first one on: the others wait until one of these does not fit.
-    start = tf.cumsum(costs) <= budget
-    kept, _ = tf.while_loop(lambda kept, more: more, fill, (start, tf.constant(True)))
-    return tf.scatter_nd(order[:, None], tf.cast(kept, tf.int32), [count]) > 0
+    count = int(magnitudes.shape[0])
+    makes, reads = (tf.constant(np.array([c[i] for c in costs]).reshape(-1, count), tf.float64) for i in (1, 2))
+    price, made, read = (tf.constant([float(c[i]) for c in costs], tf.float64) for i in (0, 3, 4))
+    energy = tf.square(tf.cast(magnitudes, tf.float64))
+    kept, best, best_energy = tf.ones([count], tf.float64), None, None
+    for _ in range(ROUNDS):
+        rows, columns = made + tf.linalg.matvec(makes, kept), read + tf.linalg.matvec(reads, kept)
+        margin = tf.linalg.matvec(makes, price * columns, transpose_a=True)
+        margin += tf.linalg.matvec(reads, price * rows, transpose_a=True)
+        scale = tf.where(margin > 0, tf.math.rsqrt(tf.maximum(margin, 1e-30)), 0)
+        key = thresholds.magnitude_bits(magnitudes * tf.cast(scale, magnitudes.dtype), magnitudes.dtype)
+        first = margin <= 0
+        for units, at_least in parts:
+            if at_least:
+                top = tf.gather(tf.constant(units), tf.math.top_k(tf.gather(key, units), at_least).indices)
+                first |= tf.scatter_nd(top[:, None], tf.ones([at_least], tf.int32), [count]) > 0
+        order = tf.math.top_k(tf.where(first, key.dtype.max, key), count).indices
+        rows, columns = (tf.cumsum(tf.gather(matrix, order, axis=1), axis=1) for matrix in (makes, reads))
+        spent = tf.linalg.matvec((made[:, None] + rows) * (read[:, None] + columns), price, transpose_a=True)
+        kept = tf.scatter_nd(order[:, None], tf.cast(spent <= budget, tf.float64), [count])
+        found = tf.reduce_sum(energy * kept)
+        better = True if best is None else found > best_energy
+        best = tf.where(better, kept, kept if best is None else best)
+        best_energy = found if best_energy is None else tf.maximum(found, best_energy)
+    return best > 0
 
 
 @tf.autograph.experimental.do_not_convert

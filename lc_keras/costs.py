@@ -225,10 +225,10 @@ class L0Constraint(_Grouped):
     The C step keeps the κ groups of largest magnitude, of all tensors together, bit for bit, and zeroes the
     others. Of groups of equal magnitude the first in the order of the tensors, then of the elements, is kept.
 
-    With another `measure` groups have costs, $\sum_g c_g [\theta_g \ne 0] \le \kappa$. They are kept in the order
-    of $m_g^2 / c_g$ while the budget lasts, and it is never exceeded; how near that is to the optimum
-    `lc_keras.budgets` says. A group costs what its own weights cost, as if all their inputs were kept: a net whose
-    inputs die too takes less than κ.
+    With another `measure` groups have costs, which together stay within κ. They are kept in the order of energy for
+    cost, $m_g^2 / c_g$, while the budget lasts; it is never exceeded. How near that is to the optimum, the docs page
+    "Budgets of unequal costs" says. Neurons that a `Task` finds in a model's graph cost what the weights cost that
+    stay in the smaller net: those that make them out of units that stay, and none of those that do not.
 
     Args:
         keep: Int κ ≥ 0, or float in [0, 1]: the fraction of the groups, or of what all weights cost, to keep, rounded
@@ -287,14 +287,13 @@ class L0Constraint(_Grouped):
                 is not known what the weights cost.
         """
         output_axes = _axes(output_axes, shapes)
-        costs, always = self._costs(shapes, output_axes)
-        total = sum(costs) + always
+        total = self._cost(shapes, output_axes, 1)
         # As a decimal, so that 5 % of 266,200 is 13,310 and not a rounding error below.
         kappa = int(decimal.Decimal(repr(self.keep)) * total) if isinstance(self.keep, float) else self.keep
         if kappa > total:
             what = "the number of groups" if self.measure == "groups" else f"the {self.measure} of all weights"
             raise ValueError(f"`keep`: expected at most {total}, {what}, received {kappa}")
-        least = always + self._least_cost(shapes, output_axes)
+        least = self._cost(shapes, output_axes, 0)
         if kappa < least:
             raise ValueError(
                 f"`keep`: expected at least {least} {self.measure}, which may be needed for what is kept in any case "
@@ -314,8 +313,7 @@ class L0Constraint(_Grouped):
         if self.measure == "groups" and not any(at_least for _, at_least in parts):
             return self._hard(_largest(measured, kappa), measured, output_axes)
         if self._shared(output_axes):
-            costs, always = self._costs(shapes, output_axes)
-            chosen = budgets.choose(measured[0], np.array(costs), kappa - always, parts)
+            chosen = budgets.choose(measured[0], self._products(shapes, output_axes), kappa, parts)
             return self._hard(lambda *_: chosen, measured, output_axes)
         prices = [self._price(shape, axes) for shape, axes in zip(shapes, output_axes)]
         counts = budgets.allocate(measured, prices, kappa, [at_least for _, at_least in parts])
@@ -345,21 +343,41 @@ class L0Constraint(_Grouped):
             return 1
         return self.groups.size(shape, axes) * self._weight_price(axes)
 
-    def _costs(self, shapes, output_axes) -> tuple[list[int], int]:
-        """What each group costs, or each tensor if groups are not shared; and what is never zeroed."""
+    def _cost(self, shapes, output_axes, everything) -> int:
+        """What all groups cost, or what is kept whatever it takes costs at most."""
+        parts = self._parts(shapes, output_axes)
         if not self._shared(output_axes):
-            counts = (self.groups.count(shape, axes) for shape, axes in zip(shapes, output_axes))
-            return [n * self._price(s, a) for n, s, a in zip(counts, shapes, output_axes)], 0
+            counts = (
+                self.groups.count(shape, axes) if everything else at_least
+                for shape, axes, (_, at_least) in zip(shapes, output_axes, parts)
+            )
+            return sum(n * self._price(s, a) for n, s, a in zip(counts, shapes, output_axes))
+
+        def most(places):
+            if everything:
+                return places.sum()
+            return sum(np.sort(places[units])[::-1][:at_least].sum() for units, at_least in parts)
+
+        products = self._products(shapes, output_axes)
+        return int(sum(p.price * (p.made + most(p.makes)) * (p.read + most(p.reads)) for p in products))
+
+    def _products(self, shapes, output_axes) -> list[budgets.Product]:
+        """What shared units cost in each tensor."""
         count = output_axes[0].count
         if self.measure == "groups":
-            return [1] * count, 0
-        # One more for what belongs to no unit.
-        costs = [0] * (count + 1)
+            return [budgets.Product(1, np.ones(count, int), np.zeros(count, int), 0, 1)]
+
+        def places(units):
+            return np.bincount(units[units >= 0], minlength=count), int((units < 0).sum())
+
+        products = []
         for shape, layout in zip(shapes, output_axes):
-            price = self._price(shape, layout)
-            for unit in layout.units.tolist():
-                costs[unit] += price
-        return costs[:-1], costs[-1]
+            (makes, made), (reads, read) = places(layout.units), (np.zeros(count, int), 1)
+            if layout.reads is not None:
+                reads, read = places(layout.reads)
+            size = math.prod(shape) // (len(layout.units) * (1 if layout.reads is None else len(layout.reads)))
+            products.append(budgets.Product(size * self._weight_price(layout), makes, reads, made, read))
+        return [p for p in products if p.price]
 
     def _parts(self, shapes, output_axes) -> list[tuple]:
         """The groups of each layer, as numbers if they are shared, and how many to keep whatever it takes."""
@@ -381,13 +399,64 @@ class L0Constraint(_Grouped):
             parts.append((groups, min(at_least, count)))
         return parts
 
-    def _least_cost(self, shapes, output_axes) -> int:
-        """What the minimum of each layer costs at most."""
-        parts = self._parts(shapes, output_axes)
-        if not self._shared(output_axes):
-            return sum(n * self._price(s, a) for (_, n), s, a in zip(parts, shapes, output_axes))
-        costs = np.array(self._costs(shapes, output_axes)[0])
-        return int(sum(np.sort(costs[groups])[::-1][:n].sum() for groups, n in parts if n))
+
+class NMConstraint(Compression):
+    r"""Of every m weights in a row along the inputs of an output unit, at most n are not zero.
+
+    The pattern of sparse matrix units in hardware, 2 of every 4. A row runs along the last axis that is not one of
+    the output units, the channels of a convolution; at its end it may be shorter than m. The C step keeps the n
+    weights of largest magnitude of each, bit for bit; of equal ones the first.
+
+    Args:
+        n: Int ≥ 0, how many are kept.
+        m: Int ≥ n and ≥ 1, of how many.
+
+    Raises:
+        ValueError: If `n` or `m` is not such an int.
+
+    Example:
+
+    >>> NMConstraint(1, 2).c_step([tf.constant([[3.0], [-1.0], [0.5], [2.0]])], mu=1.0)[0].numpy().ravel()
+    array([3., 0., 0., 2.], dtype=float32)
+    """
+
+    def __init__(self, n: int, m: int):
+        whole = all(isinstance(x, (int, np.integer)) and not isinstance(x, bool) for x in (n, m))
+        if not (whole and 0 <= n <= m and m >= 1):
+            raise ValueError(f"`n`, `m`: expected ints 0 <= n <= m, m >= 1, received n={n!r}, m={m!r}")
+        self.n, self.m = int(n), int(m)
+
+    def check(self, shapes, output_axes=None):
+        for shape, axes in zip(shapes, _axes(output_axes, shapes)):
+            self._input_axis(len(shape), axes)
+
+    def maps(self, weights, mu, output_axes=None):
+        return [self._map(self._input_axis(len(w.shape), a)) for w, a in zip(weights, _axes(output_axes, weights))]
+
+    def _input_axis(self, rank, axes) -> int:
+        inputs = set(range(rank)) - {a % rank for a in axes}
+        if not inputs:
+            raise ValueError(f"NMConstraint: expected a tensor with an axis of inputs, received one of rank {rank}")
+        return max(inputs)
+
+    def _map(self, axis) -> Map:
+        def theta(value):
+            rank = value.shape.rank
+            order = [a for a in range(rank) if a != axis] + [axis]
+            bits = tf.transpose(thresholds.magnitude_bits(value, thresholds.common_dtype([value])), order)
+            size = bits.shape[-1]
+            padded = tf.pad(bits, [[0, 0]] * (rank - 1) + [[0, -size % self.m]], constant_values=-1)
+            rows = tf.reshape(padded, [-1, self.m])
+            best = tf.math.top_k(rows, self.n).indices
+            kept = tf.reduce_any(best[:, :, None] == tf.range(self.m), axis=1)
+            kept = tf.reshape(kept, padded.shape)[..., :size]
+            kept = tf.transpose(kept, sorted(range(rank), key=order.__getitem__))
+            return tf.where(kept, value, tf.zeros([], value.dtype))
+
+        return theta
+
+    def get_config(self):
+        return {"n": self.n, "m": self.m}
 
 
 class L0Penalty(_Grouped):

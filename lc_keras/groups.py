@@ -25,13 +25,16 @@ class Layout(tuple):
             their order; -1 where the weights belong to no unit that is pruned. Tensors of one cost that have the
             same number have the same unit. `None`: the units of this tensor are its own.
         count: Int, how many units the tensors have together, from 0 on.
+        reads: Array of ints or `None` (default: none of them): the number of the unit that each place along the
+            inputs reads, or -1. Where that unit goes, these weights go too.
         macs: Int or `None` (default: not known): the multiply-adds of one weight, for one example.
         bytes: Int, the size of a weight. Defaults to 4.
     """
 
-    def __new__(cls, axes=(-1,), units=None, count=0, macs=None, bytes=4):
+    def __new__(cls, axes=(-1,), units=None, count=0, reads=None, macs=None, bytes=4):
         self = super().__new__(cls, axes)
         self.units = None if units is None else np.asarray(units, np.int32).ravel()
+        self.reads = None if reads is None else np.asarray(reads, np.int32).ravel()
         self.count, self.macs, self.bytes = count, macs, bytes
         return self
 

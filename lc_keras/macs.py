@@ -5,12 +5,37 @@ import math
 import keras
 from keras import layers
 
+from lc_keras.flow import Graph
+from lc_keras.flow.units import find
+
 _CONVOLUTIONS = (
     *(layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.DepthwiseConv1D, layers.DepthwiseConv2D),
     *(layers.SeparableConv1D, layers.SeparableConv2D),
 )
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 _RECURRENT = (layers.SimpleRNN, layers.GRU, layers.LSTM)
+
+
+def macs(model: keras.Model) -> int:
+    """The multiply-adds of all kernels for one example, zeros counted as any other weight.
+
+    Args:
+        model: Functional or built Sequential `keras.Model`, with inputs of known size.
+
+    Returns:
+        Python int; layers of kinds that are not known count nothing.
+
+    Raises:
+        TypeError: If the model is not a graph of layers.
+        ValueError: If a size is not known.
+    """
+    total = 0
+    for flow in Graph(model).flows:
+        used = uses(flow.layer, [s.shape for s in flow.inputs], flow.shapes)
+        if None in used.values():
+            raise ValueError(f"Expected inputs of known size. Received: '{flow.layer.name}' in '{model.name}' has none")
+        total += sum(times * math.prod(find(flow.layer, name).shape) for name, times in used.items())
+    return total
 
 
 def uses(layer: keras.Layer, inputs: list, outputs: list) -> dict[str, int | None]:
@@ -43,8 +68,8 @@ def uses(layer: keras.Layer, inputs: list, outputs: list) -> dict[str, int | Non
         return dict.fromkeys(("cell.kernel", "cell.recurrent_kernel"), inputs[0][1])
     if kind is layers.MultiHeadAttention:
         query, value = (_product(shape[1:-1]) for shape in inputs[:2])
-        return {f"_{name}_dense.kernel": n for name, n in
-                dict(query=query, output=query, key=value, value=value).items()}
+        times = {"query": query, "key": value, "value": value, "output": query}
+        return {f"_{name}_dense.kernel": n for name, n in times.items()}
     return {}
 
 

@@ -21,13 +21,13 @@ class Makers:
         groups = graph.units.groups()
         self._stay = set(groups[list(graph.units.pinned)].tolist())
         self._trainable = model.trainable_variables
-        self._places = {}
+        self._places, self._reads = {}, {}
         for flow in graph.layers.values():
             for weight in flow.weights:
                 variable = find(flow.layer, weight.name)
-                if variable is not None and weight.makes:
-                    axis, port, tiles = weight.makes
-                    self._places[id(variable)] = axis, groups[np.tile(flow.ports[port], tiles)]
+                for along, places in ((weight.makes, self._places), (weight.reads, self._reads)):
+                    if variable is not None and along:
+                        places[id(variable)] = along.axis, groups[np.tile(flow.ports[along.port], along.tiles)]
         self._macs = {}
         for flow in graph.flows:
             used = uses(flow.layer, [s.shape for s in flow.inputs], flow.shapes)
@@ -74,11 +74,13 @@ class Makers:
             if key not in given and not any(u in number for u in np.unique(makes).tolist()):
                 continue
             found.append(variable)
+            reads = self._reads.get(key)
             layouts.append(
                 Layout(
                     given[key] if axis is None else (axis,),
                     units=[number.get(u, -1) for u in makes.tolist()],
                     count=len(units),
+                    reads=reads and [number.get(u, -1) for u in reads[1].tolist()],
                     macs=self._macs.get(key, None if key in own else 0),
                     bytes=_bytes(variable),
                 )
