@@ -16,6 +16,7 @@ from lc_keras.penalty import LCPenalty
 from lc_keras.reports import PruningReport, report
 from lc_keras.schedules import Exponential, Geometric
 from lc_keras.shrink import shrink
+from lc_keras.shrink_report import ShrinkReport, shrink_report
 from lc_keras.tasks import Task
 
 __all__ = [
@@ -33,9 +34,11 @@ __all__ = [
     "NMConstraint",
     "Neurons",
     "PruningReport",
+    "ShrinkReport",
     "Task",
     "Weights",
     "export_saved_model",
     "report",
     "shrink",
+    "shrink_report",
 ]

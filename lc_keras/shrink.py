@@ -24,7 +24,7 @@ def shrink(model: keras.Model) -> keras.Model:
 
     Returns:
         `keras.Model` with layers of the same names and weights of its own, Sequential or Functional as `model` is,
-        not compiled.
+        not compiled. A class of the user's is kept if its constructor is that of Keras.
 
     Raises:
         TypeError: If `model` is not a graph of layers, or not built.
@@ -55,9 +55,9 @@ class _Rebuilt:
         functional, signals = as_functional(model), self._graph.models[id(model)]
         inputs = [self._input(*pair) for pair in zip(functional.inputs, signals, strict=True)]
         if isinstance(model, keras.Sequential):
-            return type(model)(
-                [*inputs, *map(self._operation, model.layers)], name=model.name, trainable=model.trainable
-            )
+            kind = type(model) if type(model).__init__ is keras.Sequential.__init__ else keras.Sequential
+            stack = [*inputs, *map(self._operation, model.layers)]
+            return kind(stack, name=model.name, trainable=model.trainable)
         outputs = functional._run_through_graph(inputs, operation_fn=self._operation)
         inputs = keras.tree.pack_sequence_as(functional._inputs_struct, inputs)
         own = type(model).__init__ is functional_class(model).__init__
