@@ -29,10 +29,19 @@ def mnist():
         Two tuples of images, shape `(n, 28, 28, 1)` with values from 0 to 1, and
         labels: 60,000 for training and 10,000 for the test.
     """
+    return _images("mnist")
+
+
+def cifar10():
+    """CIFAR-10, as `mnist`: images of shape `(n, 32, 32, 3)`, 50,000 and 10,000."""
+    return _images("cifar10")
+
+
+def _images(name):
     import tensorflow_datasets as tfds
 
     parts = tfds.load(
-        "mnist",
+        name,
         split=["train", "test"],
         batch_size=-1,
         as_supervised=True,

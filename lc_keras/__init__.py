@@ -9,12 +9,15 @@ from lc_keras.costs import (
     L1Penalty,
     L2Constraint,
     L2Penalty,
+    NMConstraint,
 )
 from lc_keras.export import export_litert, export_saved_model
 from lc_keras.groups import Blocks, Neurons, Weights
 from lc_keras.penalty import LCPenalty
 from lc_keras.reports import PruningReport, report
 from lc_keras.schedules import Exponential, Geometric
+from lc_keras.shrink import shrink
+from lc_keras.shrink_report import ShrinkReport, shrink_report
 from lc_keras.tasks import Task
 
 __all__ = [
@@ -29,12 +32,16 @@ __all__ = [
     "L2Penalty",
     "LCPenalty",
     "LearningCompression",
+    "NMConstraint",
     "Neurons",
     "PruningReport",
+    "ShrinkReport",
     "Task",
     "Weights",
     "baselines",
     "export_litert",
     "export_saved_model",
     "report",
+    "shrink",
+    "shrink_report",
 ]

@@ -99,16 +99,16 @@ class _Pruning(keras.callbacks.Callback):
                 raise TypeError(f"Expected an L0Constraint in every task. Received: {task!r}")
         self.density = math.nan
 
-    def kept(self, groups: int, kappa: int, progress: float) -> int:
-        """How many groups are left of those that share a budget.
+    def kept(self, total: int, kappa: int, progress: float) -> int:
+        """What is left of the groups that share a budget.
 
         Args:
-            groups: Int, how many there are.
-            kappa: Int κ, how many the budget keeps.
+            total: Int, what all of them cost: their number, where each counts one.
+            kappa: Int κ, the budget.
             progress: Float from 0 to 1, the part of `fit` that is done.
 
         Returns:
-            Int from `kappa` to `groups`, not increasing with progress.
+            Int from `kappa` to `total`, not increasing with progress.
         """
         raise NotImplementedError
 
@@ -119,11 +119,10 @@ class _Pruning(keras.callbacks.Callback):
         self._variables = [v for part in self._shared for v in part.variables]
         self._masks = [tf.Variable(tf.ones(v.shape, tf.bool), trainable=False) for v in self._variables]
         self._budgets = [
-            (part.compression.count(shapes, axes), part.compression.kept(shapes, axes))
+            (part.compression.total(shapes, axes), part.compression.kept(shapes, axes))
             for part in self._shared
             for shapes, axes in [([v.shape for v in part.variables], part.output_axes)]
         ]
-        self._prune = tf.function(self._prune_to, autograph=False)
         self._first_epoch = self._kept = None
         model.train_function = Guard(
             model, self.params, self._execute, lambda error: self._detach(), self._detach
@@ -152,10 +151,10 @@ class _Pruning(keras.callbacks.Callback):
         kept = [self.kept(*budget, progress) for budget in self._budgets]
         if kept != self._kept:
             self._kept = kept
-            self.density = float(self._prune(tf.constant(kept, tf.int32)))
+            self.density = self._prune_to(kept)
 
     def _prune_to(self, kept):
-        nonzeros, start = tf.constant(0.0, tf.float64), 0
+        nonzeros = start = 0
         for i, part in enumerate(self._shared):
             masks = self._masks[start : start + len(part.variables)]
             start += len(part.variables)
@@ -165,7 +164,7 @@ class _Pruning(keras.callbacks.Callback):
                 value = largest(value)
                 variable.assign(value)
                 mask.assign(value != 0)
-                nonzeros += tf.cast(tf.math.count_nonzero(value, dtype=tf.int32), tf.float64)
+                nonzeros += int(tf.math.count_nonzero(value))
         return nonzeros / sum(math.prod(v.shape) for v in self._variables)
 
     def _execute(self, train_function, iterator):
@@ -219,9 +218,9 @@ class MagnitudePruning(_Pruning):
             raise ValueError(f"Expected `rounds` to be a whole number ≥ 1. Received: rounds={rounds}")
         self.rounds = int(rounds)
 
-    def kept(self, groups, kappa, progress):
+    def kept(self, total, kappa, progress):
         begun = min(self.rounds, 1 + int(progress * self.rounds + 1e-9))
-        return max(kappa, int(groups * (kappa / groups) ** (begun / self.rounds)))
+        return max(kappa, int(total * (kappa / total) ** (begun / self.rounds)))
 
 
 class GradualPruning(_Pruning):
@@ -260,6 +259,6 @@ class GradualPruning(_Pruning):
     def _advance(self, position):
         super()._advance(math.floor(position / self.every + 1e-9) * self.every)
 
-    def kept(self, groups, kappa, progress):
+    def kept(self, total, kappa, progress):
         removed = 1 - (1 - min(1.0, progress / self.until)) ** 3
-        return groups - int(removed * (groups - kappa))
+        return total - int(removed * (total - kappa))

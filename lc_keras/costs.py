@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from lc_keras import thresholds
-from lc_keras.groups import Groups, Weights
+from lc_keras import budgets, thresholds
+from lc_keras.groups import Groups, Layout, Neurons, Weights
 
 Map = Callable[[tf.Tensor], tf.Tensor]
 
@@ -26,7 +26,12 @@ class Compression:
     """Base class of everything that has a C step.
 
     A subclass overrides `maps`; what it takes in its constructor it returns from `get_config`.
+
+    Attributes:
+        looks_into_graph: Bool, whether it takes `Layout`s, with what a model's graph says of its weights.
     """
+
+    looks_into_graph = False
 
     @tf.autograph.experimental.do_not_convert
     def c_step(self, weights: Sequence[Any], mu: Any) -> list[tf.Tensor]:
@@ -83,8 +88,8 @@ class Compression:
 
         Args:
             shapes: Sequence of static shapes.
-            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor. Defaults to
-                the last axis.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of `Layout`s.
+                Defaults to the last axis.
 
         Raises:
             ValueError: If the cost cannot be applied to tensors of these shapes.
@@ -100,8 +105,8 @@ class Compression:
         Args:
             weights: Sequence of floating tensors or variables $v$ of static shapes.
             mu: float32 scalar tensor μ.
-            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor. Defaults to
-                the last axis.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of `Layout`s.
+                Defaults to the last axis.
 
         Returns:
             List of callables: `maps[i]` takes the value of `weights[i]` and returns θ, same shape and dtype.
@@ -140,6 +145,10 @@ class _Grouped(Compression):
         if not isinstance(self.groups, Groups):
             raise TypeError(f"`groups`: expected Weights(), Neurons() or Blocks(shape), received {groups!r}")
 
+    @property
+    def looks_into_graph(self):
+        return isinstance(self.groups, Neurons)
+
     def check(self, shapes, output_axes=None):
         self.count(shapes, output_axes)
 
@@ -148,21 +157,40 @@ class _Grouped(Compression):
 
         Args:
             shapes: Sequence of static shapes.
-            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor. Defaults to
-                the last axis.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of `Layout`s.
+                Defaults to the last axis.
 
         Returns:
             Python int.
         """
-        return sum(self.groups.count(shape, axes) for shape, axes in zip(shapes, _axes(output_axes, shapes)))
+        output_axes = _axes(output_axes, shapes)
+        if self._shared(output_axes):
+            return output_axes[0].count
+        return sum(self.groups.count(shape, axes) for shape, axes in zip(shapes, output_axes))
+
+    def _shared(self, output_axes) -> bool:
+        """Whether groups reach over several tensors."""
+        return isinstance(self.groups, Neurons) and self.groups.are_shared(output_axes)
 
     def _measure(self, weights, output_axes) -> list[tf.Tensor]:
+        """The magnitudes of the groups: those of each tensor, or, if they are shared, of all in one tensor."""
         measured = []
         for weight, axes in zip(weights, output_axes):
             # One after the other: the squares of one tensor at a time are alive.
             with tf.control_dependencies(measured[-1:]):
                 measured.append(self.groups.measure(tf.convert_to_tensor(weight), axes))
-        return measured
+        return [self.groups.join(measured, output_axes)] if self._shared(output_axes) else measured
+
+    def _spread(self, per_group, value, axes, otherwise) -> tf.Tensor:
+        if self._shared([axes]):
+            per_group = self.groups.hand_out(per_group, axes, otherwise)
+        return self.groups.spread(per_group, value.shape, axes)
+
+    def _places(self, measured, output_axes):
+        """For each tensor the index of its magnitudes, the magnitudes, and the axes."""
+        if self._shared(output_axes):
+            return [(0, measured[0], axes) for axes in output_axes]
+        return list(zip(range(len(measured)), measured, output_axes))
 
     def _hard(self, decide, measured, output_axes) -> list[Map]:
         """Maps that keep the groups chosen by `decide(index, magnitudes)`, bit for bit."""
@@ -171,16 +199,16 @@ class _Grouped(Compression):
             def theta(value):
                 # Single weights are their own magnitudes: taken from the value, nothing is held meanwhile.
                 kept = decide(index, value if isinstance(self.groups, Weights) else magnitudes)
-                return tf.where(self.groups.spread(kept, value.shape, axes), value, tf.zeros([], value.dtype))
+                return tf.where(self._spread(kept, value, axes, True), value, tf.zeros([], value.dtype))
 
             return theta
 
-        return [of(i, m, a) for i, (m, a) in enumerate(zip(measured, output_axes))]
+        return [of(*place) for place in self._places(measured, output_axes)]
 
     def _soft(self, tau, measured, output_axes) -> list[Map]:
         """Maps $(1 - \\tau/m)_+ v$."""
 
-        def of(magnitudes, axes):
+        def of(_, magnitudes, axes):
             def theta(value):
                 wide = tf.cast(value, thresholds.common_dtype([value]))
                 cut = tf.cast(tau, wide.dtype)
@@ -188,7 +216,7 @@ class _Grouped(Compression):
                     shrunk = wide - tf.clip_by_value(wide, -cut, cut)
                 else:
                     factor = tf.math.divide_no_nan(tf.nn.relu(magnitudes - cut), magnitudes)
-                    shrunk = wide * self.groups.spread(factor, value.shape, axes)
+                    shrunk = wide * self._spread(factor, value, axes, 1)
                 return tf.cast(shrunk, value.dtype)
 
             def inside_or_not(value):
@@ -196,23 +224,37 @@ class _Grouped(Compression):
 
             return inside_or_not
 
-        return [of(m, a) for m, a in zip(measured, output_axes)]
+        return [of(*place) for place in self._places(measured, output_axes)]
+
+
+MEASURES = ("groups", "parameters", "macs", "bytes")
 
 
 class L0Constraint(_Grouped):
-    r"""At most κ groups are not zero: $\lVert \theta \rVert_0 \le \kappa$.
+    r"""At most κ groups are not zero: $\lVert \theta \rVert_0 \le \kappa$; or they cost at most κ together.
 
     The C step keeps the κ groups of largest magnitude, of all tensors together, bit for bit, and zeroes the
     others. Of groups of equal magnitude the first in the order of the tensors, then of the elements, is kept.
 
+    With another `measure` groups have costs, which together stay within κ. They are kept in the order of energy for
+    cost, $m_g^2 / c_g$, while the budget lasts; it is never exceeded. How near that is to the optimum, the docs page
+    "Budgets of unequal costs" says. Neurons that a `Task` finds in a model's graph cost what the weights cost that
+    stay in the smaller net: those that make them out of units that stay, and none of those that do not.
+
     Args:
-        keep: Int κ ≥ 0, or float in [0, 1], the density: the fraction of the groups to keep, rounded down so that
-            the budget is never exceeded. `1` is one group, `1.0` is all of them.
+        keep: Int κ ≥ 0, or float in [0, 1]: the fraction of the groups, or of what all weights cost, to keep, rounded
+            down so that the budget is never exceeded. `1` is one group, `1.0` is all of them.
         groups: `Weights()`, `Neurons()` or `Blocks(shape)`. Defaults to `Weights()`.
+        measure: `"groups"` (default): each group counts one. `"parameters"`: as many as it has weights. `"macs"`: the
+            multiply-adds of one example, which are the output positions for each weight of a convolution. `"bytes"`:
+            the size of its weights. Of `Blocks` each counts whole, though it may stick out of the tensor.
+        keep_at_least: Int ≥ 0, or float in [0, 1]: how many groups of each layer, or what fraction of them, rounded
+            up, to keep whatever it takes. `None` (default): one neuron of each layer, where a `Task` finds neurons in
+            a model's graph, else none.
 
     Raises:
-        TypeError: If `keep` or `groups` is of another type.
-        ValueError: If `keep` is negative, or a float beyond 1 or NaN.
+        TypeError: If an argument is of another type.
+        ValueError: If one is negative, or a float beyond 1 or NaN, or `measure` is another.
 
     Example:
 
@@ -220,34 +262,69 @@ class L0Constraint(_Grouped):
     array([ 3.,  0.,  0., -2.], dtype=float32)
     """
 
-    def __init__(self, keep: int | float, groups: Groups | None = None):
+    def __init__(
+        self,
+        keep: int | float,
+        groups: Groups | None = None,
+        measure: str = "groups",
+        keep_at_least: int | float | None = None,
+    ):
         super().__init__(groups)
-        if isinstance(keep, (bool, np.bool_)) or not isinstance(keep, (int, float, np.integer, np.floating)):
-            raise TypeError(f"`keep`: expected an int or a float, received {keep!r}")
-        whole = isinstance(keep, (int, np.integer))
-        if not (keep >= 0 if whole else 0 <= keep <= 1):
-            raise ValueError(f"`keep`: expected an int >= 0 or a float in [0, 1], received {keep!r}")
-        self.keep = int(keep) if whole else _decimal_float(keep)
+        self.keep = _number_or_fraction("keep", keep)
+        if measure not in MEASURES:
+            raise ValueError(f"`measure`: expected one of {MEASURES}, received {measure!r}")
+        self.measure = measure
+        self.keep_at_least = (
+            None if keep_at_least is None else _number_or_fraction("keep_at_least", keep_at_least)
+        )
 
-    def kept(self, shapes: Sequence[Any], output_axes: Sequence[Sequence[int]] | None = None) -> int:
-        """The number κ of groups kept in tensors of these shapes.
+    @property
+    def looks_into_graph(self):
+        return super().looks_into_graph or self.measure != "groups"
+
+    def total(self, shapes: Sequence[Any], output_axes: Sequence[Sequence[int]] | None = None) -> int:
+        """What all groups in tensors of these shapes cost: their number, where each counts one.
 
         Args:
             shapes: Sequence of static shapes.
-            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor. Defaults to
-                the last axis.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of `Layout`s.
+                Defaults to the last axis.
 
         Returns:
             Python int.
 
         Raises:
-            ValueError: If κ exceeds the number of groups.
+            ValueError: If it is not known what the weights cost.
         """
-        count = self.count(shapes, output_axes)
+        return self._cost(shapes, _axes(output_axes, shapes), 1)
+
+    def kept(self, shapes: Sequence[Any], output_axes: Sequence[Sequence[int]] | None = None) -> int:
+        """The budget κ in tensors of these shapes: a number of groups, or what they may cost.
+
+        Args:
+            shapes: Sequence of static shapes.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of `Layout`s.
+                Defaults to the last axis.
+
+        Returns:
+            Python int.
+
+        Raises:
+            ValueError: If κ exceeds what all groups cost, or is less than what is kept whatever it takes, or if it
+                is not known what the weights cost.
+        """
+        total = self.total(shapes, output_axes)
         # As a decimal, so that 5 % of 266,200 is 13,310 and not a rounding error below.
-        kappa = int(decimal.Decimal(repr(self.keep)) * count) if isinstance(self.keep, float) else self.keep
-        if kappa > count:
-            raise ValueError(f"`keep`: expected at most {count}, the number of groups, received {kappa}")
+        kappa = int(decimal.Decimal(repr(self.keep)) * total) if isinstance(self.keep, float) else self.keep
+        if kappa > total:
+            what = "the number of groups" if self.measure == "groups" else f"the {self.measure} of all weights"
+            raise ValueError(f"`keep`: expected at most {total}, {what}, received {kappa}")
+        least = self._cost(shapes, _axes(output_axes, shapes), 0)
+        if kappa < least:
+            raise ValueError(
+                f"`keep`: expected at least {least} {self.measure}, which may be needed for what is kept in any case "
+                f"(of each layer {self.keep_at_least or 'one unit'}, and units that cannot be removed), received {kappa}"
+            )
         return kappa
 
     def check(self, shapes, output_axes=None):
@@ -263,46 +340,164 @@ class L0Constraint(_Grouped):
 
         Args:
             weights: Sequence of floating tensors or variables of static shapes.
-            kappa: Int or int32 scalar tensor κ, from 0 to the number of groups.
-            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor. Defaults to
-                the last axis.
+            kappa: Int κ, up to `total`, and as much as is kept in any case.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of `Layout`s.
+                Defaults to the last axis.
 
         Returns:
             List of callables, as of `maps`.
         """
         output_axes = _axes(output_axes, weights)
+        shapes = [w.shape for w in weights]
         measured = self._measure(weights, output_axes)
-        dtype = thresholds.common_dtype(measured)
-        threshold = thresholds.kth_largest(measured, kappa)
-        left = kappa - threshold.above
-        crowded = tf.logical_and(threshold.ties > left, threshold.bits > 0)
-
-        def count_ties():
-            def of(tensor):
-                def update(n, chunk):
-                    tie = thresholds.magnitude_bits(chunk, dtype) == threshold.bits
-                    return n + tf.math.count_nonzero(tie, dtype=tf.int32)
-
-                return thresholds.fold([tensor], tf.constant(0), update)
-
-            return tf.stack([of(m) for m in measured])
-
-        ties = tf.cond(crowded, count_ties, lambda: tf.zeros([len(measured)], tf.int32))
-        quota = left - tf.cumsum(ties, exclusive=True)
-
-        def decide(index, magnitudes):
-            def first_come():
-                bits = thresholds.magnitude_bits(magnitudes, dtype)
-                tie = tf.reshape(bits == threshold.bits, [-1])
-                rank = tf.reshape(tf.cumsum(tf.cast(tie, tf.int32)), tf.shape(bits))
-                return (bits > threshold.bits) | ((bits == threshold.bits) & (rank <= quota[index]))
-
-            return tf.cond(crowded, first_come, lambda: thresholds.at_least(magnitudes, threshold.bits))
-
-        return self._hard(decide, measured, output_axes)
+        parts = self._parts(shapes, output_axes)
+        if self.measure == "groups" and not any(at_least for _, at_least in parts):
+            return self._hard(_largest(measured, kappa), measured, output_axes)
+        if self._shared(output_axes):
+            chosen = budgets.choose(measured[0], self._products(shapes, output_axes), kappa, parts)
+            return self._hard(lambda *_: chosen, measured, output_axes)
+        prices = [self._price(shape, axes) for shape, axes in zip(shapes, output_axes)]
+        counts = budgets.allocate(measured, prices, kappa, [at_least for _, at_least in parts])
+        each = [_largest([m], count) for m, count in zip(measured, counts)]
+        return self._hard(lambda index, magnitudes: each[index](0, magnitudes), measured, output_axes)
 
     def get_config(self):
-        return {"keep": self.keep, "groups": self.groups}
+        config = {"keep": self.keep, "groups": self.groups}
+        if self.measure != "groups":
+            config["measure"] = self.measure
+        return config if self.keep_at_least is None else {**config, "keep_at_least": self.keep_at_least}
+
+    def _weight_price(self, axes) -> int:
+        """What a single weight costs."""
+        layout = axes if isinstance(axes, Layout) else Layout(axes)
+        price = {"groups": 1, "parameters": 1, "macs": layout.macs, "bytes": layout.bytes}[self.measure]
+        if price is None:
+            raise ValueError(
+                "`measure`: expected weights whose multiply-adds are known, those of Keras layers in a Functional or "
+                "Sequential model with inputs of known size"
+            )
+        return price
+
+    def _price(self, shape, axes) -> int:
+        """What a group of a tensor costs, all of which are alike."""
+        if self.measure == "groups":
+            return 1
+        return self.groups.size(shape, axes) * self._weight_price(axes)
+
+    def _cost(self, shapes, output_axes, everything) -> int:
+        """What all groups cost, or what is kept whatever it takes costs at most."""
+        parts = self._parts(shapes, output_axes)
+        if not self._shared(output_axes):
+            counts = (
+                self.groups.count(shape, axes) if everything else at_least
+                for shape, axes, (_, at_least) in zip(shapes, output_axes, parts)
+            )
+            return sum(n * self._price(s, a) for n, s, a in zip(counts, shapes, output_axes))
+
+        def most(places):
+            if everything:
+                return places.sum()
+            return sum(np.sort(places[units])[::-1][:at_least].sum() for units, at_least in parts)
+
+        products = self._products(shapes, output_axes)
+        return int(sum(p.price * (p.made + most(p.makes)) * (p.read + most(p.reads)) for p in products))
+
+    def _products(self, shapes, output_axes) -> list[budgets.Product]:
+        """What shared units cost in each tensor."""
+        count = output_axes[0].count
+        if self.measure == "groups":
+            return [budgets.Product(1, np.ones(count, int), np.zeros(count, int), 0, 1)]
+
+        def places(units):
+            return np.bincount(units[units >= 0], minlength=count), int((units < 0).sum())
+
+        products = []
+        for shape, layout in zip(shapes, output_axes):
+            (makes, made), (reads, read) = places(layout.units), (np.zeros(count, int), 1)
+            if layout.reads is not None:
+                reads, read = places(layout.reads)
+            size = math.prod(shape) // (len(layout.units) * (1 if layout.reads is None else len(layout.reads)))
+            products.append(budgets.Product(size * self._weight_price(layout), makes, reads, made, read))
+        return [p for p in products if p.price]
+
+    def _parts(self, shapes, output_axes) -> list[tuple]:
+        """The groups of each layer, as numbers if they are shared, and how many to keep whatever it takes."""
+        shared = self._shared(output_axes)
+        parts, seen = [], set()
+        for shape, axes in zip(shapes, output_axes):
+            if shared:
+                groups = np.unique(axes.units[axes.units >= 0])
+                # A layer's other weights, and layers tied to it, have the same units.
+                count = 0 if groups.tobytes() in seen else len(groups)
+                seen.add(groups.tobytes())
+            else:
+                groups, count = None, self.groups.count(shape, axes)
+            at_least = self.keep_at_least
+            if at_least is None:
+                at_least = int(shared)
+            elif isinstance(at_least, float):
+                at_least = math.ceil(decimal.Decimal(repr(at_least)) * count)
+            parts.append((groups, min(at_least, count)))
+        return parts
+
+
+class NMConstraint(Compression):
+    r"""Of every m weights in a row along the inputs of an output unit, at most n are not zero.
+
+    The pattern of sparse matrix units in hardware, 2 of every 4. A row runs along the last axis that is not one of
+    the output units, the channels of a convolution; at its end it may be shorter than m. The C step keeps the n
+    weights of largest magnitude of each, bit for bit; of equal ones the first.
+
+    Args:
+        n: Int ≥ 0, how many are kept.
+        m: Int ≥ n and ≥ 1, of how many.
+
+    Raises:
+        ValueError: If `n` or `m` is not such an int.
+
+    Example:
+
+    >>> NMConstraint(1, 2).c_step([tf.constant([[3.0], [-1.0], [0.5], [2.0]])], mu=1.0)[0].numpy().ravel()
+    array([3., 0., 0., 2.], dtype=float32)
+    """
+
+    def __init__(self, n: int, m: int):
+        whole = all(isinstance(x, (int, np.integer)) and not isinstance(x, bool) for x in (n, m))
+        if not (whole and 0 <= n <= m and m >= 1):
+            raise ValueError(f"`n`, `m`: expected ints 0 <= n <= m, m >= 1, received n={n!r}, m={m!r}")
+        self.n, self.m = int(n), int(m)
+
+    def check(self, shapes, output_axes=None):
+        for shape, axes in zip(shapes, _axes(output_axes, shapes)):
+            self._input_axis(len(shape), axes)
+
+    def maps(self, weights, mu, output_axes=None):
+        return [self._map(self._input_axis(len(w.shape), a)) for w, a in zip(weights, _axes(output_axes, weights))]
+
+    def _input_axis(self, rank, axes) -> int:
+        inputs = set(range(rank)) - {a % rank for a in axes}
+        if not inputs:
+            raise ValueError(f"NMConstraint: expected a tensor with an axis of inputs, received one of rank {rank}")
+        return max(inputs)
+
+    def _map(self, axis) -> Map:
+        def theta(value):
+            rank = value.shape.rank
+            order = [a for a in range(rank) if a != axis] + [axis]
+            bits = tf.transpose(thresholds.magnitude_bits(value, thresholds.common_dtype([value])), order)
+            size = bits.shape[-1]
+            padded = tf.pad(bits, [[0, 0]] * (rank - 1) + [[0, -size % self.m]], constant_values=-1)
+            rows = tf.reshape(padded, [-1, self.m])
+            best = tf.math.top_k(rows, self.n).indices
+            kept = tf.reduce_any(best[:, :, None] == tf.range(self.m), axis=1)
+            kept = tf.reshape(kept, padded.shape)[..., :size]
+            kept = tf.transpose(kept, sorted(range(rank), key=order.__getitem__))
+            return tf.where(kept, value, tf.zeros([], value.dtype))
+
+        return theta
+
+    def get_config(self):
+        return {"n": self.n, "m": self.m}
 
 
 class L0Penalty(_Grouped):
@@ -468,6 +663,38 @@ class L2Penalty(Compression):
         return {"alpha": self.alpha}
 
 
+def _largest(measured, kappa):
+    """Decides for the κ largest of all magnitudes together; of ties, for the first."""
+    dtype = thresholds.common_dtype(measured)
+    threshold = thresholds.kth_largest(measured, kappa)
+    left = kappa - threshold.above
+    crowded = tf.logical_and(threshold.ties > left, threshold.bits > 0)
+
+    def count_ties():
+        def of(tensor):
+            def update(n, chunk):
+                tie = thresholds.magnitude_bits(chunk, dtype) == threshold.bits
+                return n + tf.math.count_nonzero(tie, dtype=tf.int32)
+
+            return thresholds.fold([tensor], tf.constant(0), update)
+
+        return tf.stack([of(m) for m in measured])
+
+    ties = tf.cond(crowded, count_ties, lambda: tf.zeros([len(measured)], tf.int32))
+    quota = left - tf.cumsum(ties, exclusive=True)
+
+    def decide(index, magnitudes):
+        def first_come():
+            bits = thresholds.magnitude_bits(magnitudes, dtype)
+            tie = tf.reshape(bits == threshold.bits, [-1])
+            rank = tf.reshape(tf.cumsum(tf.cast(tie, tf.int32)), tf.shape(bits))
+            return (bits > threshold.bits) | ((bits == threshold.bits) & (rank <= quota[index]))
+
+        return tf.cond(crowded, first_come, lambda: thresholds.at_least(magnitudes, threshold.bits))
+
+    return decide
+
+
 def _scale(factor, unchanged) -> Map:
     def theta(value):
         dtype = thresholds.common_dtype([value])
@@ -492,6 +719,15 @@ def _describe(index, weight) -> str:
 def _decimal_float(value) -> float:
     # np.float32(0.05) means 0.05, not 0.05000000074505806.
     return float(str(value))
+
+
+def _number_or_fraction(name, value) -> int | float:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"`{name}`: expected an int or a float, received {value!r}")
+    whole = isinstance(value, (int, np.integer))
+    if not (value >= 0 if whole else 0 <= value <= 1):
+        raise ValueError(f"`{name}`: expected an int >= 0 or a float in [0, 1], received {value!r}")
+    return int(value) if whole else _decimal_float(value)
 
 
 def _non_negative(name, value) -> float:

@@ -8,16 +8,42 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from lc_keras import thresholds
+
+
+class Layout(tuple):
+    """The axes of a tensor's output units, and what is known of these units besides.
+
+    It is the tuple of the axes, and may stand wherever that may.
+
+    Args:
+        axes: Iterable of ints. Defaults to `(-1,)`.
+        units: Array of ints or `None` (default): the number of the unit at each place of these axes, flattened in
+            their order; -1 where the weights belong to no unit that is pruned. Tensors of one cost that have the
+            same number have the same unit. `None`: the units of this tensor are its own.
+        count: Int, how many units the tensors have together, from 0 on.
+        reads: Array of ints or `None` (default: none of them): the number of the unit that each place along the
+            inputs reads, or -1. Where that unit goes, these weights go too.
+        macs: Int or `None` (default: not known): the multiply-adds of one weight, for one example.
+        bytes: Int, the size of a weight. Defaults to 4.
+    """
+
+    def __new__(cls, axes=(-1,), units=None, count=0, reads=None, macs=None, bytes=4):
+        self = super().__new__(cls, axes)
+        self.units = None if units is None else np.asarray(units, np.int32).ravel()
+        self.reads = None if reads is None else np.asarray(reads, np.int32).ravel()
+        self.count, self.macs, self.bytes = count, macs, bytes
+        return self
 
 
 class Groups:
     """Base class: how the weights of a tensor are grouped.
 
     `output_axes` names the axes of a kernel that index its output units: the last one of a Dense or
-    convolution kernel, the default.
+    convolution kernel, the default. It may be a `Layout`.
     """
 
     def count(self, shape: Sequence[int], output_axes: Sequence[int] = (-1,)) -> int:
@@ -34,6 +60,18 @@ class Groups:
             ValueError: If a tensor of this shape cannot be grouped.
         """
         raise NotImplementedError
+
+    def size(self, shape: Sequence[int], output_axes: Sequence[int] = (-1,)) -> int:
+        """The number of weights in a group of a tensor, the same for all of them.
+
+        Args:
+            shape: Static shape of the tensor.
+            output_axes: Tuple of ints, the axes of the output units. Defaults to `(-1,)`.
+
+        Returns:
+            Python int.
+        """
+        return math.prod(_static(shape)) // max(self.count(shape, output_axes), 1)
 
     def measure(self, weight: tf.Tensor, output_axes: Sequence[int] = (-1,)) -> tf.Tensor:
         """A tensor, one entry per group, whose absolute values are the magnitudes of the groups.
@@ -89,9 +127,12 @@ class Weights(Groups):
 
 @dataclasses.dataclass(frozen=True)
 class Neurons(Groups):
-    r"""All incoming weights of one output unit: a neuron of a Dense kernel, a filter of a convolution.
+    r"""All that makes one output unit: a neuron, a filter, a recurrent unit, a head of attention.
 
-    The magnitude of unit $j$ is $\lVert w_j \rVert_2$ over all axes but `output_axes`.
+    The magnitude of unit $j$ is $\lVert w_j \rVert_2$ over all axes but `output_axes`. A `Task` finds in the graph
+    of a Functional or Sequential model what makes one unit together, in several tensors: the incoming weights, the
+    bias, the scale and shift of a normalisation that follows, the gates of a recurrent unit, a depthwise filter and
+    the filter before it, filters that an addition ties. The magnitude is then the norm over all of these.
 
     Example:
 
@@ -113,6 +154,44 @@ class Neurons(Groups):
         axes = _positive(output_axes, shape)
         kept = [n if a in axes else 1 for a, n in enumerate(shape)]
         return tf.broadcast_to(tf.reshape(per_group, kept), shape)
+
+    def are_shared(self, layouts: Sequence[Sequence[int]]) -> bool:
+        """Whether units are spread over several tensors."""
+        return any(getattr(layout, "units", None) is not None for layout in layouts)
+
+    def join(self, measured: Sequence[tf.Tensor], layouts: Sequence[Layout]) -> tf.Tensor:
+        """The magnitudes of the shared units, from those of their parts in each tensor.
+
+        Args:
+            measured: Sequence of what `measure` gives for each tensor.
+            layouts: Sequence of `Layout`.
+
+        Returns:
+            Tensor of `layout.count` magnitudes.
+        """
+        dtype = thresholds.common_dtype(measured)
+        total = tf.zeros([layouts[0].count], tf.float64)
+        for part, layout in zip(measured, layouts):
+            squares = tf.square(tf.cast(tf.reshape(part, [-1]), tf.float64))
+            # What belongs to no unit falls into one more, which is dropped.
+            units = tf.constant(np.where(layout.units < 0, layout.count, layout.units))
+            total += tf.math.unsorted_segment_sum(squares, units, layout.count + 1)[:-1]
+        return tf.cast(tf.minimum(tf.sqrt(total), dtype.max), dtype)
+
+    def hand_out(self, per_unit: tf.Tensor, layout: Layout, otherwise) -> tf.Tensor:
+        """One value for each shared unit, as one for each place of a tensor.
+
+        Args:
+            per_unit: Tensor of `layout.count` values.
+            layout: `Layout` of the tensor.
+            otherwise: The value where there is no unit.
+
+        Returns:
+            Vector.
+        """
+        rest = tf.fill([1], tf.cast(otherwise, per_unit.dtype))
+        units = np.where(layout.units < 0, layout.count, layout.units)
+        return tf.gather(tf.concat([per_unit, rest], 0), tf.constant(units))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +221,9 @@ class Blocks(Groups):
 
     def count(self, shape, output_axes=(-1,)):
         return math.prod(self._tiles(shape, output_axes))
+
+    def size(self, shape, output_axes=(-1,)):
+        return math.prod(self.shape)
 
     def measure(self, weight, output_axes=(-1,)):
         weight = tf.convert_to_tensor(weight)

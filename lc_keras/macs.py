@@ -110,8 +110,32 @@ def macs(model: keras.Model, input_signature: list | None = None) -> Macs:
     print(counted.remaining / counted.dense)
     ```
     """
-    kernels = _kernels(model)
-    counter = _Counter(kernels)
+    counter = _counted(model, input_signature)
+    kernels = []
+    for variable in _kernels(model):
+        value = keras.ops.convert_to_numpy(variable)
+        kept = int(np.count_nonzero(value))
+        kernels.append(KernelMacs(variable.path, value.size, kept, counter.uses[id(variable)]))
+    return Macs(tuple(kernels), counter.attention)
+
+
+def uses(model: keras.Model) -> dict[int, int | None]:
+    """How often each kernel is multiplied by, for one example.
+
+    Args:
+        model: Built `keras.Model`.
+
+    Returns:
+        Dictionary from the id of a variable to `KernelMacs.uses`.
+
+    Raises:
+        ValueError: If the model is not built.
+    """
+    return _counted(model, None).uses
+
+
+def _counted(model, input_signature):
+    counter = _Counter(_kernels(model))
     try:
         signature = input_signature_of(model) if input_signature is None else input_signature
         counter.trace(model, keras.tree.map_structure(_of_one_example, signature))
@@ -119,22 +143,11 @@ def macs(model: keras.Model, input_signature: list | None = None) -> Macs:
         # A model that cannot be called this way can still be measured in bits.
         if not model.built:
             raise
-        counter = _Counter(kernels)
+        counter = _Counter(_kernels(model))
         counter.attention = None
-    counted = []
-    for variable in kernels:
-        value = keras.ops.convert_to_numpy(variable)
-        uses = counter.uses[id(variable)]
-        counted.append(
-            KernelMacs(
-                path=variable.path,
-                weights=value.size,
-                kept=int(np.count_nonzero(value)),
-                # A kernel that no layer was seen to use is not known to be idle.
-                uses=uses or None,
-            )
-        )
-    return Macs(tuple(counted), counter.attention)
+    # A kernel that no layer was seen to use is not known to be idle.
+    counter.uses = {key: times or None for key, times in counter.uses.items()}
+    return counter
 
 
 class _Counter:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import keras
 
 from lc_keras.costs import Compression
+from lc_keras.flow.graph import is_graph
+from lc_keras.groups import Neurons
+from lc_keras.neurons import Makers
 
 _DEPTHWISE = (
     keras.layers.DepthwiseConv1D,
@@ -29,7 +32,7 @@ class SharedCost:
         task: The `Task` they come from.
         variables: List of `keras.Variable`.
         output_axes: List of tuples, for each variable the axes that number the
-            output units or filters.
+            output units or filters; of `Layout`s, where the graph says more.
     """
 
     task: "Task"
@@ -142,16 +145,22 @@ class Task:
         """
         owners = _owners(model)
         selected = self.select(model)
+        parts = [selected]
         if self.per_layer:
-            parts = {}
+            by_layer = {}
             for variable in selected:
-                parts.setdefault(id(owners.get(id(variable), variable)), []).append(variable)
-            parts = list(parts.values())
-        else:
-            parts = [selected]
+                by_layer.setdefault(id(owners.get(id(variable), variable)), []).append(variable)
+            parts = list(by_layer.values())
+        makers = None
+        if self.compression.looks_into_graph and is_graph(model):
+            makers = Makers(model, getattr(self.compression, "measure", None) == "macs")
         shared = []
         for variables in parts:
             axes = [_output_axes(owners.get(id(v)), v) for v in variables]
+            if makers and isinstance(self.compression.groups, Neurons):
+                variables, axes = makers.with_companions(variables, axes)
+            elif makers:
+                axes = [makers.priced(*pair) for pair in zip(variables, axes)]
             try:
                 self.compression.check([tuple(v.shape) for v in variables], axes)
             except ValueError as error:

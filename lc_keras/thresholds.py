@@ -114,14 +114,25 @@ def _update(update, state, parts):
         return update(state, parts[0] if len(parts) == 1 else tf.concat(parts, 0))
 
 
-def _histogram(tensors, dtype, prefix, low) -> tf.Tensor:
-    """Counts of the 16 bits from bit `low` up, among the magnitudes that agree with `prefix` above those."""
+def histogram(tensors, dtype, prefix, low, scale=None) -> tf.Tensor:
+    """Counts of the 16 bits from bit `low` up, among the magnitudes that agree with `prefix` above those.
+
+    Args:
+        tensors: Sequence of floating tensors of any shapes.
+        dtype: `tf.float32` or `tf.float64`, the type to compare in.
+        prefix: Integer scalar, or `None` for all magnitudes.
+        low: Int, the lowest of the bits.
+        scale: Scalar of type `dtype` or `None` (default): what the tensors are multiplied by first.
+
+    Returns:
+        int32 vector of $2^{16}$ counts, $2^{15}$ for the highest bits.
+    """
     bits = tf.int32 if dtype == tf.float32 else tf.int64
     size = 2 ** min(16, bits.size * 8 - 1 - low)
 
     def update(counts, chunk):
         # Where the higher bits differ from the prefix the result is >= size, and bincount drops it.
-        digits = magnitude_bits(chunk, dtype)
+        digits = magnitude_bits(chunk if scale is None else tf.cast(chunk, dtype) * scale, dtype)
         digits = digits if prefix is None else tf.bitwise.bitwise_xor(digits, prefix)
         digits = tf.bitwise.right_shift(digits, tf.constant(low, bits)) if low else digits
         return counts + tf.raw_ops.DenseBincount(
@@ -160,7 +171,7 @@ def kth_largest(tensors: Sequence[Any], k: Any) -> Threshold:
     top = bits.size * 8 - 16
     prefix, above = tf.constant(0, bits), tf.constant(0)
     for low in range(top, -1, -16):
-        counts = _histogram(tensors, dtype, None if low == top else prefix, low)
+        counts = histogram(tensors, dtype, None if low == top else prefix, low)
         at_least = tf.cumsum(counts, reverse=True)
         digit = tf.reduce_sum(tf.cast(at_least >= k - above, tf.int32)) - 1
         # Maxima over all bins: an index into the cumulative sum takes XLA minutes to compile.
@@ -200,7 +211,7 @@ def l1_ball_threshold(tensors: Sequence[Any], radius: Any) -> tf.Tensor:
     bits = tf.int32 if dtype == tf.float32 else tf.int64
     radius = tf.cast(radius, tf.float64)
     low = bits.size * 8 - 16
-    counts = _histogram(tensors, dtype, None, low)
+    counts = histogram(tensors, dtype, None, low)
     edges = tf.bitcast(tf.bitwise.left_shift(tf.range(2**15, dtype=bits), tf.constant(low, bits)), dtype)
     # Sums of values near the largest float would overflow: they are taken of x / 2**64 instead.
     largest = tf.reduce_max(tf.where(counts > 0, edges, 0))

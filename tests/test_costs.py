@@ -19,6 +19,7 @@ from lc_keras.costs import (
     L1Penalty,
     L2Constraint,
     L2Penalty,
+    NMConstraint,
 )
 from lc_keras.groups import Blocks, Neurons, Weights
 
@@ -439,3 +440,29 @@ def test_copies():
 def test_unequal():
     assert L0Constraint(1) != L0Constraint(1.0) != L0Constraint(1.0, Neurons()) and L1Penalty(1) != L0Penalty(1)
     assert L0Constraint(3).groups == Weights()
+
+
+class TestNMConstraint:
+    @pytest.mark.parametrize("n, m", [(2, 4), (1, 4), (0, 2), (3, 3), (1, 5)])
+    @pytest.mark.parametrize("shape, axes, along", [((10, 3), (-1,), 0), ((3, 3, 6, 2), (-1,), 2), ((3, 2, 6), (1,), 2)])
+    def test_against_a_stable_sort(self, n, m, shape, axes, along):
+        value = np.random.default_rng(0).integers(-3, 4, shape).astype(np.float32)
+        theta = NMConstraint(n, m).maps([value], MU, [axes])[0](tf.constant(value)).numpy()
+        rows = np.moveaxis(value, along, -1).reshape(-1, shape[along])
+        parts = [part for row in rows for part in np.split(row, range(m, len(row), m))]
+        wanted = np.concatenate([reference_l0(part, min(n, len(part))) for part in parts])
+        assert np.array_equal(np.moveaxis(theta, along, -1).ravel(), wanted)
+
+    def test_compiles(self):
+        cost, value = NMConstraint(2, 4), tf.constant(np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32))
+        compiled = tf.function(lambda v: cost.c_step([v], MU)[0], jit_compile=True)(value)
+        assert same_bits([compiled], cost.c_step([value], MU)) and np.count_nonzero(compiled) == 5 * 5
+
+    @pytest.mark.parametrize("n, m", [(3, 2), (-1, 2), (0, 0), (1.0, 2), (True, 2), ("1", 2)])
+    def test_bad_numbers(self, n, m):
+        with pytest.raises(ValueError, match="expected ints"):
+            NMConstraint(n, m)
+
+    def test_a_tensor_without_inputs(self):
+        with pytest.raises(ValueError, match="axis of inputs"):
+            NMConstraint(2, 4).c_step([np.zeros(4, np.float32)], MU)

@@ -320,7 +320,7 @@ def test_output_axes(layer, shape, axes):
 
 @pytest.mark.parametrize(
     "layer, shape",
-    [(l, s) for l, s, axes in UNITS if len(axes) == 1],
+    [(l, s) for l, s, axes in UNITS if len(axes) == 1 and getattr(l, "groups", 1) == 1 and axes != [(-2, -1)]],
     ids=lambda x: getattr(x, "name", ""),
 )
 def test_pruned_neurons_leave_whole_output_channels(layer, shape):
@@ -341,28 +341,78 @@ def test_pruned_neurons_leave_whole_output_channels(layer, shape):
     np.testing.assert_allclose(after[:, alive], before[:, alive], rtol=1e-5, atol=1e-6)
 
 
-def test_pruned_neurons_of_kernels_inside_a_layer():
-    """Attention's heads and the depthwise half of a separable convolution, by the kernels."""
-    x, image = keras.Input((6, 4)), keras.Input((8, 8, 2))
-    attended = layers.MultiHeadAttention(2, 3, name="mha")(x, x)
-    filtered = layers.SeparableConv2D(5, 2, depth_multiplier=3, name="conv")(image)
-    model = keras.Model([x, image], [attended, filtered])
-    inputs = {
-        "query/kernel": (0,),
-        "attention_output/kernel": (0, 1),
-        "depthwise_kernel": (0, 1),
-        "pointwise_kernel": (0, 1, 2),
+def units_of(part):
+    """The units that each variable makes, by the path of the variable."""
+    return {v.path: layout.units.tolist() for v, layout in zip(part.variables, part.output_axes, strict=True)}
+
+
+def test_neurons_come_with_all_that_makes_them():
+    x = keras.Input((8, 8, 3))
+    y = layers.Conv2D(4, 1, use_bias=False, name="expand")(x)
+    y = layers.BatchNormalization(name="norm")(y)
+    y = layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2, name="depthwise")(y)
+    y = layers.Conv2D(3, 1, name="project")(y)
+    y = layers.Add()([y, layers.Conv2D(3, 1, name="shortcut")(x)])
+    y = layers.Conv2D(4, 3, groups=2, name="grouped")(layers.Conv2D(4, 1, name="before")(y))
+    model = keras.Model(x, layers.Dense(2, name="head")(layers.Flatten()(y)))
+    (part,) = Task(L0Constraint(0.5, Neurons())).bind(model)
+    assert units_of(part) == {
+        "expand/kernel": [0, 1, 2, 3],
+        "norm/gamma": [0, 1, 2, 3],
+        "norm/beta": [0, 1, 2, 3],
+        "depthwise/kernel": [0, 1, 2, 3],
+        "depthwise/bias": [0, 0, 1, 1, 2, 2, 3, 3],
+        "project/kernel": [4, 5, 6],
+        "project/bias": [4, 5, 6],
+        "shortcut/kernel": [4, 5, 6],
+        "shortcut/bias": [4, 5, 6],
+        "before/kernel": [7, 7, 8, 8],
+        "before/bias": [7, 7, 8, 8],
+        "grouped/kernel": [7, 7, 8, 8],
+        "grouped/bias": [7, 7, 8, 8],
+        "head/kernel": [-1, -1],
     }
-    tasks = [Task(L0Constraint(2, groups=Neurons()), path) for path in inputs]
-    lagrangian = Lagrangian(bind_tasks(tasks, model))
-    lagrangian.direct_compression(1.0)
-    for variable, theta, axes in zip(lagrangian.variables, lagrangian.thetas, inputs.values(), strict=True):
-        value, theta = variable.numpy(), theta.numpy()
-        kept = theta.any(axis=axes, keepdims=True)
-        assert kept.sum() == 2, variable.path
-        np.testing.assert_array_equal(theta, np.where(kept, value, 0))
-        norms = np.linalg.norm(value.reshape(int(np.prod([value.shape[a] for a in axes])), -1), axis=0)
-        assert set(np.argsort(norms)[-2:]) == set(np.flatnonzero(kept))
+    # What is tied to the selection joins it.
+    (part,) = Task(L0Constraint(0.5, Neurons()), "shortcut/kernel").bind(model)
+    assert list(units_of(part)) == ["project/kernel", "project/bias", "shortcut/kernel", "shortcut/bias"]
+
+
+def test_neurons_of_recurrent_and_attention_layers():
+    x = keras.Input((6, 4))
+    y = layers.LSTM(2, return_sequences=True, name="lstm")(x)
+    y = layers.MultiHeadAttention(3, 5, name="mha")(y, y)
+    model = keras.Model(x, layers.Dense(2, name="head")(y))
+    (part,) = Task(L0Constraint(0.5, Neurons())).bind(model)
+    units = units_of(part)
+    for path in ("lstm/lstm_cell/kernel", "lstm/lstm_cell/recurrent_kernel", "lstm/lstm_cell/bias"):
+        assert units[path] == [0, 1] * 4
+    for name in ("query", "key", "value"):
+        assert units[f"mha/{name}/kernel"] == units[f"mha/{name}/bias"] == [2, 3, 4]
+    assert units["mha/attention_output/kernel"] == [5, 6]
+
+
+def test_multiply_adds_of_weights():
+    x = keras.Input((8, 8, 3))
+    shared = layers.Conv2D(3, 3, padding="same", name="shared")
+    y = layers.Conv2DTranspose(4, 2, strides=2, name="up")(shared(shared(x)))
+    y = layers.SeparableConv2D(5, 3, name="separable")(y)
+    model = keras.Model(x, layers.Dense(2, name="head")(layers.Flatten()(y)))
+    (part,) = Task(L0Constraint(0.5, measure="macs")).bind(model)
+    assert {v.path: layout.macs for v, layout in zip(part.variables, part.output_axes, strict=True)} == {
+        "shared/kernel": 2 * 64,
+        "up/kernel": 64,
+        "separable/depthwise_kernel": 14 * 14,
+        "separable/pointwise_kernel": 14 * 14,
+        "head/kernel": 1,
+    }
+
+
+def test_multiply_adds_that_are_not_known():
+    model = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(3, 3), layers.Conv2D(3, 3)])
+    message = error_of(ValueError, lambda: Task(L0Constraint(0.5, measure="macs")).bind(model))
+    assert "multiply-adds are known" in message
+    message = error_of(ValueError, lambda: Task(L0Constraint(0.5, measure="macs")).bind(subclassed()))
+    assert "multiply-adds are known" in message
 
 
 # Errors: each names the task and lists what was found.
@@ -426,7 +476,7 @@ def test_a_model_without_trainable_weights():
         (Task(L0Constraint(63)), "62", ["first/kernel (6, 5)", "second/kernel (5, 4)", "third/kernel (4, 3)"]),
         (Task(L0Constraint(21), "second/kernel"), "20", ["second/kernel (5, 4)"]),
         (Task(L0Constraint(13), per_layer=True), "12", ["third/kernel (4, 3)"]),
-        (Task(L0Constraint(13, groups=Neurons())), "12", ["first/kernel (6, 5)"]),
+        (Task(L0Constraint(13, groups=Neurons())), "9", ["first/kernel (6, 5)", "norm/gamma (5,)"]),
     ],
 )
 def test_a_budget_beyond_the_weights(task, limit, listed):

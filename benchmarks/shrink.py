@@ -1,0 +1,113 @@
+"""The time of shrunk nets against the multiply-adds that they have left, side by side in one run.
+
+    python benchmarks/shrink.py [--rounds 20] [--batch-size 32] [--output shrink.json]
+
+Filters are removed by magnitude to a budget of multiply-adds, from VGG-like and ResNet-like nets with random weights.
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+import lc_keras
+from lc_keras.lagrangian import Lagrangian
+from lc_keras.macs import macs
+from lc_keras.tasks import as_tasks, bind_tasks
+
+
+def vgg():
+    """VGG16 of a quarter of its width, on 64 × 64 images."""
+    stack = [keras.Input((64, 64, 3))]
+    for repeats, width in ((2, 32), (2, 64), (3, 128), (3, 256), (3, 256)):
+        stack += [layers.Conv2D(width, 3, padding="same", activation="relu") for _ in range(repeats)]
+        stack.append(layers.MaxPooling2D())
+    return keras.Sequential([*stack, layers.Flatten(), layers.Dense(512, "relu"), layers.Dense(100)])
+
+
+def resnet():
+    """Basic residual blocks, two in each of four stages, on 64 × 64 images."""
+
+    def normed(x, width, size, stride):
+        return layers.BatchNormalization()(layers.Conv2D(width, size, stride, padding="same", use_bias=False)(x))
+
+    inputs = keras.Input((64, 64, 3))
+    x = layers.ReLU()(normed(inputs, 32, 3, 1))
+    for stage, width in enumerate((32, 64, 128, 256)):
+        for block in range(2):
+            stride = 2 if stage and not block else 1
+            inner = normed(layers.ReLU()(normed(x, width, 3, stride)), width, 3, 1)
+            x = x if stride == 1 else normed(x, width, 1, stride)
+            x = layers.ReLU()(layers.Add()([x, inner]))
+    return keras.Model(inputs, layers.Dense(100)(layers.GlobalAveragePooling2D()(x)))
+
+
+def shrunk(build, keep):
+    model = build()
+    cost = lc_keras.L0Constraint(keep, lc_keras.Neurons(), measure="macs")
+    lagrangian = Lagrangian(bind_tasks(as_tasks(cost), model))
+    lagrangian.direct_compression(1.0)
+    lagrangian.show_compressed()
+    start = time.perf_counter()
+    small = lc_keras.shrink(model)
+    return model, small, time.perf_counter() - start
+
+
+def compiled(model):
+    return tf.function(lambda x: model(x, training=False))
+
+
+def measure(build, fractions, batch_size, rounds):
+    """Medians over rounds in which all sizes of one net take turns."""
+    nets, rows = {}, {}
+    for keep in fractions:
+        dense, small, seconds = shrunk(build, keep)
+        nets.setdefault(1.0, compiled(dense))
+        nets[keep] = compiled(small)
+        rows[keep] = {"budget": keep, "macs": macs(small).dense, "macs_fraction": macs(small).dense / macs(dense).dense,
+                      "parameters_fraction": small.count_params() / dense.count_params(), "shrink_seconds": seconds}
+    x = tf.constant(np.random.default_rng(0).normal(size=(batch_size, 64, 64, 3)), tf.float32)
+    for run in nets.values():
+        run(x)
+    times = {keep: [] for keep in nets}
+    for _ in range(rounds):
+        for keep, run in nets.items():
+            start = time.perf_counter()
+            run(x).numpy()
+            times[keep].append(time.perf_counter() - start)
+    for keep, row in rows.items():
+        row["dense_ms"] = 1e3 * statistics.median(times[1.0])
+        row["ms"] = 1e3 * statistics.median(times[keep])
+        row["speedup"] = statistics.median(a / b for a, b in zip(times[1.0], times[keep], strict=True))
+    return list(rows.values())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--keep", type=float, nargs="+", default=[0.75, 0.5, 0.25, 0.1], help="of the multiply-adds")
+    parser.add_argument("--output", help="write the figures to this json file")
+    arguments = parser.parse_args()
+    rows = []
+    for name, build in (("VGG-like", vgg), ("ResNet-like", resnet)):
+        keras.utils.set_random_seed(0)
+        for row in measure(build, arguments.keep, arguments.batch_size, arguments.rounds):
+            rows.append({"net": name, **row})
+            print(
+                f"{name:12} budget {100 * row['budget']:3.0f} %  MACs left {100 * row['macs_fraction']:5.1f} %  "
+                f"dense {row['dense_ms']:7.1f} ms  shrunk {row['ms']:7.1f} ms  {row['speedup']:5.2f} x",
+                flush=True,
+            )
+    if arguments.output:
+        with open(arguments.output, "w") as file:
+            json.dump({"tensorflow": tf.__version__, "keras": keras.__version__, "rows": rows}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

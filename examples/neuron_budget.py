@@ -1,0 +1,159 @@
+"""Filters and neurons pruned to a budget of multiply-adds, and taken out: error and time of a smaller net.
+
+    python examples/neuron_budget.py                  # LeNet-5 on MNIST, 25 % and 10 % of the multiply-adds
+    python examples/neuron_budget.py --net resnet     # a small ResNet on CIFAR-10, 50 %
+
+Beside LC stands what is usual: filters are removed by magnitude, once, to the same budget, and the rest is
+retrained for as many epochs.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+import data
+import lc_keras
+import mnist
+import tradeoff
+from lc_keras.lagrangian import Lagrangian
+from lc_keras.macs import macs
+from lc_keras.tasks import as_tasks, bind_tasks
+
+
+def lenet5():
+    stack = [
+        keras.Input((28, 28, 1), name="image"),
+        layers.Conv2D(20, 5, name="conv1"),
+        layers.MaxPooling2D(2),
+        layers.Conv2D(50, 5, name="conv2"),
+        layers.MaxPooling2D(2),
+        layers.Flatten(),
+        layers.Dense(500, "relu", name="dense"),
+        layers.Dense(10, name="logits"),
+    ]
+    return keras.Sequential(stack, name="lenet5")
+
+
+def resnet():
+    """Three stages of one residual block, 16, 32 and 64 filters wide."""
+    inputs = keras.Input((32, 32, 3), name="image")
+    x = _normed(inputs, 16, 3, 1, "stem")
+    for stage, width in enumerate((16, 32, 64)):
+        stride = 1 if stage == 0 else 2
+        inner = layers.ReLU()(_normed(x, width, 3, stride, f"stage{stage}_a"))
+        inner = _normed(inner, width, 3, 1, f"stage{stage}_b")
+        x = x if stride == 1 else _normed(x, width, 1, stride, f"stage{stage}_shortcut")
+        x = layers.ReLU()(layers.Add()([x, inner]))
+    return keras.Model(inputs, layers.Dense(10, name="logits")(layers.GlobalAveragePooling2D()(x)), name="resnet")
+
+
+def _normed(x, width, size, stride, name):
+    x = layers.Conv2D(width, size, strides=stride, padding="same", use_bias=False, name=name)(x)
+    return layers.BatchNormalization(name=f"{name}_norm")(x)
+
+
+NETS = {"lenet5": (lenet5, data.mnist, [0.25, 0.1]), "resnet": (resnet, data.cifar10, [0.5])}
+
+
+def direct(model, cost):
+    """One C step and no training: filters removed by magnitude."""
+    lagrangian = Lagrangian(bind_tasks(as_tasks(cost), model))
+    lagrangian.direct_compression(1.0)
+    lagrangian.show_compressed()
+    return lc_keras.shrink(model)
+
+
+def seconds_per_batch(model, images, rounds=30):
+    run = tf.function(model, jit_compile=False)
+    batch = tf.constant(images[:32])
+    run(batch)
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        run(batch).numpy()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def point(method, model, measured, reference_macs):
+    images, labels = measured
+    wrong = np.argmax(tradeoff.outputs(model, images), axis=-1) != labels
+    return {
+        "method": method,
+        "error": 100 * float(wrong.mean()),
+        "macs": macs(model).dense,
+        "macs_fraction": macs(model).dense / reference_macs,
+        "parameters": model.count_params(),
+        "ms_per_batch_of_32": 1e3 * seconds_per_batch(model, images),
+        "widths": {layer.name: layer.kernel.shape[-1] for layer in model.layers if hasattr(layer, "kernel")},
+    }
+
+
+def plot(kept, path):
+    """Draws a row for each layer and a cell for each of its filters, dark where it stayed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.5 + 0.35 * len(kept)), layout="constrained")
+    for axes, (name, row) in zip(figure.subplots(len(kept), squeeze=False)[:, 0], kept.items()):
+        axes.imshow(row[None], aspect="auto", cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
+        axes.set(yticks=[], xticks=[])
+        axes.set_ylabel(f"{name} {row.sum()}/{len(row)}", rotation=0, ha="right", va="center")
+    figure.savefig(path, dpi=150)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--net", choices=NETS, default="lenet5")
+    add("--keep", type=float, nargs="+", help="fractions of the multiply-adds")
+    add("--epochs", type=int, default=8, help="of each pruning, and of the retraining beside it")
+    add("--reference-epochs", type=int, default=8)
+    add("--optimizer", choices=["sgd", "adam"], default="adam")
+    add("--learning-rate", type=float, default=1e-3)
+    add("--samples", type=int, help="trains on the first so many images only")
+    add("--seed", type=int, default=0)
+    add("--jit-compile", action="store_true")
+    add("--output", type=Path, default=Path("outputs/neuron_budget"))
+    args = parser.parse_args()
+    build, load, keep = NETS[args.net]
+    args.output /= args.net
+    args.output.mkdir(parents=True, exist_ok=True)
+    keras.utils.set_random_seed(args.seed)
+    train, measured = load()
+    train = tuple(part[: args.samples] for part in train)
+    reference = mnist.trained(build, train, args)
+    full = macs(reference).dense
+    points = [point("reference", reference, measured, full)]
+    for budget in args.keep or keep:
+        cost = lc_keras.L0Constraint(budget, lc_keras.Neurons(), measure="macs")
+        small = direct(tradeoff.copy_of(reference), cost)
+        points.append(point(f"direct compression {budget:g}", small, measured, full))
+        keras.utils.set_random_seed(args.seed)
+        mnist.fit(small, train, args.epochs, args, f"magnitude {budget:g}")
+        points.append(point(f"magnitude, retrained {budget:g}", small, measured, full))
+
+        model = tradeoff.copy_of(reference)
+        keras.utils.set_random_seed(args.seed)
+        compress = lc_keras.LearningCompression(cost)
+        mnist.fit(model, train, args.epochs, args, f"LC {budget:g}", [compress])
+        points.append(point(f"LC {budget:g}", lc_keras.shrink(model), measured, full))
+        kernels = {layer.name: layer.kernel.numpy() for layer in model.layers if hasattr(layer, "kernel")}
+        kept = {name: kernel.reshape(-1, kernel.shape[-1]).any(axis=0) for name, kernel in kernels.items()}
+        plot(kept, args.output / f"filters-{budget:g}.png")
+    for p in points:
+        print(
+            f"{p['method']:28} error {p['error']:5.2f} %  MACs {100 * p['macs_fraction']:5.1f} %  "
+            f"parameters {p['parameters']:9,}  {p['ms_per_batch_of_32']:6.2f} ms/batch  {p['widths']}"
+        )
+    (args.output / "points.json").write_text(json.dumps(points, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

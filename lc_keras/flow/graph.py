@@ -1,0 +1,140 @@
+"""A model's graph walked once forward and once back: what is tied, what is constant, what is read."""
+
+import keras
+import numpy as np
+
+from lc_keras.flow.units import KINDS, Flow, Signal, Units, Wall, last
+
+class Graph:
+    """The units of a functional or sequential model.
+
+    Args:
+        model: Built `keras.Model` that is a graph of layers.
+
+    Attributes:
+        units: `Units`.
+        flows: List of `Flow`, one for each call of a layer, in order; those of nested models among them.
+        layers: Dict of the first `Flow` of each layer, by the layer's id.
+        models: Dict of the input `Signal`s of the model and of each nested one, by the model's id.
+        walls: List of the layers whose units are not known.
+
+    Raises:
+        TypeError: If the model is not a graph of layers, or not built.
+    """
+
+    def __init__(self, model: keras.Model):
+        if not is_graph(model):
+            raise TypeError(
+                "Expected a Functional model or a built Sequential one, which are graphs of layers. "
+                f"Received: '{getattr(model, 'name', model)}' (of type {type(model).__name__})"
+            )
+        functional = as_functional(model)
+        self.units = Units()
+        self.flows, self.layers, self.models, self.walls = [], {}, {}, []
+        inputs = [self._outside(tuple(t.shape), "is an input of the model") for t in functional.inputs]
+        outputs = self._run(model, inputs)
+        for signal in outputs:
+            self.units.pin(signal.ids, "is an output of the model")
+            signal.read[:] = True
+        for flow in reversed(self.flows):
+            flow.backward()
+
+    @property
+    def signals(self) -> list[Signal]:
+        found = [s for f in self.flows for s in (*f.inputs, *f.outputs, *f.hidden)]
+        return list({id(s): s for s in (*found, *(s for signals in self.models.values() for s in signals))}.values())
+
+    def kept(self) -> np.ndarray:
+        """Which units stay, as bools by number.
+
+        A group of tied units goes if at each place each is constant or not read, and none is pinned. The first
+        unit of a tensor stays if all would go.
+        """
+        groups = self.units.groups()
+        stays = np.zeros(len(groups), bool)
+        stays[groups[[*self.units.pinned, *self.units.held]]] = True
+        signals = [s for s in self.signals if len(s.ids)]
+        for signal in signals:
+            stays[groups[signal.ids[signal.needed]]] = True
+        for signal in signals:
+            stays[groups[signal.ids[0]]] |= not stays[groups[signal.ids]].any()
+        return stays[groups]
+
+    def _outside(self, shape, why):
+        signal = Signal(shape, last(shape), self.units.new(shape[-1] or 0 if len(shape) > 1 else 0))
+        self.units.pin(signal.ids, why)
+        return signal
+
+    def _run(self, model, inputs) -> list[Signal]:
+        """The outputs of a model, called on signals."""
+        functional = as_functional(model)
+        known = self.models.setdefault(id(model), inputs)
+        for first, signal in zip(known, inputs):
+            self.units.tie(first.ids, signal.ids)
+        signals = dict(zip(map(id, functional.inputs), inputs, strict=True))
+        for depth in sorted(functional._nodes_by_depth, reverse=True):
+            for node in functional._nodes_by_depth[depth]:
+                if not node.is_input and all(id(t) in signals for t in node.input_tensors):
+                    outputs = self._call(node, signals)
+                    signals.update(zip(map(id, node.outputs), outputs, strict=True))
+        return [signals[id(t)] for t in functional.outputs]
+
+    def _call(self, node, signals) -> list[Signal]:
+        layer = node.operation
+        masks = {id(v) for name, v in node.arguments.kwargs.items() if name.endswith("mask") and v is not None}
+        for mask in (signals[id(t)] for t in node.input_tensors if id(t) in masks):
+            self.units.pin(mask.ids, f"is a mask of '{layer.name}'")
+            mask.read[:] = True
+        inputs = [signals[id(t)] for t in node.input_tensors if id(t) not in masks]
+        plain = _is_plain(node)
+        if is_graph(layer) and plain and not masks and len(inputs) == len(as_functional(layer).inputs):
+            return self._run(layer, inputs)
+        kind = KINDS.get(type(layer), Wall)
+        if not plain or not kind.fits(layer) or _is_altered(layer):
+            kind = Wall
+        if kind is Wall and layer not in self.walls:
+            self.walls.append(layer)
+        flow = kind(layer, inputs, [tuple(t.shape) for t in node.outputs], self.units)
+        self.flows.append(flow)
+        first = self.layers.setdefault(id(layer), flow)
+        if first is not flow:
+            self._share(first, flow)
+        return flow.outputs
+
+    def _share(self, first: Flow, again: Flow):
+        """A layer that is called again has the same units; a constant must be the same to be folded."""
+        why = f"'{again.layer.name}' is shared and given unlike constants"
+        for port, ids in again.ports.items():
+            self.units.tie(first.ports[port], ids)
+        for one, other in zip(first.inputs, again.inputs):
+            unlike = one.constant & other.constant & (one.value != other.value)
+            self.units.hold(one.ids[unlike], why)
+
+
+def is_graph(layer) -> bool:
+    """Whether a layer is a model that does what its graph of layers says."""
+    if isinstance(layer, keras.Sequential):
+        return layer._functional is not None and type(layer).call is keras.Sequential.call
+    functional = functional_class(layer)
+    return functional is not None and type(layer).call is functional.call
+
+
+def functional_class(model) -> type | None:
+    """The class of what `keras.Model(inputs, outputs)` makes, to which Keras gives no public name."""
+    return next((c for c in type(model).__mro__ if c.__name__ == "Functional"), None)
+
+
+def as_functional(model):
+    """The graph of a model: its own, or the one that a `Sequential` keeps."""
+    return model._functional if isinstance(model, keras.Sequential) else model
+
+
+def _is_plain(node) -> bool:
+    """Whether a layer is called on tensors and masks alone, outside of training."""
+    options = node.arguments.kwargs.items()
+    return all(value is None or value is False or name.endswith("mask") for name, value in options)
+
+
+def _is_altered(layer) -> bool:
+    """Whether a layer's kernel is not what it multiplies by."""
+    return bool(getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False))

@@ -1,0 +1,99 @@
+"""Recurrent layers: a unit has a column in each gate, and a row that the gates of all units read."""
+
+import keras
+import numpy as np
+from keras import layers
+
+from lc_keras.flow.units import Along, Flow, Weight, describes, is_elementwise, last
+
+
+class Recurrent(Flow):
+    """A unit is zero for good if its candidate is: states start at zero, and gates only scale them."""
+
+    gates, candidate = 1, 0
+
+    @classmethod
+    def fits(cls, layer):
+        return not (layer.return_state or layer.stateful)
+
+    def forward(self):
+        layer = self.layer
+        gate = getattr(layer, "recurrent_activation", keras.activations.sigmoid)
+        (self.x,) = (self.along(x, last(x.shape)) for x in self.inputs)
+        self.kernel, self.recurrent = (
+            self._by_gate(self.array(f"cell.{name}") != 0) for name in ("kernel", "recurrent_kernel")
+        )
+        given = self.x.constant & (self.x.value != 0)
+        if self.array("cell.bias") is None:
+            self.hold(self.x, "has no bias for a constant", given)
+        alive = self._candidates() != 0
+        alive |= self.kernel[:, self.candidate][~self.x.constant].any(axis=0)
+        steady = is_elementwise(layer.activation) and float(layer.activation(np.zeros(1, "float32"))[0]) == 0
+        if not (steady and is_elementwise(gate)):
+            alive[:] = True
+        for _ in range(len(alive)):
+            reached = alive | self.recurrent[alive, self.candidate].any(axis=0)
+            if (reached == alive).all():
+                break
+            alive = reached
+        out = self.fresh(self.shapes[0], last(self.shapes[0]), np.where(alive, np.nan, 0.0))
+        if not is_elementwise(layer.activation):
+            self.pin(out, "has an activation across units")
+        self.ports = {"in": self.x.ids, "out": out.ids}
+        self.weights = (
+            Weight("cell.kernel", makes=Along(1, "out", self.gates), reads=Along(0, "in")),
+            Weight("cell.recurrent_kernel", makes=Along(1, "out", self.gates), reads=Along(0, "out")),
+            Weight("cell.bias", makes=Along(-1, "out", self.gates)),
+        )
+        return [out]
+
+    def backward(self):
+        out = self.outputs[0]
+        needed = out.needed
+        for _ in range(len(needed)):
+            reached = needed | (self.recurrent[:, :, needed].any(axis=(1, 2)) & ~out.constant)
+            if (reached == needed).all():
+                break
+            needed = reached
+        out.read |= needed
+        self.x.read |= self.kernel[:, :, needed].any(axis=(1, 2))
+
+    def config(self, count):
+        return {"units": count("out")}
+
+    def fold(self, kept, arrays):
+        gone = ~kept["in"] & self.x.constant
+        if not self.x.value[gone].any():
+            return {}
+        left = self._by_gate(self.x.value[gone] @ self.array("cell.kernel")[gone])[:, kept["out"]].ravel()
+        bias = arrays["cell.bias"].copy()
+        bias.reshape(-1, len(left))[0] += left
+        return {"cell.bias": bias}
+
+    def _by_gate(self, array):
+        return array.reshape(*array.shape[:-1], self.gates, -1)
+
+    def _candidates(self):
+        """What the candidate of each unit is given besides what varies; zero only if all of it is."""
+        given = np.nan_to_num(self.x.value)
+        total = given @ self._by_gate(self.array("cell.kernel").astype("float64"))[:, self.candidate]
+        bias = self.array("cell.bias")
+        if bias is None:
+            return total
+        first, *rest = self._by_gate(np.atleast_2d(bias.astype("float64")))[:, self.candidate]
+        return np.abs(total + first) + sum(map(np.abs, rest))
+
+
+@describes(layers.SimpleRNN)
+class SimpleRNN(Recurrent):
+    pass
+
+
+@describes(layers.GRU)
+class GRU(Recurrent):
+    gates, candidate = 3, 2
+
+
+@describes(layers.LSTM)
+class LSTM(Recurrent):
+    gates, candidate = 4, 2

@@ -1,0 +1,266 @@
+"""Units, the signals that carry them from layer to layer, and what a kind of layer says about both.
+
+A unit is one channel of a tensor: a neuron's output, the map of a filter. Most layers pass units on, so one
+unit is found at places of many tensors; some layers tie units of several tensors into one, as an addition does.
+What is tied lives or dies together.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+
+class Units:
+    """All units of a graph, as numbers: which are tied, and which may not be removed.
+
+    Attributes:
+        pinned: Dict of the units that stay whatever the weights are, with the reason.
+        held: Dict of those that stay since with the present weights they hand out what cannot be folded.
+    """
+
+    def __init__(self):
+        self._parent = []
+        self.pinned, self.held = {}, {}
+
+    def new(self, count: int) -> np.ndarray:
+        """Numbers of units that were not there before."""
+        first = len(self._parent)
+        self._parent.extend(range(first, first + count))
+        return np.arange(first, first + count)
+
+    def tie(self, ids: np.ndarray, others: np.ndarray):
+        """Makes each unit one with its counterpart."""
+        if ids is not others:
+            for one, other in zip(ids.tolist(), others.tolist(), strict=True):
+                one, other = self._root(one), self._root(other)
+                self._parent[max(one, other)] = min(one, other)
+
+    def pin(self, ids: np.ndarray, why: str):
+        """Says that units may not be removed; the first reason is kept."""
+        for unit in ids.tolist():
+            self.pinned.setdefault(unit, why)
+
+    def hold(self, ids: np.ndarray, why: str):
+        """Says so with the weights as they are."""
+        for unit in ids.tolist():
+            self.held.setdefault(unit, why)
+
+    def groups(self) -> np.ndarray:
+        """The group of each unit, as the number of its first member: units that are tied have the same."""
+        return np.array([self._root(unit) for unit in range(len(self._parent))], int)
+
+    def _root(self, unit):
+        while self._parent[unit] != unit:
+            self._parent[unit] = unit = self._parent[self._parent[unit]]
+        return unit
+
+
+@dataclass(eq=False)
+class Signal:
+    """What is known of a tensor.
+
+    Attributes:
+        shape: Tuple, its shape, `None` where it is not known.
+        axis: Int, the axis that numbers its units.
+        ids: Array of ints, the unit at each place of that axis.
+        value: Array of floats, what a unit always is here, whatever the model's input; NaN if it varies.
+        read: Array of bools, whether the model's output depends on the unit here.
+    """
+
+    shape: tuple
+    axis: int
+    ids: np.ndarray
+    value: np.ndarray = None
+    read: np.ndarray = field(init=False)
+
+    def __post_init__(self):
+        self.value = np.full(len(self.ids), np.nan) if self.value is None else self.value
+        self.read = np.zeros(len(self.ids), bool)
+
+    @property
+    def constant(self) -> np.ndarray:
+        return ~np.isnan(self.value)
+
+    @property
+    def needed(self) -> np.ndarray:
+        """Whether something that varies is read."""
+        return self.read & ~self.constant
+
+
+class Along(NamedTuple):
+    """An axis of a weight that runs along the units of a port, `tiles` times."""
+
+    axis: int
+    port: str
+    tiles: int = 1
+
+
+class Weight(NamedTuple):
+    """A weight of a layer: the axis on which it makes units, and the one on which it reads them.
+
+    What makes a unit dies with it: a kernel's column, a bias, a scale. What reads it is taken away when it is.
+    """
+
+    name: str
+    makes: Along | None = None
+    reads: Along | None = None
+
+
+class Flow:
+    """One call of a layer: how units flow from its inputs to its outputs.
+
+    A subclass describes a kind of layer, once for all that is done with units. `weights` are those of its
+    weights that have an axis along units.
+
+    Args:
+        layer: The layer.
+        inputs: List of `Signal`.
+        shapes: List of shapes of the outputs.
+        units: `Units` of the graph.
+
+    Attributes:
+        ports: Dict of the units that weights and arguments of the layer are numbered by, by name.
+        hidden: List of `Signal` that never leave the layer, such as heads.
+    """
+
+    weights: tuple[Weight, ...] = ()
+
+    def __init__(self, layer, inputs, shapes, units):
+        self.layer, self.inputs, self.shapes, self.units = layer, inputs, shapes, units
+        self.ports = {}
+        self.hidden = []
+        self.outputs = self.forward()
+
+    @classmethod
+    def fits(cls, layer) -> bool:
+        """Whether this describes the layer as it is set up."""
+        return True
+
+    def forward(self) -> list[Signal]:
+        """Finds the outputs' units and constants; ties and pins what must be."""
+        raise NotImplementedError
+
+    def backward(self):
+        """Marks what is read of the inputs, where the outputs are marked already."""
+        raise NotImplementedError
+
+    def config(self, count: Callable[[str], int]) -> dict:
+        """The arguments of the layer that change.
+
+        Args:
+            count: Gives the number of units that stay, for a port.
+        """
+        return {}
+
+    def fold(self, kept: dict, arrays: dict) -> dict:
+        """Puts what units that go leave behind into the weights.
+
+        Args:
+            kept: Dict of bool arrays by port: which units stay.
+            arrays: Dict of the weights that stay, by name, already cut.
+
+        Returns:
+            Dict of arrays by name: the weights that change, or that the layer did not have.
+        """
+        return {}
+
+    # What subclasses say these things with.
+
+    def along(self, signal: Signal, axis: int) -> Signal:
+        """The signal with its units on an axis; if they are on another, they are pinned."""
+        if signal.axis == axis:
+            return signal
+        why = "has units on another axis than it expects"
+        self.pin(signal, why)
+        return self.fresh(signal.shape, axis, pinned=why)
+
+    def fresh(self, shape, axis: int, value=None, pinned: str | None = None) -> Signal:
+        """A signal of new units; of none, if the size of the axis is not known."""
+        signal = Signal(shape, axis, self.units.new(shape[axis] or 0), value)
+        if pinned:
+            self.pin(signal, pinned)
+        return signal
+
+    def pin(self, signal: Signal, why: str):
+        """Units stay, since the layer depends on them in a way that does not follow them."""
+        self.units.pin(signal.ids, f"'{self.layer.name}' {why}")
+        signal.read[:] = True
+
+    def hold(self, signal: Signal, why: str, where: np.ndarray):
+        """Units stay, since they are constants that the layer cannot fold."""
+        self.units.hold(signal.ids[where], f"'{self.layer.name}' {why}")
+        signal.read[where] = True
+
+    def array(self, name: str) -> np.ndarray | None:
+        """A weight's value by name, `None` if the layer has none."""
+        variable = find(self.layer, name)
+        return None if variable is None else keras.ops.convert_to_numpy(variable)
+
+
+class Wall(Flow):
+    """A layer of which nothing is known: what goes in and comes out stays."""
+
+    def forward(self):
+        why = "is of a kind whose units are not known"
+        for signal in self.inputs:
+            self.pin(signal, why)
+        return [self.fresh(shape, last(shape), pinned=why) for shape in self.shapes]
+
+    def backward(self):
+        pass
+
+
+KINDS: dict[type, type[Flow]] = {}
+
+
+def describes(*layers: type):
+    """Registers a `Flow` for layers of exactly these classes: a subclass may do anything."""
+
+    def register(flow):
+        KINDS.update(dict.fromkeys(layers, flow))
+        return flow
+
+    return register
+
+
+def find(layer, name: str):
+    """A weight of a layer, or of a layer inside it, by a dotted name; `None` if it has none."""
+    for part in name.split("."):
+        layer = getattr(layer, part, None)
+    return layer
+
+
+def last(shape) -> int:
+    """The number of the last axis."""
+    return len(shape) - 1
+
+
+def channels(layer, shape) -> int:
+    """The axis of the channels, as the layer's `data_format` has it."""
+    return 1 if getattr(layer, "data_format", None) == "channels_first" else last(shape)
+
+
+_MIXING = (keras.activations.softmax, keras.activations.log_softmax, keras.activations.sparsemax, keras.activations.glu)
+_ELEMENTWISE = {
+    f
+    for name in dir(keras.activations)
+    if not name.startswith("_") and name not in ("get", "serialize", "deserialize")
+    if callable(f := getattr(keras.activations, name)) and f not in _MIXING
+}
+
+
+def is_elementwise(activation) -> bool:
+    """Whether an activation is one of those of Keras that take each element by itself."""
+    return activation in _ELEMENTWISE
+
+
+def apply(function, value: np.ndarray) -> np.ndarray:
+    """An elementwise function of those values that are known."""
+    result = np.array(value)
+    known = ~np.isnan(value)
+    if known.any():
+        result[known] = keras.ops.convert_to_numpy(function(keras.ops.convert_to_tensor(value[known], "float32")))
+    return result

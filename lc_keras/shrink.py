@@ -1,0 +1,129 @@
+"""Dead neurons and filters taken out of the graph: a smaller model that computes the same."""
+
+import keras
+import numpy as np
+
+from lc_keras.flow import Graph
+from lc_keras.flow.graph import as_functional, functional_class
+from lc_keras.flow.units import find
+
+
+def shrink(model: keras.Model) -> keras.Model:
+    """A smaller model that computes the same, without the units that are dead.
+
+    A unit is dead where its output does not depend on the model's input, since all weights into it are zero, or
+    where nothing depends on it. What a dead unit hands out, if it is not zero, is folded into the biases of what
+    follows; where that is not exact, as before a convolution that pads, the unit stays. Units that are tied, by an
+    addition or a shared layer, go together or not at all. Of no layer all units go. Layers of unknown kinds stay
+    as they are, with all that goes in and out of them.
+
+    Any model with zeros in it will do, however they came there. The model itself is not changed.
+
+    Args:
+        model: Functional or built Sequential `keras.Model`, of any depth of nesting.
+
+    Returns:
+        `keras.Model` with layers of the same names and weights of its own, Sequential or Functional as `model` is,
+        not compiled. A class of the user's is kept if its constructor is that of Keras.
+
+    Raises:
+        TypeError: If `model` is not a graph of layers, or not built.
+
+    Example:
+
+    ```python
+    small = lc_keras.shrink(model)
+    small.save("small.keras")
+    ```
+    """
+    graph = Graph(model)
+    rebuilt = _Rebuilt(graph)
+    small = rebuilt.model(model)
+    rebuilt.set_weights()
+    return small
+
+
+class _Rebuilt:
+    """The layers and models of a graph, made anew at their new sizes, each once."""
+
+    def __init__(self, graph: Graph):
+        self._graph = graph
+        self._stays = graph.kept()
+        self._made = {}
+
+    def model(self, model: keras.Model) -> keras.Model:
+        functional, signals = as_functional(model), self._graph.models[id(model)]
+        inputs = [self._input(*pair) for pair in zip(functional.inputs, signals, strict=True)]
+        if isinstance(model, keras.Sequential):
+            kind = type(model) if type(model).__init__ is keras.Sequential.__init__ else keras.Sequential
+            stack = [*inputs, *map(self._operation, model.layers)]
+            return kind(stack, name=model.name, trainable=model.trainable)
+        outputs = functional._run_through_graph(inputs, operation_fn=self._operation)
+        inputs = keras.tree.pack_sequence_as(functional._inputs_struct, inputs)
+        own = type(model).__init__ is functional_class(model).__init__
+        new = (type(model) if own else keras.Model)(inputs, outputs, name=model.name)
+        if not model.trainable:
+            new.trainable = False
+        return new
+
+    def set_weights(self):
+        for flow in self._graph.layers.values():
+            if isinstance(flow.layer, keras.Layer):
+                self._made[id(flow.layer)].set_weights(self._weights(flow))
+
+    def _input(self, tensor, signal):
+        shape = list(tensor.shape)
+        if len(signal.ids):
+            shape[signal.axis] = int(self._stays[signal.ids].sum())
+        source = tensor._keras_history.operation
+        optional = getattr(source, "optional", False)
+        return keras.Input(
+            batch_shape=shape, dtype=tensor.dtype, name=source.name, sparse=tensor.sparse, optional=optional
+        )
+
+    def _operation(self, operation):
+        if id(operation) not in self._made:
+            again = self.model if id(operation) in self._graph.models else self._layer
+            self._made[id(operation)] = again(operation)
+        return self._made[id(operation)]
+
+    def _layer(self, layer):
+        if isinstance(layer, keras.layers.Lambda):
+            # Keras does not read a Python function back from a config.
+            return keras.layers.Lambda(
+                layer.function, layer._output_shape, layer.mask, layer.arguments, name=layer.name, dtype=layer.dtype_policy
+            )
+        flow = self._graph.layers[id(layer)]
+        kept = self._kept(flow)
+        changes = {}
+        if not all(stays.all() for stays in kept.values()):
+            changes = flow.config(lambda port: int(kept[port].sum()))
+            if "bias" in self._folded(flow) and flow.array("bias") is None:
+                changes["use_bias"] = True
+        return type(layer).from_config({**layer.get_config(), **changes})
+
+    def _kept(self, flow):
+        return {port: self._stays[ids] for port, ids in flow.ports.items()}
+
+    def _folded(self, flow):
+        """The weights of a layer that are cut, or changed by what is folded in, by name."""
+        kept = self._kept(flow)
+        arrays = {w.name: _cut(array, w, kept) for w in flow.weights if (array := flow.array(w.name)) is not None}
+        return arrays | flow.fold(kept, arrays)
+
+    def _weights(self, flow):
+        folded = self._folded(flow)
+        named = {id(variable): name for name in folded if (variable := find(flow.layer, name)) is not None}
+        weights = [
+            folded.pop(named[id(v)]) if id(v) in named else keras.ops.convert_to_numpy(v) for v in flow.layer.weights
+        ]
+        # A bias that the layer did not have comes last.
+        return [*weights, *folded.values()]
+
+
+def _cut(array, weight, kept):
+    """A weight without the units that go."""
+    for along in (weight.makes, weight.reads):
+        if along is not None:
+            array = np.compress(np.tile(kept[along.port], along.tiles), array, axis=along.axis)
+    return array

@@ -1,0 +1,398 @@
+"""Shrunk models against the models they come from."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from keras import layers
+
+import nets
+from lc_keras.shrink import shrink
+
+
+def inputs_of(model, count=4):
+    generator = np.random.default_rng(0)
+    return [
+        generator.integers(0, 10, (count, *t.shape[1:]))
+        if t.dtype.startswith("int")
+        else generator.normal(size=(count, *t.shape[1:])).astype("float32")
+        for t in model.inputs
+    ]
+
+
+def outputs_of(model, inputs):
+    outputs = model(inputs if len(inputs) > 1 else inputs[0])
+    return [keras.ops.convert_to_numpy(t) for t in keras.tree.flatten(outputs)]
+
+
+def assert_same_outputs(model, small, tolerance=1e-5):
+    inputs = inputs_of(model)
+    for one, other in zip(outputs_of(model, inputs), outputs_of(small, inputs), strict=True):
+        assert one.shape == other.shape
+        assert np.abs(one - other).max() <= tolerance * max(np.abs(one).max(), 1e-6)
+
+
+def randomized(model):
+    """Random weights, none of them zero."""
+    generator = np.random.default_rng(0)
+    for v in model.weights:
+        v.assign(generator.uniform(0.5, 1.5, v.shape) * (1 if "variance" in v.name else generator.choice([-1, 1], v.shape)))
+    return model
+
+
+def zero(variable, units, axis=-1):
+    value = np.moveaxis(variable.numpy(), axis, 0)
+    value[list(units)] = 0
+    variable.assign(np.moveaxis(value, 0, axis))
+
+
+def kill(layer, units):
+    """Zeroes units of a layer with all that makes them."""
+    for variable in layer.trainable_weights:
+        zero(variable, units, -2 if "Depthwise" in type(layer).__name__ and variable.name == "kernel" else -1)
+
+
+def widths(model):
+    return {layer.name: layer.output.shape[-1] for layer in model.layers if not isinstance(layer, layers.InputLayer)}
+
+
+def sequential(shape, *stack):
+    return randomized(keras.Sequential([keras.Input(shape), *stack]))
+
+
+def test_dense_units_go_and_others_stay_bit_for_bit():
+    model = sequential((5,), layers.Dense(6, "relu", name="a"), layers.Dense(4, name="b"))
+    kill(model.get_layer("a"), [1, 4])
+    small = shrink(model)
+    assert type(small) is keras.Sequential and small.name == model.name
+    assert widths(small) == {"a": 4, "b": 4}
+    np.testing.assert_array_equal(small.layers[0].kernel, np.delete(model.layers[0].kernel.numpy(), [1, 4], 1))
+    np.testing.assert_array_equal(small.layers[1].kernel, np.delete(model.layers[1].kernel.numpy(), [1, 4], 0))
+    np.testing.assert_array_equal(small.layers[1].bias, model.layers[1].bias)
+    assert_same_outputs(model, small)
+
+
+def test_constants_are_folded_through_activations_and_into_a_new_bias():
+    model = sequential(
+        (5,),
+        layers.Dense(6, "sigmoid", name="a"),
+        layers.BatchNormalization(name="norm"),
+        layers.Dropout(0.5),
+        layers.Dense(4, use_bias=False, name="b"),
+    )
+    zero(model.get_layer("a").kernel, [0, 2])
+    small = shrink(model)
+    assert widths(small)["a"] == 4 and not model.get_layer("b").use_bias and small.get_layer("b").use_bias
+    assert_same_outputs(model, small)
+
+
+def test_units_that_nothing_reads_go():
+    model = sequential((5,), layers.Dense(6, "tanh", name="a"), layers.Dense(6, name="b"), layers.Dense(2, name="c"))
+    zero(model.get_layer("c").kernel, [3], axis=0)
+    zero(model.get_layer("b").kernel, [0, 1], axis=0)
+    # Unit 5 of `a` is read only by a unit that itself is not read.
+    kernel = model.get_layer("b").kernel.numpy()
+    kernel[5] = np.arange(6) == 3
+    model.get_layer("b").kernel.assign(kernel)
+    small = shrink(model)
+    assert widths(small) == {"a": 3, "b": 5, "c": 2}
+    assert_same_outputs(model, small)
+
+
+@pytest.mark.parametrize("padding, bias, width", [("valid", True, 3), ("same", True, 5), ("same", False, 3)])
+def test_constants_stay_before_padding(padding, bias, width):
+    model = sequential(
+        (8, 8, 2),
+        layers.Conv2D(5, 3, use_bias=bias, name="a"),
+        layers.Conv2D(4, 3, padding=padding, name="b"),
+    )
+    zero(model.get_layer("a").kernel, [0, 3])
+    small = shrink(model)
+    assert widths(small) == {"a": width, "b": 4}
+    assert_same_outputs(model, small)
+
+
+def test_residual_units_go_together_or_stay():
+    inputs = keras.Input((6, 6, 3))
+    trunk = layers.Conv2D(6, 3, padding="same", name="trunk")(inputs)
+    inner = layers.Conv2D(5, 3, padding="same", activation="relu", name="inner")(trunk)
+    branch = layers.BatchNormalization(name="norm")(layers.Conv2D(6, 3, padding="same", name="branch")(inner))
+    added = layers.ReLU()(layers.Add(name="add")([trunk, branch]))
+    model = randomized(keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling2D()(added))))
+    for name, units in {"trunk": [0, 1], "branch": [1, 2], "norm": [1, 2], "inner": [4]}.items():
+        kill(model.get_layer(name), units)
+    model.get_layer("norm").moving_mean.assign(np.zeros(6))
+    small = shrink(model)
+    assert [widths(small)[n] for n in ("trunk", "inner", "branch", "norm", "add")] == [5, 4, 5, 5, 5]
+    assert_same_outputs(model, small)
+
+
+def test_depthwise_goes_with_the_layer_before_it():
+    model = sequential(
+        (8, 8, 2),
+        layers.Conv2D(6, 1, name="expand"),
+        layers.BatchNormalization(name="norm"),
+        layers.ReLU(max_value=6.0),
+        layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2, name="depthwise"),
+        layers.BatchNormalization(name="after"),
+        layers.Conv2D(3, 1, name="project"),
+    )
+    for name in ("expand", "norm"):
+        kill(model.get_layer(name), [0, 2])
+    model.get_layer("norm").moving_mean.assign(np.zeros(6))
+    # The filters of a third unit are dead, and so nothing reads the unit.
+    zero(model.get_layer("depthwise").kernel, [5], axis=-2)
+    small = shrink(model)
+    assert widths(small)["expand"] == 3 and widths(small)["after"] == 6
+    assert_same_outputs(model, small)
+
+
+def test_a_group_of_a_convolution_goes_as_a_whole():
+    model = sequential(
+        (8, 8, 2), layers.Conv2D(6, 1, name="a"), layers.Conv2D(9, 3, groups=3, name="b"), layers.Dense(2, name="c")
+    )
+    kill(model.get_layer("a"), [0, 1, 2])
+    kill(model.get_layer("b"), [0, 1, 2, 3])
+    small = shrink(model)
+    assert widths(small) == {"a": 4, "b": 6, "c": 2} and small.get_layer("b").groups == 2
+    assert_same_outputs(model, small)
+
+
+def test_groups_of_a_normalization_go_as_a_whole():
+    model = sequential(
+        (6, 6, 2), layers.Conv2D(8, 3, name="a"), layers.GroupNormalization(4, name="norm"), layers.Conv2D(2, 3)
+    )
+    kill(model.get_layer("a"), [0, 1, 2])
+    small = shrink(model)
+    assert widths(small)["a"] == 6 and small.get_layer("norm").groups == 3
+    assert_same_outputs(model, small)
+
+
+@pytest.mark.parametrize("norm, width", [(layers.RMSNormalization, 3), (layers.UnitNormalization, 3), (layers.LayerNormalization, 5)])
+def test_zeros_before_a_norm(norm, width):
+    model = sequential((4,), layers.Dense(5, "relu", name="a"), norm(), layers.Dense(2))
+    kill(model.get_layer("a"), [1, 2])
+    small = shrink(model)
+    assert widths(small)["a"] == width
+    assert_same_outputs(model, small)
+
+
+def test_units_through_flatten_concatenate_and_reshape():
+    inputs = keras.Input((6, 6, 2))
+    one = layers.Conv2D(4, 3, name="one")(inputs)
+    two = layers.Reshape((4, 4, 5))(layers.Permute((2, 1, 3))(layers.Conv2D(5, 3, name="two")(inputs)))
+    joined = layers.MaxPooling2D()(layers.Concatenate(name="joined")([one, two]))
+    model = randomized(keras.Model(inputs, layers.Dense(3)(layers.Flatten(name="flat")(joined))))
+    kill(model.get_layer("one"), [0])
+    zero(model.get_layer("two").kernel, [1, 4])
+    small = shrink(model)
+    assert [widths(small)[n] for n in ("one", "two", "joined", "flat")] == [3, 3, 6, 24]
+    assert_same_outputs(model, small)
+
+
+@pytest.mark.parametrize("kind, gates", [(layers.LSTM, 4), (layers.GRU, 3), (layers.SimpleRNN, 1)])
+def test_recurrent_units(kind, gates):
+    model = sequential(
+        (5, 3), kind(6, return_sequences=True, name="first"), kind(4, name="second"), layers.Dense(2)
+    )
+    for variable in model.get_layer("first").weights:
+        zero(variable, [u + 6 * g for u in (1, 5) for g in range(gates)])
+    # Of a unit whose candidate alone is dead, nothing comes either.
+    last_gate = {4: 2, 3: 2, 1: 0}[gates]
+    for variable in model.get_layer("second").weights:
+        zero(variable, [3 + 4 * last_gate])
+    small = shrink(model)
+    assert widths(small)["first"] == 4 and widths(small)["second"] == 3
+    assert_same_outputs(model, small)
+
+
+def test_recurrent_units_that_keep_each_other_alive_stay():
+    model = sequential((5, 3), layers.SimpleRNN(3, name="a"), layers.Dense(2))
+    zero(model.get_layer("a").cell.kernel, [0, 1])
+    zero(model.get_layer("a").cell.bias, [0, 1])
+    recurrent = np.float32([[1, 0.5, 0], [0, 0, 0], [0, 0, 1]])
+    model.get_layer("a").cell.recurrent_kernel.assign(recurrent)
+    assert widths(shrink(model))["a"] == 1
+    # Unit 2, which is alive, feeds unit 0, which feeds unit 1.
+    recurrent[2, 0] = 1
+    model.get_layer("a").cell.recurrent_kernel.assign(recurrent)
+    assert widths(shrink(model))["a"] == 3
+
+
+def test_heads_of_attention():
+    inputs = keras.Input((5, 4))
+    attention = layers.MultiHeadAttention(4, 3, value_dim=2, name="attention")
+    model = randomized(keras.Model(inputs, layers.Dense(2)(attention(inputs, inputs))))
+    # Head 0 sees nothing and hands out its bias; head 2 is not read.
+    zero(attention._value_dense.kernel, [0], axis=1)
+    zero(attention._output_dense.kernel, [2], axis=0)
+    small = shrink(model)
+    assert small.get_layer("attention").num_heads == 2
+    assert_same_outputs(model, small)
+
+
+def test_embedding_units_under_a_mask():
+    inputs = keras.Input((5,), dtype="int32")
+    hidden = layers.LSTM(4, return_sequences=True)(layers.Embedding(10, 6, mask_zero=True, name="a")(inputs))
+    hidden = layers.MultiHeadAttention(2, 3)(hidden, hidden, use_causal_mask=True)
+    model = randomized(keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling1D()(hidden))))
+    zero(model.get_layer("a").embeddings, [2, 3])
+    small = shrink(model)
+    assert widths(small)["a"] == 4
+    assert_same_outputs(model, small)
+
+
+def test_of_no_layer_all_units_go():
+    model = sequential((6, 6, 2), layers.Conv2D(4, 3, name="a"), layers.Conv2D(4, 3, name="b"), layers.Flatten(), layers.Dense(2))
+    for name in "ab":
+        kill(model.get_layer(name), range(4))
+    small = shrink(model)
+    assert widths(small)["a"] == widths(small)["b"] == 1
+    assert_same_outputs(model, small)
+
+
+def test_shared_layers_lose_what_is_dead_in_all_calls():
+    inputs = keras.Input((4,))
+    shared = layers.Dense(5, "relu", name="shared")
+    one, two = layers.Dense(4, "sigmoid", name="one"), layers.Dense(4, "sigmoid", name="two")
+    joined = layers.Concatenate()([shared(one(inputs)), shared(two(inputs))])
+    model = randomized(keras.Model(inputs, layers.Dense(2)(joined)))
+    kill(shared, [0])
+    for layer, units in ((one, [0, 1, 2]), (two, [0, 1])):
+        zero(layer.kernel, units)
+    two.bias.assign(one.bias.numpy() + np.float32([0, 1, 0, 0]))
+    small = shrink(model)
+    # Unit 0 is the same constant in both, unit 1 is not.
+    assert widths(small)["one"] == widths(small)["two"] == 3
+    assert small.get_layer("shared").units == 4
+    assert_same_outputs(model, small)
+
+
+def test_nested_models_are_shrunk_inside():
+    inner_input = keras.Input((4,))
+    inner = keras.Model(inner_input, layers.Dense(6, name="deep")(layers.Dense(5, "relu", name="in")(inner_input)), name="inner")
+    stack = keras.Sequential([keras.Input((6,)), layers.Dense(4, name="stacked")], name="stack")
+    inputs = keras.Input((3,))
+    x = inner(layers.Dense(4, name="before")(inputs), training=False)
+    model = randomized(keras.Model(inputs, layers.Dense(2)(stack(x))))
+    for layer, units in ((model.get_layer("before"), [0]), (inner.get_layer("in"), [1, 2]), (inner.get_layer("deep"), [5]),
+                         (stack.layers[0], [3])):
+        kill(layer, units)
+    small = shrink(model)
+    assert small.get_layer("inner").input_shape == (None, 3)
+    assert widths(small.get_layer("inner")) == {"in": 3, "deep": 5}
+    assert widths(small.get_layer("stack")) == {"stacked": 3}
+    assert_same_outputs(model, small)
+
+
+@keras.saving.register_keras_serializable(package="test_shrink")
+class Reversed(layers.Layer):
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), name="scale")
+
+    def call(self, x):
+        return self.scale * x[..., ::-1]
+
+
+@pytest.mark.parametrize("wall", [Reversed, lambda: layers.Lambda(lambda x: x[..., ::-1]), lambda: layers.Softmax()])
+def test_nothing_goes_across_a_layer_of_another_kind(wall):
+    model = sequential((4,), layers.Dense(5, name="a"), layers.Dense(6, name="b"), wall(), layers.Dense(3, name="c"), layers.Dense(2))
+    for name in "abc":
+        kill(model.get_layer(name), [0, 1])
+    small = shrink(model)
+    assert [widths(small)[n] for n in "abc"] == [3, 6, 1]
+    assert_same_outputs(model, small)
+
+
+def test_inputs_and_outputs_keep_names_structure_and_size():
+    inputs = {"left": keras.Input((3,), name="left"), "right": keras.Input((4,), name="right")}
+    hidden = layers.Add()([layers.Dense(5, name="a")(inputs["left"]), layers.Dense(5, name="b")(inputs["right"])])
+    model = randomized(keras.Model(inputs, {"one": layers.Dense(3, name="c")(hidden), "two": layers.Dense(2)(hidden)}))
+    for name, units in {"a": [0], "b": [0], "c": [0, 1]}.items():
+        kill(model.get_layer(name), units)
+    small = shrink(model)
+    x = {"left": np.ones((2, 3), "float32"), "right": np.ones((2, 4), "float32")}
+    for name, output in small(x).items():
+        np.testing.assert_allclose(output, model(x)[name], rtol=1e-5)
+    assert widths(small)["a"] == 4 and widths(small)["c"] == 3
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(nets.models())
+def test_random_graphs(model):
+    before = model.get_weights()
+    small = shrink(model)
+    assert_same_outputs(model, small)
+    assert all(np.array_equal(*pair) for pair in zip(before, model.get_weights(), strict=True))
+
+
+def kill_filters(model, fraction, seed=0):
+    """Random filters of each layer die, half of them with the scale and shift that follows."""
+    generator = np.random.default_rng(seed)
+    for layer in model._flatten_layers():
+        for v in layer.weights:
+            if v.name in ("bias", "beta", "moving_mean"):
+                v.assign(generator.normal(size=v.shape) * 0.1)
+            elif v.name in ("gamma", "moving_variance"):
+                v.assign(generator.uniform(0.5, 1.5, v.shape))
+    for layer in model.layers:
+        if isinstance(layer, (layers.Conv2D, layers.Dense)) and layer.name != "predictions":
+            dead = np.flatnonzero(generator.random(layer.kernel.shape[-1]) < fraction)
+            zero(layer.kernel, dead)
+            dead = generator.permutation(dead)[: len(dead) // 2]
+            if layer.use_bias:
+                zero(layer.bias, dead)
+            for node in layer._outbound_nodes:
+                if isinstance(node.operation, layers.BatchNormalization):
+                    kill(node.operation, dead)
+
+
+@pytest.mark.parametrize("name", ["VGG16", "ResNet50", "MobileNetV2", "DenseNet121", "EfficientNetB0"])
+def test_applications(name):
+    options = {"classifier_activation": None} | ({"alpha": 0.35} if name == "MobileNetV2" else {})
+    model = getattr(keras.applications, name)(weights=None, input_shape=(32, 32, 3), classes=10, **options)
+    kill_filters(model, 0.4)
+    small = shrink(model)
+    assert small.count_params() < 0.95 * model.count_params()
+    assert_same_outputs(model, small)
+
+
+def test_it_trains_on_and_loads_without_this_package(tmp_path):
+    model = sequential((6, 6, 2), layers.Conv2D(6, 3, activation="relu"), layers.BatchNormalization(), layers.Flatten(), layers.Dense(3))
+    model.layers[0].trainable = False
+    kill(model.layers[0], [0, 1])
+    small = shrink(model)
+    assert not small.layers[0].trainable and small.layers[1].trainable
+    small.layers[0].trainable = True
+    before = small.get_weights()
+    small.compile("sgd", "mse")
+    small.fit(np.ones((8, 6, 6, 2)), np.ones((8, 3)), verbose=0)
+    assert all((a != b).any() for a, b in zip(before, small.get_weights(), strict=True))
+    small.save(tmp_path / "small.keras")
+    x = np.random.default_rng(0).normal(size=(3, 6, 6, 2)).astype("float32")
+    np.save(tmp_path / "x.npy", x)
+    code = (
+        "import sys, keras, numpy as np; sys.modules['lc_keras'] = None\n"
+        f"model = keras.saving.load_model(r'{tmp_path}/small.keras')\n"
+        f"np.save(r'{tmp_path}/y.npy', model(np.load(r'{tmp_path}/x.npy')))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), small(x), rtol=1e-5, atol=1e-6)
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(2)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+@pytest.mark.parametrize("model", [Subclassed, lambda: keras.Sequential([layers.Dense(2)]), lambda: "model"])
+def test_what_is_not_a_graph(model):
+    with pytest.raises(TypeError, match="graphs of layers"):
+        shrink(model())

@@ -1,0 +1,55 @@
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import lc_keras
+
+
+def net():
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 2)),
+            layers.Conv2D(6, 3, name="first"),
+            layers.Conv2D(4, 3, padding="same", name="padded"),
+            layers.Lambda(lambda x: x * 2, name="unknown"),
+            layers.Flatten(),
+            layers.Dense(3, name="head"),
+        ]
+    )
+    first, padded = model.get_layer("first"), model.get_layer("padded")
+    first.kernel.assign(first.kernel.numpy() * np.float32([0, 0, 1, 1, 1, 1]))
+    first.bias.assign(np.float32([0, 1, 0, 0, 0, 0]))
+    padded.kernel.assign(padded.kernel.numpy() * np.float32([0, 1, 1, 1]))
+    return model
+
+
+def test_what_goes_and_what_stays():
+    report = lc_keras.shrink_report(net())
+    first, padded, head = report.rows
+    assert (first.name, first.units, first.kept, first.dead) == ("first", 6, 5, 1)
+    assert "'padded' pads" in first.why
+    assert (padded.units, padded.kept, padded.dead) == (4, 4, 1) and "'unknown'" in padded.why
+    assert (head.units, head.kept, head.dead, head.why) == (3, 3, 0, "")
+    assert report.walls == ("unknown",) and report.milliseconds is None
+    assert report.macs == (36 * 9 * (2 * 6 + 6 * 4) + 144 * 3, 36 * 9 * (2 * 5 + 5 * 4) + 144 * 3)
+    assert report.parameters[0] - report.parameters[1] == 9 * 2 + 1 + 9 * 4
+    text = str(report)
+    assert all(part in text for part in ("first", "1 dead stay: 'padded' pads", "macs", "across them: unknown"))
+
+
+def test_time_is_measured_where_asked_for():
+    report = lc_keras.shrink_report(net(), batch_size=2)
+    assert len(report.milliseconds) == 2 and min(report.milliseconds) > 0
+    assert "milliseconds" in str(report)
+
+
+def test_inputs_of_unknown_size():
+    model = keras.Sequential([keras.Input((None, None, 2)), layers.Conv2D(3, 3), layers.GlobalMaxPooling2D()])
+    assert lc_keras.shrink_report(model).macs is None
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, True])
+def test_bad_batch_size(batch_size):
+    with pytest.raises(ValueError, match="batch_size"):
+        lc_keras.shrink_report(net(), batch_size=batch_size)
