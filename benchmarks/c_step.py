@@ -9,7 +9,6 @@ of a threshold is the rise of the peak resident size in a process of its own.
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -22,6 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+import record
 import tensorflow as tf
 
 from lc_keras import thresholds
@@ -113,6 +113,20 @@ def measured_rise(size: int, number: int) -> float | None:
     return float(done.stdout.split()[-1]) if done.returncode == 0 else None
 
 
+def table(rows):
+    """A block for each number of weights and tensors."""
+    lines = [f"median (fastest) ms; {DENSITY:.0%} of the weights kept"]
+    for row in rows:
+        medians, memory = row["median_ms"], row["extra_memory"]
+        lines.append(f"\n{row['weights']:,} weights in {row['tensors']} tensor(s)")
+        for name, median in medians.items():
+            ratio = median / medians["kth_largest"]
+            lines.append(f"  {name:<22}{median:10.1f} ({row['fastest_ms'][name]:.1f})   {ratio:6.1f} x kth_largest")
+        if memory is not None:
+            lines.append(f"  peak extra memory of kth_largest: {memory:.2f} of one copy of the weights")
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[266_200, 5_000_000, 25_000_000])
@@ -137,17 +151,8 @@ def main():
         rows.append({"weights": size, "tensors": number, "median_ms": medians, "fastest_ms": fastest})
         rows[-1]["extra_memory"] = None if options.tiny else measured_rise(size, number)
 
-    print(f"\nmedian (fastest) ms of {options.repeats} rounds, {os.cpu_count()} cores; {DENSITY:.0%} kept")
-    for row in rows:
-        medians, memory = row["median_ms"], row["extra_memory"]
-        print(f"\n{row['weights']:,} weights in {row['tensors']} tensor(s)")
-        for name, median in medians.items():
-            ratio = median / medians["kth_largest"]
-            print(f"  {name:<22}{median:10.1f} ({row['fastest_ms'][name]:.1f})   {ratio:6.1f} x kth_largest")
-        if memory is not None:
-            print(f"  peak extra memory of kth_largest: {memory:.2f} of one copy of the weights")
-    if options.output:
-        options.output.write_text(json.dumps(rows, indent=2))
+    print(f"\n{table(rows)}")
+    record.write(options.output, rows)
 
 
 if __name__ == "__main__":

@@ -1,47 +1,25 @@
 """What an L step and a C step cost, against plain `fit`, side by side in one run.
 
-    python benchmarks/l_step.py [--rounds 15] [--output l_step.json]
+    python benchmarks/l_step.py                # six minutes on two cores
+    python benchmarks/l_step.py --tiny         # seconds
 """
 
 import argparse
 import contextlib
-import json
 import statistics
 import time
+from pathlib import Path
+
+from nets import NETS  # first: it makes the examples importable
 
 import keras
 import numpy as np
+import record
 import tensorflow as tf
 
 import lc_keras
 from lc_keras.lagrangian import Lagrangian
 from lc_keras.tasks import as_tasks, bind_tasks
-
-
-def lenet300():
-    return keras.Sequential(
-        [
-            keras.Input((784,)),
-            keras.layers.Dense(300, "tanh"),
-            keras.layers.Dense(100, "tanh"),
-            keras.layers.Dense(10),
-        ]
-    )
-
-
-def lenet5():
-    return keras.Sequential(
-        [
-            keras.Input((28, 28, 1)),
-            keras.layers.Conv2D(20, 5),
-            keras.layers.MaxPooling2D(),
-            keras.layers.Conv2D(50, 5),
-            keras.layers.MaxPooling2D(),
-            keras.layers.Flatten(),
-            keras.layers.Dense(500, "relu"),
-            keras.layers.Dense(10),
-        ]
-    )
 
 
 def compiled(build, jit_compile, steps_per_execution):
@@ -101,30 +79,36 @@ def measure(build, batches, batch_size, rounds, jit_compile, l_step_batches):
     }
 
 
+def table(rows):
+    """A line for each net, with XLA and without."""
+    return "\n".join(
+        f"{row['net']:9} {'XLA' if row['xla'] else '':3}  plain {row['plain_ms_per_batch']:7.2f} ms a batch   "
+        f"L step {row['l_step_ratio']:.3f} x   C step {row['c_step_ms']:6.2f} ms = "
+        f"{100 * row['c_step_fraction']:.2f} % of an L step of {row['l_step_batches']} batches"
+        for row in rows
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--batches", type=int, default=50, help="batches of an epoch and of an execution")
-    parser.add_argument("--output", help="write the figures to this json file")
+    parser.add_argument("--tiny", action="store_true", help="one round of two batches, LeNet-300 without XLA")
+    parser.add_argument("--output", type=Path, help="a json file for the figures")
     arguments = parser.parse_args()
+    nets = [("LeNet-300", NETS["lenet300"].build, 256, 58), ("LeNet-5", NETS["lenet5"].build, 256, 15)]
+    compiling = [False, True]
+    if arguments.tiny:
+        arguments.rounds, arguments.batches, nets, compiling = 1, 2, nets[:1], [False]
     rows = []
-    for name, build, batch_size, l_step_batches in (
-        ("LeNet-300", lenet300, 256, 58),
-        ("LeNet-5", lenet5, 256, 15),
-    ):
-        for jit_compile in (False, True):
+    for name, build, batch_size, l_step_batches in nets:
+        for jit_compile in compiling:
             row = measure(
                 build, arguments.batches, batch_size, arguments.rounds, jit_compile, l_step_batches
             )
             rows.append({"net": name, **row})
-            print(
-                f"{name:9} XLA {jit_compile!s:5}  plain {row['plain_ms_per_batch']:7.2f} ms/batch  "
-                f"L step {row['l_step_ratio']:.3f} x  C step {row['c_step_ms']:6.2f} ms = "
-                f"{100 * row['c_step_fraction']:.2f} % of {l_step_batches} batches"
-            )
-    if arguments.output:
-        with open(arguments.output, "w") as file:
-            json.dump({"tensorflow": tf.__version__, "keras": keras.__version__, "rows": rows}, file, indent=1)
+            print(f"\n{table(rows[-1:])}\n")
+    record.write(arguments.output, rows)
 
 
 if __name__ == "__main__":

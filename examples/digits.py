@@ -62,7 +62,7 @@ def main():
     for keep in args.keep:
         cost = lc_keras.L0Constraint(keep)
         direct = tradeoff.copy_of(reference)
-        tradeoff.compress_directly(direct, cost)
+        lc_keras.baselines.compress_directly(direct, cost)
         points.append(tradeoff.measure("direct compression", direct, test))
 
         model = tradeoff.copy_of(reference)

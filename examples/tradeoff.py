@@ -43,13 +43,6 @@ def measure(method, model, part):
     return Point(method, report.density, report.kept, report.bits / 8000, error)
 
 
-def compress_directly(model, cost):
-    """One C step and no training: what pruning costs where nothing makes up for it."""
-    kernels = default_kernels(model)
-    for kernel, compressed in zip(kernels, cost.c_step([k.value for k in kernels], 1.0)):
-        kernel.assign(compressed)
-
-
 def table(points, measured_on="test"):
     """Returns the points as an aligned text."""
     lines = [f"{'':30}{'density':>10}{'kept':>10}{'kB':>10}{measured_on + ' error':>18}"]

@@ -1,5 +1,6 @@
 """Learning-Compression pruning for Keras 3: an exact budget, inside `fit`."""
 
+from lc_keras import baselines
 from lc_keras.callback import LearningCompression
 from lc_keras.costs import (
     L0Constraint,
@@ -32,6 +33,7 @@ __all__ = [
     "PruningReport",
     "Task",
     "Weights",
+    "baselines",
     "export_litert",
     "export_saved_model",
     "report",

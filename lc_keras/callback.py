@@ -133,13 +133,7 @@ class LearningCompression(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         model = self.model
-        if isinstance(model.train_function, Guard):
-            other = model.train_function
-            other.dismiss()
-            if other.params is self.params:
-                raise ValueError(
-                    "Expected one LearningCompression in a fit, with a list of tasks. Received: two."
-                )
+        Guard.dismiss_other(model, self.params)
         self._lagrangian = lagrangian = Lagrangian(bind_tasks(self.tasks, model), self.multipliers)
         self._others = Snapshot(model, lagrangian.variables)
         self._rate = LearningRateLimit(model.optimizer)
@@ -189,7 +183,6 @@ class LearningCompression(keras.callbacks.Callback):
             # Averaged weights, which Keras has just put in, are not compressed.
             if getattr(inner_optimizer(self.model.optimizer), "use_ema", False):
                 lagrangian.project(self._mu)
-            lagrangian.show_compressed()
             if not self._finished:
                 self._warn("Training stopped")
         self._detach()
@@ -399,6 +392,8 @@ class LearningCompression(keras.callbacks.Callback):
 
 
 def _positive(name, value) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"Expected `{name}` to be a positive number. Received: {name}={value!r}")
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"Expected `{name}` to be a positive number. Received: {name}={value}")
     return float(value)

@@ -141,10 +141,20 @@ class _Grouped(Compression):
             raise TypeError(f"`groups`: expected Weights(), Neurons() or Blocks(shape), received {groups!r}")
 
     def check(self, shapes, output_axes=None):
-        self._count(shapes, _axes(output_axes, shapes))
+        self.count(shapes, output_axes)
 
-    def _count(self, shapes, output_axes) -> int:
-        return sum(self.groups.count(shape, axes) for shape, axes in zip(shapes, output_axes))
+    def count(self, shapes: Sequence[Any], output_axes: Sequence[Sequence[int]] | None = None) -> int:
+        """The number of groups in tensors of these shapes.
+
+        Args:
+            shapes: Sequence of static shapes.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor. Defaults to
+                the last axis.
+
+        Returns:
+            Python int.
+        """
+        return sum(self.groups.count(shape, axes) for shape, axes in zip(shapes, _axes(output_axes, shapes)))
 
     def _measure(self, weights, output_axes) -> list[tf.Tensor]:
         measured = []
@@ -233,7 +243,7 @@ class L0Constraint(_Grouped):
         Raises:
             ValueError: If κ exceeds the number of groups.
         """
-        count = self._count(shapes, _axes(output_axes, shapes))
+        count = self.count(shapes, output_axes)
         # As a decimal, so that 5 % of 266,200 is 13,310 and not a rounding error below.
         kappa = int(decimal.Decimal(repr(self.keep)) * count) if isinstance(self.keep, float) else self.keep
         if kappa > count:
@@ -244,8 +254,23 @@ class L0Constraint(_Grouped):
         self.kept(shapes, output_axes)
 
     def maps(self, weights, mu, output_axes=None):
+        return self.largest(weights, self.kept([w.shape for w in weights], output_axes), output_axes)
+
+    def largest(
+        self, weights: Sequence[Any], kappa: Any, output_axes: Sequence[Sequence[int]] | None = None
+    ) -> list[Map]:
+        """The C step with another κ than the budget's.
+
+        Args:
+            weights: Sequence of floating tensors or variables of static shapes.
+            kappa: Int or int32 scalar tensor κ, from 0 to the number of groups.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor. Defaults to
+                the last axis.
+
+        Returns:
+            List of callables, as of `maps`.
+        """
         output_axes = _axes(output_axes, weights)
-        kappa = self.kept([w.shape for w in weights], output_axes)
         measured = self._measure(weights, output_axes)
         dtype = thresholds.common_dtype(measured)
         threshold = thresholds.kth_largest(measured, kappa)

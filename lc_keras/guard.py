@@ -33,6 +33,26 @@ class Guard:
         model.make_train_function(force=True)
         self._train_function = model.train_function
 
+    @classmethod
+    def dismiss_other(cls, model, params):
+        """Clears away what an earlier `fit` left, where it could not do so itself.
+
+        Args:
+            model: `keras.Model`, in `fit`.
+            params: The `params` that Keras gave the callbacks of this `fit`.
+
+        Raises:
+            ValueError: If another callback guards this same `fit`.
+        """
+        other = model.train_function
+        if isinstance(other, cls):
+            other.dismiss()
+            if other.params is params:
+                raise ValueError(
+                    "Expected one LearningCompression, or one baseline, in a fit: several tasks go "
+                    "in one list. Received: two."
+                )
+
     def __call__(self, iterator):
         # `train_on_batch` feeds a generator; another `fit` has another history.
         elsewhere = isinstance(iterator, types.GeneratorType)

@@ -484,6 +484,15 @@ def test_tolerance():
     assert nonzeros(model) == KEPT
 
 
+def test_of_the_batch_after_the_last_l_step_nothing_is_kept():
+    model, biases = net(), []
+    look = spy(on_train_batch_end=lambda batch, logs: biases.append(model.layers[0].bias.numpy()))
+    fit(model, [lc(steps=3, epochs_per_step=0.5), look], epochs=9)
+    assert len(biases) == 13
+    assert np.any(biases[10] != biases[11])
+    np.testing.assert_array_equal(model.layers[0].bias.numpy(), biases[11])
+
+
 # How many L steps there are
 
 

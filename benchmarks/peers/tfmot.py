@@ -1,0 +1,83 @@
+"""TensorFlow's own toolkit on legacy Keras: gradual magnitude pruning, the same fraction of each layer.
+
+`error.py` calls it with the interpreter of an environment of its own; it prints one line of json.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ["TF_USE_LEGACY_KERAS"] = "1"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from nets import NETS  # first: it makes the examples importable
+
+import data
+import numpy as np
+import tensorflow as tf
+import tensorflow_model_optimization as tfmot
+import tf_keras
+
+
+def legacy(model):
+    """The layers of a Keras 3 model, once more in legacy Keras."""
+    layers = [tf_keras.layers.InputLayer(model.input_shape[1:])]
+    for layer in model.layers:
+        config = layer.get_config()
+        names = {"units", "activation", "filters", "kernel_size", "pool_size", "strides", "padding", "name"}
+        kind = getattr(tf_keras.layers, type(layer).__name__)
+        layers.append(kind(**{name: config[name] for name in names & set(config)}))
+    return tf_keras.Sequential(layers)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("reference", help="npz file of the weights to start from, in order")
+    parser.add_argument("--net", choices=NETS, required=True)
+    parser.add_argument("--optimizer", choices=["sgd", "adam"], required=True)
+    parser.add_argument("--keep", type=float, required=True)
+    parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--validation", action="store_true")
+    options = parser.parse_args()
+
+    net = NETS[options.net]
+    part, (images, labels) = net.parts(options.validation)
+    model = legacy(net.build())
+    with np.load(options.reference) as arrays:
+        model.set_weights([arrays[name] for name in arrays.files])
+    tf_keras.utils.set_random_seed(options.seed)
+    train = data.batches(part, net.batch_size, seed=options.seed)
+    batches = int(train.cardinality())
+
+    pruning = tfmot.sparsity.keras
+    schedule = pruning.PolynomialDecay(
+        initial_sparsity=0.0,
+        final_sparsity=1 - options.keep,
+        begin_step=0,
+        end_step=int(0.75 * options.epochs * batches),
+        frequency=max(1, batches // 4),
+    )
+    wrapped = pruning.prune_low_magnitude(model, pruning_schedule=schedule)
+    optimizers = tf_keras.optimizers
+    falling = optimizers.schedules.ExponentialDecay(
+        net.rates[options.optimizer], batches, 0.98 ** (40 / options.epochs), staircase=True
+    )
+    wrapped.compile(
+        optimizers.Adam(falling)
+        if options.optimizer == "adam"
+        else optimizers.SGD(falling, momentum=0.9, nesterov=True),
+        tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    wrapped.fit(train, epochs=options.epochs, verbose=0, callbacks=[pruning.UpdatePruningStep()])
+    model = pruning.strip_pruning(wrapped)
+    kernels = [w.numpy() for w in model.trainable_weights if w.shape.rank > 1]
+    wrong = np.argmax(model.predict(images, batch_size=1000, verbose=0), axis=-1) != labels
+    kept = int(sum(np.count_nonzero(kernel) for kernel in kernels))
+    print(json.dumps({"kept": kept, "error": 100 * float(np.mean(wrong)), "version": tfmot.__version__}))
+
+
+if __name__ == "__main__":
+    main()
