@@ -223,7 +223,8 @@ def _uses(layer, inputs, outputs):
         return [(layer.kernel, _divide(_size(inputs.shape), layer.kernel.shape[-1]))]
     if isinstance(layer, _CONV_LSTM):
         channels_last = layer.data_format == "channels_last"
-        spatial = outputs.shape[-1 - layer.cell.rank : -1] if channels_last else outputs.shape[-layer.cell.rank :]
+        end = len(outputs.shape) - (1 if channels_last else 0)
+        spatial = outputs.shape[end - layer.cell.rank : end]
         uses = _size([*inputs.shape[:2], *spatial])
         return [(layer.cell.kernel, uses), (layer.cell.recurrent_kernel, uses)]
     if isinstance(layer, keras.layers.RNN):

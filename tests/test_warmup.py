@@ -37,6 +37,7 @@ def test_records_replay(tmp_path, compute):
             assert log.WhichOneof("log_type") == "predict_log"
             request = log.predict_log.request
             inputs = {name: tf.make_ndarray(tensor) for name, tensor in request.inputs.items()}
+            assert request.model_spec.signature_name == "serving_default"
             np.testing.assert_array_equal(inputs["pixels"], batch.astype("float32"))
             served = session.run(request.model_spec.signature_name, **inputs)
             np.testing.assert_allclose(served["logits"], model(inputs["pixels"]), rtol=1e-5, atol=1e-6)

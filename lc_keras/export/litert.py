@@ -126,7 +126,7 @@ def export_litert(
             difference = _difference(_run(interpreter_class, candidate, sample), answers)
             # Not a number is not below it either.
             if not difference <= _TOLERANCE:
-                raise RuntimeError(f"the sparse file answers otherwise than the dense one, by {difference:.2g}")
+                raise RuntimeError(f"it answers otherwise than the dense file, by {difference:.2g}")
             chosen, answers = candidate, _run(interpreter_class, candidate, sample)
         except (RuntimeError, ValueError) as error:
             if sparse is True:
@@ -194,7 +194,9 @@ def _batches(representative_data: Iterable | None, specs, batch_size):
         for start in range(0, size - batch_size + 1, batch_size):
             cut.append({name: array[start : start + batch_size] for name, array in inputs.items()})
     if representative_data is not None and not cut:
-        raise ValueError(f"Expected `representative_data` of at least {batch_size} examples. Received: fewer.")
+        raise ValueError(
+            f"Expected `representative_data` of at least {batch_size} examples. Received: fewer."
+        )
     return cut
 
 

@@ -360,7 +360,9 @@ def _write_report(folder, model, weights):
 
 def _check_choice(name, value, choices):
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
-        raise ValueError(f"Expected `{name}` to be one of {', '.join(map(repr, choices))}. Received: {value!r}")
+        raise ValueError(
+            f"Expected `{name}` to be one of {', '.join(map(repr, choices))}. Received: {value!r}"
+        )
 
 
 def _batches(expected):

@@ -1,4 +1,4 @@
-"""Requests that TensorFlow Serving sends itself when it loads a model, so that the first user does not wait."""
+"""Requests that TensorFlow Serving sends itself while it loads a model, so that no user waits."""
 
 import os
 from collections.abc import Iterable
