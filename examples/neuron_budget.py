@@ -114,6 +114,7 @@ def main():
     add("--net", choices=NETS, default="lenet5")
     add("--keep", type=float, nargs="+", help="fractions of the multiply-adds")
     add("--epochs", type=int, default=8, help="of each pruning, and of the retraining beside it")
+    add("--tuning-epochs", type=int, default=2, help="of these, how many at the end train the net that LC left")
     add("--reference-epochs", type=int, default=8)
     add("--optimizer", choices=["sgd", "adam"], default="adam")
     add("--learning-rate", type=float, default=1e-3)
@@ -142,8 +143,11 @@ def main():
         model = tradeoff.copy_of(reference)
         keras.utils.set_random_seed(args.seed)
         compress = lc_keras.LearningCompression(cost)
-        mnist.fit(model, train, args.epochs, args, f"LC {budget:g}", [compress])
-        points.append(point(f"LC {budget:g}", lc_keras.shrink(model), measured, full))
+        mnist.fit(model, train, max(1, args.epochs - args.tuning_epochs), args, f"LC {budget:g}", [compress])
+        small = lc_keras.shrink(model)
+        if args.tuning_epochs:
+            mnist.fit(small, train, args.tuning_epochs, args, f"LC {budget:g}, tuning")
+        points.append(point(f"LC {budget:g}", small, measured, full))
         kernels = {layer.name: layer.kernel.numpy() for layer in model.layers if hasattr(layer, "kernel")}
         kept = {name: kernel.reshape(-1, kernel.shape[-1]).any(axis=0) for name, kernel in kernels.items()}
         plot(kept, args.output / f"filters-{budget:g}.png")

@@ -159,7 +159,7 @@ def test_single_weights_in_macs(jit):
     def step(tensors):
         return [f(t) for f, t in zip(cost.maps(tensors, tf.constant(1.0), layouts(*prices)), tensors)]
 
-    thetas = [t.numpy() for t in tf.function(step, jit_compile=jit)([tf.constant(w) for w in weights])]
+    thetas = [t.numpy() for t in tf.function(step, jit_compile=jit, autograph=False)([tf.constant(w) for w in weights])]
     spent = sum(np.count_nonzero(t) * n for t, n in zip(thetas, prices))
     assert budget - 30 < spent <= budget
     ratio = [np.abs(w) / n**0.5 for w, n in zip(weights, prices)]

@@ -73,6 +73,20 @@ def test_lenet5_on_validation_images(tmp_path, mnist_dir):
     assert len(list(tmp_path.glob("reference-*.weights.h5"))) == 1
 
 
+def test_neuron_budget(tmp_path, mnist_dir):
+    options = ("--keep", "0.25", "--epochs", "1", "--reference-epochs", "1", "--samples", "300")
+    subprocess.run(
+        [sys.executable, EXAMPLES / "neuron_budget.py", "--output", tmp_path, *options],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    points = json.loads((tmp_path / "lenet5/points.json").read_text())
+    assert methods(points) == ["reference", *(f"{m} 0.25" for m in ("direct compression", "magnitude, retrained", "LC"))]
+    assert all(0.2 < point["macs_fraction"] <= 0.25 for point in points[1:])
+    assert (tmp_path / "lenet5/filters-0.25.png").stat().st_size > 1000
+
+
 def test_a_trained_reference_is_kept(module, tmp_path, capsys):
     mnist, lenet300 = module("mnist"), module("lenet300_mnist")
     args = SimpleNamespace(

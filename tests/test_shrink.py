@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from keras import layers
 
 import nets
@@ -321,8 +322,9 @@ def test_inputs_and_outputs_keep_names_structure_and_size():
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(nets.models())
-def test_random_graphs(model):
+@given(st.data())
+def test_random_graphs(data):
+    model = nets.model(data)
     before = model.get_weights()
     small = shrink(model)
     assert_same_outputs(model, small)
