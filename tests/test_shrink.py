@@ -162,6 +162,17 @@ def test_a_group_of_a_convolution_goes_as_a_whole():
     assert_same_outputs(model, small)
 
 
+def test_a_group_whose_outputs_must_stay_keeps_its_inputs():
+    model = sequential(
+        (8, 8, 2), layers.Conv2D(6, 1, name="a"), layers.Conv2D(9, 3, groups=3, name="b"), layers.Conv2D(2, 3, padding="same")
+    )
+    # What the first group hands out is its bias, before padding.
+    kill(model.get_layer("a"), [0, 1])
+    small = shrink(model)
+    assert small.get_layer("a").filters == 6 and small.get_layer("b").groups == 3
+    assert_same_outputs(model, small)
+
+
 def test_groups_of_a_normalization_go_as_a_whole():
     model = sequential(
         (6, 6, 2), layers.Conv2D(8, 3, name="a"), layers.GroupNormalization(4, name="norm"), layers.Conv2D(2, 3)
