@@ -100,7 +100,8 @@ def fit(
     )
 
 
-def _fit(model, train, epochs, args, label, callbacks=()):
+def fit_as_asked(model, train, epochs, args, label, callbacks=()):
+    """Trains with the optimizer, the learning rate and the seed of the command line."""
     chosen = {n: getattr(args, n) for n in ("optimizer", "learning_rate", "seed", "jit_compile")}
     fit(model, train, epochs, label, callbacks, **chosen)
 
@@ -115,7 +116,7 @@ def trained(build, train, args):
     if path.exists():
         model.load_weights(path)
         return model
-    _fit(model, train, args.reference_epochs, args, "reference")
+    fit_as_asked(model, train, args.reference_epochs, args, "reference")
     path.parent.mkdir(parents=True, exist_ok=True)
     model.save_weights(path)
     return model
@@ -147,7 +148,7 @@ def prune(reference, cost, label, train, measured, args):
     compress = lc_keras.LearningCompression(cost, mu=_mu(args))
     keras.utils.set_random_seed(args.seed)
     began = time.perf_counter()
-    _fit(model, train, args.epochs, args, label, [compress])
+    fit_as_asked(model, train, args.epochs, args, label, [compress])
     print(f"{time.perf_counter() - began:.0f} s\n{lc_keras.report(model)}")
     return tradeoff.measure(f"LC {label.split()[0]}", model, measured)
 

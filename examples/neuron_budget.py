@@ -22,9 +22,8 @@ import data
 import lc_keras
 import mnist
 import tradeoff
-from lc_keras.lagrangian import Lagrangian
+from lc_keras.baselines import compress_directly
 from lc_keras.macs import macs
-from lc_keras.tasks import as_tasks, bind_tasks
 
 
 def lenet5():
@@ -60,14 +59,6 @@ def _normed(x, width, size, stride, name):
 
 
 NETS = {"lenet5": (lenet5, data.mnist, [0.25, 0.1]), "resnet": (resnet, data.cifar10, [0.5])}
-
-
-def direct(model, cost):
-    """One C step and no training: filters removed by magnitude."""
-    lagrangian = Lagrangian(bind_tasks(as_tasks(cost), model))
-    lagrangian.direct_compression(1.0)
-    lagrangian.show_compressed()
-    return lc_keras.shrink(model)
 
 
 def seconds_per_batch(model, images, rounds=30):
@@ -134,19 +125,21 @@ def main():
     points = [point("reference", reference, measured, full)]
     for budget in args.keep or keep:
         cost = lc_keras.L0Constraint(budget, lc_keras.Neurons(), measure="macs")
-        small = direct(tradeoff.copy_of(reference), cost)
+        direct = tradeoff.copy_of(reference)
+        compress_directly(direct, cost)
+        small = lc_keras.shrink(direct)
         points.append(point(f"direct compression {budget:g}", small, measured, full))
         keras.utils.set_random_seed(args.seed)
-        mnist.fit(small, train, args.epochs, args, f"magnitude {budget:g}")
+        mnist.fit_as_asked(small, train, args.epochs, args, f"magnitude {budget:g}")
         points.append(point(f"magnitude, retrained {budget:g}", small, measured, full))
 
         model = tradeoff.copy_of(reference)
         keras.utils.set_random_seed(args.seed)
         compress = lc_keras.LearningCompression(cost)
-        mnist.fit(model, train, max(1, args.epochs - args.tuning_epochs), args, f"LC {budget:g}", [compress])
+        mnist.fit_as_asked(model, train, max(1, args.epochs - args.tuning_epochs), args, f"LC {budget:g}", [compress])
         small = lc_keras.shrink(model)
         if args.tuning_epochs:
-            mnist.fit(small, train, args.tuning_epochs, args, f"LC {budget:g}, tuning")
+            mnist.fit_as_asked(small, train, args.tuning_epochs, args, f"LC {budget:g}, tuning")
         points.append(point(f"LC {budget:g}", small, measured, full))
         kernels = {layer.name: layer.kernel.numpy() for layer in model.layers if hasattr(layer, "kernel")}
         kept = {name: kernel.reshape(-1, kernel.shape[-1]).any(axis=0) for name, kernel in kernels.items()}
