@@ -33,7 +33,6 @@ import tensorflow as tf
 
 from lc_keras import thresholds
 
-
 ROUNDS = 4
 
 

@@ -1,10 +1,19 @@
 """Layers that take each unit by itself: activations, pooling, padding, dropout, and merges of equals."""
 
-import keras
 import numpy as np
 from keras import layers
 
-from lc_keras.flow.units import Along, Flow, Signal, Weight, apply, channels, describes, is_elementwise, last
+from lc_keras.flow.units import (
+    Along,
+    Flow,
+    Signal,
+    Weight,
+    apply,
+    channels,
+    describes,
+    is_elementwise,
+    last,
+)
 
 
 class EachUnit(Flow):

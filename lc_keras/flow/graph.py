@@ -5,6 +5,7 @@ import numpy as np
 
 from lc_keras.flow.units import KINDS, Flow, Signal, Units, Wall, last
 
+
 class Graph:
     """The units of a functional or sequential model.
 

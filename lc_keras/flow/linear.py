@@ -4,7 +4,17 @@ import keras
 import numpy as np
 from keras import layers
 
-from lc_keras.flow.units import Along, Flow, Signal, Weight, apply, channels, describes, is_elementwise, last
+from lc_keras.flow.units import (
+    Along,
+    Flow,
+    Signal,
+    Weight,
+    apply,
+    channels,
+    describes,
+    is_elementwise,
+    last,
+)
 
 
 class Linear(Flow):

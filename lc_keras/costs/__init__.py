@@ -1,0 +1,26 @@
+"""Costs of compression C(θ) and their exact C steps.
+
+Given the weights $v = w - \\lambda/\\mu$ of a task, the C step of the Learning-Compression algorithm solves
+
+$$\\min_\\theta \\tfrac{\\mu}{2} \\lVert v - \\theta \\rVert^2 + C(\\theta).$$
+
+For every cost here the solution is one scalar, found from all tensors of the task together, and one map
+applied tensor by tensor.
+"""
+
+from lc_keras.costs.compression import Compression
+from lc_keras.costs.l0 import L0Constraint, L0Penalty
+from lc_keras.costs.l1 import L1Constraint, L1Penalty
+from lc_keras.costs.l2 import L2Constraint, L2Penalty
+from lc_keras.costs.nm import NMConstraint
+
+__all__ = [
+    "Compression",
+    "L0Constraint",
+    "L0Penalty",
+    "L1Constraint",
+    "L1Penalty",
+    "L2Constraint",
+    "L2Penalty",
+    "NMConstraint",
+]

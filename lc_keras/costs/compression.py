@@ -1,0 +1,144 @@
+"""What every cost has: a C step, and the form in which it is asked for."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from lc_keras import thresholds
+
+Map = Callable[[tf.Tensor], tf.Tensor]
+
+
+class Compression:
+    """Base class of everything that has a C step.
+
+    A subclass overrides `maps`; what it takes in its constructor it returns from `get_config`.
+
+    Attributes:
+        looks_into_graph: Bool, whether it takes `Layout`s, with what a model's graph says of its weights.
+    """
+
+    looks_into_graph = False
+
+    @tf.autograph.experimental.do_not_convert
+    def c_step(self, weights: Sequence[Any], mu: Any) -> list[tf.Tensor]:
+        r"""The compressed weights nearest to the given ones, all tensors together.
+
+        $$\theta = \arg\min_\theta \tfrac{\mu}{2} \lVert v - \theta \rVert^2 + C(\theta)$$
+
+        Args:
+            weights: Sequence of floating tensors, variables or arrays $v$ of any static shapes.
+            mu: Float μ > 0; in a `tf.function` it may be a scalar tensor.
+
+        Returns:
+            List of tensors θ, same shapes and dtypes.
+
+        Raises:
+            ValueError: If there are no weights, if μ is not positive and finite, if a tensor is not floating
+                or holds an infinity or a NaN, or if the budget does not fit the shapes. Inside a `tf.function`,
+                where values are not known yet, an infinity or a NaN is a `tf.errors.InvalidArgumentError`, and
+                under `jit_compile=True` it is not looked for.
+        """
+        if isinstance(weights, (tf.Tensor, tf.Variable, np.ndarray)) or not isinstance(weights, Sequence):
+            raise TypeError(f"`weights`: expected a list of tensors, received {type(weights).__name__}")
+        if not weights:
+            raise ValueError("`weights`: expected at least one tensor, received an empty list")
+        tensors = [tf.convert_to_tensor(w) for w in weights]
+        for index, (weight, tensor) in enumerate(zip(weights, tensors)):
+            if not tensor.dtype.is_floating:
+                raise ValueError(
+                    f"{_describe(index, weight)}: expected a floating dtype, received {tensor.dtype.name}"
+                )
+        self.check([t.shape for t in tensors])
+        if not tf.is_symbolic_tensor(mu):
+            mu = float(mu)
+            if not (math.isfinite(mu) and mu > 0):
+                raise ValueError(f"`mu`: expected a positive finite float, received {mu}")
+
+        if not tf.executing_eagerly():
+            finite = thresholds.finite(tensors)
+            message = "c_step: expected finite weights, received NaN or inf in a tensor (finite, by index)"
+            with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(finite), [message, finite])]):
+                return self._step(tensors, tf.cast(mu, tf.float32))
+        if "_compiled" not in self.__dict__:
+            self._compiled = tf.function(self._step_and_finite, autograph=False)
+        compressed, finite = self._compiled(tensors, tf.constant(mu, tf.float32))
+        for index, good in enumerate(finite.numpy()):
+            if not good:
+                raise ValueError(
+                    f"{_describe(index, weights[index])}: expected finite values, received NaN or inf"
+                )
+        return compressed
+
+    def check(self, shapes: Sequence[Any], output_axes: Sequence[Sequence[int]] | None = None) -> None:
+        """Say early that a budget does not fit.
+
+        Args:
+            shapes: Sequence of static shapes.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of `Layout`s.
+                Defaults to the last axis.
+
+        Raises:
+            ValueError: If the cost cannot be applied to tensors of these shapes.
+        """
+
+    def maps(
+        self, weights: Sequence[Any], mu: Any, output_axes: Sequence[Sequence[int]] | None = None
+    ) -> list[Map]:
+        """The C step as one callable per tensor, with what the tensors share already computed.
+
+        For use inside a `tf.function` that goes through the tensors one by one. Nothing is checked.
+
+        Args:
+            weights: Sequence of floating tensors or variables $v$ of static shapes.
+            mu: float32 scalar tensor μ.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of `Layout`s.
+                Defaults to the last axis.
+
+        Returns:
+            List of callables: `maps[i]` takes the value of `weights[i]` and returns θ, same shape and dtype.
+        """
+        raise NotImplementedError
+
+    def get_config(self) -> dict:
+        """The arguments of the constructor."""
+        return {}
+
+    def _step(self, tensors, mu):
+        return [theta(tensor) for theta, tensor in zip(self.maps(tensors, mu), tensors)]
+
+    def _step_and_finite(self, tensors, mu):
+        return self._step(tensors, mu), thresholds.finite(tensors)
+
+    def __repr__(self):
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.get_config().items())})"
+
+    def __eq__(self, other):
+        # By repr, since 1 == 1.0 and `keep` tells them apart.
+        return type(self) is type(other) and repr(self) == repr(other)
+
+    def __hash__(self):
+        return hash(repr(self))
+
+    def __getstate__(self):
+        return {k: v for k, v in self.__dict__.items() if k != "_compiled"}
+
+
+def axes_of(output_axes, weights) -> list[Sequence[int]]:
+    return [(-1,)] * len(weights) if output_axes is None else list(output_axes)
+
+
+def non_negative(name, value) -> float:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"`{name}`: expected a float, received {value!r}")
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"`{name}`: expected a finite float >= 0, received {value!r}")
+    return float(value)
+
+
+def _describe(index, weight) -> str:
+    name = getattr(weight, "path", None) or getattr(weight, "name", None)
+    return f"`weights[{index}]`" + (f" ({name})" if name else "")

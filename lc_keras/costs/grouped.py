@@ -1,0 +1,100 @@
+"""Costs of the magnitudes of groups of weights."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from lc_keras import thresholds
+from lc_keras.costs.compression import Compression, Map, axes_of
+from lc_keras.groups import Groups, Neurons, Weights
+
+
+class Grouped(Compression):
+    """A cost of the magnitudes of groups."""
+
+    def __init__(self, groups: Groups | None):
+        self.groups = Weights() if groups is None else groups
+        if not isinstance(self.groups, Groups):
+            raise TypeError(f"`groups`: expected Weights(), Neurons() or Blocks(shape), received {groups!r}")
+
+    @property
+    def looks_into_graph(self):
+        return isinstance(self.groups, Neurons)
+
+    def check(self, shapes, output_axes=None):
+        self.count(shapes, output_axes)
+
+    def count(self, shapes: Sequence[Any], output_axes: Sequence[Sequence[int]] | None = None) -> int:
+        """The number of groups in tensors of these shapes.
+
+        Args:
+            shapes: Sequence of static shapes.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of `Layout`s.
+                Defaults to the last axis.
+
+        Returns:
+            Python int.
+        """
+        output_axes = axes_of(output_axes, shapes)
+        if self._shared(output_axes):
+            return output_axes[0].count
+        return sum(self.groups.count(shape, axes) for shape, axes in zip(shapes, output_axes))
+
+    def _shared(self, output_axes) -> bool:
+        """Whether groups reach over several tensors."""
+        return isinstance(self.groups, Neurons) and self.groups.are_shared(output_axes)
+
+    def _measure(self, weights, output_axes) -> list[tf.Tensor]:
+        """The magnitudes of the groups: those of each tensor, or, if they are shared, of all in one tensor."""
+        measured = []
+        for weight, axes in zip(weights, output_axes):
+            # One after the other: the squares of one tensor at a time are alive.
+            with tf.control_dependencies(measured[-1:]):
+                measured.append(self.groups.measure(tf.convert_to_tensor(weight), axes))
+        return [self.groups.join(measured, output_axes)] if self._shared(output_axes) else measured
+
+    def _spread(self, per_group, value, axes, otherwise) -> tf.Tensor:
+        if self._shared([axes]):
+            per_group = self.groups.hand_out(per_group, axes, otherwise)
+        return self.groups.spread(per_group, value.shape, axes)
+
+    def _places(self, measured, output_axes):
+        """For each tensor the index of its magnitudes, the magnitudes, and the axes."""
+        if self._shared(output_axes):
+            return [(0, measured[0], axes) for axes in output_axes]
+        return list(zip(range(len(measured)), measured, output_axes))
+
+    def _hard(self, decide, measured, output_axes) -> list[Map]:
+        """Maps that keep the groups chosen by `decide(index, magnitudes)`, bit for bit."""
+
+        def of(index, magnitudes, axes):
+            def theta(value):
+                # Single weights are their own magnitudes: taken from the value, nothing is held meanwhile.
+                kept = decide(index, value if isinstance(self.groups, Weights) else magnitudes)
+                return tf.where(self._spread(kept, value, axes, True), value, tf.zeros([], value.dtype))
+
+            return theta
+
+        return [of(*place) for place in self._places(measured, output_axes)]
+
+    def _soft(self, tau, measured, output_axes) -> list[Map]:
+        """Maps $(1 - \\tau/m)_+ v$."""
+
+        def of(_, magnitudes, axes):
+            def theta(value):
+                wide = tf.cast(value, thresholds.common_dtype([value]))
+                cut = tf.cast(tau, wide.dtype)
+                if isinstance(self.groups, Weights):
+                    shrunk = wide - tf.clip_by_value(wide, -cut, cut)
+                else:
+                    factor = tf.math.divide_no_nan(tf.nn.relu(magnitudes - cut), magnitudes)
+                    shrunk = wide * self._spread(factor, value, axes, 1)
+                return tf.cast(shrunk, value.dtype)
+
+            def inside_or_not(value):
+                return tf.cond(tau > 0, lambda: theta(value), lambda: tf.identity(value))
+
+            return inside_or_not
+
+        return [of(*place) for place in self._places(measured, output_axes)]

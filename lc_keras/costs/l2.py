@@ -1,0 +1,77 @@
+"""Costs of the norm of the weights. They shrink and prune nothing."""
+
+import tensorflow as tf
+
+from lc_keras import thresholds
+from lc_keras.costs.compression import Compression, Map, non_negative
+
+
+class L2Constraint(Compression):
+    r"""The norm of the weights is bounded: $\lVert \theta \rVert_2 \le r$.
+
+    The C step is $\theta = \min(1, r / \lVert v \rVert_2)\, v$, the norm taken of all tensors together.
+
+    Args:
+        radius: Float r ≥ 0.
+
+    Raises:
+        TypeError: If `radius` is not a number.
+        ValueError: If `radius` is negative or not finite.
+
+    Example:
+
+    >>> L2Constraint(radius=1.0).c_step([tf.constant([3.0]), tf.constant([4.0])], mu=1.0)[1].numpy()
+    array([0.8], dtype=float32)
+    """
+
+    def __init__(self, radius: float):
+        self.radius = non_negative("radius", radius)
+
+    def maps(self, weights, mu, output_axes=None):
+        norm = thresholds.l2_norm(weights)
+        inside = norm <= self.radius
+        return [_scale(self.radius / tf.where(inside, tf.ones_like(norm), norm), inside)] * len(weights)
+
+    def get_config(self):
+        return {"radius": self.radius}
+
+
+class L2Penalty(Compression):
+    r"""The squared norm costs α each unit: $C(\theta) = \alpha \lVert \theta \rVert_2^2$.
+
+    The C step is $\theta = \frac{\mu}{\mu + 2\alpha}\, v$.
+
+    Args:
+        alpha: Float α ≥ 0.
+
+    Raises:
+        TypeError: If `alpha` is not a number.
+        ValueError: If `alpha` is negative or not finite.
+
+    Example:
+
+    >>> L2Penalty(alpha=0.5).c_step([tf.constant([4.0])], mu=1.0)[0].numpy()
+    array([2.], dtype=float32)
+    """
+
+    def __init__(self, alpha: float):
+        self.alpha = non_negative("alpha", alpha)
+
+    def maps(self, weights, mu, output_axes=None):
+        mu = tf.cast(mu, tf.float64)
+        return [_scale(mu / (mu + 2 * self.alpha), tf.constant(self.alpha == 0))] * len(weights)
+
+    def get_config(self):
+        return {"alpha": self.alpha}
+
+
+def _scale(factor, unchanged) -> Map:
+    def theta(value):
+        dtype = thresholds.common_dtype([value])
+
+        def scaled():
+            return tf.cast(tf.cast(value, dtype) * tf.cast(factor, dtype), value.dtype)
+
+        return tf.cond(unchanged, lambda: tf.identity(value), scaled)
+
+    return theta

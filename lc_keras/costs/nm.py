@@ -1,0 +1,66 @@
+"""Fine-grained patterns: so many of every so many weights."""
+
+import numpy as np
+import tensorflow as tf
+
+from lc_keras import thresholds
+from lc_keras.costs.compression import Compression, Map, axes_of
+
+
+class NMConstraint(Compression):
+    r"""Of every m weights in a row along the inputs of an output unit, at most n are not zero.
+
+    The pattern of sparse matrix units in hardware, 2 of every 4. A row runs along the last axis that is not one of
+    the output units, the channels of a convolution; at its end it may be shorter than m. The C step keeps the n
+    weights of largest magnitude of each, bit for bit; of equal ones the first.
+
+    Args:
+        n: Int ≥ 0, how many are kept.
+        m: Int ≥ n and ≥ 1, of how many.
+
+    Raises:
+        ValueError: If `n` or `m` is not such an int.
+
+    Example:
+
+    >>> NMConstraint(1, 2).c_step([tf.constant([[3.0], [-1.0], [0.5], [2.0]])], mu=1.0)[0].numpy().ravel()
+    array([3., 0., 0., 2.], dtype=float32)
+    """
+
+    def __init__(self, n: int, m: int):
+        whole = all(isinstance(x, (int, np.integer)) and not isinstance(x, bool) for x in (n, m))
+        if not (whole and 0 <= n <= m and m >= 1):
+            raise ValueError(f"`n`, `m`: expected ints 0 <= n <= m, m >= 1, received n={n!r}, m={m!r}")
+        self.n, self.m = int(n), int(m)
+
+    def check(self, shapes, output_axes=None):
+        for shape, axes in zip(shapes, axes_of(output_axes, shapes)):
+            self._input_axis(len(shape), axes)
+
+    def maps(self, weights, mu, output_axes=None):
+        return [self._map(self._input_axis(len(w.shape), a)) for w, a in zip(weights, axes_of(output_axes, weights))]
+
+    def _input_axis(self, rank, axes) -> int:
+        inputs = set(range(rank)) - {a % rank for a in axes}
+        if not inputs:
+            raise ValueError(f"NMConstraint: expected a tensor with an axis of inputs, received one of rank {rank}")
+        return max(inputs)
+
+    def _map(self, axis) -> Map:
+        def theta(value):
+            rank = value.shape.rank
+            order = [a for a in range(rank) if a != axis] + [axis]
+            bits = tf.transpose(thresholds.magnitude_bits(value, thresholds.common_dtype([value])), order)
+            size = bits.shape[-1]
+            padded = tf.pad(bits, [[0, 0]] * (rank - 1) + [[0, -size % self.m]], constant_values=-1)
+            rows = tf.reshape(padded, [-1, self.m])
+            best = tf.math.top_k(rows, self.n).indices
+            kept = tf.reduce_any(best[:, :, None] == tf.range(self.m), axis=1)
+            kept = tf.reshape(kept, padded.shape)[..., :size]
+            kept = tf.transpose(kept, sorted(range(rank), key=order.__getitem__))
+            return tf.where(kept, value, tf.zeros([], value.dtype))
+
+        return theta
+
+    def get_config(self):
+        return {"n": self.n, "m": self.m}
