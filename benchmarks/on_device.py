@@ -6,7 +6,6 @@ The two files answer in turn; the ratios are medians over rounds.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
+import record
 from ai_edge_litert.interpreter import Interpreter
 
 import lc_keras
@@ -93,12 +92,16 @@ def measure(name, keep, quantize, rounds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--output", help="write the figures to this json file")
+    parser.add_argument("--output", type=Path, help="a json file for the figures")
+    parser.add_argument("--tiny", action="store_true", help="one round of one net at 5 % kept")
     arguments = parser.parse_args()
+    nets, types, densities = list(NETS), [None, "float16", "int8"], [0.2, 0.1, 0.05, 0.02, 0.01]
+    if arguments.tiny:
+        nets, types, densities, arguments.rounds = nets[:1], types[:1], [0.05], 1
     rows = []
-    for name in NETS:
-        for quantize in (None, "float16", "int8"):
-            for keep in (0.2, 0.1, 0.05, 0.02, 0.01):
+    for name in nets:
+        for quantize in types:
+            for keep in densities:
                 row = measure(name, keep, quantize, arguments.rounds)
                 rows.append(row)
                 print(
@@ -107,9 +110,7 @@ def main():
                     f"{row['smaller']:5.1f} x smaller  {row['faster']:5.2f} x as fast",
                     flush=True,
                 )
-    if arguments.output:
-        with open(arguments.output, "w") as file:
-            json.dump({"tensorflow": tf.__version__, "keras": keras.__version__, "rows": rows}, file, indent=1)
+    record.write(arguments.output, rows)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Every variant answers in turn in each round; the ratios are medians over rounds.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import record
 import tensorflow as tf
 
 import lc_keras
@@ -148,15 +148,16 @@ def main():
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--calibrate", action="store_true")
-    parser.add_argument("--output", help="write the figures to this json file")
+    parser.add_argument("--tiny", action="store_true", help="two rounds of LeNet-300 and one batch")
+    parser.add_argument("--output", type=Path, help="a json file for the figures")
     arguments = parser.parse_args()
     if arguments.calibrate:
         calibrate(arguments.rounds)
         return
+    if arguments.tiny:
+        arguments.net, arguments.batches, arguments.rounds = "lenet300", [1], 2
     rows = measure(arguments.net, arguments.keep, arguments.batches, arguments.rounds)
-    if arguments.output:
-        with open(arguments.output, "w") as file:
-            json.dump({"tensorflow": tf.__version__, "keras": keras.__version__, "rows": rows}, file, indent=1)
+    record.write(arguments.output, rows)
 
 
 if __name__ == "__main__":

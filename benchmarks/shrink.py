@@ -6,19 +6,19 @@ Filters are removed by magnitude to a budget of multiply-adds, from VGG-like and
 """
 
 import argparse
-import json
 import statistics
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
+import record
 import tensorflow as tf
 from keras import layers
 
 import lc_keras
-from lc_keras.lagrangian import Lagrangian
+from lc_keras.baselines import compress_directly
 from lc_keras.macs import macs
-from lc_keras.tasks import as_tasks, bind_tasks
 
 
 def vgg():
@@ -50,9 +50,7 @@ def resnet():
 def shrunk(build, keep):
     model = build()
     cost = lc_keras.L0Constraint(keep, lc_keras.Neurons(), measure="macs")
-    lagrangian = Lagrangian(bind_tasks(as_tasks(cost), model))
-    lagrangian.direct_compression(1.0)
-    lagrangian.show_compressed()
+    compress_directly(model, cost)
     start = time.perf_counter()
     small = lc_keras.shrink(model)
     return model, small, time.perf_counter() - start
@@ -92,10 +90,14 @@ def main():
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--keep", type=float, nargs="+", default=[0.75, 0.5, 0.25, 0.1], help="of the multiply-adds")
-    parser.add_argument("--output", help="write the figures to this json file")
+    parser.add_argument("--output", type=Path, help="a json file for the figures")
+    parser.add_argument("--tiny", action="store_true", help="one round of a ResNet and two images")
     arguments = parser.parse_args()
+    nets = [("ResNet-like", resnet), ("VGG-like", vgg)]
+    if arguments.tiny:
+        nets, arguments.keep, arguments.rounds, arguments.batch_size = nets[:1], [0.5], 1, 2
     rows = []
-    for name, build in (("VGG-like", vgg), ("ResNet-like", resnet)):
+    for name, build in nets:
         keras.utils.set_random_seed(0)
         for row in measure(build, arguments.keep, arguments.batch_size, arguments.rounds):
             rows.append({"net": name, **row})
@@ -104,9 +106,7 @@ def main():
                 f"dense {row['dense_ms']:7.1f} ms  shrunk {row['ms']:7.1f} ms  {row['speedup']:5.2f} x",
                 flush=True,
             )
-    if arguments.output:
-        with open(arguments.output, "w") as file:
-            json.dump({"tensorflow": tf.__version__, "keras": keras.__version__, "rows": rows}, file, indent=1)
+    record.write(arguments.output, rows)
 
 
 if __name__ == "__main__":

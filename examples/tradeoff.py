@@ -7,7 +7,6 @@ import keras
 import numpy as np
 
 import lc_keras
-from lc_keras.tasks import default_kernels
 
 
 @dataclass(frozen=True)

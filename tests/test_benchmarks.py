@@ -11,10 +11,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("script", ["automatic_mu.py", "c_step.py", "error.py", "l_step.py"])
+@pytest.mark.parametrize("script", ["automatic_mu", "c_step", "error", "l_step", "on_device", "serving", "shrink"])
 def test_a_tiny_pass(script, tmp_path):
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / script, "--tiny", "--output", tmp_path / "result.json"],
+        [sys.executable, ROOT / "benchmarks" / f"{script}.py", "--tiny", "--output", tmp_path / "result.json"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -23,14 +23,21 @@ def test_a_tiny_pass(script, tmp_path):
     result = json.loads((tmp_path / "result.json").read_text())
     rows = result["rows"]
     assert result["environment"]["tensorflow"] and result["environment"]["cores"] > 0
-    if script == "error.py":
+    if script == "error":
         assert [row["contender"] for row in rows] == ["LC", "gradual", "magnitude"]
         assert len({row["kept"] for row in rows}) == 1
         assert all(0 <= row["error"] < 90 and row["contender"] in done.stdout for row in rows)
-    elif script == "automatic_mu.py":
+    elif script == "automatic_mu":
         assert [row["mu"] for row in rows] == ["auto", "0.0001 … 0.01"]
-    elif script == "c_step.py":
+    elif script == "c_step":
         assert [row["tensors"] for row in rows] == [1, 50]
         assert all(time > 0 for row in rows for time in row["median_ms"].values())
+    elif script == "on_device":
+        assert rows[0]["smaller"] > 2
+    elif script == "serving":
+        assert {row["variant"] for row in rows} == {"dense", "packed", "sparse", "auto"}
+        assert all(row["ratio"] > 0 for row in rows)
+    elif script == "shrink":
+        assert rows[0]["macs_fraction"] <= 0.5
     else:
         assert rows[0]["l_step_ratio"] > 0 and rows[0]["c_step_ms"] > 0

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_callback import KEPT, WEIGHTS, XENT, X, Y, fit, kernels, lc, net, nonzeros, same, spy
+from test_callback import KEPT, WEIGHTS, XENT, X, Y, fit, lc, net, nonzeros, same, spy
 
 from lc_keras import Exponential, L0Constraint, LearningCompression
 

@@ -16,7 +16,6 @@ from nets import NETS  # first: it makes the examples importable
 
 import data
 import numpy as np
-import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
 
