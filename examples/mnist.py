@@ -10,6 +10,7 @@ import numpy as np
 import data
 import lc_keras
 import tradeoff
+from lc_keras.tasks import default_kernels
 from progress import OneLine
 
 HELD_OUT = 10_000
@@ -161,4 +162,4 @@ def _mu(args):
 
 
 def _l1_norm(model):
-    return sum(float(np.abs(k.numpy()).sum()) for k in tradeoff.default_kernels(model))
+    return sum(float(np.abs(k.numpy()).sum()) for k in default_kernels(model))
