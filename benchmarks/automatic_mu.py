@@ -9,6 +9,7 @@ from net to net or from optimizer to optimizer but the learning rate, which is t
 """
 
 import argparse
+import statistics
 from pathlib import Path
 
 from nets import NETS  # first: it makes the examples importable
@@ -70,16 +71,11 @@ def table(rows):
     for case in cases:
         name, optimizer, keep, epochs = case
         own = [r for r in rows if (r["net"], r["optimizer"]) == (name, optimizer)]
-        means = [mean(r["validation_error"] for r in own if r["mu"] == label) for label in labels]
+        means = [statistics.mean(r["validation_error"] for r in own if r["mu"] == label) for label in labels]
         head = f"{name}, {optimizer}, {100 * keep:g} %, {epochs} epochs"
-        start = mean(r["reference_error"] for r in own)
+        start = statistics.mean(r["reference_error"] for r in own)
         lines.append(f"{head:34}{start:>10.2f}" + "".join(f"{value:>16.2f}" for value in means))
     return "\n".join(lines)
-
-
-def mean(values):
-    values = list(values)
-    return sum(values) / len(values)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from lc_keras.costs import L0Constraint
+from lc_keras.groups import Weights
 from lc_keras.guard import Guard
 from lc_keras.lagrangian import Lagrangian
 from lc_keras.tasks import as_tasks, bind_tasks
@@ -161,9 +162,11 @@ class _Pruning(keras.callbacks.Callback):
             values = [tf.where(m, v.value, tf.zeros([], v.value.dtype)) for v, m in zip(part.variables, masks)]
             maps = part.compression.largest(values, kept[i], part.output_axes)
             for variable, mask, value, largest in zip(part.variables, masks, values, maps, strict=True):
+                # Single weights are their own magnitudes; of a group that is kept, a zero may train.
+                single = isinstance(part.compression.groups, Weights)
+                mask.assign(largest(value if single else tf.ones_like(value)) != 0)
                 value = largest(value)
                 variable.assign(value)
-                mask.assign(value != 0)
                 nonzeros += int(tf.math.count_nonzero(value))
         return nonzeros / sum(math.prod(v.shape) for v in self._variables)
 

@@ -97,6 +97,8 @@ def test_neurons_and_per_layer_budgets(name):
     first, second = kernels(model)
     assert np.sum(np.any(first, axis=0)) == 3 and np.all(first[:, np.any(first, axis=0)])
     assert np.count_nonzero(second) == 12
+    # A bias starts at zero; that of a neuron which is kept trains.
+    np.testing.assert_array_equal(model.layers[0].bias.numpy() != 0, np.any(first, axis=0))
 
 
 def test_a_constraint_of_the_user_counts_too():
