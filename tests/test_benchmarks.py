@@ -11,10 +11,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("script", ["automatic_mu", "c_step", "error", "l_step", "on_device", "serving", "shrink"])
+@pytest.mark.parametrize(
+    "script", ["automatic_mu", "c_step", "error", "l_step", "on_device", "serving", "shrink"]
+)
 def test_a_tiny_pass(script, tmp_path):
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / f"{script}.py", "--tiny", "--output", tmp_path / "result.json"],
+        [
+            sys.executable,
+            ROOT / "benchmarks" / f"{script}.py",
+            "--tiny",
+            "--output",
+            tmp_path / "result.json",
+        ],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
