@@ -19,7 +19,11 @@ class Backup:
         self._place = {}
         self._epoch = tf.Variable(-1, dtype=tf.int64, trainable=False)
         self._checkpoint = tf.train.Checkpoint(
-            targets=lagrangian.targets, thetas=lagrangian.thetas, mu=lagrangian.mu, epoch=self._epoch
+            targets=lagrangian.targets,
+            thetas=lagrangian.thetas,
+            mus=lagrangian.mus,
+            scales=lagrangian.scales,
+            epoch=self._epoch,
         )
         self._manager = tf.train.CheckpointManager(self._checkpoint, str(directory), max_to_keep=1)
 

@@ -1,6 +1,7 @@
 """The Learning-Compression algorithm inside `fit`."""
 
 import contextlib
+import itertools
 import math
 import warnings
 
@@ -9,9 +10,16 @@ import numpy as np
 
 from lc_keras import schedules
 from lc_keras.backup import Backup
+from lc_keras.groups import Neurons
 from lc_keras.guard import Guard, Snapshot
 from lc_keras.lagrangian import Lagrangian
-from lc_keras.optimizers import LearningRateLimit, effective_rate, inner_optimizer, reset_state
+from lc_keras.optimizers import (
+    LearningRateLimit,
+    effective_rate,
+    inner_optimizer,
+    relative_curvature,
+    reset_state,
+)
 from lc_keras.tasks import as_tasks, bind_tasks
 
 _SUGGESTED_EPOCHS = 20
@@ -277,6 +285,24 @@ class LearningCompression(keras.callbacks.Callback):
         batches = self._epochs * (self._batches or _UNKNOWN_BATCHES)
         return self._schedule(step, rate, batches, self.gap)
 
+    def _scales(self, step):
+        """How much the distance counts in each variable in an L step; `None`: as before."""
+        lagrangian = self._lagrangian
+        neurons = [
+            isinstance(getattr(part.compression, "groups", None), Neurons)
+            for part in lagrangian.shared
+            for _ in part.variables
+        ]
+        if not (self._is_automatic and any(neurons)):
+            return None
+        making = list(itertools.compress(lagrangian.variables, neurons))
+        curvature = relative_curvature(self.model.optimizer, making)
+        if curvature is None:
+            return None
+        scales = lagrangian.scales.numpy()
+        scales[neurons] = self._schedule.scales(step, scales[neurons], curvature)
+        return scales
+
     def _execute(self, train_function, iterator):
         """Runs an execution of the L step, and what is due if it is the last of the epoch."""
         # Keras runs a batch more after it was told to stop.
@@ -301,7 +327,7 @@ class LearningCompression(keras.callbacks.Callback):
             )
         self._check_others()
         next_mu = self._mu_of(next_step) if next_step < self._steps else self._mu
-        self._check(self._lagrangian.c_step(self._mu, next_mu))
+        self._check(self._lagrangian.c_step(self._mu, next_mu, self._scales(next_step)))
         self._others.save()
         self._step, self._mu = next_step, next_mu
         self._logs.update(gap=self.gap, density=self.density)
@@ -336,7 +362,7 @@ class LearningCompression(keras.callbacks.Callback):
 
     def _limit_rate(self):
         if self.limit_learning_rate:
-            self._rate.set(1 / self._mu)
+            self._rate.set(1 / max(float(mu) for mu in self._lagrangian.mus))
 
     def _end_epoch(self):
         """Leaves the compressed weights in the model until the next epoch begins."""

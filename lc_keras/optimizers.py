@@ -3,6 +3,7 @@
 import contextlib
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 _LOOKS = 20
@@ -94,19 +95,56 @@ def effective_rate(optimizer, variables, learning_rate: float) -> float:
     if isinstance(optimizer, keras.optimizers.SGD):
         return learning_rate / (1 - optimizer.momentum)
     size = 1e-3
-    moments = getattr(optimizer, "_velocities", None) or getattr(optimizer, "_accumulators", None)
-    if moments and optimizer.built and int(optimizer.iterations) > 0:
-        selected = {id(variable) for variable in variables}
-        chosen = [
-            moment
-            for moment, variable in zip(moments, optimizer._trainable_variables, strict=True)
-            if id(variable) in selected
-        ]
-        total = sum(float(tf.reduce_sum(tf.cast(moment.value, tf.float32))) for moment in chosen)
-        mean = total / sum(int(moment.value.shape.num_elements()) for moment in chosen)
+    moments = _moments(optimizer, ("_velocities", "_accumulators"), variables)
+    if moments:
+        sizes = [int(moment.value.shape.num_elements()) for moment in moments]
+        mean = np.average([float(m) for m in _means(moments)], weights=sizes)
         mean /= 1 - getattr(optimizer, "beta_2", 0.0) ** int(optimizer.iterations)
         size = mean**0.5 if mean > 0 else size
     return learning_rate / size
+
+
+def relative_curvature(optimizer, variables) -> list[float] | None:
+    r"""How curved the loss is in each variable, next to all of them together.
+
+    The mean squared gradient, a diagonal of the empirical Fisher matrix averaged over the variable,
+    from what the optimizer remembers of the gradients: their second moment, or else the square of
+    their momentum, which has about the same ratios.
+
+    Args:
+        optimizer: `keras.optimizers.Optimizer`.
+        variables: List of `keras.Variable`.
+
+    Returns:
+        List of floats, whose mean over all weights is 1 but for the bounds $10^{-2}$ and $10^3$, or
+        `None` where the optimizer remembers no gradients (yet).
+    """
+    optimizer = inner_optimizer(optimizer)
+    moments, power = _moments(optimizer, ("_velocities", "_accumulators"), variables), 1
+    if not moments:
+        moments, power = _moments(optimizer, ("momentums", "_momentums"), variables), 2
+    if not moments:
+        return None
+    sizes = [int(moment.value.shape.num_elements()) for moment in moments]
+    means = np.array([float(m) for m in _means(moments, power)])
+    mean = np.average(means, weights=sizes)
+    return np.clip(means / mean, 1e-2, 1e3).tolist() if mean > 0 else None
+
+
+def _moments(optimizer, names, variables) -> list:
+    """What the optimizer remembers of some variables under the first of the names that it has."""
+    if not optimizer.built or int(optimizer.iterations) == 0:
+        return []
+    for name in names:
+        kept = getattr(optimizer, name, None)
+        if kept:
+            by_variable = dict(zip(map(id, optimizer._trainable_variables), kept, strict=True))
+            return [by_variable[id(variable)] for variable in variables]
+    return []
+
+
+def _means(moments, power=1) -> list:
+    return [tf.reduce_mean(tf.cast(moment.value, tf.float32) ** power) for moment in moments]
 
 
 def reset_state(optimizer):

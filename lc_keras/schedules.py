@@ -106,6 +106,7 @@ class Automatic:
     _HALFWAY_GAP, _FINAL_GAP = 0.5, 0.02
     _RATE_RANGE, _MOST_BOOST = 10.0, 30.0
     _MOST_BATCHES = 5000
+    _NEW = 0.2
 
     def __init__(self, steps: int):
         self._steps = max(2, steps)
@@ -146,6 +147,29 @@ class Automatic:
         mu = self._boost * pull / (rate * min(batches, self._MOST_BATCHES))
         self._previous = max(mu, 1.001 * self._previous)
         return self._previous
+
+    def scales(self, step: int, before: Sequence[float], curvature: Sequence[float]) -> np.ndarray:
+        r"""How much the distance to θ counts in each variable that makes neurons.
+
+        As much as the loss is curved there. What the removal of a neuron costs grows with the
+        curvature, so the C step compares neurons of unlike layers by what they are worth and not
+        by their size alone; and where the loss holds harder, the pull is stronger. One measurement
+        is noisy: each moves the scales by a fifth of the way, in logarithms. After the first quarter
+        of the run they stay, since what is measured is then more and more the pull itself.
+
+        Args:
+            step: Int, the index of the L step.
+            before: Sequence of floats, the scales so far; all 1 before the first measurement.
+            curvature: Sequence of floats > 0, of each variable, relative to all.
+
+        Returns:
+            Array of floats.
+        """
+        before, curvature = np.asarray(before, float), np.asarray(curvature, float)
+        if step > self._steps / 4:
+            return before
+        weight = 1.0 if np.all(before == 1) else self._NEW
+        return before ** (1 - weight) * curvature**weight
 
 
 def values(schedule: Geometric | Callable | Sequence, steps: int) -> list[float]:
