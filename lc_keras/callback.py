@@ -6,12 +6,14 @@ import warnings
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from lc_keras import schedules
+from lc_keras.averages import Averages
 from lc_keras.checkpoints import Checkpoints
 from lc_keras.guard import Guard, Snapshot
 from lc_keras.lagrangian import Lagrangian
-from lc_keras.optimizers import LearningRateLimit, effective_rate, inner_optimizer, reset_state
+from lc_keras.optimizers import LearningRateLimit, effective_rate, reset_state
 from lc_keras.run_state import RunState, check_same
 from lc_keras.tasks import as_tasks, bind_tasks
 
@@ -47,9 +49,9 @@ class LearningCompression(keras.callbacks.Callback):
     ($\lVert w - \theta \rVert / \lVert w \rVert$ at the latest C step), `l_step` (the
     number of the running L step) and `l_steps` (how many there are).
 
-    Other callbacks may come before or after it. At the end of an epoch they meet the
-    compressed model, if Keras knows the number of batches in an epoch; in the first epoch
-    of a generator of unknown length, only those after this one do.
+    Other callbacks may come before or after it: at the end of an epoch they meet the
+    compressed model. Where the optimizer keeps averages of the weights (`use_ema`), it is
+    compressed averages that `keras.callbacks.SwapEMAWeights` puts into it.
 
     Args:
         tasks: A compression (over all default kernels jointly), a `Task`, or a list
@@ -142,6 +144,11 @@ class LearningCompression(keras.callbacks.Callback):
             return _SUGGESTED_EPOCHS
         return math.ceil(self._end(self.steps - 1) - 1e-9)
 
+    def set_model(self, model):
+        super().set_model(model)
+        # Where an earlier `fit` was resumed; Keras would begin every later one there.
+        model._initial_epoch = None
+
     def on_train_begin(self, logs=None):
         model = self.model
         Guard.dismiss_other(model, self.params)
@@ -151,8 +158,10 @@ class LearningCompression(keras.callbacks.Callback):
         self._first_epoch = self._schedule = self._resumed = None
         self._step, self._mu = 0, math.nan
         self._finished = False
+        self._check_resumed_alone()
+        self._averages = Averages(model.optimizer, lagrangian)
         if self._checkpoints:
-            self._state = RunState(model, lagrangian)
+            self._state = RunState(model, lagrangian, self._averages)
             self._resume()
         self._lagrangian = lagrangian
         self._others = Snapshot(model, lagrangian.variables)
@@ -162,15 +171,19 @@ class LearningCompression(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         with self._leaving_model_usable():
+            self._check_resumed_alone()
             if self._first_epoch is None:
                 self._begin(epoch)
             self._epoch = epoch - self._first_epoch
             self._batch = 0
-            self._lagrangian.show_training()
 
     def on_train_batch_begin(self, batch, logs=None):
         with self._leaving_model_usable():
             self._batch = batch
+            if self._lagrangian.compressed:
+                # Now that SwapEMAWeights, if it is there, has put the weights back.
+                self._lagrangian.show_training()
+                self._averages.show_training()
             if self._batches:
                 self._advance(batch)
             self._logs.update(mu=self._mu, l_step=self._running + 1)
@@ -190,15 +203,10 @@ class LearningCompression(keras.callbacks.Callback):
             self._save(epoch + 1)
 
     def on_train_end(self, logs=None):
-        lagrangian = self._lagrangian
         if self._checkpoints and self._writes:
             self._checkpoints.delete()
-        if self._first_epoch is not None:
-            # Averaged weights, which Keras has just put in, are not compressed.
-            if getattr(inner_optimizer(self.model.optimizer), "use_ema", False):
-                lagrangian.project(self._mu)
-            if not self._finished:
-                self._warn("Training stopped")
+        if self._first_epoch is not None and not self._finished:
+            self._warn("Training stopped")
         self._detach()
 
     @property
@@ -289,7 +297,18 @@ class LearningCompression(keras.callbacks.Callback):
         self._start()
         # As `keras.callbacks.BackupAndRestore` does.
         over = self._finished or place["stopped"]
-        self.model._initial_epoch = self._resumed = self.params["epochs"] if over else saved.epoch
+        self._resumed = np.int64(self.params["epochs"] if over else saved.epoch)
+        self.model._initial_epoch = self._resumed
+
+    def _check_resumed_alone(self):
+        # Where Keras begins; `is`, since who sets the same epoch has set weights, too.
+        if self.model._initial_epoch is not self._resumed:
+            raise ValueError(
+                "Expected a run to be resumed by `checkpoint_dir` alone, which keeps the model, the "
+                "optimizer, θ, λ and μ together. Received: a model that another callback, such as "
+                f"BackupAndRestore, has taken to epoch {self.model._initial_epoch}. Pass `checkpoint_dir` in "
+                "its stead; what it kept by itself is not enough to go on from."
+            )
 
     def _save(self, epoch):
         facts = {"run": self._state.description(), "settings": self._settings(), "place": self._place()}
@@ -322,7 +341,7 @@ class LearningCompression(keras.callbacks.Callback):
             "density": self.density,
             "batches": self._batches,
             "finished": self._finished,
-            "stopped": self.model.stop_training,
+            "stopped": bool(self.model.stop_training),
             "ahead": self._rate.ahead,
             "automatic": self._schedule.state if self._is_automatic else None,
         }
@@ -338,10 +357,16 @@ class LearningCompression(keras.callbacks.Callback):
 
     def _execute(self, train_function, iterator):
         """Runs an execution of the L step, and what is due if it is the last of the epoch."""
-        # Keras runs a batch more after it was told to stop.
-        if not self._finished:
-            with self._lagrangian.pulling(), self._rate.applied():
-                self._metrics = train_function(iterator)
+        if self._finished:
+            # Keras runs a batch more after it was told to stop.
+            self._end_epoch()
+        else:
+            try:
+                with self._lagrangian.pulling(), self._rate.applied():
+                    self._metrics = train_function(iterator)
+            except (StopIteration, tf.errors.OutOfRangeError):
+                self._end_epoch()
+                raise
             if self._batch + self.model.steps_per_execution >= (self._batches or math.inf):
                 self._end_epoch()
         return {**self._metrics, **self._logs} if isinstance(self._metrics, dict) else self._metrics
@@ -407,7 +432,12 @@ class LearningCompression(keras.callbacks.Callback):
                 # The batch that began and found no data.
                 self._batches = ended = self._batch
             self._advance(min(ended, self._batches))
+            self._show_compressed()
+
+    def _show_compressed(self):
+        if not self._lagrangian.compressed:
             self._lagrangian.show_compressed()
+            self._averages.show_compressed(self._mu)
 
     @contextlib.contextmanager
     def _leaving_model_usable(self):
@@ -429,7 +459,7 @@ class LearningCompression(keras.callbacks.Callback):
             if not usable:
                 self._others.restore()
                 reset_state(self.model.optimizer)
-            lagrangian.show_compressed()
+            self._show_compressed()
             self._warn(f"Training was interrupted ({type(error).__name__})")
         self._detach()
 

@@ -70,7 +70,7 @@ def prune(folder, epochs=6, extra=(), model=None, known=True, tasks=None, **opti
     batches = data.batches
     if known:
         batches = batches.apply(tf.data.experimental.assert_cardinality(SAMPLES // BATCH))
-    history = model.fit(batches, epochs=epochs, verbose=0, callbacks=[data, *extra, compress])
+    history = model.fit(batches, epochs=epochs, verbose=0, shuffle=False, callbacks=[data, *extra, compress])
     return model, history.history
 
 
