@@ -109,18 +109,20 @@ class Lagrangian:
         mu, next_mu = tf.constant(mu, tf.float32), tf.constant(next_mu, tf.float32)
         return self._c_step(mu, next_mu, scales, tf.constant(True))
 
-    def project(self, mu: float):
-        r"""Puts $\Pi(w)$ of the model's present weights into the model, λ left aside.
+    def compress(self, variables, mu):
+        r"""Puts $\Pi(v)$ in the place of each $v$, λ left aside. To be called in a `tf.function`.
 
         Args:
-            mu: Float > 0.
+            variables: List of variables, one for each weight.
+            mu: float32 scalar tensor > 0.
         """
-        for variable, target, theta in zip(self.variables, self.targets, self.thetas, strict=True):
-            target.assign(_read(variable))
-            theta.assign(_read(variable))
-        self.direct_compression(mu)
-        self.compressed = False
-        self.show_compressed()
+        start = 0
+        for part in self.shared:
+            chosen = variables[start : start + len(part.variables)]
+            start += len(chosen)
+            maps = part.compression.maps([_read(v) for v in chosen], mu, part.output_axes)
+            for variable, solve in zip(chosen, maps, strict=True):
+                variable.assign(tf.cast(solve(_read(variable)), variable.dtype))
 
     def show_compressed(self):
         """Puts θ into the model, and w where θ was."""

@@ -508,7 +508,7 @@ SCALED = [
 
 @pytest.mark.parametrize("cost", SCALED, ids=repr)
 def test_scaled_distances_are_those_of_scaled_weights(cost):
-    r"""$s \lVert v - \theta \rVert^2 = \lVert \sqrt{s} v - \sqrt{s} \theta \rVert^2$, and what is kept is v."""
+    r"""$s \lVert v - \theta \rVert^2 = \lVert \sqrt{s} (v - \theta) \rVert^2$, and what is kept is v."""
     weights = [np.random.normal(size=s).astype("float32") for s in GROUPED_SHAPES]
     scales = [0.25, 16.0]
     axes = [Layout((-1,), macs=1), Layout((-1,), macs=3)]

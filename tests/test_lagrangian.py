@@ -248,18 +248,18 @@ def test_half_precision_weights(dtype):
     assert bits(copies(kernels)) == before
 
 
-def test_project_compresses_what_the_model_holds_now():
+def test_compress_puts_the_compressed_in_the_place_of_any_variables():
     model = net()
     lagrangian = attach(model, [Task(L0Constraint(0.2))])
     lagrangian.direct_compression(0.1)
     perturb(lagrangian.variables)
     lagrangian.c_step(0.1, 0.2)
-    lagrangian.show_compressed()
-    perturb(lagrangian.variables)
-    expected = top(12)(copies(lagrangian.variables), 0.2)
-    lagrangian.project(0.2)
-    assert lagrangian.compressed
-    for variable, theta in zip(lagrangian.variables, expected, strict=True):
+    before = bits(copies([*lagrangian.variables, *lagrangian.targets, *lagrangian.thetas]))
+    averages = [tf.Variable(2 * v) for v in copies(lagrangian.variables)]
+    expected = top(12)(copies(averages), 0.2)
+    tf.function(lambda: lagrangian.compress(averages, tf.constant(0.2)), autograph=False)()
+    assert bits(copies([*lagrangian.variables, *lagrangian.targets, *lagrangian.thetas])) == before
+    for variable, theta in zip(averages, expected, strict=True):
         np.testing.assert_array_equal(variable.numpy(), theta)
 
 
