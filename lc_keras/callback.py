@@ -134,9 +134,11 @@ class LearningCompression(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         model = self.model
         Guard.dismiss_other(model, self.params)
-        self._lagrangian = lagrangian = Lagrangian(bind_tasks(self.tasks, model), self.multipliers)
-        self._others = Snapshot(model, lagrangian.variables)
-        self._rate = LearningRateLimit(model.optimizer)
+        shared = bind_tasks(self.tasks, model)
+        with model.distribute_strategy.scope():
+            self._lagrangian = lagrangian = Lagrangian(shared, self.multipliers)
+            self._others = Snapshot(model, lagrangian.variables)
+            self._rate = LearningRateLimit(model.optimizer)
         self._backup = None if self.backup_dir is None else Backup(self.backup_dir, lagrangian)
         self._batches = self.params.get("steps")
         self._first_epoch = self._schedule = None

@@ -31,6 +31,10 @@ class Lagrangian:
     array serves as both. Nothing here runs weight by weight in Python, and nothing
     is retraced when μ changes.
 
+    The arrays are of the weight's own type, at least float32, and live where it lives; made
+    in the scope of a `tf.distribute` strategy they are mirrored as it is. The C step runs
+    on the device of the weights, and no replica asks another for anything.
+
     Args:
         shared: List of `SharedCost`.
         multipliers: Bool, default `True`. `False` gives the plain quadratic penalty.
@@ -55,7 +59,7 @@ class Lagrangian:
     def multipliers(self) -> list:
         """λ, a tensor for each variable."""
         return [
-            self.mu * (target - theta)
+            tf.cast(self.mu, target.dtype) * (target - theta)
             for target, theta in zip(self.targets, self.thetas, strict=True)
         ]
 
@@ -79,7 +83,7 @@ class Lagrangian:
         Returns:
             `CStep`.
         """
-        result = self._c_step(tf.constant(mu, tf.float32), tf.constant(0.0))
+        result = self._c_step(tf.constant(mu, tf.float32), tf.constant(0.0, tf.float64))
         self.mu.assign(mu)
         return result
 
@@ -93,7 +97,7 @@ class Lagrangian:
         Returns:
             `CStep`.
         """
-        result = self._c_step(tf.constant(mu, tf.float32), tf.constant(mu / next_mu, tf.float32))
+        result = self._c_step(tf.constant(mu, tf.float32), tf.constant(mu / next_mu, tf.float64))
         self.mu.assign(tf.where(tf.reduce_all(result.finite), next_mu, self.mu))
         return result
 
@@ -129,12 +133,13 @@ class Lagrangian:
             theta.assign(weight)
 
     def _c_step(self, mu, ratio):
-        finite = thresholds.finite([tf.convert_to_tensor(v) for v in self.variables])
-        gap, density = tf.cond(
-            tf.reduce_all(finite),
-            lambda: self._update(mu, ratio),
-            lambda: (tf.constant(float("nan")), tf.constant(float("nan"))),
-        )
+        with tf.device(self.variables[0].value.device):
+            finite = thresholds.finite([tf.convert_to_tensor(v) for v in self.variables])
+            gap, density = tf.cond(
+                tf.reduce_all(finite),
+                lambda: self._update(mu, ratio),
+                lambda: (tf.constant(float("nan")), tf.constant(float("nan"))),
+            )
         return CStep(finite, gap, density)
 
     def _update(self, mu, ratio):
@@ -145,8 +150,7 @@ class Lagrangian:
             for variable, target, theta in zip(self.variables, self.targets, self.thetas, strict=True):
                 theta.assign(_read(variable) - (target - theta))
         sources = self.thetas if with_multipliers else self.variables
-        squared_gap = squared_norm = tf.constant(0.0)
-        kept = tf.constant(0.0, tf.float64)
+        squared_gap = squared_norm = kept = tf.constant(0.0, tf.float64)
         start = 0
         for part in self.shared:
             stop = start + len(part.variables)
@@ -154,23 +158,26 @@ class Lagrangian:
                 [_read(source) for source in sources[start:stop]], mu, part.output_axes
             )
             for i, solve in zip(range(start, stop), maps, strict=True):
-                shifted, weight = _read(sources[i]), _read(self.variables[i])
-                theta = solve(shifted)
-                self.thetas[i].assign(theta)
-                if with_multipliers:
-                    self.targets[i].assign(theta + ratio * (theta - shifted))
-                squared_gap += tf.nn.l2_loss(weight - theta)
-                squared_norm += tf.nn.l2_loss(weight)
-                kept += tf.cast(tf.math.count_nonzero(theta, dtype=tf.int32), tf.float64)
+                with tf.device(self.variables[i].value.device):
+                    shifted, weight = _read(sources[i]), _read(self.variables[i])
+                    theta = solve(shifted)
+                    self.thetas[i].assign(theta)
+                    if with_multipliers:
+                        self.targets[i].assign(theta + tf.cast(ratio, theta.dtype) * (theta - shifted))
+                    squared_gap += tf.cast(tf.nn.l2_loss(weight - theta), tf.float64)
+                    squared_norm += tf.cast(tf.nn.l2_loss(weight), tf.float64)
+                    kept += tf.cast(tf.math.count_nonzero(theta, dtype=tf.int32), tf.float64)
             start = stop
         gap = tf.sqrt(tf.math.divide_no_nan(squared_gap, squared_norm))
-        return gap, tf.cast(kept / self.size, tf.float32)
+        return tf.cast(gap, tf.float32), tf.cast(kept / self.size, tf.float32)
 
 
 def _read(variable):
     # tf.cast of a variable to its own dtype would not read it yet.
-    return tf.cast(tf.convert_to_tensor(variable), tf.float32)
+    value = tf.convert_to_tensor(variable)
+    return tf.cast(value, thresholds.common_dtype([value]))
 
 
 def _slot(variable, name):
-    return tf.Variable(_read(variable), trainable=False, name=f"{variable.name}_{name}")
+    with tf.device(variable.value.device):
+        return tf.Variable(_read(variable), trainable=False, name=f"{variable.name}_{name}")

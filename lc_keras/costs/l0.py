@@ -256,8 +256,9 @@ class L0Penalty(Grouped):
         tau = tf.sqrt(2 * self.alpha / tf.cast(mu, tf.float64))
 
         def decide(index, magnitudes):
-            dtype = thresholds.common_dtype([magnitudes])
-            return thresholds.magnitude_bits(magnitudes, dtype) > thresholds.magnitude_bits(tau, dtype)
+            # Above τ is at or above the next float.
+            next_float = thresholds.magnitude_bits(tau, thresholds.common_dtype([magnitudes])) + 1
+            return thresholds.at_least(magnitudes, next_float)
 
         return self._hard(decide, measured, output_axes)
 
@@ -282,7 +283,7 @@ def _largest(measured, kappa):
 
         return tf.stack([of(m) for m in measured])
 
-    ties = tf.cond(crowded, count_ties, lambda: tf.zeros([len(measured)], tf.int32))
+    ties = tf.cond(crowded, count_ties, lambda: tf.zeros([len(measured)], tf.int32), name="crowded")
     quota = left - tf.cumsum(ties, exclusive=True)
 
     def decide(index, magnitudes):
@@ -292,7 +293,9 @@ def _largest(measured, kappa):
             rank = tf.reshape(tf.cumsum(tf.cast(tie, tf.int32)), tf.shape(bits))
             return (bits > threshold.bits) | ((bits == threshold.bits) & (rank <= quota[index]))
 
-        return tf.cond(crowded, first_come, lambda: thresholds.at_least(magnitudes, threshold.bits))
+        return tf.cond(
+            crowded, first_come, lambda: thresholds.at_least(magnitudes, threshold.bits), name="crowded"
+        )
 
     return decide
 
