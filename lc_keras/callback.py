@@ -8,15 +8,24 @@ import keras
 import numpy as np
 
 from lc_keras import schedules
-from lc_keras.backup import Backup
+from lc_keras.checkpoints import Checkpoints
 from lc_keras.guard import Guard, Snapshot
 from lc_keras.lagrangian import Lagrangian
 from lc_keras.optimizers import LearningRateLimit, effective_rate, inner_optimizer, reset_state
+from lc_keras.run_state import RunState, check_same
 from lc_keras.tasks import as_tasks, bind_tasks
 
 _SUGGESTED_EPOCHS = 20
 # How long an epoch is taken to be until the first one has ended, if Keras does not know.
 _UNKNOWN_BATCHES = 100
+_SETTINGS = (
+    "epochs_per_step",
+    "first_step_epochs",
+    "multipliers",
+    "limit_learning_rate",
+    "reset_optimizer",
+    "tolerance",
+)
 
 
 class LearningCompression(keras.callbacks.Callback):
@@ -61,9 +70,10 @@ class LearningCompression(keras.callbacks.Callback):
         reset_optimizer: Bool, default `False`: a fresh optimizer state at each L step,
             as with the paper's L steps of many epochs.
         tolerance: Float ≥ 0, default 0: training stops once the gap is below it.
-        backup_dir: Path or `None` (default): a directory of its own in which to keep, at
-            the end of each epoch, what a `fit` that was cut off needs to go on, beside
-            `keras.callbacks.BackupAndRestore`. Removed when training ends.
+        checkpoint_dir: Path or `None` (default): a directory in which to keep, at the end
+            of each epoch, all that a `fit` that was cut off needs: the model, its optimizer,
+            θ, λ, μ and the place in the schedule. The same script started again goes on
+            after the last epoch that was completed. Removed when training ends.
 
     Attributes:
         epochs: Int, the number of epochs to pass to `fit`: what `steps` need, else 20.
@@ -96,7 +106,7 @@ class LearningCompression(keras.callbacks.Callback):
         limit_learning_rate=True,
         reset_optimizer=False,
         tolerance=0.0,
-        backup_dir=None,
+        checkpoint_dir=None,
     ):
         super().__init__()
         self.tasks = as_tasks(tasks)
@@ -118,7 +128,8 @@ class LearningCompression(keras.callbacks.Callback):
         if not tolerance >= 0:
             raise ValueError(f"Expected `tolerance` to be a number ≥ 0. Received: tolerance={tolerance}")
         self.tolerance = float(tolerance)
-        self.backup_dir = backup_dir
+        self.checkpoint_dir = checkpoint_dir
+        self._checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir)
         self._is_automatic = isinstance(mu, str) and mu == "auto"
         if not self._is_automatic:
             schedules.values(mu, self.steps or 2)
@@ -136,14 +147,17 @@ class LearningCompression(keras.callbacks.Callback):
         Guard.dismiss_other(model, self.params)
         shared = bind_tasks(self.tasks, model)
         with model.distribute_strategy.scope():
-            self._lagrangian = lagrangian = Lagrangian(shared, self.multipliers)
-            self._others = Snapshot(model, lagrangian.variables)
+            lagrangian = Lagrangian(shared, self.multipliers)
             self._rate = LearningRateLimit(model.optimizer)
-        self._backup = None if self.backup_dir is None else Backup(self.backup_dir, lagrangian)
         self._batches = self.params.get("steps")
-        self._first_epoch = self._schedule = None
+        self._first_epoch = self._schedule = self._resumed = None
         self._step, self._mu = 0, math.nan
         self._finished = False
+        if self._checkpoints:
+            self._state = RunState(model, lagrangian)
+            self._resume()
+        self._lagrangian = lagrangian
+        self._others = Snapshot(model, lagrangian.variables)
         model.train_function = Guard(
             model, self.params, self._execute, self._abandon, self._detach
         )
@@ -174,13 +188,13 @@ class LearningCompression(keras.callbacks.Callback):
                 if math.isnan(logs.get("loss", 0.0)):
                     self._diverge("the loss is NaN")
             logs.update(self._logs)
-        if self._backup:
-            self._backup.save(epoch, self._place())
+        if self._checkpoints:
+            self._save(epoch + 1)
 
     def on_train_end(self, logs=None):
         lagrangian = self._lagrangian
-        if self._backup:
-            self._backup.delete()
+        if self._checkpoints and self._writes:
+            self._checkpoints.delete()
         if self._first_epoch is not None:
             # Averaged weights, which Keras has just put in, are not compressed.
             if getattr(inner_optimizer(self.model.optimizer), "use_ema", False):
@@ -218,13 +232,9 @@ class LearningCompression(keras.callbacks.Callback):
         return max(self._ended(position), self._ended(position + executed / self._batches) - 1)
 
     def _begin(self, epoch):
-        saved = self._backup.restore(epoch - 1, self._place()) if self._backup and epoch > 0 else None
-        first_epoch = int(saved["first_epoch"]) if saved else epoch
-        epochs = self.params["epochs"] - first_epoch
-        steps = self.steps
-        if steps is None:
-            steps = 1 + max(0, math.ceil((epochs - self.first_step_epochs) / self.epochs_per_step - 1e-9))
-        elif epochs < self.epochs:
+        self._plan(epoch)
+        epochs, steps = self._epochs, self._steps
+        if self.steps is not None and epochs < self.epochs:
             warnings.warn(
                 f"{steps} L steps need {self.epochs} epochs. Received: {epochs} epochs, after "
                 "which the model is compressed at an early stage of the schedule.",
@@ -237,37 +247,86 @@ class LearningCompression(keras.callbacks.Callback):
                 f"{self.model.steps_per_execution}: L steps that end in one execution share a C step.",
                 stacklevel=2,
             )
-        self._epochs = epochs
-        self._steps = steps
+        self._epoch = 0
+        self._rate.look_ahead(epochs * (self._batches or _UNKNOWN_BATCHES))
+        self._check_others()
+        self._step = self._step_at(0) if self._batches else 0
+        self._mu = self._mu_of(self._step)
+        self._check(self._lagrangian.direct_compression(self._mu))
+        self._first_epoch = epoch
+        self._start()
+
+    def _plan(self, first_epoch):
+        """Finds how many L steps there are, and their μ."""
+        self._epochs = self.params["epochs"] - first_epoch
+        self._steps = self.steps
+        if self.steps is None:
+            beyond = (self._epochs - self.first_step_epochs) / self.epochs_per_step
+            self._steps = 1 + max(0, math.ceil(beyond - 1e-9))
         self._schedule = (
-            schedules.Automatic(steps) if self._is_automatic else schedules.values(self.mu, steps)
+            schedules.Automatic(self._steps)
+            if self._is_automatic
+            else schedules.values(self.mu, self._steps)
         )
-        self._epoch = epoch - first_epoch
-        self._rate.look_ahead((epochs - self._epoch) * (self._batches or _UNKNOWN_BATCHES))
-        if saved:
-            self._step, self._mu = int(saved["step"]), saved["mu"]
-            self.gap, self.density = saved["gap"], saved["density"]
-            if self._is_automatic:
-                self._schedule.state = saved["boost"], saved["first_rate"], saved["previous"]
-        else:
-            self._check_others()
-            self._step = self._step_at(0) if self._batches else 0
-            self._mu = self._mu_of(self._step)
-            self._check(self._lagrangian.direct_compression(self._mu))
-        self._first_epoch = first_epoch
+
+    def _start(self):
         self._limit_rate()
-        self._logs = {"gap": self.gap, "density": self.density, "l_steps": steps}
+        self._logs = {"gap": self.gap, "density": self.density, "l_steps": self._steps}
+
+    def _resume(self):
+        """Goes back to the last epoch that was completed, if there is one."""
+        saved = self._checkpoints.latest()
+        if saved is None:
+            return
+        place = saved.facts["place"]
+        self._plan(place["first_epoch"])
+        check_same(self._settings(), saved.facts["settings"], saved)
+        self._state.restore(saved, saved.facts["run"])
+        self._first_epoch = place["first_epoch"]
+        self._step, self._mu, self._finished = place["step"], place["mu"], place["finished"]
+        self.gap, self.density, self._batches = place["gap"], place["density"], place["batches"]
+        self._rate.ahead = place["ahead"]
+        if self._is_automatic:
+            self._schedule.state = place["automatic"]
+        self._start()
+        # As `keras.callbacks.BackupAndRestore` does.
+        over = self._finished or place["stopped"]
+        self.model._initial_epoch = self._resumed = self.params["epochs"] if over else saved.epoch
+
+    def _save(self, epoch):
+        facts = {"run": self._state.description(), "settings": self._settings(), "place": self._place()}
+        # Of several workers all read their variables, and one writes.
+        tensors = self._state.tensors()
+        if self._writes:
+            self._checkpoints.save(epoch, facts, tensors)
+
+    @property
+    def _writes(self) -> bool:
+        return self.model.distribute_strategy.extended.should_checkpoint
+
+    def _settings(self) -> dict:
+        """What a run and its restart have in common."""
+        return {
+            "epochs": self.params["epochs"],
+            "batches in an epoch": self.params.get("steps"),
+            "L steps": self._steps,
+            "mu": "auto" if self._is_automatic else self._schedule,
+            **{name: getattr(self, name) for name in _SETTINGS},
+        }
 
     def _place(self) -> dict:
-        """Where the run is, for the backup."""
-        automatic = self._schedule.state if self._is_automatic and self._schedule else (0.0, 0.0, 0.0)
+        """Where the run is."""
         return {
-            "first_epoch": self._first_epoch or 0,
+            "first_epoch": self._first_epoch,
             "step": self._step,
             "mu": self._mu,
             "gap": self.gap,
             "density": self.density,
-            **dict(zip(("boost", "first_rate", "previous"), automatic, strict=True)),
+            "batches": self._batches,
+            "finished": self._finished,
+            "stopped": self.model.stop_training,
+            "ahead": self._rate.ahead,
+            "automatic": self._schedule.state if self._is_automatic else None,
         }
 
     def _mu_of(self, step) -> float:
@@ -382,6 +441,9 @@ class LearningCompression(keras.callbacks.Callback):
         if isinstance(self.model.train_function, Guard):
             # The next `fit` traces anew, without the penalty.
             self.model.train_function = None
+        if self._resumed is not None:
+            # Keras would begin there in every later `fit`.
+            self.model._initial_epoch = self._resumed = None
         self._lagrangian = self._others = self._rate = None
 
     def _warn(self, what):

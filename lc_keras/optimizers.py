@@ -16,12 +16,15 @@ class LearningRateLimit:
 
     Args:
         optimizer: `keras.optimizers.Optimizer`.
+
+    Attributes:
+        ahead: List of pairs of a step and a rate, what `look_ahead` noted.
     """
 
     def __init__(self, optimizer):
         self._optimizer = inner_optimizer(optimizer)
         self._limit = tf.Variable(float("inf"), trainable=False, name="learning_rate_limit")
-        self._ahead = []
+        self.ahead = []
 
     def set(self, limit: float):
         """Limits the learning rate from now on.
@@ -53,13 +56,13 @@ class LearningRateLimit:
         if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
             now = _iterations(self._optimizer)
             steps = (now + int(batches * i / _LOOKS) for i in range(_LOOKS))
-            self._ahead = [(step, float(schedule(tf.constant(step, tf.int64)))) for step in steps]
+            self.ahead = [(step, float(schedule(tf.constant(step, tf.int64)))) for step in steps]
 
     def highest(self) -> float:
         """The highest learning rate from now on, without the limit, as far as it is known."""
         now = float(tf.convert_to_tensor(self._rate_of(self._optimizer._learning_rate)()))
         done = _iterations(self._optimizer)
-        return max([now, *(rate for step, rate in self._ahead if step >= done)])
+        return max([now, *(rate for step, rate in self.ahead if step >= done)])
 
     def _rate_of(self, given):
         if isinstance(given, keras.optimizers.schedules.LearningRateSchedule):
