@@ -154,8 +154,10 @@ class LearningCompression(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         model = self.model
         Guard.dismiss_other(model, self.params)
-        lagrangian = Lagrangian(bind_tasks(self.tasks, model), self.multipliers)
-        self._rate = LearningRateLimit(model.optimizer)
+        shared = bind_tasks(self.tasks, model)
+        with model.distribute_strategy.scope():
+            lagrangian = Lagrangian(shared, self.multipliers)
+            self._rate = LearningRateLimit(model.optimizer)
         self._batches = self.params.get("steps")
         self._first_epoch = self._schedule = self._resumed = None
         self._step, self._mu = 0, math.nan

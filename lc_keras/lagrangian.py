@@ -38,6 +38,10 @@ class Lagrangian:
     multipliers t is θ and one array serves as both. Nothing here runs weight by weight in
     Python, and nothing is retraced when μ changes.
 
+    The arrays are of the weight's own type, at least float32, and live where it lives; made
+    in the scope of a `tf.distribute` strategy they are mirrored as it is. The C step runs
+    on the device of the weights, and no replica asks another for anything.
+
     Args:
         shared: List of `SharedCost`.
         multipliers: Bool, default `True`. `False` gives the plain quadratic penalty.
@@ -65,7 +69,7 @@ class Lagrangian:
     def multipliers(self) -> list:
         """λ, a tensor for each variable."""
         return [
-            mu * (target - theta)
+            tf.cast(mu, target.dtype) * (target - theta)
             for mu, target, theta in zip(self.mus, self.targets, self.thetas, strict=True)
         ]
 
@@ -89,7 +93,7 @@ class Lagrangian:
         Returns:
             `CStep`.
         """
-        mu = tf.constant(mu, tf.float32)
+        mu = tf.constant(mu, tf.float64)
         return self._c_step(mu, mu, self.scales, tf.constant(False))
 
     def c_step(self, mu: float, next_mu: float, scales: Sequence[float] | None = None) -> CStep:
@@ -106,7 +110,7 @@ class Lagrangian:
             `CStep`.
         """
         scales = self.scales if scales is None else tf.where(self._scalable, tf.cast(scales, tf.float32), 1.0)
-        mu, next_mu = tf.constant(mu, tf.float32), tf.constant(next_mu, tf.float32)
+        mu, next_mu = tf.constant(mu, tf.float64), tf.constant(next_mu, tf.float64)
         return self._c_step(mu, next_mu, scales, tf.constant(True))
 
     def compress(self, variables, mu):
@@ -116,11 +120,11 @@ class Lagrangian:
             variables: List of variables, one for each weight.
             mu: float32 scalar tensor > 0.
         """
-        start = 0
+        scales, start = tf.unstack(self.scales), 0
         for part in self.shared:
             chosen = variables[start : start + len(part.variables)]
             start += len(chosen)
-            maps = part.compression.maps([_read(v) for v in chosen], mu, part.output_axes)
+            maps = _maps(part, chosen, scales[start - len(chosen) : start], mu)
             for variable, solve in zip(chosen, maps, strict=True):
                 variable.assign(tf.cast(solve(_read(variable)), variable.dtype))
 
@@ -143,18 +147,19 @@ class Lagrangian:
             theta.assign(weight)
 
     def _c_step(self, mu, next_mu, next_scales, multiply):
-        finite = thresholds.finite([tf.convert_to_tensor(v) for v in self.variables])
-
         def update():
-            ratios = tf.where(multiply, mu * self.scales / (next_mu * next_scales), 0.0)
-            found = self._update(mu, ratios)
+            next_mus = next_mu * tf.cast(next_scales, tf.float64)
+            ratios = tf.where(multiply, mu * tf.cast(self.scales, tf.float64) / next_mus, 0.0)
+            found = self._update(tf.cast(mu, tf.float32), ratios)
             self.scales.assign(next_scales)
-            for variable, value in zip(self.mus, tf.unstack(next_mu * next_scales), strict=True):
-                variable.assign(value)
+            for variable, value in zip(self.mus, tf.unstack(next_mus), strict=True):
+                variable.assign(tf.cast(value, tf.float32))
             return found
 
         nothing = tf.constant(float("nan"))
-        gap, density = tf.cond(tf.reduce_all(finite), update, lambda: (nothing, nothing))
+        with tf.device(self.variables[0].value.device):
+            finite = thresholds.finite([tf.convert_to_tensor(v) for v in self.variables])
+            gap, density = tf.cond(tf.reduce_all(finite), update, lambda: (nothing, nothing))
         return CStep(finite, gap, density)
 
     def _update(self, mu, ratios):
@@ -166,33 +171,37 @@ class Lagrangian:
             for variable, target, theta in zip(self.variables, self.targets, self.thetas, strict=True):
                 theta.assign(_read(variable) - (target - theta))
         sources = self.thetas if with_multipliers else self.variables
-        squared_gap = squared_norm = tf.constant(0.0)
-        kept = tf.constant(0.0, tf.float64)
+        squared_gap = squared_norm = kept = tf.constant(0.0, tf.float64)
         start = 0
         for part in self.shared:
             stop = start + len(part.variables)
-            given = {"scales": scales[start:stop]} if isinstance(part.compression, Selection) else {}
-            maps = part.compression.maps(
-                [_read(source) for source in sources[start:stop]], mu, part.output_axes, **given
-            )
+            maps = _maps(part, sources[start:stop], scales[start:stop], mu)
             for i, solve in zip(range(start, stop), maps, strict=True):
-                shifted, weight = _read(sources[i]), _read(self.variables[i])
-                theta = solve(shifted)
-                self.thetas[i].assign(theta)
-                if with_multipliers:
-                    self.targets[i].assign(theta + ratios[i] * (theta - shifted))
-                squared_gap += tf.nn.l2_loss(weight - theta)
-                squared_norm += tf.nn.l2_loss(weight)
-                kept += tf.cast(tf.math.count_nonzero(theta, dtype=tf.int32), tf.float64)
+                with tf.device(self.variables[i].value.device):
+                    shifted, weight = _read(sources[i]), _read(self.variables[i])
+                    theta = solve(shifted)
+                    self.thetas[i].assign(theta)
+                    if with_multipliers:
+                        self.targets[i].assign(theta + tf.cast(ratios[i], theta.dtype) * (theta - shifted))
+                    squared_gap += tf.cast(tf.nn.l2_loss(weight - theta), tf.float64)
+                    squared_norm += tf.cast(tf.nn.l2_loss(weight), tf.float64)
+                    kept += tf.cast(tf.math.count_nonzero(theta, dtype=tf.int32), tf.float64)
             start = stop
         gap = tf.sqrt(tf.math.divide_no_nan(squared_gap, squared_norm))
-        return gap, tf.cast(kept / self.size, tf.float32)
+        return tf.cast(gap, tf.float32), tf.cast(kept / self.size, tf.float32)
+
+
+def _maps(part, sources, scales, mu):
+    given = {"scales": scales} if isinstance(part.compression, Selection) else {}
+    return part.compression.maps([_read(source) for source in sources], mu, part.output_axes, **given)
 
 
 def _read(variable):
     # tf.cast of a variable to its own dtype would not read it yet.
-    return tf.cast(tf.convert_to_tensor(variable), tf.float32)
+    value = tf.convert_to_tensor(variable)
+    return tf.cast(value, thresholds.common_dtype([value]))
 
 
 def _slot(variable, name):
-    return tf.Variable(_read(variable), trainable=False, name=f"{variable.name}_{name}")
+    with tf.device(variable.value.device):
+        return tf.Variable(_read(variable), trainable=False, name=f"{variable.name}_{name}")

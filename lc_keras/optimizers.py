@@ -55,14 +55,14 @@ class LearningRateLimit:
         """
         schedule = self._optimizer._learning_rate
         if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
-            now = int(self._optimizer.iterations)
+            now = _iterations(self._optimizer)
             steps = (now + int(batches * i / _LOOKS) for i in range(_LOOKS))
             self.ahead = [(step, float(schedule(tf.constant(step, tf.int64)))) for step in steps]
 
     def highest(self) -> float:
         """The highest learning rate from now on, without the limit, as far as it is known."""
-        now = float(self._rate_of(self._optimizer._learning_rate)())
-        done = int(self._optimizer.iterations)
+        now = float(tf.convert_to_tensor(self._rate_of(self._optimizer._learning_rate)()))
+        done = _iterations(self._optimizer)
         return max([now, *(rate for step, rate in self.ahead if step >= done)])
 
     def _rate_of(self, given):
@@ -84,7 +84,8 @@ def effective_rate(optimizer, variables, learning_rate: float) -> float:
     $\eta / (1 - m)$ for SGD with momentum m. Optimizers that divide by the root of a
     second moment v of the gradient: $\eta / \sqrt{\bar v}$ with the mean of v over
     `variables`, or, as for optimizers of another kind, $\eta / 10^{-3}$ while it is not
-    known, $10^{-3}$ being the size of gradient that such optimizers meet in classifiers.
+    known, $10^{-3}$ being the size of gradient that such optimizers meet in classifiers. A
+    k-th of that if the gradients of k batches make one update.
 
     Args:
         optimizer: `keras.optimizers.Optimizer`.
@@ -95,6 +96,7 @@ def effective_rate(optimizer, variables, learning_rate: float) -> float:
         Float, 0 only if η is.
     """
     optimizer = inner_optimizer(optimizer)
+    learning_rate /= optimizer.gradient_accumulation_steps or 1
     if isinstance(optimizer, keras.optimizers.SGD):
         return learning_rate / (1 - optimizer.momentum)
     size = 1e-3
@@ -102,7 +104,7 @@ def effective_rate(optimizer, variables, learning_rate: float) -> float:
     if moments:
         sizes = [int(moment.value.shape.num_elements()) for moment in moments]
         mean = np.average([float(m) for m in _means(moments)], weights=sizes)
-        mean /= 1 - getattr(optimizer, "beta_2", 0.0) ** int(optimizer.iterations)
+        mean /= 1 - getattr(optimizer, "beta_2", 0.0) ** _iterations(optimizer)
         size = mean**0.5 if mean > 0 else size
     return learning_rate / size
 
@@ -136,7 +138,7 @@ def relative_curvature(optimizer, variables) -> list[float] | None:
 
 def _moments(optimizer, names, variables) -> list:
     """What the optimizer remembers of some variables under the first of the names that it has."""
-    if not optimizer.built or int(optimizer.iterations) == 0:
+    if not optimizer.built or _iterations(optimizer) == 0:
         return []
     for name in names:
         kept = getattr(optimizer, name, None)
@@ -168,3 +170,8 @@ def reset_state(optimizer):
     for variable, new in zip(optimizer.variables, fresh.variables, strict=False):
         if id(variable) not in stays:
             variable.assign(new)
+
+
+def _iterations(optimizer) -> int:
+    # What is mirrored over devices is no number to Python yet.
+    return int(tf.convert_to_tensor(optimizer.iterations))

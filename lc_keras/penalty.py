@@ -51,9 +51,12 @@ class LCPenalty(keras.regularizers.Regularizer):
                 f"Received: a weight of shape {tuple(weight.shape)}"
             )
         self.called = True
-        penalty = _pull(tf.cast(weight, tf.float32), self.target.value(), self.mu.value())
+        target = self.target.value()
+        penalty = _pull(tf.cast(weight, target.dtype), target, tf.cast(self.mu.value(), target.dtype))
+        # Keras adds it to losses of that type, whatever the weight is.
+        penalty = tf.cast(penalty, keras.config.floatx())
         if self.regularizer is not None:
-            penalty += tf.cast(self.regularizer(weight), tf.float32)
+            penalty += tf.cast(self.regularizer(weight), penalty.dtype)
         return penalty
 
     def get_config(self):

@@ -3,6 +3,9 @@
 Every function takes a sequence of tensors and treats it as one long vector without ever building that
 vector: a tensor is read in chunks that fit the cache, and only counts and sums are kept. The functions can
 be called eagerly, inside `tf.function`, and inside `tf.function(jit_compile=True)`.
+
+On a GPU nothing of the size of the weights leaves it, but for thresholds that are subnormal or tied: TensorFlow
+compares int32 in the memory of the host, so that the usual case compares floats.
 """
 
 from collections.abc import Callable, Sequence
@@ -72,7 +75,7 @@ def at_least(tensor: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
 
     # By value it needs no buffer of the tensor's size but booleans; a subnormal τ may be flushed to zero.
     normal = tf.bitcast(bits, dtype) > (1e-37 if dtype == tf.float32 else 1e-307)
-    return tf.cond(normal, by_value, lambda: magnitude_bits(tensor, dtype) >= bits)
+    return tf.cond(normal, by_value, lambda: magnitude_bits(tensor, dtype) >= bits, name="normal")
 
 
 def fold(
@@ -294,7 +297,7 @@ def l2_norm(tensors: Sequence[Any]) -> tf.Tensor:
     low, high, far = (1e-9, 1e16, 2.0**80) if dtype == tf.float32 else (1e-120, 1e140, 2.0**600)
     plain = norm(tf.constant(1, dtype))
     safe = tf.logical_and(plain > low, plain < high)
-    return tf.cond(safe, lambda: plain, careful)
+    return tf.cond(safe, lambda: plain, careful, name="normal")
 
 
 @tf.autograph.experimental.do_not_convert
@@ -308,14 +311,7 @@ def finite(tensors: Sequence[Any]) -> tf.Tensor:
         bool vector, one entry per tensor.
     """
 
-    def one(tensor):
-        dtype = common_dtype([tensor])
-        bits = tf.int32 if dtype == tf.float32 else tf.int64
-        largest = fold(
-            [tensor],
-            tf.constant(0, bits),
-            lambda m, c: tf.maximum(m, tf.reduce_max(magnitude_bits(c, dtype))),
-        )
-        return largest < tf.bitcast(tf.constant(float("inf"), dtype), bits)
+    def update(so_far, chunk):
+        return so_far & tf.reduce_all(tf.math.is_finite(chunk))
 
-    return tf.stack([one(tf.convert_to_tensor(t)) for t in tensors])
+    return tf.stack([fold([tf.convert_to_tensor(t)], tf.constant(True), update) for t in tensors])

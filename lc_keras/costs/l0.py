@@ -273,9 +273,10 @@ class L0Penalty(Grouped, Selection):
         tau = tf.sqrt(2 * self.alpha / tf.cast(mu, tf.float64))
 
         def decide(index, magnitudes):
+            # Above τ is at or above the next float.
             dtype = thresholds.common_dtype([magnitudes])
-            magnitudes = _in_units(magnitudes, units, index, dtype)
-            return thresholds.magnitude_bits(magnitudes, dtype) > thresholds.magnitude_bits(tau, dtype)
+            next_float = thresholds.magnitude_bits(tau, dtype) + 1
+            return thresholds.at_least(_in_units(magnitudes, units, index, dtype), next_float)
 
         return self._hard(decide, measured, output_axes)
 
@@ -309,7 +310,7 @@ def _largest(measured, kappa, units=None):
 
         return tf.stack([of(m, units and units[i : i + 1]) for i, m in enumerate(measured)])
 
-    ties = tf.cond(crowded, count_ties, lambda: tf.zeros([len(measured)], tf.int32))
+    ties = tf.cond(crowded, count_ties, lambda: tf.zeros([len(measured)], tf.int32), name="crowded")
     quota = left - tf.cumsum(ties, exclusive=True)
 
     def decide(index, magnitudes):
@@ -321,7 +322,9 @@ def _largest(measured, kappa, units=None):
             rank = tf.reshape(tf.cumsum(tf.cast(tie, tf.int32)), tf.shape(bits))
             return (bits > threshold.bits) | ((bits == threshold.bits) & (rank <= quota[index]))
 
-        return tf.cond(crowded, first_come, lambda: thresholds.at_least(magnitudes, threshold.bits))
+        return tf.cond(
+            crowded, first_come, lambda: thresholds.at_least(magnitudes, threshold.bits), name="crowded"
+        )
 
     return decide
 
