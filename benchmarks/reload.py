@@ -37,11 +37,14 @@ class Reloader:
 
         Raises:
             RuntimeError: If it could not be reloaded.
+            ValueError: If its outputs here are not finite.
         """
         file = folder / "model.keras"
         model.save(file)
         given = x if isinstance(x, dict) else {"": x}
         expected = {f"output {i}": y for i, y in enumerate(_outputs(model, given))}
+        if not all(np.isfinite(y).all() for y in expected.values()):
+            raise ValueError("the outputs are not finite")
         np.savez(folder / "model.npz", **{f"input {name}": array for name, array in given.items()}, **expected)
         print(file, file=self._process.stdin, flush=True)
         answer = json.loads(self._process.stdout.readline() or '"the process died"')

@@ -11,7 +11,7 @@ from lc_keras import schedules
 from lc_keras.backup import Backup
 from lc_keras.guard import Guard, Snapshot
 from lc_keras.lagrangian import Lagrangian
-from lc_keras.optimizers import LearningRateLimit, effective_rate, inner_optimizer, reset_state
+from lc_keras.optimizers import LearningRateLimit, inner_optimizer, optimizers_of, reset_state
 from lc_keras.tasks import as_tasks, bind_tasks
 
 _SUGGESTED_EPOCHS = 20
@@ -136,7 +136,7 @@ class LearningCompression(keras.callbacks.Callback):
         Guard.dismiss_other(model, self.params)
         self._lagrangian = lagrangian = Lagrangian(bind_tasks(self.tasks, model), self.multipliers)
         self._others = Snapshot(model, lagrangian.variables)
-        self._rate = LearningRateLimit(model.optimizer)
+        self._rate = LearningRateLimit(*optimizers_of(model), variables=lagrangian.variables)
         self._backup = None if self.backup_dir is None else Backup(self.backup_dir, lagrangian)
         self._batches = self.params.get("steps")
         self._first_epoch = self._schedule = None
@@ -271,11 +271,8 @@ class LearningCompression(keras.callbacks.Callback):
     def _mu_of(self, step) -> float:
         if not self._is_automatic:
             return self._schedule[step]
-        rate = effective_rate(
-            self.model.optimizer, self._lagrangian.variables, self._rate.highest()
-        )
         batches = self._epochs * (self._batches or _UNKNOWN_BATCHES)
-        return self._schedule(step, rate, batches, self.gap)
+        return self._schedule(step, self._rate.effective(), batches, self.gap)
 
     def _execute(self, train_function, iterator):
         """Runs an execution of the L step, and what is due if it is the last of the epoch."""
@@ -283,6 +280,8 @@ class LearningCompression(keras.callbacks.Callback):
         if not self._finished:
             with self._lagrangian.pulling(), self._rate.applied():
                 self._metrics = train_function(iterator)
+            if not self.model.run_eagerly:
+                self._check_pull()
             if self._batch + self.model.steps_per_execution >= (self._batches or math.inf):
                 self._end_epoch()
         return {**self._metrics, **self._logs} if isinstance(self._metrics, dict) else self._metrics
@@ -294,11 +293,7 @@ class LearningCompression(keras.callbacks.Callback):
             self._c_step(step)
 
     def _c_step(self, next_step):
-        if not all(penalty.called for penalty in self._lagrangian.penalties):
-            raise ValueError(
-                "The training step of the model leaves out `model.losses`, where the penalty of the "
-                "L step is. Expected a `train_step` that calls `compute_loss` of `keras.Model`."
-            )
+        self._check_pull()
         self._check_others()
         next_mu = self._mu_of(next_step) if next_step < self._steps else self._mu
         self._check(self._lagrangian.c_step(self._mu, next_mu))
@@ -311,7 +306,23 @@ class LearningCompression(keras.callbacks.Callback):
         else:
             self._limit_rate()
             if self.reset_optimizer:
-                reset_state(self.model.optimizer)
+                self._reset_optimizers()
+
+    def _check_pull(self):
+        lagrangian = self._lagrangian
+        free = [
+            v.path
+            for v, penalty in zip(lagrangian.variables, lagrangian.penalties, strict=True)
+            if not penalty.pulls
+        ]
+        if free:
+            more = f" and {len(free) - 1} more" if len(free) > 1 else ""
+            raise ValueError(
+                "The training step of the model leaves out `model.losses`, where the penalty of the "
+                f"L step is, for {free[0]}{more}. Expected a `train_step` that calls `compute_loss` of "
+                "`keras.Model`, or adds the `losses` of the model, or of the part that holds these "
+                "weights, to the loss whose gradient trains them; or a `Task` that leaves them out."
+            )
 
     def _check_others(self):
         bad = self._others.not_finite()
@@ -319,10 +330,8 @@ class LearningCompression(keras.callbacks.Callback):
             self._diverge(f"NaN or infinite values in {', '.join(v.path for v in bad)}")
 
     def _check(self, result):
-        finite = result.finite.numpy()
-        if not finite.all():
-            names = [v.path for v, ok in zip(self._lagrangian.variables, finite, strict=True) if not ok]
-            self._diverge(f"NaN or infinite values in {', '.join(names)}")
+        if bad := self._lagrangian.not_finite(result):
+            self._diverge(f"NaN or infinite values in {', '.join(bad)}")
         self.gap = float(result.gap)
         self.density = float(result.density)
 
@@ -333,6 +342,10 @@ class LearningCompression(keras.callbacks.Callback):
             f"L step {self._running + 1} of {self._steps} diverged: {why}. The model holds the "
             "compressed weights of the last C step. Try a lower learning rate, or gradient clipping."
         )
+
+    def _reset_optimizers(self):
+        for optimizer in self._rate.updating:
+            reset_state(optimizer)
 
     def _limit_rate(self):
         if self.limit_learning_rate:
@@ -369,7 +382,7 @@ class LearningCompression(keras.callbacks.Callback):
                 usable = bool(lagrangian.c_step(self._mu, self._mu).finite.numpy().all())
             if not usable:
                 self._others.restore()
-                reset_state(self.model.optimizer)
+                self._reset_optimizers()
             lagrangian.show_compressed()
             self._warn(f"Training was interrupted ({type(error).__name__})")
         self._detach()

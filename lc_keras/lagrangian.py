@@ -59,6 +59,12 @@ class Lagrangian:
             for target, theta in zip(self.targets, self.thetas, strict=True)
         ]
 
+    def penalty(self) -> tf.Tensor:
+        r"""$\frac{\mu}{2}\lVert w - \theta - \lambda/\mu \rVert^2$, a scalar: what an L step adds to the loss."""
+        return tf.add_n(
+            [penalty.pull(v) for v, penalty in zip(self.variables, self.penalties, strict=True)]
+        )
+
     @contextlib.contextmanager
     def pulling(self):
         """The context in which the penalty counts among the regularizers of the weights."""
@@ -96,6 +102,11 @@ class Lagrangian:
         result = self._c_step(tf.constant(mu, tf.float32), tf.constant(mu / next_mu, tf.float32))
         self.mu.assign(tf.where(tf.reduce_all(result.finite), next_mu, self.mu))
         return result
+
+    def not_finite(self, result: CStep) -> list[str]:
+        """The paths of the variables because of which a C step changed nothing."""
+        finite = result.finite.numpy()
+        return [v.path for v, ok in zip(self.variables, finite, strict=True) if not ok]
 
     def project(self, mu: float):
         r"""Puts $\Pi(w)$ of the model's present weights into the model, λ left aside.

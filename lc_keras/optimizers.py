@@ -1,4 +1,4 @@
-"""What an L step asks of the optimizer: its rate, a limited learning rate, a fresh state."""
+"""What an L step asks of the optimizers: its rate, a limited learning rate, a fresh state."""
 
 import contextlib
 
@@ -9,19 +9,27 @@ _LOOKS = 20
 
 
 class LearningRateLimit:
-    r"""Holds an optimizer's learning rate at $\min(\eta, \text{limit})$ while the training runs.
+    r"""Holds a learning rate at $\min(\eta, \text{limit})$ while the training runs.
 
     Works with a fixed rate, a rate that other callbacks set, a schedule or a function: η
     is what the user's own rate says at that moment, and nobody else meets the limit.
+    Of several optimizers, those that update other weights are left alone.
 
     Args:
-        optimizer: `keras.optimizers.Optimizer`.
+        *optimizers: `keras.optimizers.Optimizer`s.
+        variables: Sequence of `keras.Variable`, the compressed weights.
     """
 
-    def __init__(self, optimizer):
-        self._optimizer = inner_optimizer(optimizer)
+    def __init__(self, *optimizers, variables=()):
+        self._optimizers = [inner_optimizer(optimizer) for optimizer in optimizers]
+        self._variables = list(variables)
         self._limit = tf.Variable(float("inf"), trainable=False, name="learning_rate_limit")
-        self._ahead = []
+        self._ahead = {}
+
+    @property
+    def updating(self) -> list:
+        """The optimizers that update the compressed weights; all, while that is not known."""
+        return [optimizer for optimizer in self._optimizers if self._updates(optimizer)] or self._optimizers
 
     def set(self, limit: float):
         """Limits the learning rate from now on.
@@ -33,38 +41,79 @@ class LearningRateLimit:
 
     @contextlib.contextmanager
     def applied(self):
-        """The context in which the optimizer has the limited rate."""
-        optimizer = self._optimizer
-        given = optimizer._learning_rate
-        rate = self._rate_of(given)
-        optimizer._learning_rate = lambda: tf.minimum(tf.cast(rate(), tf.float32), self._limit)
+        """The context in which the optimizers have the limited rate."""
+        given = [optimizer._learning_rate for optimizer in self._optimizers]
+        for optimizer in self._optimizers:
+            optimizer._learning_rate = self._limited(optimizer)
         try:
             yield
         finally:
-            optimizer._learning_rate = given
+            for optimizer, rate in zip(self._optimizers, given, strict=True):
+                optimizer._learning_rate = rate
 
     def look_ahead(self, batches: float):
-        """Notes how a schedule goes on.
+        """Notes how schedules go on.
 
         Args:
             batches: Float, how many batches the run has left.
         """
-        schedule = self._optimizer._learning_rate
-        if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
-            now = int(self._optimizer.iterations)
-            steps = (now + int(batches * i / _LOOKS) for i in range(_LOOKS))
-            self._ahead = [(step, float(schedule(tf.constant(step, tf.int64)))) for step in steps]
+        for optimizer in self._optimizers:
+            schedule = optimizer._learning_rate
+            if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+                now = int(optimizer.iterations)
+                steps = (now + int(batches * i / _LOOKS) for i in range(_LOOKS))
+                self._ahead[id(optimizer)] = [
+                    (step, float(schedule(tf.constant(step, tf.int64)))) for step in steps
+                ]
 
     def highest(self) -> float:
         """The highest learning rate from now on, without the limit, as far as it is known."""
-        now = float(self._rate_of(self._optimizer._learning_rate)())
-        done = int(self._optimizer.iterations)
-        return max([now, *(rate for step, rate in self._ahead if step >= done)])
+        return max(map(self._highest, self.updating))
 
-    def _rate_of(self, given):
+    def effective(self) -> float:
+        """`effective_rate` at the highest learning rate from now on."""
+        return max(effective_rate(o, self._variables, self._highest(o)) for o in self.updating)
+
+    def _highest(self, optimizer):
+        now = float(self._rate_of(optimizer)())
+        done = int(optimizer.iterations)
+        return max([now, *(rate for step, rate in self._ahead.get(id(optimizer), []) if step >= done)])
+
+    def _updates(self, optimizer):
+        own = {id(variable) for variable in optimizer._trainable_variables} if optimizer.built else ()
+        return any(id(variable) in own for variable in self._variables)
+
+    def _limited(self, optimizer):
+        rate = self._rate_of(optimizer)
+
+        def limited():
+            # An optimizer asks for its rate when it is built: it is known by then what it updates.
+            if len(self._optimizers) > 1 and not self._updates(optimizer):
+                return rate()
+            return tf.minimum(tf.cast(rate(), tf.float32), self._limit)
+
+        return limited
+
+    def _rate_of(self, optimizer):
+        given = optimizer._learning_rate
         if isinstance(given, keras.optimizers.schedules.LearningRateSchedule):
-            return lambda: given(self._optimizer.iterations.value)
+            return lambda: given(optimizer.iterations.value)
         return (lambda: given.value) if isinstance(given, keras.Variable) else given
+
+
+def optimizers_of(model) -> list:
+    """The optimizers of a model: the compiled one, and those that a subclass keeps beside it.
+
+    Args:
+        model: Compiled `keras.Model`.
+
+    Returns:
+        List of `keras.optimizers.Optimizer`, each once, without what wraps it.
+    """
+    tracked = (
+        part for part in tf.train.TrackableView(model).descendants() if isinstance(part, keras.optimizers.Optimizer)
+    )
+    return list({id(o): o for o in map(inner_optimizer, (model.optimizer, *tracked))}.values())
 
 
 def inner_optimizer(optimizer):

@@ -40,21 +40,47 @@ class LCPenalty(keras.regularizers.Regularizer):
             target = tf.Variable(target, trainable=False, dtype=tf.float32, name="target")
         self.target = target
         self.mu = mu
-        self.called = False
+        self.pulls = False
         self.regularizer = keras.regularizers.get(regularizer)
 
     def __call__(self, weight):
+        penalty = self.pull(weight)
+        if self.regularizer is not None:
+            penalty += tf.cast(self.regularizer(weight), tf.float32)
+        return penalty
+
+    def pull(self, weight):
+        r"""$\frac{\mu}{2}\lVert w - t\rVert^2$ by itself, without the weight's own regularizer.
+
+        Args:
+            weight: Tensor or variable of the target's shape: w.
+
+        Returns:
+            Scalar float32 tensor. Where its gradient is taken, `pulls` becomes true.
+
+        Raises:
+            ValueError: If the weight has another shape than the target.
+        """
         weight = tf.convert_to_tensor(weight)
         if not weight.shape.is_compatible_with(self.target.shape):
             raise ValueError(
                 f"Expected a weight of the target's shape {tuple(self.target.shape)}. "
                 f"Received: a weight of shape {tuple(weight.shape)}"
             )
-        self.called = True
-        penalty = _pull(tf.cast(weight, tf.float32), self.target.value(), self.mu.value())
-        if self.regularizer is not None:
-            penalty += tf.cast(self.regularizer(weight), tf.float32)
-        return penalty
+        return self._pull(tf.cast(weight, tf.float32), self.target.value(), self.mu.value())
+
+    def _pull(self, weight, target, mu):
+        @tf.custom_gradient
+        def pull(weight, target, mu):
+            difference = weight - target
+
+            def gradient(upstream):
+                self.pulls = True
+                return (upstream * mu) * difference, None, None
+
+            return mu * tf.nn.l2_loss(difference), gradient
+
+        return pull(weight, target, mu)
 
     def get_config(self):
         return {
@@ -69,13 +95,3 @@ class LCPenalty(keras.regularizers.Regularizer):
     def from_config(cls, config):
         target = keras.saving.deserialize_keras_object(config["target"])
         return cls(**{**config, "target": target})
-
-
-@tf.custom_gradient
-def _pull(weight, target, mu):
-    difference = weight - target
-
-    def gradient(upstream):
-        return (upstream * mu) * difference, None, None
-
-    return mu * tf.nn.l2_loss(difference), gradient

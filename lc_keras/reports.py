@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from lc_keras.macs import macs
 from lc_keras.packing import pack
+from lc_keras.signatures import is_built
 from lc_keras.tasks import default_kernels, frozen_kernels
 
 # Where a SavedModel of `export_saved_model` has its report; a model server passes over it.
@@ -273,7 +274,7 @@ def report(model) -> PruningReport:
             "Expected `model` to be a keras.Model or the path of a SavedModel. "
             f"Received: {model!r} (of type {type(model).__name__})"
         )
-    if not model.built or not model.weights:
+    if not is_built(model) or not model.weights:
         raise ValueError(
             f"Expected a built model with weights. Received: model '{model.name}', which "
             f"{'has no weights' if model.built else 'is not built'}; call it on data, or "
