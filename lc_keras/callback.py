@@ -106,11 +106,11 @@ class LearningCompression(keras.callbacks.Callback):
         if steps is not None and (isinstance(steps, bool) or steps != int(steps) or steps < 1):
             raise ValueError(f"Expected `steps` to be a whole number ≥ 1 or None. Received: steps={steps}")
         self.steps = None if steps is None else int(steps)
-        self.epochs_per_step = _positive("epochs_per_step", epochs_per_step)
+        self.epochs_per_step = schedules.positive("epochs_per_step", epochs_per_step)
         self.first_step_epochs = (
             self.epochs_per_step
             if first_step_epochs is None
-            else _positive("first_step_epochs", first_step_epochs)
+            else schedules.positive("first_step_epochs", first_step_epochs)
         )
         self.multipliers = bool(multipliers)
         self.limit_learning_rate = bool(limit_learning_rate)
@@ -402,11 +402,3 @@ class LearningCompression(keras.callbacks.Callback):
             "suffer if it is above a few percent.",
             stacklevel=3,
         )
-
-
-def _positive(name, value) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"Expected `{name}` to be a positive number. Received: {name}={value!r}")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"Expected `{name}` to be a positive number. Received: {name}={value}")
-    return float(value)

@@ -28,7 +28,7 @@ class Exponential:
     factor: float
 
     def __post_init__(self):
-        _check_positive("initial", self.initial)
+        positive("initial", self.initial)
         if not (math.isfinite(self.factor) and self.factor > 1):
             raise ValueError(
                 f"Expected `factor` to be a number above 1, so that μ grows. Received: factor={self.factor}"
@@ -62,8 +62,8 @@ class Geometric:
     last: float
 
     def __post_init__(self):
-        _check_positive("first", self.first)
-        _check_positive("last", self.last)
+        positive("first", self.first)
+        positive("last", self.last)
         if self.last <= self.first:
             raise ValueError(
                 "Expected `last` to be above `first`, so that μ grows. "
@@ -190,6 +190,22 @@ def values(schedule: Geometric | Callable | Sequence, steps: int) -> list[float]
     return mus
 
 
-def _check_positive(name, value):
+def positive(name: str, value: float) -> float:
+    """Checks an argument.
+
+    Args:
+        name: String, the argument's name.
+        value: What was given.
+
+    Returns:
+        Float, the value.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is not positive and finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"Expected `{name}` to be a positive number. Received: {name}={value!r}")
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"Expected `{name}` to be a positive, finite number. Received: {name}={value}")
+        raise ValueError(f"Expected `{name}` to be a positive number. Received: {name}={value}")
+    return float(value)
