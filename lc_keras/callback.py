@@ -141,7 +141,7 @@ class LearningCompression(keras.callbacks.Callback):
         self._batches = self.params.get("steps")
         self._first_epoch = self._schedule = None
         self._step, self._mu = 0, math.nan
-        self._finished = False
+        self._finished = self._is_pulled = False
         model.train_function = Guard(
             model, self.params, self._execute, self._abandon, self._detach
         )
@@ -272,7 +272,7 @@ class LearningCompression(keras.callbacks.Callback):
         if not self._is_automatic:
             return self._schedule[step]
         batches = self._epochs * (self._batches or _UNKNOWN_BATCHES)
-        return self._schedule(step, self._rate.effective(), batches, self.gap)
+        return self._schedule(step, self._rate.effective(), batches, self.gap, self._rate.guessed)
 
     def _execute(self, train_function, iterator):
         """Runs an execution of the L step, and what is due if it is the last of the epoch."""
@@ -280,7 +280,7 @@ class LearningCompression(keras.callbacks.Callback):
         if not self._finished:
             with self._lagrangian.pulling(), self._rate.applied():
                 self._metrics = train_function(iterator)
-            if not self.model.run_eagerly:
+            if not (self._is_pulled or self.model.run_eagerly):
                 self._check_pull()
             if self._batch + self.model.steps_per_execution >= (self._batches or math.inf):
                 self._end_epoch()
@@ -293,7 +293,8 @@ class LearningCompression(keras.callbacks.Callback):
             self._c_step(step)
 
     def _c_step(self, next_step):
-        self._check_pull()
+        if not self._is_pulled:
+            self._check_pull()
         self._check_others()
         next_mu = self._mu_of(next_step) if next_step < self._steps else self._mu
         self._check(self._lagrangian.c_step(self._mu, next_mu))
@@ -323,6 +324,7 @@ class LearningCompression(keras.callbacks.Callback):
                 "`keras.Model`, or adds the `losses` of the model, or of the part that holds these "
                 "weights, to the loss whose gradient trains them; or a `Task` that leaves them out."
             )
+        self._is_pulled = True
 
     def _check_others(self):
         bad = self._others.not_finite()

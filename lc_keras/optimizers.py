@@ -31,6 +31,11 @@ class LearningRateLimit:
         """The optimizers that update the compressed weights; all, while that is not known."""
         return [optimizer for optimizer in self._optimizers if self._updates(optimizer)] or self._optimizers
 
+    @property
+    def guessed(self) -> bool:
+        """Whether it is not known yet which of several optimizers updates the compressed weights."""
+        return len(self._optimizers) > 1 and not any(map(self._updates, self._optimizers))
+
     def set(self, limit: float):
         """Limits the learning rate from now on.
 

@@ -40,8 +40,13 @@ class LCPenalty(keras.regularizers.Regularizer):
             target = tf.Variable(target, trainable=False, dtype=tf.float32, name="target")
         self.target = target
         self.mu = mu
-        self.pulls = False
+        self._gradients = []
         self.regularizer = keras.regularizers.get(regularizer)
+
+    @property
+    def pulls(self) -> bool:
+        """Whether its gradient has been taken and, as far as a graph shows, been used."""
+        return any(map(_is_used, self._gradients))
 
     def __call__(self, weight):
         penalty = self.pull(weight)
@@ -56,7 +61,7 @@ class LCPenalty(keras.regularizers.Regularizer):
             weight: Tensor or variable of the target's shape: w.
 
         Returns:
-            Scalar float32 tensor. Where its gradient is taken, `pulls` becomes true.
+            Scalar float32 tensor.
 
         Raises:
             ValueError: If the weight has another shape than the target.
@@ -75,8 +80,12 @@ class LCPenalty(keras.regularizers.Regularizer):
             difference = weight - target
 
             def gradient(upstream):
-                self.pulls = True
-                return (upstream * mu) * difference, None, None
+                pulling = (upstream * mu) * difference
+                if tf.is_symbolic_tensor(pulling):
+                    self._gradients.append(pulling)
+                else:
+                    self._gradients = [None]
+                return pulling, None, None
 
             return mu * tf.nn.l2_loss(difference), gradient
 
@@ -95,3 +104,22 @@ class LCPenalty(keras.regularizers.Regularizer):
     def from_config(cls, config):
         target = keras.saving.deserialize_keras_object(config["target"])
         return cls(**{**config, "target": target})
+
+
+def _is_used(tensor):
+    """Whether a tensor has an effect: a tape computes gradients that it then throws away."""
+    if tensor is None:
+        # Run eagerly: it leaves no trace.
+        return True
+    seen, todo = set(), [tensor]
+    while todo:
+        tensor = todo.pop()
+        if any(tensor is output for output in getattr(tensor.graph, "outputs", ())):
+            return True
+        for operation in tensor.consumers():
+            if operation.op_def.is_stateful or not operation.outputs:
+                return True
+            if operation.name not in seen:
+                seen.add(operation.name)
+                todo += operation.outputs
+    return False

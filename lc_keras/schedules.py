@@ -122,7 +122,9 @@ class Automatic:
     def state(self, state):
         self._boost, self._first_rate, self._previous = state
 
-    def __call__(self, step: int, rate: float, batches: float, gap: float) -> float:
+    def __call__(
+        self, step: int, rate: float, batches: float, gap: float, guessed: bool = False
+    ) -> float:
         """μ of an L step.
 
         Args:
@@ -131,6 +133,7 @@ class Automatic:
                 in a batch.
             batches: Float > 0, T: how many batches the run has.
             gap: Float ≥ 0, the latest ‖w − θ‖ / ‖w‖.
+            guessed: Bool, default `False`. `True`: later rates are not held near this one.
 
         Returns:
             Float, above the value returned before.
@@ -140,8 +143,10 @@ class Automatic:
             expected = self._HALFWAY_GAP * (self._FINAL_GAP / self._HALFWAY_GAP) ** (2 * progress - 1)
             boost = self._boost * max(1.0, gap / expected) ** (10 / self._steps)
             self._boost = min(boost, self._MOST_BOOST)
-        self._first_rate = self._first_rate or rate or 1.0
-        rate = min(max(rate, self._first_rate / self._RATE_RANGE), self._first_rate * self._RATE_RANGE)
+        first_rate = self._first_rate or rate or 1.0
+        if not guessed:
+            self._first_rate = first_rate
+        rate = min(max(rate, first_rate / self._RATE_RANGE), first_rate * self._RATE_RANGE)
         pull = self._FIRST * (self._LAST / self._FIRST) ** progress
         mu = self._boost * pull / (rate * min(batches, self._MOST_BATCHES))
         self._previous = max(mu, 1.001 * self._previous)

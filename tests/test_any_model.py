@@ -6,7 +6,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from lc_keras import L0Constraint, LCPenalty, LearningCompression, Task, report
 
@@ -29,7 +28,7 @@ def test_a_kind(kind, reloader, tmp_path):
     any_model.survives(kind(), reloader, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["MobileNet", "MobileNetV3Small", "EfficientNetB0"])
+@pytest.mark.parametrize("name", ["MobileNetV3Small", "EfficientNetB0"])
 def test_an_application(name, reloader, tmp_path):
     any_model.survives(any_model.application(any_model.builders()[name]), reloader, tmp_path)
 
@@ -102,16 +101,16 @@ def test_a_gan_that_adds_all_its_losses_is_compressed_whole():
 
 
 @pytest.mark.parametrize(
-    "losses, compressed, named",
+    "losses, compressed, named, eager",
     [
-        ((of_none, of_none), "generator", "generator/dense.* and 2 more"),
-        ((of_all, of_none), None, "discriminator/conv2d.* and 1 more"),
-        # In the loss, but not in the one whose gradient trains these weights.
-        ((of_none, of_all), "generator", "generator/dense.* and 2 more"),
+        ((of_none, of_none), "generator", "generator/dense.* and 2 more", False),
+        ((of_none, of_none), "generator", "generator/dense.* and 2 more", True),
+        # In a loss, but not in the one whose gradient trains these weights.
+        ((of_all, of_none), None, "discriminator/conv2d.* and 1 more", False),
+        ((of_none, of_all), "generator", "generator/dense.* and 2 more", False),
     ],
-    ids=["none", "of one net", "of the other net"],
+    ids=["none", "none, eagerly", "one net", "the other net"],
 )
-@pytest.mark.parametrize("eager", [False, True])
 def test_a_net_without_the_pull_is_an_error_that_names_it(losses, compressed, named, eager):
     model, x = gan(*losses)
     # `compile` of this model takes optimizers only.

@@ -133,3 +133,10 @@ def test_automatic_grows_even_where_the_rate_does():
 
 def test_automatic_of_one_step():
     assert automatic(steps=1)[0] == automatic()[0]
+
+
+def test_automatic_is_not_held_near_a_guess():
+    guessed, known = Automatic(5), Automatic(5)
+    guessed(0, 1.0, 100, 0.1, guessed=True)
+    known(0, 1e-4, 100, 0.1)
+    assert guessed(1, 1e-4, 100, 0.1) == known(1, 1e-4, 100, 0.1)
