@@ -43,7 +43,8 @@ models are of [kinds.py](../benchmarks/kinds.py), the others are all builders of
 
 def builders():
     """Returns the functions of `keras.applications` that build a model, by name."""
-    return dict(inspect.getmembers(keras.applications, lambda f: inspect.isfunction(f) and "weights" in _arguments(f)))
+    functions = inspect.getmembers(keras.applications, inspect.isfunction)
+    return {name: f for name, f in functions if "weights" in inspect.signature(f).parameters}
 
 
 def application(builder):
@@ -63,9 +64,11 @@ def application(builder):
             if size == SIZES[-1]:
                 raise error
     # Normalised over two examples of one pixel, gradients have no bound.
-    model.compile(keras.optimizers.SGD(1e-3, global_clipnorm=1.0), "sparse_categorical_crossentropy")
+    optimizer = keras.optimizers.SGD(1e-3, global_clipnorm=1.0)
+    model.compile(optimizer, "sparse_categorical_crossentropy")
     random = np.random.default_rng(0)
-    return Kind(model, random.uniform(0, 255, (2, size, size, 3)).astype("float32"), random.integers(0, 10, 2))
+    images = random.uniform(0, 255, (2, size, size, 3)).astype("float32")
+    return Kind(model, images, random.integers(0, 10, 2))
 
 
 def survives(kind, reloader, folder):
@@ -85,7 +88,6 @@ def survives(kind, reloader, folder):
     model = kind.model
     task = lc_keras.Task(lc_keras.L0Constraint(KEEP), weights=kind.compressed)
     (shared,) = bind_tasks([task], model)
-    compressed = {id(v) for v in shared.variables}
     weights, described = list(model.weights), described_as(kind.shipped)
     fixed = [(v, v.numpy()) for v in model.non_trainable_weights if v.path.endswith("kernel")]
     start = [keras.ops.convert_to_numpy(v) for v in shared.variables]
@@ -99,7 +101,7 @@ def survives(kind, reloader, folder):
     expect(kept == int(KEEP * total), f"{kept} of {total} weights kept")
     expect(all(map(np.array_equal, end, theta.values)), "w is not θ")
     expect(all(np.isfinite(w).all() for w in end), "weights are not finite")
-    moved = any((w != v)[w != 0].any() for v, w in zip(start, end))
+    moved = any((w != v)[w != 0].any() for v, w in zip(start, end, strict=True))
     expect(moved, "nothing was trained")
     expect(all(np.array_equal(v.numpy(), value) for v, value in fixed), "a frozen weight moved")
     expect(list(map(id, weights)) == list(map(id, model.weights)), "the variables are others")
@@ -112,10 +114,7 @@ def survives(kind, reloader, folder):
         reported = [row.path for row in lc_keras.report(model).frozen]
         expect(reported == frozen, f"reported frozen: {reported}, frozen: {frozen}")
         expect(all(any(name in path for path in frozen) for name in kind.left_out), f"frozen: {frozen}")
-    model_input = kind.x
-    if kind.shipped is not model:
-        model_input = np.random.default_rng(0).normal(size=(2, *kind.shipped.input_shape[1:])).astype("float32")
-    difference = reloader.difference(kind.shipped, model_input, folder)
+    difference = reloader.difference(kind.shipped, kind.x if kind.served is None else kind.served, folder)
     expect(difference == 0, f"outputs differ by {difference}")
     return {"compressed": total, "kept": kept, "frozen": len(frozen)}
 
@@ -158,18 +157,23 @@ def left_over(model):
     found, seen, todo = [], {id(model)}, [("model", model)]
     while todo:
         way, item = todo.pop()
-        module = type(item).__module__ or ""
-        if module.split(".")[0] == "lc_keras" or (getattr(item, "__module__", None) or "").startswith("lc_keras"):
+        # Of an object, the module of its class; of a function or a class, its own.
+        if "lc_keras" in (_package(item), _package(type(item))):
             found.append(way)
             continue
-        for name, part in _parts(item, module):
+        for name, part in _parts(item):
             if id(part) not in seen:
                 seen.add(id(part))
                 todo.append((f"{way}.{name}", part))
     return found
 
 
-def _parts(item, module):
+def _package(item):
+    module = getattr(item, "__module__", None)
+    return module.split(".")[0] if isinstance(module, str) else None
+
+
+def _parts(item):
     if isinstance(item, dict):
         return [(str(key), part) for key, part in item.items()]
     if isinstance(item, (list, tuple, set, frozenset)):
@@ -178,7 +182,7 @@ def _parts(item, module):
         return [("__self__", item.__self__), ("__func__", item.__func__)]
     if inspect.isfunction(item):
         return [("closure", cell.cell_contents) for cell in item.__closure__ or () if _filled(cell)]
-    if inspect.ismodule(item) or inspect.isclass(item) or module.split(".")[0] in ("tensorflow", "numpy"):
+    if inspect.ismodule(item) or inspect.isclass(item) or _package(type(item)) in ("tensorflow", "numpy"):
         return []
     return list(getattr(item, "__dict__", {}).items())
 
@@ -188,10 +192,6 @@ def _filled(cell):
         return cell.cell_contents is not None
     except ValueError:
         return False
-
-
-def _arguments(function):
-    return inspect.signature(function).parameters
 
 
 def _available():
@@ -236,7 +236,8 @@ def table(rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--only", default="", help="models whose name matches this regular expression")
     parser.add_argument("--tiny", action="store_true", help="two models, to see that it runs")
     parser.add_argument("--output", type=Path, help="json file to write; rows of other models in it stay")

@@ -18,7 +18,8 @@ class Kind:
         x: Its inputs, an array or a dictionary of arrays.
         y: Its targets, or `None`.
         compressed: What of the model is compressed: a layer of it, or `None`, the default kernels.
-        shipped: The `keras.Model` that is saved.
+        shipped: The `keras.Model` that is saved, `model` itself if `None`.
+        served: Inputs of that model, `x` if `None`.
         left_out: Names of the layers whose kernels are reported as frozen.
     """
 
@@ -27,6 +28,7 @@ class Kind:
     y: object = None
     compressed: keras.Layer | None = None
     shipped: keras.Model | None = None
+    served: object = None
     left_out: tuple[str, ...] = field(default=())
 
     def __post_init__(self):
@@ -100,7 +102,7 @@ def u_net():
         x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(width, 3, padding="same")(x)))
         skipped.append(x)
         x = layers.MaxPooling2D()(layers.SeparableConv2D(width, 3, padding="same")(x))
-    for width, skip in zip((16, 8), reversed(skipped)):
+    for width, skip in zip((16, 8), reversed(skipped), strict=True):
         x = layers.Conv2DTranspose(width, 3, strides=2, padding="same", activation="relu")(x)
         x = layers.Concatenate()([x, skip])
     outputs = layers.Conv2D(3, 1, activation="softmax")(x)
@@ -153,20 +155,22 @@ class GAN(keras.Model):
             on_made, on_real = (self.discriminator(x, training=True) for x in (made, images))
             ones = tf.ones_like(on_made)
             of_generator = loss(ones, on_made) + sum(self.generator_losses(self))
-            of_discriminator = loss(ones, on_real) + loss(0 * ones, on_made) + sum(self.discriminator_losses(self))
+            of_discriminator = loss(ones, on_real) + loss(tf.zeros_like(ones), on_made)
+            of_discriminator += sum(self.discriminator_losses(self))
         for net, its_loss, optimizer in (
             (self.generator, of_generator, self.generator_optimizer),
             (self.discriminator, of_discriminator, self.discriminator_optimizer),
         ):
             gradients = tape.gradient(its_loss, net.trainable_weights)
-            optimizer.apply_gradients(zip(gradients, net.trainable_weights))
+            optimizer.apply_gradients(zip(gradients, net.trainable_weights, strict=True))
         return {"g_loss": of_generator, "d_loss": of_discriminator}
 
 
 def gan(generator_losses=lambda gan: gan.generator.losses, discriminator_losses=lambda gan: []):
     model = GAN(generator_losses, discriminator_losses)
     model.compile(keras.optimizers.Adam(1e-3), keras.optimizers.SGD(0.01))
-    return Kind(model, _floats(8, 8, 8, 1), compressed=model.generator, shipped=model.generator)
+    images, noise = _floats(8, 8, 8, 1), _floats(8, 6)
+    return Kind(model, images, compressed=model.generator, shipped=model.generator, served=noise)
 
 
 def several_inputs_and_outputs():
@@ -174,7 +178,8 @@ def several_inputs_and_outputs():
     seen = layers.Flatten()(layers.Conv2D(4, 3, activation="relu")(image))
     read = layers.GRU(8)(layers.Embedding(50, 8)(words))
     x = layers.Dense(16, "relu")(layers.Concatenate()([seen, read]))
-    outputs = {"topic": layers.Dense(3, "softmax", name="topic")(x), "score": layers.Dense(1, name="score")(x)}
+    topic, score = layers.Dense(3, "softmax", name="topic"), layers.Dense(1, name="score")
+    outputs = {"topic": topic(x), "score": score(x)}
     model = keras.Model({"image": image, "words": words}, outputs)
     losses = {"topic": "sparse_categorical_crossentropy", "score": "mse"}
     model.compile("adam", losses, loss_weights={"topic": 1.0, "score": 0.5})
@@ -184,9 +189,11 @@ def several_inputs_and_outputs():
 
 def nested_three_deep():
     def inside(x, depth):
-        shape, inputs = x.shape[1:], keras.Input(x.shape[1:])
+        shape = x.shape[1:]
+        inputs = keras.Input(shape)
         y = layers.Dense(8, "relu")(inside(inputs, depth - 1) if depth else inputs)
-        return keras.Model(inputs, layers.Add()([inputs, layers.Dense(shape[-1])(y)]), name=f"depth_{depth}")(x)
+        outputs = layers.Add()([inputs, layers.Dense(shape[-1])(y)])
+        return keras.Model(inputs, outputs, name=f"depth_{depth}")(x)
 
     inputs = keras.Input((6,))
     model = keras.Model(inputs, layers.Dense(3, "softmax")(inside(inputs, 2)))
@@ -208,7 +215,8 @@ def frozen_layers():
         [keras.Input((8, 8, 3)), layers.Conv2D(8, 3, name="edges"), layers.BatchNormalization()], name="base"
     )
     base.trainable = False
-    head = [layers.Flatten(), layers.Dense(16, "relu", name="fixed", trainable=False), layers.Dense(4, "softmax")]
+    fixed = layers.Dense(16, "relu", name="fixed", trainable=False)
+    head = [layers.Flatten(), fixed, layers.Dense(4, "softmax")]
     model = keras.Sequential([keras.Input((8, 8, 3)), base, *head])
     return _classifier(model, _floats(8, 8, 8, 3), _labels(8, 4), left_out=("edges", "fixed"))
 

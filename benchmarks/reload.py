@@ -45,7 +45,8 @@ class Reloader:
         expected = {f"output {i}": y for i, y in enumerate(_outputs(model, given))}
         if not all(np.isfinite(y).all() for y in expected.values()):
             raise ValueError("the outputs are not finite")
-        np.savez(folder / "model.npz", **{f"input {name}": array for name, array in given.items()}, **expected)
+        inputs = {f"input {name}": array for name, array in given.items()}
+        np.savez(folder / "model.npz", **inputs, **expected)
         print(file, file=self._process.stdin, flush=True)
         answer = json.loads(self._process.stdout.readline() or '"the process died"')
         if isinstance(answer, str):

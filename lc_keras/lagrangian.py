@@ -60,7 +60,7 @@ class Lagrangian:
         ]
 
     def penalty(self) -> tf.Tensor:
-        r"""$\frac{\mu}{2}\lVert w - \theta - \lambda/\mu \rVert^2$, a scalar: what an L step adds to the loss."""
+        r"""$\frac{\mu}{2} \lVert w - \theta - \lambda/\mu \rVert^2$: what an L step adds to the loss."""
         return tf.add_n(
             [penalty.pull(v) for v, penalty in zip(self.variables, self.penalties, strict=True)]
         )

@@ -115,10 +115,9 @@ def optimizers_of(model) -> list:
     Returns:
         List of `keras.optimizers.Optimizer`, each once, without what wraps it.
     """
-    tracked = (
-        part for part in tf.train.TrackableView(model).descendants() if isinstance(part, keras.optimizers.Optimizer)
-    )
-    return list({id(o): o for o in map(inner_optimizer, (model.optimizer, *tracked))}.values())
+    parts = tf.train.TrackableView(model).descendants()
+    kept = [part for part in parts if isinstance(part, keras.optimizers.Optimizer)]
+    return list({id(o): o for o in map(inner_optimizer, [model.optimizer, *kept])}.values())
 
 
 def inner_optimizer(optimizer):

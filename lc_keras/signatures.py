@@ -22,7 +22,7 @@ def is_built(model: keras.Model) -> bool:
         Bool.
     """
     parts = model._flatten_layers(include_self=False)
-    return model.built or bool(model.variables) and all(layer.built for layer in parts)
+    return model.built or (bool(model.variables) and all(layer.built for layer in parts))
 
 
 def input_signature_of(model: keras.Model) -> list:

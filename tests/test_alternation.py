@@ -2,9 +2,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_callback import KEPT, RANGE, XENT, X, Y, fit, kernels, lc, net, nonzeros, same
 
 from lc_keras import Alternation, L0Constraint, L1Penalty, LearningCompression, Task
+from test_callback import KEPT, RANGE, XENT, X, Y, fit, kernels, lc, net, nonzeros, same
 
 MUS = RANGE.over(8)
 BATCH = 8
@@ -26,7 +26,7 @@ def training_step(model, lc_steps, regularized=True):
                 loss += sum(model.losses)
             loss += lc_steps.penalty()
         gradients = tape.gradient(loss, model.trainable_variables)
-        model.optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+        model.optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
         return loss
 
     return step
@@ -49,7 +49,8 @@ def run(model, lc_steps, mus=MUS, limited=False, each_l_step=lambda i: None):
 @pytest.mark.parametrize("multipliers", [True, False])
 @pytest.mark.parametrize("limited", [True, False])
 @pytest.mark.parametrize(
-    "optimizer", [lambda: keras.optimizers.SGD(0.02, 0.9, nesterov=True), lambda: keras.optimizers.Adam(0.01)],
+    "optimizer",
+    [lambda: keras.optimizers.SGD(0.02, 0.9, nesterov=True), lambda: keras.optimizers.Adam(0.01)],
     ids=["sgd", "adam"],
 )
 def test_same_weights_as_the_callback(optimizer, limited, multipliers):
@@ -61,7 +62,7 @@ def test_same_weights_as_the_callback(optimizer, limited, multipliers):
     run(outside, lc_steps, limited=limited)
     same(inside, outside, rtol=1e-6, atol=1e-7)
     assert nonzeros(outside) == KEPT
-    for one, two in zip(inside.trainable_variables, outside.trainable_variables):
+    for one, two in zip(inside.trainable_variables, outside.trainable_variables, strict=True):
         np.testing.assert_array_equal(one.numpy() != 0, two.numpy() != 0)
     np.testing.assert_allclose([lc_steps.gap, lc_steps.density], [compress.gap, compress.density], rtol=1e-6)
     assert history["mu"][-1] == lc_steps.mu == MUS[-1]
@@ -84,19 +85,20 @@ def test_the_penalty_follows_every_c_step_and_is_that_of_the_paper():
     penalty = tf.function(lc_steps.penalty)
     thetas, lambdas = [], [np.zeros(w.shape) for w in kernels(model)]
     rng = np.random.default_rng(3)
-    for mu, next_mu in zip([MUS[0], *MUS], MUS):
+    for mu, next_mu in zip([MUS[0], *MUS[:-1]], MUS, strict=True):
         weights = [rng.normal(size=w.shape).astype("float32") for w in kernels(model)]
-        for variable, weight in zip((layer.kernel for layer in model.layers), weights):
-            variable.assign(weight)
+        for layer, weight in zip(model.layers, weights, strict=True):
+            layer.kernel.assign(weight)
         lc_steps.c_step(next_mu)
         with lc_steps.compressed():
             thetas = kernels(model)
         assert sum(map(np.count_nonzero, thetas)) == KEPT
-        for old, weight in zip(kernels(model), weights):
+        for old, weight in zip(kernels(model), weights, strict=True):
             np.testing.assert_array_equal(old, weight)
-        lambdas = [m - mu * (w - t) for m, w, t in zip(lambdas, weights, thetas)]
-        squares = (((w - t - m / next_mu) ** 2).sum() for w, t, m in zip(weights, thetas, lambdas))
-        np.testing.assert_allclose(penalty(), next_mu / 2 * sum(squares), rtol=1e-3)
+        lambdas = [m - mu * (w - t) for m, w, t in zip(lambdas, weights, thetas, strict=True)]
+        differences = [w - t - m / next_mu for w, t, m in zip(weights, thetas, lambdas, strict=True)]
+        squares = sum((difference**2).sum() for difference in differences)
+        np.testing.assert_allclose(penalty(), next_mu / 2 * squares, rtol=1e-3)
     assert penalty.experimental_get_tracing_count() == 1
 
 
@@ -120,9 +122,8 @@ def test_shown_compressed_only_inside():
             assert nonzeros(model) == KEPT
             with pytest.raises(ValueError, match="shown compressed"):
                 lc_steps.c_step()
-            with pytest.raises(ValueError, match="shown compressed"):
-                with lc_steps.compressed():
-                    pass
+            with pytest.raises(ValueError, match="shown compressed"), lc_steps.compressed():
+                pass
             raise KeyError
         for old, new in zip(before, kernels(model), strict=True):
             np.testing.assert_array_equal(old, new)
@@ -154,7 +155,8 @@ def test_what_diverged_goes_back_to_the_last_c_step(which):
     step(*BATCHES[1])
     variable = getattr(model.layers[0], which)
     variable.assign(variable * float("nan"))
-    with pytest.raises(ValueError, match=f"diverged: NaN or infinite values in {variable.path}. .*last C step"):
+    message = f"diverged: NaN or infinite values in {variable.path}. .*last C step"
+    with pytest.raises(ValueError, match=message):
         lc_steps.c_step(MUS[2])
     for one, two in zip(model.get_weights(), good, strict=True):
         np.testing.assert_array_equal(one, two)
@@ -172,7 +174,9 @@ def test_a_model_that_is_not_finite_is_refused(which):
         np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.parametrize("mu, error", [(0.0, ValueError), (float("inf"), ValueError), ("auto", TypeError), (None, TypeError)])
+@pytest.mark.parametrize(
+    "mu, error", [(0.0, ValueError), (float("inf"), ValueError), ("auto", TypeError), (None, TypeError)]
+)
 def test_wrong_mu(mu, error):
     model = net()
     with pytest.raises(error, match="Expected `mu` to be a positive number"):

@@ -11,9 +11,11 @@ from lc_keras import L0Constraint, LCPenalty, LearningCompression, Task, report
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
-import any_model  # noqa: E402
-import kinds  # noqa: E402
-from reload import Reloader  # noqa: E402
+import any_model
+import kinds
+from reload import Reloader
+
+SGD = keras.optimizers.SGD
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +55,9 @@ def test_what_is_left_on_a_model_is_found():
 
 def test_a_model_that_needs_the_package_is_not_reloaded(reloader, tmp_path):
     layer = keras.layers.Dense(2, kernel_regularizer=LCPenalty(np.zeros((3, 2))))
+    model = keras.Sequential([keras.Input((3,)), layer])
     with pytest.raises(RuntimeError, match="not reloaded"):
-        reloader.difference(keras.Sequential([keras.Input((3,)), layer]), np.ones((1, 3), "float32"), tmp_path)
+        reloader.difference(model, np.ones((1, 3), "float32"), tmp_path)
 
 
 # Two nets with an optimizer each.
@@ -62,15 +65,18 @@ def test_a_model_that_needs_the_package_is_not_reloaded(reloader, tmp_path):
 
 def gan(*losses, **options):
     kind = kinds.gan(*losses)
-    rates = {"generator_optimizer": keras.optimizers.Adam(1e-3), "discriminator_optimizer": keras.optimizers.SGD(0.01)}
+    rates = {"generator_optimizer": SGD(0.01), "discriminator_optimizer": SGD(0.01)}
     kind.model.compile(**rates | options)
     return kind.model, kind.x
 
 
 def fit(model, x, task, **options):
-    compress = LearningCompression(task, **({"mu": [1.0, 10.0], "steps": 2, "epochs_per_step": 1} | options))
-    model.fit(x, batch_size=4, epochs=2, callbacks=[compress], verbose=0)
-    return compress
+    """Two epochs of two batches; returns the logs of each batch."""
+    compress = LearningCompression(task, **({"mu": [1.0, 10.0], "epochs_per_step": 1} | options))
+    history = []
+    note = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: history.append(logs))
+    model.fit(x, batch_size=4, epochs=2, callbacks=[compress, note], verbose=0)
+    return history
 
 
 def of_all(model):
@@ -116,48 +122,31 @@ def test_a_net_without_the_pull_is_an_error_that_names_it(losses, compressed, na
     # `compile` of this model takes optimizers only.
     model.run_eagerly = eager
     task = Task(BOTH, weights=compressed and getattr(model, compressed))
-    with (
-        pytest.warns(UserWarning, match="interrupted"),
-        pytest.raises(ValueError, match=f"leaves out `model.losses`.* for .*{named}. Expected a `train_step`"),
-    ):
+    message = f"leaves out `model.losses`.* for .*{named}. Expected a `train_step`"
+    with pytest.warns(UserWarning, match="interrupted"), pytest.raises(ValueError, match=message):
         fit(model, x, task)
     assert not any_model.left_over(model)
 
 
 def test_only_the_optimizer_of_the_compressed_net_is_limited():
-    """At a limit of 0 nothing of the generator moves, whatever its gradients are."""
-
-    def trained(mu, generator_rate):
+    def first_losses(mu):
         keras.utils.set_random_seed(0)
-        model, x = gan(of_all, generator_optimizer=keras.optimizers.SGD(generator_rate))
-        start = [v.numpy() for v in model.discriminator.trainable_weights + model.generator.trainable_weights]
-        moved = []
+        model, x = gan(of_all, generator_optimizer=SGD(0.1))
+        logs = fit(model, x, Task(BOTH, weights=model.generator), mu=[mu, 2 * mu])
+        assert float(model.generator_optimizer.learning_rate) == np.float32(0.1)
+        return [batch["d_loss"] for batch in logs], model
 
-        def note(batch, logs):
-            now = model.discriminator.trainable_weights + model.generator.trainable_weights
-            moved.append([np.abs(v.numpy() - w).max() for v, w in zip(now, start)])
-
-        spy = keras.callbacks.LambdaCallback(on_train_batch_end=note)
-        compress = LearningCompression(Task(BOTH, weights=model.generator), mu=[mu, 2 * mu], epochs_per_step=1)
-        model.fit(x, batch_size=8, epochs=2, callbacks=[compress, spy], verbose=0)
-        return moved[0][:4], moved[0][4:], model
-
-    others, limited, model = trained(1e9, 0.1)
-    assert max(others) > 1e-4
-    others, free, _ = trained(1e-9, 0.1)
-    assert max(others) > 1e-4 and max(free) > 1e-4
-    assert float(model.generator_optimizer.learning_rate) == pytest.approx(0.1)
+    # At 0.1 the pull alone would send the generator's weights to infinity.
+    losses, model = first_losses(1e6)
+    assert all(np.abs(v.numpy()).max() < 10 for v in model.generator.trainable_weights)
+    assert losses[1] != losses[0] and np.isfinite(losses).all()
 
 
 def test_mu_comes_from_the_optimizer_of_the_compressed_net():
     def last_mu(rate):
         keras.utils.set_random_seed(0)
-        optimizers = {"generator_optimizer": keras.optimizers.SGD(rate), "discriminator_optimizer": keras.optimizers.SGD(1e-4)}
-        model, x = gan(lambda model: model.generator.losses, **optimizers)
-        logs = []
-        spy = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, values: logs.append(values["mu"]))
-        compress = LearningCompression(Task(BOTH, weights=model.generator), epochs_per_step=0.5)
-        model.fit(x, batch_size=4, epochs=2, callbacks=[compress, spy], verbose=0)
-        return logs[-1]
+        model, x = gan(of_all, generator_optimizer=SGD(rate), discriminator_optimizer=SGD(1e-4))
+        task = Task(BOTH, weights=model.generator)
+        return fit(model, x, task, mu="auto", epochs_per_step=0.5)[-1]["mu"]
 
     assert last_mu(0.01) == pytest.approx(4 * last_mu(0.04), rel=0.3)

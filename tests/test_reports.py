@@ -209,16 +209,16 @@ def test_frozen_kernels_are_named_and_do_not_count(tmp_path):
     model.get_layer("adapted").enable_lora(2)
     model.quantize("int8", filters="quantised")
     found = report(model)
-    assert [row.path for row in found.rows] == ["free/kernel"] and found.weights == 8
     names = ["frozen/kernel", "adapted/kernel", "quantised/kernel"]
-    assert [row.path for row in found.frozen] == names
+    assert [row.path for row in found.rows] == [f"{model.name}/free/kernel"] and found.weights == 8
+    assert [row.path for row in found.frozen] == [f"{model.name}/{name}" for name in names]
     assert [row.macs for row in found.frozen] == [8 * 4, 4 * 4, 4 * 4]
-    assert "Left out, as not trainable: frozen/kernel and 2 more" in str(found)
+    assert f"Left out, as not trainable: {model.name}/frozen/kernel and 2 more" in str(found)
     assert not report(net()).frozen
     assert [row["frozen"] for row in json.loads(found.to_json())["others"]].count(True) == 3
     plain = keras.Sequential([keras.Input((8,)), model.layers[0], model.layers[3]])
     export_saved_model(plain, tmp_path / "1")
-    assert [row.path for row in report(tmp_path / "1").frozen] == names[:1]
+    assert [row.path for row in report(tmp_path / "1").frozen] == [model.layers[0].kernel.path]
 
 
 def test_a_report_that_was_written_before_frozen_kernels_were_named(tmp_path):
