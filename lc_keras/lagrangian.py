@@ -73,6 +73,12 @@ class Lagrangian:
             for mu, target, theta in zip(self.mus, self.targets, self.thetas, strict=True)
         ]
 
+    def penalty(self) -> tf.Tensor:
+        r"""$\frac{\mu}{2} \lVert w - \theta - \lambda/\mu \rVert^2$: what an L step adds to the loss."""
+        return tf.add_n(
+            [penalty.pull(v) for v, penalty in zip(self.variables, self.penalties, strict=True)]
+        )
+
     @contextlib.contextmanager
     def pulling(self):
         """The context in which the penalty counts among the regularizers of the weights."""
@@ -112,6 +118,11 @@ class Lagrangian:
         scales = self.scales if scales is None else tf.where(self._scalable, tf.cast(scales, tf.float32), 1.0)
         mu, next_mu = tf.constant(mu, tf.float64), tf.constant(next_mu, tf.float64)
         return self._c_step(mu, next_mu, scales, tf.constant(True))
+
+    def not_finite(self, result: CStep) -> list[str]:
+        """The paths of the variables because of which a C step changed nothing."""
+        finite = result.finite.numpy()
+        return [v.path for v, ok in zip(self.variables, finite, strict=True) if not ok]
 
     def compress(self, variables, mu):
         r"""Puts $\Pi(v)$ in the place of each $v$, λ left aside. To be called in a `tf.function`.

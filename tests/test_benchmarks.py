@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(
-    "script", ["automatic_mu", "c_step", "error", "l_step", "on_device", "serving", "shrink"]
+    "script",
+    ["any_model", "automatic_mu", "c_step", "error", "l_step", "on_device", "serving", "shrink"],
 )
 def test_a_tiny_pass(script, tmp_path):
     done = subprocess.run(
@@ -35,6 +36,9 @@ def test_a_tiny_pass(script, tmp_path):
         assert [row["contender"] for row in rows] == ["LC", "gradual", "magnitude"]
         assert len({row["kept"] for row in rows}) == 1
         assert all(0 <= row["error"] < 90 and row["contender"] in done.stdout for row in rows)
+    elif script == "any_model":
+        assert [row["model"] for row in rows] == ["nested three deep", "MobileNet"]
+        assert all(row["outcome"] == "ok" and 0 < row["kept"] < row["compressed"] for row in rows)
     elif script == "automatic_mu":
         assert [row["mu"] for row in rows] == ["auto", "0.0001 … 0.01"]
     elif script == "c_step":

@@ -7,6 +7,7 @@ from lc_keras.optimizers import (
     LearningRateLimit,
     effective_rate,
     inner_optimizer,
+    optimizers_of,
     relative_curvature,
     reset_state,
 )
@@ -262,3 +263,39 @@ def test_relative_curvature_is_unknown_where_no_gradient_is_remembered(optimizer
     variable = fresh()
     optimizer.apply([tf.zeros((2, 2))], [variable])
     assert relative_curvature(optimizer, [variable]) is None
+
+
+# Several optimizers.
+
+
+class Two(keras.Sequential):
+    def compile(self, other, **options):
+        super().compile(**options)
+        self.kept = {"other": other}
+
+
+def test_optimizers_of_a_model():
+    other = SGD(0.2)
+    model = Two([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(other, optimizer=keras.optimizers.LossScaleOptimizer(SGD(0.1)))
+    found = optimizers_of(model)
+    assert len(found) == 2 and found[0] is model.optimizer.inner_optimizer and found[1] is other
+    plain = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    plain.compile("sgd")
+    assert optimizers_of(plain) == [plain.optimizer]
+
+
+def test_only_what_updates_the_compressed_weights_is_limited_and_sets_the_scale():
+    compressed, others = fresh(), fresh()
+    ours, theirs = SGD(0.1), SGD(schedule(), momentum=0.9)
+    limit = LearningRateLimit(theirs, ours, variables=[compressed])
+    limit.look_ahead(10)
+    assert limit.updating == [theirs, ours] and limit.guessed
+    limit.set(0.01)
+    with limit.applied():
+        np.testing.assert_allclose(move(ours, compressed), -0.01, rtol=1e-5)
+        free = float(theirs._learning_rate())
+        np.testing.assert_allclose(move(theirs, others), -free, rtol=1e-5)
+        assert free > 0.01
+    assert limit.updating == [ours] and not limit.guessed
+    assert limit.highest() == pytest.approx(0.1) and limit.effective() == pytest.approx(0.1)

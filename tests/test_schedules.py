@@ -142,3 +142,10 @@ def test_automatic_scales_follow_the_curvature_slowly():
     np.testing.assert_allclose(first, [0.5, 100.0])
     np.testing.assert_allclose(schedule.scales(5, first, [0.5, 1.0]), [0.5, 100.0**0.8])
     np.testing.assert_allclose(schedule.scales(6, first, [0.5, 1.0]), first)
+
+
+def test_automatic_is_not_held_near_a_guess():
+    guessed, known = Automatic(5), Automatic(5)
+    guessed(0, 1.0, 100, 0.1, guessed=True)
+    known(0, 1e-4, 100, 0.1)
+    assert guessed(1, 1e-4, 100, 0.1) == known(1, 1e-4, 100, 0.1)
