@@ -1,6 +1,11 @@
 """What a run of LC needs to go on after it was cut off, beside what Keras keeps."""
 
+import os
+from collections.abc import Iterable
+
 import tensorflow as tf
+
+from lc_keras.lagrangian import Lagrangian
 
 
 class Backup:
@@ -14,16 +19,16 @@ class Backup:
         lagrangian: `Lagrangian`.
     """
 
-    def __init__(self, directory, lagrangian):
+    def __init__(self, directory: str | os.PathLike[str], lagrangian: Lagrangian) -> None:
         self._lagrangian = lagrangian
-        self._place = {}
+        self._place: dict[str, tf.Variable] = {}
         self._epoch = tf.Variable(-1, dtype=tf.int64, trainable=False)
         self._checkpoint = tf.train.Checkpoint(
             targets=lagrangian.targets, thetas=lagrangian.thetas, mu=lagrangian.mu, epoch=self._epoch
         )
         self._manager = tf.train.CheckpointManager(self._checkpoint, str(directory), max_to_keep=1)
 
-    def save(self, epoch: int, place: dict):
+    def save(self, epoch: int, place: dict[str, float]) -> None:
         """Writes the state, while the model shows its compressed weights.
 
         Args:
@@ -36,7 +41,7 @@ class Backup:
             self._place[name].assign(value)
         self._manager.save()
 
-    def restore(self, epoch: int, names) -> dict | None:
+    def restore(self, epoch: int, names: Iterable[str]) -> dict[str, float] | None:
         """Reads the state that `save` wrote last.
 
         Args:
@@ -69,12 +74,12 @@ class Backup:
         self._lagrangian.compressed = True
         return {name: float(variable.numpy()) for name, variable in self._place.items()}
 
-    def delete(self):
+    def delete(self) -> None:
         """Removes what was saved."""
         if tf.io.gfile.exists(self._manager.directory):
             tf.io.gfile.rmtree(self._manager.directory)
 
-    def _track(self, names):
+    def _track(self, names: Iterable[str]) -> None:
         if not self._place:
             self._place = {name: tf.Variable(0.0, dtype=tf.float64, trainable=False) for name in names}
             self._checkpoint.place = self._place

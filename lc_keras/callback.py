@@ -2,17 +2,20 @@
 
 import contextlib
 import math
+import os
 import warnings
+from collections.abc import Iterator
+from typing import Literal, NoReturn
 
 import keras
 import numpy as np
 
 from lc_keras import schedules
 from lc_keras.backup import Backup
-from lc_keras.guard import Guard, Snapshot
-from lc_keras.lagrangian import Lagrangian
+from lc_keras.guard import Guard, Logs, Snapshot, TrainFunction
+from lc_keras.lagrangian import CStep, Lagrangian
 from lc_keras.optimizers import LearningRateLimit, effective_rate, inner_optimizer, reset_state
-from lc_keras.tasks import as_tasks, bind_tasks
+from lc_keras.tasks import Tasks, as_tasks, bind_tasks
 
 _SUGGESTED_EPOCHS = 20
 # How long an epoch is taken to be until the first one has ended, if Keras does not know.
@@ -87,17 +90,17 @@ class LearningCompression(keras.callbacks.Callback):
 
     def __init__(
         self,
-        tasks,
-        mu="auto",
-        steps=None,
-        epochs_per_step=0.25,
-        first_step_epochs=None,
-        multipliers=True,
-        limit_learning_rate=True,
-        reset_optimizer=False,
-        tolerance=0.0,
-        backup_dir=None,
-    ):
+        tasks: Tasks,
+        mu: Literal["auto"] | schedules.Schedule = "auto",
+        steps: int | None = None,
+        epochs_per_step: float = 0.25,
+        first_step_epochs: float | None = None,
+        multipliers: bool = True,
+        limit_learning_rate: bool = True,
+        reset_optimizer: bool = False,
+        tolerance: float = 0.0,
+        backup_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
         super().__init__()
         self.tasks = as_tasks(tasks)
         self.mu = mu
@@ -123,7 +126,7 @@ class LearningCompression(keras.callbacks.Callback):
         if not self._is_automatic:
             schedules.values(mu, self.steps or 2)
         self.gap = self.density = math.nan
-        self._lagrangian = None
+        self._lagrangian: Lagrangian = None  # type: ignore[assignment]  # there while `fit` runs
 
     @property
     def epochs(self) -> int:
@@ -131,7 +134,7 @@ class LearningCompression(keras.callbacks.Callback):
             return _SUGGESTED_EPOCHS
         return math.ceil(self._end(self.steps - 1) - 1e-9)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         model = self.model
         Guard.dismiss_other(model, self.params)
         self._lagrangian = lagrangian = Lagrangian(bind_tasks(self.tasks, model), self.multipliers)
@@ -139,33 +142,34 @@ class LearningCompression(keras.callbacks.Callback):
         self._rate = LearningRateLimit(model.optimizer)
         self._backup = None if self.backup_dir is None else Backup(self.backup_dir, lagrangian)
         self._batches = self.params.get("steps")
-        self._first_epoch = self._schedule = None
+        self._first_epoch: int | None = None
+        self._schedule: schedules.Automatic | list[float] = []
         self._step, self._mu = 0, math.nan
         self._finished = False
         model.train_function = Guard(
             model, self.params, self._execute, self._abandon, self._detach
         )
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         with self._leaving_model_usable():
             if self._first_epoch is None:
                 self._begin(epoch)
-            self._epoch = epoch - self._first_epoch
+            self._epoch = epoch - (self._first_epoch or 0)
             self._batch = 0
             self._lagrangian.show_training()
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
         with self._leaving_model_usable():
             self._batch = batch
             if self._batches:
                 self._advance(batch)
             self._logs.update(mu=self._mu, l_step=self._running + 1)
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
         if self._lagrangian is not None:
             self._end_epoch()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._end_epoch()
         if logs is not None:
             with self._leaving_model_usable():
@@ -175,7 +179,7 @@ class LearningCompression(keras.callbacks.Callback):
         if self._backup:
             self._backup.save(epoch, self._place())
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         lagrangian = self._lagrangian
         if self._backup:
             self._backup.delete()
@@ -192,11 +196,11 @@ class LearningCompression(keras.callbacks.Callback):
         """The index of the running L step, or of the last one if all are done."""
         return min(self._step, self._steps - 1)
 
-    def _end(self, step) -> float:
+    def _end(self, step: int) -> float:
         """The position, in epochs, where an L step ends."""
         return self.first_step_epochs + step * self.epochs_per_step
 
-    def _ended(self, position) -> int:
+    def _ended(self, position: float) -> int:
         """How many L steps end up to a position, in epochs."""
         slack = 0.5 / self._batches if self._batches else 1e-9
         step = self._step
@@ -206,7 +210,7 @@ class LearningCompression(keras.callbacks.Callback):
         cut_off = step == self._step < self._steps and self._epochs <= position + slack
         return step + cut_off
 
-    def _step_at(self, batch) -> int:
+    def _step_at(self, batch: int) -> int:
         """The L step of the execution that begins with a batch of this epoch.
 
         If several end in it, it is the last of them; after the last one, `steps`.
@@ -215,7 +219,7 @@ class LearningCompression(keras.callbacks.Callback):
         executed = min(self.model.steps_per_execution, self._batches - batch % self._batches)
         return max(self._ended(position), self._ended(position + executed / self._batches) - 1)
 
-    def _begin(self, epoch):
+    def _begin(self, epoch: int) -> None:
         saved = self._backup.restore(epoch - 1, self._place()) if self._backup and epoch > 0 else None
         first_epoch = int(saved["first_epoch"]) if saved else epoch
         epochs = self.params["epochs"] - first_epoch
@@ -245,7 +249,7 @@ class LearningCompression(keras.callbacks.Callback):
         if saved:
             self._step, self._mu = int(saved["step"]), saved["mu"]
             self.gap, self.density = saved["gap"], saved["density"]
-            if self._is_automatic:
+            if isinstance(self._schedule, schedules.Automatic):
                 self._schedule.state = saved["boost"], saved["first_rate"], saved["previous"]
         else:
             self._check_others()
@@ -256,9 +260,10 @@ class LearningCompression(keras.callbacks.Callback):
         self._limit_rate()
         self._logs = {"gap": self.gap, "density": self.density, "l_steps": steps}
 
-    def _place(self) -> dict:
+    def _place(self) -> dict[str, float]:
         """Where the run is, for the backup."""
-        automatic = self._schedule.state if self._is_automatic and self._schedule else (0.0, 0.0, 0.0)
+        schedule = self._schedule
+        automatic = schedule.state if isinstance(schedule, schedules.Automatic) else (0.0, 0.0, 0.0)
         return {
             "first_epoch": self._first_epoch or 0,
             "step": self._step,
@@ -268,8 +273,8 @@ class LearningCompression(keras.callbacks.Callback):
             **dict(zip(("boost", "first_rate", "previous"), automatic, strict=True)),
         }
 
-    def _mu_of(self, step) -> float:
-        if not self._is_automatic:
+    def _mu_of(self, step: int) -> float:
+        if isinstance(self._schedule, list):
             return self._schedule[step]
         rate = effective_rate(
             self.model.optimizer, self._lagrangian.variables, self._rate.highest()
@@ -277,7 +282,7 @@ class LearningCompression(keras.callbacks.Callback):
         batches = self._epochs * (self._batches or _UNKNOWN_BATCHES)
         return self._schedule(step, rate, batches, self.gap)
 
-    def _execute(self, train_function, iterator):
+    def _execute(self, train_function: TrainFunction, iterator: Iterator[object]) -> Logs:
         """Runs an execution of the L step, and what is due if it is the last of the epoch."""
         # Keras runs a batch more after it was told to stop.
         if not self._finished:
@@ -287,13 +292,13 @@ class LearningCompression(keras.callbacks.Callback):
                 self._end_epoch()
         return {**self._metrics, **self._logs} if isinstance(self._metrics, dict) else self._metrics
 
-    def _advance(self, batch):
+    def _advance(self, batch: int) -> None:
         """Runs the C step that is due before a batch, if one is."""
         step = self._step_at(batch)
         if step > self._step and not self._finished:
             self._c_step(step)
 
-    def _c_step(self, next_step):
+    def _c_step(self, next_step: int) -> None:
         if not all(penalty.called for penalty in self._lagrangian.penalties):
             raise ValueError(
                 "The training step of the model leaves out `model.losses`, where the penalty of the "
@@ -313,12 +318,12 @@ class LearningCompression(keras.callbacks.Callback):
             if self.reset_optimizer:
                 reset_state(self.model.optimizer)
 
-    def _check_others(self):
+    def _check_others(self) -> None:
         bad = self._others.not_finite()
         if bad:
             self._diverge(f"NaN or infinite values in {', '.join(v.path for v in bad)}")
 
-    def _check(self, result):
+    def _check(self, result: CStep) -> None:
         finite = result.finite.numpy()
         if not finite.all():
             names = [v.path for v, ok in zip(self._lagrangian.variables, finite, strict=True) if not ok]
@@ -326,7 +331,7 @@ class LearningCompression(keras.callbacks.Callback):
         self.gap = float(result.gap)
         self.density = float(result.density)
 
-    def _diverge(self, why):
+    def _diverge(self, why: str) -> NoReturn:
         if self._first_epoch is None:
             raise ValueError(f"Expected a model with finite weights. Received: {why}.")
         raise ValueError(
@@ -334,11 +339,11 @@ class LearningCompression(keras.callbacks.Callback):
             "compressed weights of the last C step. Try a lower learning rate, or gradient clipping."
         )
 
-    def _limit_rate(self):
+    def _limit_rate(self) -> None:
         if self.limit_learning_rate:
             self._rate.set(1 / self._mu)
 
-    def _end_epoch(self):
+    def _end_epoch(self) -> None:
         """Leaves the compressed weights in the model until the next epoch begins."""
         if self._lagrangian.compressed:
             return
@@ -351,14 +356,14 @@ class LearningCompression(keras.callbacks.Callback):
             self._lagrangian.show_compressed()
 
     @contextlib.contextmanager
-    def _leaving_model_usable(self):
+    def _leaving_model_usable(self) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
             self._abandon(error)
             raise
 
-    def _abandon(self, error):
+    def _abandon(self, error: BaseException) -> None:
         """Compresses the model as it is, or goes back to where it was finite."""
         lagrangian = self._lagrangian
         if lagrangian is None:
@@ -374,15 +379,15 @@ class LearningCompression(keras.callbacks.Callback):
             self._warn(f"Training was interrupted ({type(error).__name__})")
         self._detach()
 
-    def _detach(self):
+    def _detach(self) -> None:
         if self._lagrangian is None:
             return
         if isinstance(self.model.train_function, Guard):
             # The next `fit` traces anew, without the penalty.
             self.model.train_function = None
-        self._lagrangian = self._others = self._rate = None
+        self._lagrangian = self._others = self._rate = None  # type: ignore[assignment]  # as in __init__
 
-    def _warn(self, what):
+    def _warn(self, what: str) -> None:
         warnings.warn(
             f"{what} in L step {self._running + 1} of {self._steps}. The model holds the compressed "
             f"weights; the relative gap to the trained ones was {self.gap:.3g}, expect accuracy to "
@@ -391,7 +396,7 @@ class LearningCompression(keras.callbacks.Callback):
         )
 
 
-def _positive(name, value) -> float:
+def _positive(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         raise TypeError(f"Expected `{name}` to be a positive number. Received: {name}={value!r}")
     if not (math.isfinite(value) and value > 0):

@@ -1,12 +1,15 @@
 r"""The augmented Lagrangian of $w = \theta$: the copy θ, the multipliers λ, and the C step."""
 
 import contextlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import keras
 import tensorflow as tf
 
 from lc_keras import thresholds
 from lc_keras.penalty import LCPenalty
+from lc_keras.tasks import SharedCost
 
 
 class CStep(NamedTuple):
@@ -36,7 +39,7 @@ class Lagrangian:
         multipliers: Bool, default `True`. `False` gives the plain quadratic penalty.
     """
 
-    def __init__(self, shared, multipliers=True):
+    def __init__(self, shared: Sequence[SharedCost], multipliers: bool = True) -> None:
         self.shared = shared
         self.variables = [v for part in shared for v in part.variables]
         self.mu = tf.Variable(0.0, trainable=False, name="mu")
@@ -48,11 +51,11 @@ class Lagrangian:
         ]
         self.size = sum(int(target.shape.num_elements()) for target in self.targets)
         self.compressed = False
-        self._c_step = tf.function(self._c_step, autograph=False)
-        self._swap = tf.function(self._swap, autograph=False)
+        self._c_step = tf.function(self._c_step, autograph=False)  # type: ignore[method-assign]  # compiled
+        self._swap = tf.function(self._swap, autograph=False)  # type: ignore[method-assign]  # compiled
 
     @property
-    def multipliers(self) -> list:
+    def multipliers(self) -> list[tf.Tensor]:
         """λ, a tensor for each variable."""
         return [
             self.mu * (target - theta)
@@ -60,7 +63,7 @@ class Lagrangian:
         ]
 
     @contextlib.contextmanager
-    def pulling(self):
+    def pulling(self) -> Iterator[None]:
         """The context in which the penalty counts among the regularizers of the weights."""
         for variable, penalty in zip(self.variables, self.penalties, strict=True):
             variable.regularizer = penalty
@@ -97,7 +100,7 @@ class Lagrangian:
         self.mu.assign(tf.where(tf.reduce_all(result.finite), next_mu, self.mu))
         return result
 
-    def project(self, mu: float):
+    def project(self, mu: float) -> None:
         r"""Puts $\Pi(w)$ of the model's present weights into the model, λ left aside.
 
         Args:
@@ -110,25 +113,25 @@ class Lagrangian:
         self.compressed = False
         self.show_compressed()
 
-    def show_compressed(self):
+    def show_compressed(self) -> None:
         """Puts θ into the model, and w where θ was."""
         if not self.compressed:
             self._swap()
             self.compressed = True
 
-    def show_training(self):
+    def show_training(self) -> None:
         """Puts w back into the model."""
         if self.compressed:
             self._swap()
             self.compressed = False
 
-    def _swap(self):
+    def _swap(self) -> None:
         for variable, theta in zip(self.variables, self.thetas, strict=True):
             weight, compressed = _read(variable), theta.value()
             variable.assign(tf.cast(compressed, variable.dtype))
             theta.assign(weight)
 
-    def _c_step(self, mu, ratio):
+    def _c_step(self, mu: tf.Tensor, ratio: tf.Tensor) -> CStep:
         finite = thresholds.finite([tf.convert_to_tensor(v) for v in self.variables])
         gap, density = tf.cond(
             tf.reduce_all(finite),
@@ -137,7 +140,7 @@ class Lagrangian:
         )
         return CStep(finite, gap, density)
 
-    def _update(self, mu, ratio):
+    def _update(self, mu: tf.Tensor, ratio: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         # With v = w − λ/μ the new multipliers are λ − μ(w − θ) = μ(θ − v), so the new
         # target is θ + (μ/μ')(θ − v). v waits where θ will be: no third array.
         with_multipliers = self.thetas is not self.targets
@@ -167,10 +170,10 @@ class Lagrangian:
         return gap, tf.cast(kept / self.size, tf.float32)
 
 
-def _read(variable):
+def _read(variable: keras.Variable | tf.Variable) -> tf.Tensor:
     # tf.cast of a variable to its own dtype would not read it yet.
     return tf.cast(tf.convert_to_tensor(variable), tf.float32)
 
 
-def _slot(variable, name):
+def _slot(variable: keras.Variable, name: str) -> tf.Variable:
     return tf.Variable(_read(variable), trainable=False, name=f"{variable.name}_{name}")

@@ -1,9 +1,16 @@
 """What an L step asks of the optimizer: its rate, a limited learning rate, a fresh state."""
 
 import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import keras
 import tensorflow as tf
+
+# What Keras takes as a learning rate.
+Rate: TypeAlias = (
+    "keras.Variable | keras.optimizers.schedules.LearningRateSchedule | Callable[[], tf.Tensor]"
+)
 
 _LOOKS = 20
 
@@ -18,12 +25,12 @@ class LearningRateLimit:
         optimizer: `keras.optimizers.Optimizer`.
     """
 
-    def __init__(self, optimizer):
+    def __init__(self, optimizer: keras.optimizers.Optimizer) -> None:
         self._optimizer = inner_optimizer(optimizer)
         self._limit = tf.Variable(float("inf"), trainable=False, name="learning_rate_limit")
-        self._ahead = []
+        self._ahead: list[tuple[int, float]] = []
 
-    def set(self, limit: float):
+    def set(self, limit: float) -> None:
         """Limits the learning rate from now on.
 
         Args:
@@ -32,7 +39,7 @@ class LearningRateLimit:
         self._limit.assign(limit)
 
     @contextlib.contextmanager
-    def applied(self):
+    def applied(self) -> Iterator[None]:
         """The context in which the optimizer has the limited rate."""
         optimizer = self._optimizer
         given = optimizer._learning_rate
@@ -43,7 +50,7 @@ class LearningRateLimit:
         finally:
             optimizer._learning_rate = given
 
-    def look_ahead(self, batches: float):
+    def look_ahead(self, batches: float) -> None:
         """Notes how a schedule goes on.
 
         Args:
@@ -61,20 +68,22 @@ class LearningRateLimit:
         done = int(self._optimizer.iterations)
         return max([now, *(rate for step, rate in self._ahead if step >= done)])
 
-    def _rate_of(self, given):
+    def _rate_of(self, given: Rate) -> Callable[[], tf.Tensor]:
         if isinstance(given, keras.optimizers.schedules.LearningRateSchedule):
             return lambda: given(self._optimizer.iterations.value)
         return (lambda: given.value) if isinstance(given, keras.Variable) else given
 
 
-def inner_optimizer(optimizer):
+def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     """The optimizer that makes the update, inside wrappers such as `LossScaleOptimizer`."""
     while hasattr(optimizer, "inner_optimizer"):
         optimizer = optimizer.inner_optimizer
     return optimizer
 
 
-def effective_rate(optimizer, variables, learning_rate: float) -> float:
+def effective_rate(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable], learning_rate: float
+) -> float:
     r"""How far a unit gradient that stays moves a weight in a batch, once it has settled.
 
     $\eta / (1 - m)$ for SGD with momentum m. Optimizers that divide by the root of a
@@ -109,7 +118,7 @@ def effective_rate(optimizer, variables, learning_rate: float) -> float:
     return learning_rate / size
 
 
-def reset_state(optimizer):
+def reset_state(optimizer: keras.optimizers.Optimizer) -> None:
     """Gives an optimizer the moments of a new one; its step count, rate and averaged weights stay.
 
     Args:

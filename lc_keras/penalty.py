@@ -1,6 +1,10 @@
 """The pull of the weights towards their compressed copy, as a Keras regularizer."""
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
+import numpy as np
 import tensorflow as tf
 
 
@@ -31,7 +35,12 @@ class LCPenalty(keras.regularizers.Regularizer):
     ```
     """
 
-    def __init__(self, target, mu=0.0, regularizer=None):
+    def __init__(
+        self,
+        target: tf.Variable | np.ndarray,
+        mu: tf.Variable | float = 0.0,
+        regularizer: keras.regularizers.Regularizer | None = None,
+    ) -> None:
         if not isinstance(mu, tf.Variable):
             if not 0 <= float(mu) < float("inf"):
                 raise ValueError(f"Expected `mu` to be a finite number ≥ 0. Received: mu={mu}")
@@ -43,7 +52,7 @@ class LCPenalty(keras.regularizers.Regularizer):
         self.called = False
         self.regularizer = keras.regularizers.get(regularizer)
 
-    def __call__(self, weight):
+    def __call__(self, weight: tf.Tensor) -> tf.Tensor:
         weight = tf.convert_to_tensor(weight)
         if not weight.shape.is_compatible_with(self.target.shape):
             raise ValueError(
@@ -56,7 +65,7 @@ class LCPenalty(keras.regularizers.Regularizer):
             penalty += tf.cast(self.regularizer(weight), tf.float32)
         return penalty
 
-    def get_config(self):
+    def get_config(self) -> dict[str, object]:
         return {
             "target": self.target.numpy(),
             "mu": float(self.mu.numpy()),
@@ -66,16 +75,19 @@ class LCPenalty(keras.regularizers.Regularizer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "LCPenalty":
         target = keras.saving.deserialize_keras_object(config["target"])
         return cls(**{**config, "target": target})
 
 
+Gradient = Callable[[tf.Tensor], tuple[tf.Tensor, None, None]]
+
+
 @tf.custom_gradient
-def _pull(weight, target, mu):
+def _pull(weight: tf.Tensor, target: tf.Tensor, mu: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
     difference = weight - target
 
-    def gradient(upstream):
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None, None]:
         return (upstream * mu) * difference, None, None
 
     return mu * tf.nn.l2_loss(difference), gradient

@@ -27,7 +27,7 @@ class Exponential:
     initial: float
     factor: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_positive("initial", self.initial)
         if not (math.isfinite(self.factor) and self.factor > 1):
             raise ValueError(
@@ -61,7 +61,7 @@ class Geometric:
     first: float
     last: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_positive("first", self.first)
         _check_positive("last", self.last)
         if self.last <= self.first:
@@ -81,6 +81,9 @@ class Geometric:
         """
         ratio = self.last / self.first
         return [self.first * ratio ** (i / max(1, steps - 1)) for i in range(steps)]
+
+
+Schedule = Geometric | Callable[[int], float] | Sequence[float]
 
 
 class Automatic:
@@ -107,7 +110,7 @@ class Automatic:
     _RATE_RANGE, _MOST_BOOST = 10.0, 30.0
     _MOST_BATCHES = 5000
 
-    def __init__(self, steps: int):
+    def __init__(self, steps: int) -> None:
         self._steps = max(2, steps)
         self._boost = 1.0
         self._first_rate = 0.0
@@ -119,7 +122,7 @@ class Automatic:
         return self._boost, self._first_rate, self._previous
 
     @state.setter
-    def state(self, state):
+    def state(self, state: tuple[float, float, float]) -> None:
         self._boost, self._first_rate, self._previous = state
 
     def __call__(self, step: int, rate: float, batches: float, gap: float) -> float:
@@ -148,7 +151,7 @@ class Automatic:
         return self._previous
 
 
-def values(schedule: Geometric | Callable | Sequence, steps: int) -> list[float]:
+def values(schedule: Schedule | str, steps: int) -> list[float]:
     """Evaluates a schedule at every L step of a run.
 
     Args:
@@ -190,6 +193,6 @@ def values(schedule: Geometric | Callable | Sequence, steps: int) -> list[float]
     return mus
 
 
-def _check_positive(name, value):
+def _check_positive(name: str, value: float) -> None:
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"Expected `{name}` to be a positive, finite number. Received: {name}={value}")

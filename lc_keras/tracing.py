@@ -7,7 +7,7 @@ import keras
 
 
 @contextlib.contextmanager
-def replaced(methods: Iterable[tuple[keras.Layer, str, Callable]]) -> Iterator[None]:
+def replaced(methods: Iterable[tuple[keras.Layer, str, Callable[..., object]]]) -> Iterator[None]:
     """Replaces methods of single layers, and puts them back whatever happens.
 
     Args:

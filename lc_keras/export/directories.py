@@ -75,7 +75,7 @@ def version_directory(path: str, version: int | str | None) -> str:
     return path
 
 
-def check_free(path: str, overwrite: bool):
+def check_free(path: str, overwrite: bool) -> None:
     """Checks that a SavedModel may be written to `path`.
 
     Args:
@@ -113,6 +113,6 @@ def size_of(path: str) -> int:
     )
 
 
-def _versions(path):
+def _versions(path: str) -> list[int]:
     found = tf.io.gfile.listdir(path) if path and tf.io.gfile.isdir(path) else []
     return [int(name) for name in (name.rstrip("/") for name in found) if name.isdigit()]
