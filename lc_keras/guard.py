@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 import keras
 import tensorflow as tf
 
+from lc_keras.tracing import compiled
+
 # What Keras makes for `fit`: a function of an iterator over batches, which returns the metrics.
 Logs = dict[str, tf.Tensor]
 TrainFunction = Callable[[Iterator[object]], Logs]
@@ -95,8 +97,8 @@ class Snapshot:
         self._variables = [v for v in model.weights if id(v) not in left_out]
         self._floating = [v for v in self._variables if v.value.dtype.is_floating]
         self._copies = [tf.Variable(v.value, trainable=False) for v in self._variables]
-        self.save = tf.function(self._save, autograph=False)
-        self._finite = tf.function(self._finite, autograph=False)  # type: ignore[method-assign]  # compiled
+        self.save = compiled(self._save)
+        self._finite = compiled(self._finite)  # type: ignore[method-assign]  # compiled
 
     def not_finite(self) -> list[keras.Variable]:
         """The variables that now hold a NaN or an infinity."""

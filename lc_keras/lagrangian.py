@@ -10,6 +10,7 @@ import tensorflow as tf
 from lc_keras import thresholds
 from lc_keras.penalty import LCPenalty
 from lc_keras.tasks import SharedCost
+from lc_keras.tracing import compiled
 
 
 class CStep(NamedTuple):
@@ -51,8 +52,8 @@ class Lagrangian:
         ]
         self.size = sum(int(target.shape.num_elements()) for target in self.targets)
         self.compressed = False
-        self._c_step = tf.function(self._c_step, autograph=False)  # type: ignore[method-assign]  # compiled
-        self._swap = tf.function(self._swap, autograph=False)  # type: ignore[method-assign]  # compiled
+        self._c_step = compiled(self._c_step)  # type: ignore[method-assign]  # compiled
+        self._swap = compiled(self._swap)  # type: ignore[method-assign]  # compiled
 
     @property
     def multipliers(self) -> list[tf.Tensor]:
