@@ -17,7 +17,7 @@ export KERAS_BACKEND := tensorflow
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test clean
+.PHONY: demo test lock versions clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/digits.py
@@ -25,18 +25,29 @@ demo: $(INSTALLED)
 # Two processes of one thread each: many small nets gain more from that than from threads.
 test: $(INSTALLED)
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 	OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 \
 	$(BIN)/python -m pytest tests -q -n 2 --durations=10 $(PYTEST_ARGS)
 
-$(INSTALLED): requirements.txt pyproject.toml
+# The tests again, with the oldest and the newest Python, Keras and TensorFlow that are supported.
+versions:
+	tests/versions.sh $(PYTEST_ARGS)
+
+# Pins all that requirements.txt needs, with hashes, for each Python and system; LOCK_ARGS=--upgrade renews it.
+lock:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -qq uv==0.13.9
+	$(BIN)/uv pip compile requirements.txt --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command "make lock" --quiet --output-file requirements.lock $(LOCK_ARGS)
+
+$(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	{ echo "Expected Python 3.11 or newer, found $$($(PYTHON) --version): make PYTHON=python3.11" >&2; exit 1; }
 	@echo "Installing into $(VENV), once: about two minutes."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq --upgrade pip
-	@$(BIN)/python -m pip install -qq -r requirements.txt
-	@$(BIN)/python -m pip install -qq --no-deps --editable .
+	@$(BIN)/python -m pip install -qq --no-deps --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 
 clean:
-	rm -rf $(VENV) outputs
+	rm -rf $(VENV) .versions outputs

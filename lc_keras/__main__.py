@@ -4,6 +4,11 @@ import argparse
 import os
 import sys
 import zipfile
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import keras
+    import numpy as np
 
 _EXAMPLES = """examples:
   python -m lc_keras report pruned.keras
@@ -31,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m lc_keras",
         description="Say what pruning left of a Keras model, and write it as small as it is.",
@@ -108,7 +113,7 @@ def _parser():
     return parser
 
 
-def _report(args):
+def _report(args: argparse.Namespace) -> None:
     from lc_keras.reports import report
 
     found = report(args.model if os.path.isdir(args.model) else _load(args))
@@ -117,7 +122,7 @@ def _report(args):
         found.plot(args.plot)
 
 
-def _export(args):
+def _export(args: argparse.Namespace) -> None:
     from lc_keras.export import export_litert, export_saved_model
 
     model = _load(args)
@@ -147,7 +152,7 @@ def _export(args):
     )
 
 
-def _load(args):
+def _load(args: argparse.Namespace) -> keras.Model:
     import keras
 
     if not os.path.isfile(args.model):
@@ -166,13 +171,13 @@ def _load(args):
         raise
 
 
-def _array(path):
+def _array(path: str) -> np.ndarray:
     import numpy as np
 
     return np.load(path, allow_pickle=False)
 
 
-def _version(text):
+def _version(text: str) -> int | str:
     if text == "next":
         return text
     if not text.isdigit():

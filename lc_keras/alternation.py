@@ -1,11 +1,15 @@
 """The Learning-Compression algorithm in a training loop of the user's own."""
 
 import contextlib
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
 
 from lc_keras.guard import Snapshot
-from lc_keras.lagrangian import Lagrangian
+from lc_keras.lagrangian import CStep, Lagrangian
 from lc_keras.schedules import positive
-from lc_keras.tasks import as_tasks, bind_tasks
+from lc_keras.tasks import Tasks, as_tasks, bind_tasks
 
 
 class Alternation:
@@ -63,7 +67,7 @@ class Alternation:
     ```
     """
 
-    def __init__(self, model, tasks, mu, multipliers=True):
+    def __init__(self, model: keras.Model, tasks: Tasks, mu: float, multipliers: bool = True) -> None:
         self.mu = positive("mu", mu)
         self._lagrangian = Lagrangian(bind_tasks(as_tasks(tasks), model), bool(multipliers))
         self._others = Snapshot(model, self._lagrangian.variables)
@@ -76,7 +80,7 @@ class Alternation:
             )
         self._note(start)
 
-    def penalty(self):
+    def penalty(self) -> tf.Tensor:
         r"""What an L step adds to the loss, to call where the loss is computed.
 
         It holds nothing of the weights' own regularizers: those are in `model.losses`.
@@ -87,7 +91,7 @@ class Alternation:
         """
         return self._lagrangian.penalty()
 
-    def c_step(self, next_mu=None):
+    def c_step(self, next_mu: float | None = None) -> float:
         """Ends an L step: compresses the weights, moves the multipliers, and sets μ.
 
         Args:
@@ -121,7 +125,7 @@ class Alternation:
         return self.gap
 
     @contextlib.contextmanager
-    def compressed(self):
+    def compressed(self) -> Iterator[None]:
         """The context in which the model holds θ, the net that would ship, to be evaluated.
 
         Raises:
@@ -135,7 +139,7 @@ class Alternation:
             if not self._finished:
                 self._lagrangian.show_training()
 
-    def finish(self):
+    def finish(self) -> None:
         """Leaves θ of the latest C step in the model, which keeps the budget exactly.
 
         What was trained after that C step is lost. Once finished, it stays so.
@@ -143,10 +147,10 @@ class Alternation:
         self._lagrangian.show_compressed()
         self._finished = True
 
-    def _check_training(self, what):
+    def _check_training(self, what: str) -> None:
         if self._lagrangian.compressed:
             why = "it was finished" if self._finished else "it is shown compressed"
             raise ValueError(f"Expected the model to hold the weights in training, {what} needs them; {why}.")
 
-    def _note(self, found):
+    def _note(self, found: CStep) -> None:
         self.gap, self.density = float(found.gap), float(found.density)

@@ -1,9 +1,13 @@
 """The averaged weights that an optimizer keeps, compressed while the model is."""
 
+from collections.abc import Sequence
+
+import keras
 import tensorflow as tf
 
 from lc_keras.lagrangian import Lagrangian
 from lc_keras.optimizers import inner_optimizer
+from lc_keras.tracing import compiled
 
 
 class Averages:
@@ -18,13 +22,14 @@ class Averages:
         lagrangian: `Lagrangian`.
     """
 
-    def __init__(self, optimizer, lagrangian: Lagrangian):
+    def __init__(self, optimizer: keras.optimizers.Optimizer, lagrangian: Lagrangian) -> None:
         self._optimizer = inner_optimizer(optimizer)
         self._lagrangian = lagrangian
-        self._averages, self.trained = [], []
-        self._exchange = tf.function(self._exchange, autograph=False)
+        self._averages: list[keras.Variable] = []
+        self.trained: list[tf.Variable] = []
+        self._exchange = compiled(self._exchange)  # type: ignore[method-assign]  # compiled
 
-    def prepare(self):
+    def prepare(self) -> None:
         """Finds the averages, once the optimizer is built."""
         kept = getattr(self._optimizer, "_model_variables_moving_average", [])
         if kept and not self._averages:
@@ -32,7 +37,7 @@ class Averages:
             self._averages = [average[id(v)] for v in self._lagrangian.variables]
             self.trained = [tf.Variable(average.value, trainable=False) for average in self._averages]
 
-    def show_compressed(self, mu: float):
+    def show_compressed(self, mu: float) -> None:
         r"""Puts $\Pi$ of the averages in their place.
 
         Args:
@@ -42,12 +47,12 @@ class Averages:
         if self._averages:
             self._exchange(tf.constant(mu, tf.float32))
 
-    def show_training(self):
+    def show_training(self) -> None:
         """Puts the averages of the trained weights back."""
         for trained, average in zip(self.trained, self._averages, strict=True):
             average.assign(trained)
 
-    def swapped(self) -> list[tuple]:
+    def swapped(self) -> list[tuple[keras.Variable, keras.Variable]]:
         """The pairs of weights and averages that have changed places in the model, if they have.
 
         Of the compressed weights and the compressed averages, the latter are nearer to
@@ -60,11 +65,11 @@ class Averages:
         kept = self._optimizer._model_variables_moving_average
         return list(zip(self._optimizer._trainable_variables, kept, strict=True))
 
-    def _exchange(self, mu):
+    def _exchange(self, mu: tf.Tensor) -> None:
         for trained, average in zip(self.trained, self._averages, strict=True):
             trained.assign(tf.convert_to_tensor(average))
         self._lagrangian.compress(self._averages, mu)
 
-    def _distance(self, variables) -> float:
+    def _distance(self, variables: Sequence[keras.Variable]) -> float:
         pairs = zip(variables, self.trained, strict=True)
         return sum(float(tf.nn.l2_loss(tf.cast(tf.convert_to_tensor(v) - t, tf.float32))) for v, t in pairs)

@@ -2,18 +2,20 @@
 
 import contextlib
 import math
+from collections.abc import Iterator
+from typing import cast
 
 import keras
 import tensorflow as tf
 
 from lc_keras.costs import L0Constraint
 from lc_keras.groups import Weights
-from lc_keras.guard import Guard
+from lc_keras.guard import Guard, Logs, TrainFunction
 from lc_keras.lagrangian import Lagrangian
-from lc_keras.tasks import as_tasks, bind_tasks
+from lc_keras.tasks import SharedCost, Tasks, as_tasks, bind_tasks
 
 
-def compress_directly(model, tasks, mu=1.0):
+def compress_directly(model: keras.Model, tasks: Tasks, mu: float = 1.0) -> None:
     """Compresses a model as it is: one C step and no training.
 
     Args:
@@ -56,14 +58,14 @@ class DirectCompression(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, tasks):
+    def __init__(self, tasks: Tasks) -> None:
         super().__init__()
         self.tasks = as_tasks(tasks)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         bind_tasks(self.tasks, self.model)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         compress_directly(self.model, self.tasks)
 
 
@@ -76,11 +78,11 @@ class Masked(keras.constraints.Constraint):
             applied first.
     """
 
-    def __init__(self, mask, constraint=None):
+    def __init__(self, mask: tf.Variable, constraint: keras.constraints.Constraint | None = None) -> None:
         self.mask = mask
         self.constraint = constraint
 
-    def __call__(self, weight):
+    def __call__(self, weight: tf.Tensor) -> tf.Tensor:
         weight = tf.convert_to_tensor(weight if self.constraint is None else self.constraint(weight))
         return tf.where(self.mask, weight, tf.zeros([], weight.dtype))
 
@@ -91,7 +93,7 @@ class _Pruning(keras.callbacks.Callback):
     A subclass says how many are left when.
     """
 
-    def __init__(self, tasks):
+    def __init__(self, tasks: Tasks) -> None:
         super().__init__()
         self.tasks = as_tasks(tasks)
         for task in self.tasks:
@@ -112,48 +114,49 @@ class _Pruning(keras.callbacks.Callback):
         """
         raise NotImplementedError
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         model = self.model
         Guard.dismiss_other(model, self.params)
         self._shared = bind_tasks(self.tasks, model)
         self._variables = [v for part in self._shared for v in part.variables]
         self._masks = [tf.Variable(tf.ones(v.shape, tf.bool), trainable=False) for v in self._variables]
         self._budgets = [
-            (part.compression.total(shapes, axes), part.compression.kept(shapes, axes))
+            (_cost(part).total(shapes, axes), _cost(part).kept(shapes, axes))
             for part in self._shared
             for shapes, axes in [([v.shape for v in part.variables], part.output_axes)]
         ]
-        self._first_epoch = self._kept = None
+        self._first_epoch: int | None = None
+        self._kept: list[int] | None = None
         model.train_function = Guard(
             model, self.params, self._execute, lambda error: self._detach(), self._detach
         )
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         if self._first_epoch is None:
             self._first_epoch = epoch
         self._epoch = epoch - self._first_epoch
         self._advance(self._epoch)
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
         self._advance(self._epoch + batch / (self.params.get("steps") or math.inf))
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         if self._first_epoch is not None:
             # A budget holds however early the training stops, and averaged weights are not masked.
             self._kept = None
             self._prune_at(1.0)
         self._detach()
 
-    def _advance(self, position):
-        self._prune_at(position / (self.params["epochs"] - self._first_epoch))
+    def _advance(self, position: float) -> None:
+        self._prune_at(position / (self.params["epochs"] - (self._first_epoch or 0)))
 
-    def _prune_at(self, progress):
+    def _prune_at(self, progress: float) -> None:
         kept = [self.kept(*budget, progress) for budget in self._budgets]
         if kept != self._kept:
             self._kept = kept
             self.density = self._prune_to(kept)
 
-    def _prune_to(self, kept):
+    def _prune_to(self, kept: list[int]) -> float:
         nonzeros = start = 0
         for i, part in enumerate(self._shared):
             masks = self._masks[start : start + len(part.variables)]
@@ -162,23 +165,23 @@ class _Pruning(keras.callbacks.Callback):
                 tf.where(m, v.value, tf.zeros([], v.value.dtype))
                 for v, m in zip(part.variables, masks, strict=True)
             ]
-            maps = part.compression.largest(values, kept[i], part.output_axes)
+            maps = _cost(part).largest(values, kept[i], part.output_axes)
             for variable, mask, value, largest in zip(part.variables, masks, values, maps, strict=True):
                 # Single weights are their own magnitudes; of a group that is kept, a zero may train.
-                single = isinstance(part.compression.groups, Weights)
+                single = isinstance(_cost(part).groups, Weights)
                 mask.assign(largest(value if single else tf.ones_like(value)) != 0)
                 value = largest(value)
                 variable.assign(value)
                 nonzeros += int(tf.math.count_nonzero(value))
         return nonzeros / sum(math.prod(v.shape) for v in self._variables)
 
-    def _execute(self, train_function, iterator):
+    def _execute(self, train_function: TrainFunction, iterator: Iterator[object]) -> Logs:
         with self._masked():
             logs = train_function(iterator)
         return {**logs, "density": self.density} if isinstance(logs, dict) else logs
 
     @contextlib.contextmanager
-    def _masked(self):
+    def _masked(self) -> Iterator[None]:
         own = [variable.constraint for variable in self._variables]
         for variable, mask, constraint in zip(self._variables, self._masks, own, strict=True):
             variable.constraint = Masked(mask, constraint)
@@ -188,10 +191,14 @@ class _Pruning(keras.callbacks.Callback):
             for variable, constraint in zip(self._variables, own, strict=True):
                 variable.constraint = constraint
 
-    def _detach(self):
+    def _detach(self) -> None:
         if isinstance(self.model.train_function, Guard):
             self.model.train_function = None
-        self._shared = self._variables = self._masks = None
+        self._shared, self._variables, self._masks = [], [], []
+
+
+def _cost(part: SharedCost) -> L0Constraint:
+    return cast(L0Constraint, part.compression)  # of another kind, `_Pruning` takes none
 
 
 class MagnitudePruning(_Pruning):
@@ -217,13 +224,13 @@ class MagnitudePruning(_Pruning):
     ```
     """
 
-    def __init__(self, tasks, rounds=1):
+    def __init__(self, tasks: Tasks, rounds: int = 1) -> None:
         super().__init__(tasks)
         if isinstance(rounds, bool) or rounds != int(rounds) or rounds < 1:
             raise ValueError(f"Expected `rounds` to be a whole number ≥ 1. Received: rounds={rounds}")
         self.rounds = int(rounds)
 
-    def kept(self, total, kappa, progress):
+    def kept(self, total: int, kappa: int, progress: float) -> int:
         begun = min(self.rounds, 1 + int(progress * self.rounds + 1e-9))
         return max(kappa, int(total * (kappa / total) ** (begun / self.rounds)))
 
@@ -252,7 +259,7 @@ class GradualPruning(_Pruning):
     ```
     """
 
-    def __init__(self, tasks, until=0.75, every=0.25):
+    def __init__(self, tasks: Tasks, until: float = 0.75, every: float = 0.25) -> None:
         super().__init__(tasks)
         if not 0 < until <= 1:
             raise ValueError(f"Expected `until` to be above 0 and at most 1. Received: until={until}")
@@ -261,9 +268,9 @@ class GradualPruning(_Pruning):
         self.until = float(until)
         self.every = float(every)
 
-    def _advance(self, position):
+    def _advance(self, position: float) -> None:
         super()._advance(math.floor(position / self.every + 1e-9) * self.every)
 
-    def kept(self, total, kappa, progress):
+    def kept(self, total: int, kappa: int, progress: float) -> int:
         removed = 1 - (1 - min(1.0, progress / self.until)) ** 3
         return total - int(removed * (total - kappa))

@@ -27,7 +27,7 @@ optimum that is, is not bounded. Of a single layer f is linear, and the bound ab
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -54,14 +54,17 @@ class Product(NamedTuple):
     made: int
     read: int
 
-    def __call__(self, kept):
+    def __call__(self, kept: np.ndarray) -> np.ndarray:
         """The cost where units are kept, a bool vector; or, with vectors stacked, the cost of each."""
         return self.price * (self.made + kept @ self.makes) * (self.read + kept @ self.reads)
 
 
 @tf.autograph.experimental.do_not_convert
 def choose(
-    magnitudes: tf.Tensor, costs: Sequence[Product], budget: float, parts: Sequence[tuple] = ()
+    magnitudes: tf.Tensor,
+    costs: Sequence[Product],
+    budget: float,
+    parts: Sequence[tuple[np.ndarray, int]] = (),
 ) -> tf.Tensor:
     r"""Which units to keep. They are sorted, $O(U \log U)$ for U units.
 
@@ -81,7 +84,8 @@ def choose(
     )
     price, made, read = (tf.constant([float(c[i]) for c in costs], tf.float64) for i in (0, 3, 4))
     energy = tf.square(tf.cast(magnitudes, tf.float64))
-    kept, best, best_energy = tf.ones([count], tf.float64), None, None
+    kept = best = tf.ones([count], tf.float64)
+    best_energy = tf.constant(-1.0, tf.float64)
     for _ in range(ROUNDS):
         rows, columns = made + tf.linalg.matvec(makes, kept), read + tf.linalg.matvec(reads, kept)
         margin = tf.linalg.matvec(makes, price * columns, transpose_a=True)
@@ -98,9 +102,8 @@ def choose(
         spent = tf.linalg.matvec((made[:, None] + rows) * (read[:, None] + columns), price, transpose_a=True)
         kept = tf.scatter_nd(order[:, None], tf.cast(spent <= budget, tf.float64), [count])
         found = tf.reduce_sum(energy * kept)
-        better = True if best is None else found > best_energy
-        best = tf.where(better, kept, kept if best is None else best)
-        best_energy = found if best_energy is None else tf.maximum(found, best_energy)
+        best = tf.where(found > best_energy, kept, best)
+        best_energy = tf.maximum(found, best_energy)
     return best > 0
 
 
@@ -110,7 +113,7 @@ def allocate(
     prices: Sequence[float],
     budget: float,
     at_least: Sequence[int],
-    scales: Sequence[Any] | None = None,
+    scales: Sequence[float | tf.Tensor] | None = None,
 ) -> list[tf.Tensor]:
     """How many elements of each tensor to keep, the largest ones, where those of a tensor cost the same.
 
@@ -128,9 +131,7 @@ def allocate(
     """
     sizes = [int(t.shape.num_elements()) for t in tensors]
     priced = [i for i, price in enumerate(prices) if price > 0]
-    counts = dict.fromkeys(range(len(tensors)))
-    for i in set(counts) - set(priced):
-        counts[i] = tf.constant(sizes[i])
+    counts = {i: tf.constant(size) for i, size in enumerate(sizes) if i not in priced}
     if not priced or sum(float(prices[i]) * sizes[i] for i in priced) <= budget:
         return [tf.constant(size) for size in sizes]
     dtype = thresholds.common_dtype(tensors)

@@ -3,7 +3,10 @@
 import contextlib
 import itertools
 import math
+import os
 import warnings
+from collections.abc import Iterator
+from typing import Literal, NoReturn
 
 import keras
 import numpy as np
@@ -11,13 +14,13 @@ import tensorflow as tf
 
 from lc_keras import schedules
 from lc_keras.averages import Averages
-from lc_keras.checkpoints import Checkpoints
+from lc_keras.checkpoints import Checkpoint, Checkpoints, Facts
 from lc_keras.groups import Neurons
-from lc_keras.guard import Guard, Snapshot
-from lc_keras.lagrangian import Lagrangian
+from lc_keras.guard import Guard, Logs, Snapshot, TrainFunction
+from lc_keras.lagrangian import CStep, Lagrangian
 from lc_keras.optimizers import LearningRateLimit, optimizers_of, relative_curvature, reset_state
 from lc_keras.run_state import RunState, check_same
-from lc_keras.tasks import as_tasks, bind_tasks
+from lc_keras.tasks import Tasks, as_tasks, bind_tasks
 
 _SUGGESTED_EPOCHS = 20
 # How long an epoch is taken to be until the first one has ended, if Keras does not know.
@@ -101,17 +104,17 @@ class LearningCompression(keras.callbacks.Callback):
 
     def __init__(
         self,
-        tasks,
-        mu="auto",
-        steps=None,
-        epochs_per_step=0.25,
-        first_step_epochs=None,
-        multipliers=True,
-        limit_learning_rate=True,
-        reset_optimizer=False,
-        tolerance=0.0,
-        checkpoint_dir=None,
-    ):
+        tasks: Tasks,
+        mu: Literal["auto"] | schedules.Schedule = "auto",
+        steps: int | None = None,
+        epochs_per_step: float = 0.25,
+        first_step_epochs: float | None = None,
+        multipliers: bool = True,
+        limit_learning_rate: bool = True,
+        reset_optimizer: bool = False,
+        tolerance: float = 0.0,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
         super().__init__()
         self.tasks = as_tasks(tasks)
         self.mu = mu
@@ -138,7 +141,7 @@ class LearningCompression(keras.callbacks.Callback):
         if not self._is_automatic:
             schedules.values(mu, self.steps or 2)
         self.gap = self.density = math.nan
-        self._lagrangian = None
+        self._lagrangian: Lagrangian = None  # type: ignore[assignment]  # there while `fit` runs
 
     @property
     def epochs(self) -> int:
@@ -146,12 +149,12 @@ class LearningCompression(keras.callbacks.Callback):
             return _SUGGESTED_EPOCHS
         return math.ceil(self._end(self.steps - 1) - 1e-9)
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
         # Where an earlier `fit` was resumed; Keras would begin every later one there.
         model._initial_epoch = None
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         model = self.model
         Guard.dismiss_other(model, self.params)
         shared = bind_tasks(self.tasks, model)
@@ -159,29 +162,32 @@ class LearningCompression(keras.callbacks.Callback):
             lagrangian = Lagrangian(shared, self.multipliers)
             self._rate = LearningRateLimit(*optimizers_of(model), variables=lagrangian.variables)
         self._batches = self.params.get("steps")
-        self._first_epoch = self._schedule = self._resumed = None
+        self._first_epoch: int | None = None
+        self._resumed: np.int64 | None = None
+        self._schedule: schedules.Automatic | list[float] = []
         self._step, self._mu = 0, math.nan
         self._finished = self._is_pulled = False
         self._check_resumed_alone()
         self._averages = Averages(model.optimizer, lagrangian)
         if self._checkpoints:
             self._state = RunState(model, lagrangian, self._averages)
-            self._resume()
+            if saved := self._checkpoints.latest():
+                self._resume(saved)
         self._lagrangian = lagrangian
         self._others = Snapshot(model, lagrangian.variables)
         model.train_function = Guard(
             model, self.params, self._execute, self._abandon, self._detach
         )
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         with self._leaving_model_usable():
             self._check_resumed_alone()
             if self._first_epoch is None:
                 self._begin(epoch)
-            self._epoch = epoch - self._first_epoch
+            self._epoch = epoch - (self._first_epoch or 0)
             self._batch = 0
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
         with self._leaving_model_usable():
             self._batch = batch
             if self._lagrangian.compressed:
@@ -192,11 +198,11 @@ class LearningCompression(keras.callbacks.Callback):
                 self._advance(batch)
             self._logs.update(mu=self._mu, l_step=self._running + 1)
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
         if self._lagrangian is not None:
             self._end_epoch()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._end_epoch()
         if logs is not None:
             with self._leaving_model_usable():
@@ -204,9 +210,9 @@ class LearningCompression(keras.callbacks.Callback):
                     self._diverge("the loss is NaN")
             logs.update(self._logs)
         if self._checkpoints:
-            self._save(epoch + 1)
+            self._save(self._checkpoints, epoch + 1)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         if self._checkpoints and self._writes:
             self._checkpoints.delete()
         if self._first_epoch is not None and not self._finished:
@@ -218,11 +224,11 @@ class LearningCompression(keras.callbacks.Callback):
         """The index of the running L step, or of the last one if all are done."""
         return min(self._step, self._steps - 1)
 
-    def _end(self, step) -> float:
+    def _end(self, step: int) -> float:
         """The position, in epochs, where an L step ends."""
         return self.first_step_epochs + step * self.epochs_per_step
 
-    def _ended(self, position) -> int:
+    def _ended(self, position: float) -> int:
         """How many L steps end up to a position, in epochs."""
         slack = 0.5 / self._batches if self._batches else 1e-9
         step = self._step
@@ -232,7 +238,7 @@ class LearningCompression(keras.callbacks.Callback):
         cut_off = step == self._step < self._steps and self._epochs <= position + slack
         return step + cut_off
 
-    def _step_at(self, batch) -> int:
+    def _step_at(self, batch: int) -> int:
         """The L step of the execution that begins with a batch of this epoch.
 
         If several end in it, it is the last of them; after the last one, `steps`.
@@ -241,7 +247,7 @@ class LearningCompression(keras.callbacks.Callback):
         executed = min(self.model.steps_per_execution, self._batches - batch % self._batches)
         return max(self._ended(position), self._ended(position + executed / self._batches) - 1)
 
-    def _begin(self, epoch):
+    def _begin(self, epoch: int) -> None:
         self._plan(epoch)
         epochs, steps = self._epochs, self._steps
         if self.steps is not None and epochs < self.epochs:
@@ -266,28 +272,23 @@ class LearningCompression(keras.callbacks.Callback):
         self._first_epoch = epoch
         self._start()
 
-    def _plan(self, first_epoch):
+    def _plan(self, first_epoch: int) -> None:
         """Finds how many L steps there are, and their μ."""
         self._epochs = self.params["epochs"] - first_epoch
-        self._steps = self.steps
-        if self.steps is None:
-            beyond = (self._epochs - self.first_step_epochs) / self.epochs_per_step
-            self._steps = 1 + max(0, math.ceil(beyond - 1e-9))
+        beyond = (self._epochs - self.first_step_epochs) / self.epochs_per_step
+        self._steps = self.steps or 1 + max(0, math.ceil(beyond - 1e-9))
         self._schedule = (
             schedules.Automatic(self._steps)
             if self._is_automatic
             else schedules.values(self.mu, self._steps)
         )
 
-    def _start(self):
+    def _start(self) -> None:
         self._limit_rate()
         self._logs = {"gap": self.gap, "density": self.density, "l_steps": self._steps}
 
-    def _resume(self):
-        """Goes back to the last epoch that was completed, if there is one."""
-        saved = self._checkpoints.latest()
-        if saved is None:
-            return
+    def _resume(self, saved: Checkpoint) -> None:
+        """Goes back to the last epoch that was completed."""
         place = saved.facts["place"]
         self._plan(place["first_epoch"])
         check_same(self._settings(), saved.facts["settings"], saved)
@@ -296,7 +297,7 @@ class LearningCompression(keras.callbacks.Callback):
         self._step, self._mu, self._finished = place["step"], place["mu"], place["finished"]
         self.gap, self.density, self._batches = place["gap"], place["density"], place["batches"]
         self._rate.ahead = place["ahead"]
-        if self._is_automatic:
+        if isinstance(self._schedule, schedules.Automatic):
             self._schedule.state = place["automatic"]
         self._start()
         # As `keras.callbacks.BackupAndRestore` does.
@@ -304,7 +305,7 @@ class LearningCompression(keras.callbacks.Callback):
         self._resumed = np.int64(self.params["epochs"] if over else saved.epoch)
         self.model._initial_epoch = self._resumed
 
-    def _check_resumed_alone(self):
+    def _check_resumed_alone(self) -> None:
         # Where Keras begins; `is`, since who sets the same epoch has set weights, too.
         if self.model._initial_epoch is not self._resumed:
             raise ValueError(
@@ -314,18 +315,18 @@ class LearningCompression(keras.callbacks.Callback):
                 "its stead; what it kept by itself is not enough to go on from."
             )
 
-    def _save(self, epoch):
+    def _save(self, checkpoints: Checkpoints, epoch: int) -> None:
         facts = {"run": self._state.description(), "settings": self._settings(), "place": self._place()}
         # Of several workers all read their variables, and one writes.
         tensors = self._state.tensors()
         if self._writes:
-            self._checkpoints.save(epoch, facts, tensors)
+            checkpoints.save(epoch, facts, tensors)
 
     @property
     def _writes(self) -> bool:
         return self.model.distribute_strategy.extended.should_checkpoint
 
-    def _settings(self) -> dict:
+    def _settings(self) -> Facts:
         """What a run and its restart have in common."""
         return {
             "epochs": self.params["epochs"],
@@ -335,8 +336,9 @@ class LearningCompression(keras.callbacks.Callback):
             **{name: getattr(self, name) for name in _SETTINGS},
         }
 
-    def _place(self) -> dict:
+    def _place(self) -> Facts:
         """Where the run is."""
+        schedule = self._schedule
         return {
             "first_epoch": self._first_epoch,
             "step": self._step,
@@ -347,16 +349,16 @@ class LearningCompression(keras.callbacks.Callback):
             "finished": self._finished,
             "stopped": bool(self.model.stop_training),
             "ahead": self._rate.ahead,
-            "automatic": self._schedule.state if self._is_automatic else None,
+            "automatic": schedule.state if isinstance(schedule, schedules.Automatic) else None,
         }
 
-    def _mu_of(self, step) -> float:
-        if not self._is_automatic:
+    def _mu_of(self, step: int) -> float:
+        if isinstance(self._schedule, list):
             return self._schedule[step]
         batches = self._epochs * (self._batches or _UNKNOWN_BATCHES)
         return self._schedule(step, self._rate.effective(), batches, self.gap, self._rate.guessed)
 
-    def _scales(self, step):
+    def _scales(self, step: int) -> np.ndarray | None:
         """How much the distance counts in each variable in an L step; `None`: as before."""
         lagrangian = self._lagrangian
         neurons = [
@@ -364,7 +366,7 @@ class LearningCompression(keras.callbacks.Callback):
             for part in lagrangian.shared
             for _ in part.variables
         ]
-        if not (self._is_automatic and any(neurons)):
+        if not (isinstance(self._schedule, schedules.Automatic) and any(neurons)):
             return None
         making = list(itertools.compress(lagrangian.variables, neurons))
         curvature = relative_curvature(self._rate.updating[0], making)
@@ -374,7 +376,7 @@ class LearningCompression(keras.callbacks.Callback):
         scales[neurons] = self._schedule.scales(step, scales[neurons], curvature)
         return scales
 
-    def _execute(self, train_function, iterator):
+    def _execute(self, train_function: TrainFunction, iterator: Iterator[object]) -> Logs:
         """Runs an execution of the L step, and what is due if it is the last of the epoch."""
         if self._finished:
             # Keras runs a batch more after it was told to stop.
@@ -392,13 +394,13 @@ class LearningCompression(keras.callbacks.Callback):
                 self._end_epoch()
         return {**self._metrics, **self._logs} if isinstance(self._metrics, dict) else self._metrics
 
-    def _advance(self, batch):
+    def _advance(self, batch: int) -> None:
         """Runs the C step that is due before a batch, if one is."""
         step = self._step_at(batch)
         if step > self._step and not self._finished:
             self._c_step(step)
 
-    def _c_step(self, next_step):
+    def _c_step(self, next_step: int) -> None:
         if not self._is_pulled:
             self._check_pull()
         self._check_others()
@@ -415,7 +417,7 @@ class LearningCompression(keras.callbacks.Callback):
             if self.reset_optimizer:
                 self._reset_optimizers()
 
-    def _check_pull(self):
+    def _check_pull(self) -> None:
         lagrangian = self._lagrangian
         free = [
             v.path
@@ -432,18 +434,18 @@ class LearningCompression(keras.callbacks.Callback):
             )
         self._is_pulled = True
 
-    def _check_others(self):
+    def _check_others(self) -> None:
         bad = self._others.not_finite()
         if bad:
             self._diverge(f"NaN or infinite values in {', '.join(v.path for v in bad)}")
 
-    def _check(self, result):
+    def _check(self, result: CStep) -> None:
         if bad := self._lagrangian.not_finite(result):
             self._diverge(f"NaN or infinite values in {', '.join(bad)}")
         self.gap = float(result.gap)
         self.density = float(result.density)
 
-    def _diverge(self, why):
+    def _diverge(self, why: str) -> NoReturn:
         if self._first_epoch is None:
             raise ValueError(f"Expected a model with finite weights. Received: {why}.")
         raise ValueError(
@@ -451,15 +453,15 @@ class LearningCompression(keras.callbacks.Callback):
             "compressed weights of the last C step. Try a lower learning rate, or gradient clipping."
         )
 
-    def _reset_optimizers(self):
+    def _reset_optimizers(self) -> None:
         for optimizer in self._rate.updating:
             reset_state(optimizer)
 
-    def _limit_rate(self):
+    def _limit_rate(self) -> None:
         if self.limit_learning_rate:
             self._rate.set(1 / max(float(mu) for mu in self._lagrangian.mus))
 
-    def _end_epoch(self):
+    def _end_epoch(self) -> None:
         """Leaves the compressed weights in the model until the next epoch begins."""
         if self._lagrangian.compressed:
             return
@@ -471,20 +473,20 @@ class LearningCompression(keras.callbacks.Callback):
             self._advance(min(ended, self._batches))
             self._show_compressed()
 
-    def _show_compressed(self):
+    def _show_compressed(self) -> None:
         if not self._lagrangian.compressed:
             self._lagrangian.show_compressed()
             self._averages.show_compressed(self._mu)
 
     @contextlib.contextmanager
-    def _leaving_model_usable(self):
+    def _leaving_model_usable(self) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
             self._abandon(error)
             raise
 
-    def _abandon(self, error):
+    def _abandon(self, error: BaseException) -> None:
         """Compresses the model as it is, or goes back to where it was finite."""
         lagrangian = self._lagrangian
         if lagrangian is None:
@@ -500,7 +502,7 @@ class LearningCompression(keras.callbacks.Callback):
             self._warn(f"Training was interrupted ({type(error).__name__})")
         self._detach()
 
-    def _detach(self):
+    def _detach(self) -> None:
         if self._lagrangian is None:
             return
         if isinstance(self.model.train_function, Guard):
@@ -509,9 +511,9 @@ class LearningCompression(keras.callbacks.Callback):
         if self._resumed is not None:
             # Keras would begin there in every later `fit`.
             self.model._initial_epoch = self._resumed = None
-        self._lagrangian = self._others = self._rate = None
+        self._lagrangian = self._others = self._rate = None  # type: ignore[assignment]  # as in __init__
 
-    def _warn(self, what):
+    def _warn(self, what: str) -> None:
         warnings.warn(
             f"{what} in L step {self._running + 1} of {self._steps}. The model holds the compressed "
             f"weights; the relative gap to the trained ones was {self.gap:.3g}, expect accuracy to "

@@ -4,11 +4,14 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+
+# What JSON can hold.
+Facts = dict[str, Any]
 
 _FORMAT = 1
 _KEPT = 2
@@ -28,7 +31,7 @@ class Checkpoint(NamedTuple):
 
     path: str
     epoch: int
-    facts: dict
+    facts: Facts
     read: Callable[[str], np.ndarray]
 
 
@@ -46,7 +49,7 @@ class Checkpoints:
         ValueError: If `directory` is empty, or a file.
     """
 
-    def __init__(self, directory):
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
         if not isinstance(directory, (str, os.PathLike)):
             raise TypeError(f"Expected `checkpoint_dir` to be a path. Received: checkpoint_dir={directory!r}")
         self.directory = os.fspath(directory)
@@ -56,7 +59,7 @@ class Checkpoints:
             raise ValueError(
                 f"Expected `checkpoint_dir` to be a directory. Received: checkpoint_dir='{self.directory}'"
             )
-        self._kept = []
+        self._kept: list[int] = []
 
     def latest(self) -> Checkpoint | None:
         """Finds the newest checkpoint that is whole, and warns of those that are not.
@@ -91,7 +94,7 @@ class Checkpoints:
             return Checkpoint(path, epoch, facts, tensors.get_tensor)
         return None
 
-    def save(self, epoch: int, facts: dict, tensors: dict):
+    def save(self, epoch: int, facts: Facts, tensors: dict[str, tf.Tensor]) -> None:
         """Writes a checkpoint, then removes all but the last two.
 
         Args:
@@ -112,24 +115,24 @@ class Checkpoints:
         self._kept = [*self._kept, epoch][-_KEPT:]
         self._remove_all_but(self._kept)
 
-    def delete(self):
+    def delete(self) -> None:
         """Removes all checkpoints, and the directory if nothing else is in it."""
         if tf.io.gfile.isdir(self.directory):
             self._remove_all_but([])
             if not tf.io.gfile.listdir(self.directory):
                 tf.io.gfile.rmtree(self.directory)
 
-    def _prefix(self, epoch) -> str:
+    def _prefix(self, epoch: int) -> str:
         return os.path.join(self.directory, f"epoch-{epoch:06}")
 
-    def _files(self) -> list:
+    def _files(self) -> list[re.Match[str]]:
         names = tf.io.gfile.listdir(self.directory) if tf.io.gfile.isdir(self.directory) else []
         return [match for match in map(_FILE.match, names) if match]
 
     def _epochs(self) -> list[int]:
         return [int(match[1]) for match in self._files() if match.string.endswith(".index")]
 
-    def _remove_all_but(self, epochs):
+    def _remove_all_but(self, epochs: Sequence[int]) -> None:
         # The older first and an index before its data: what is left at any moment is whole.
         gone = [match for match in self._files() if int(match[1]) not in epochs]
         for match in sorted(gone, key=lambda match: (int(match[1]), match[2] != "index")):

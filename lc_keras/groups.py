@@ -6,7 +6,8 @@ factor for the group back to each of its weights.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Self, TypeGuard
 
 import numpy as np
 import tensorflow as tf
@@ -14,7 +15,7 @@ import tensorflow as tf
 from lc_keras import thresholds
 
 
-class Layout(tuple):
+class Layout(tuple[int, ...]):
     """The axes of a tensor's output units, and what is known of these units besides.
 
     It is the tuple of the axes, and may stand wherever that may.
@@ -31,7 +32,21 @@ class Layout(tuple):
         bytes: Int, the size of a weight. Defaults to 4.
     """
 
-    def __new__(cls, axes=(-1,), units=None, count=0, reads=None, macs=None, bytes=4):
+    units: np.ndarray | None
+    reads: np.ndarray | None
+    count: int  # type: ignore[assignment]  # instead of what tuples count
+    macs: int | None
+    bytes: int
+
+    def __new__(
+        cls,
+        axes: Iterable[int] = (-1,),
+        units: Sequence[int] | np.ndarray | None = None,
+        count: int = 0,
+        reads: Sequence[int] | np.ndarray | None = None,
+        macs: int | None = None,
+        bytes: int = 4,
+    ) -> Self:
         self = super().__new__(cls, axes)
         self.units = None if units is None else np.asarray(units, np.int32).ravel()
         self.reads = None if reads is None else np.asarray(reads, np.int32).ravel()
@@ -100,9 +115,9 @@ class Groups:
         """
         raise NotImplementedError
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, object]:
         """The arguments of the constructor."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self)  # type: ignore[call-overload]  # its subclasses are dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,13 +130,15 @@ class Weights(Groups):
     235200
     """
 
-    def count(self, shape, output_axes=(-1,)):
+    def count(self, shape: Sequence[int], output_axes: Sequence[int] = (-1,)) -> int:
         return math.prod(_static(shape))
 
-    def measure(self, weight, output_axes=(-1,)):
+    def measure(self, weight: tf.Tensor, output_axes: Sequence[int] = (-1,)) -> tf.Tensor:
         return tf.convert_to_tensor(weight)
 
-    def spread(self, per_group, weight_shape, output_axes=(-1,)):
+    def spread(
+        self, per_group: tf.Tensor, weight_shape: Sequence[int], output_axes: Sequence[int] = (-1,)
+    ) -> tf.Tensor:
         return per_group
 
 
@@ -141,22 +158,24 @@ class Neurons(Groups):
     array([5., 1.], dtype=float32)
     """
 
-    def count(self, shape, output_axes=(-1,)):
+    def count(self, shape: Sequence[int], output_axes: Sequence[int] = (-1,)) -> int:
         shape = _static(shape)
         return math.prod(shape[a] for a in _positive(output_axes, shape))
 
-    def measure(self, weight, output_axes=(-1,)):
+    def measure(self, weight: tf.Tensor, output_axes: Sequence[int] = (-1,)) -> tf.Tensor:
         weight = tf.convert_to_tensor(weight)
         axes = _positive(output_axes, weight.shape)
         return norm(weight, [a for a in range(weight.shape.rank) if a not in axes])
 
-    def spread(self, per_group, weight_shape, output_axes=(-1,)):
+    def spread(
+        self, per_group: tf.Tensor, weight_shape: Sequence[int], output_axes: Sequence[int] = (-1,)
+    ) -> tf.Tensor:
         shape = _static(weight_shape)
         axes = _positive(output_axes, shape)
         kept = [n if a in axes else 1 for a, n in enumerate(shape)]
         return tf.broadcast_to(tf.reshape(per_group, kept), shape)
 
-    def are_shared(self, layouts: Sequence[Sequence[int]]) -> bool:
+    def are_shared(self, layouts: Sequence[Sequence[int]]) -> TypeGuard[Sequence[Layout]]:
         """Whether units are spread over several tensors."""
         return any(getattr(layout, "units", None) is not None for layout in layouts)
 
@@ -175,11 +194,10 @@ class Neurons(Groups):
         for part, layout in zip(measured, layouts, strict=True):
             squares = tf.square(tf.cast(tf.reshape(part, [-1]), tf.float64))
             # What belongs to no unit falls into one more, which is dropped.
-            units = tf.constant(np.where(layout.units < 0, layout.count, layout.units))
-            total += tf.math.unsorted_segment_sum(squares, units, layout.count + 1)[:-1]
+            total += tf.math.unsorted_segment_sum(squares, _or_one_more(layout), layout.count + 1)[:-1]
         return tf.cast(tf.minimum(tf.sqrt(total), dtype.max), dtype)
 
-    def hand_out(self, per_unit: tf.Tensor, layout: Layout, otherwise) -> tf.Tensor:
+    def hand_out(self, per_unit: tf.Tensor, layout: Layout, otherwise: float | bool) -> tf.Tensor:
         """One value for each shared unit, as one for each place of a tensor.
 
         Args:
@@ -191,8 +209,7 @@ class Neurons(Groups):
             Vector.
         """
         rest = tf.fill([1], tf.cast(otherwise, per_unit.dtype))
-        units = np.where(layout.units < 0, layout.count, layout.units)
-        return tf.gather(tf.concat([per_unit, rest], 0), tf.constant(units))
+        return tf.gather(tf.concat([per_unit, rest], 0), _or_one_more(layout))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,19 +231,19 @@ class Blocks(Groups):
 
     shape: tuple[int, int]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         shape = self.shape
         if not isinstance(shape, Sequence) or len(shape) != 2 or not all(_is_positive_int(n) for n in shape):
             raise ValueError(f"`shape` of Blocks: expected two ints >= 1, received {shape!r}")
         object.__setattr__(self, "shape", (int(shape[0]), int(shape[1])))
 
-    def count(self, shape, output_axes=(-1,)):
+    def count(self, shape: Sequence[int], output_axes: Sequence[int] = (-1,)) -> int:
         return math.prod(self._tiles(shape, output_axes))
 
-    def size(self, shape, output_axes=(-1,)):
+    def size(self, shape: Sequence[int], output_axes: Sequence[int] = (-1,)) -> int:
         return math.prod(self.shape)
 
-    def measure(self, weight, output_axes=(-1,)):
+    def measure(self, weight: tf.Tensor, output_axes: Sequence[int] = (-1,)) -> tf.Tensor:
         weight = tf.convert_to_tensor(weight)
         order, rows, columns = self._matrix(weight.shape, output_axes)
         (r, c), (down, across) = self.shape, self._tiles(weight.shape, output_axes)
@@ -235,7 +252,9 @@ class Blocks(Groups):
             matrix = tf.pad(matrix, [[0, down * r - rows], [0, across * c - columns]])
         return norm(tf.reshape(matrix, [down, r, across, c]), [1, 3])
 
-    def spread(self, per_group, weight_shape, output_axes=(-1,)):
+    def spread(
+        self, per_group: tf.Tensor, weight_shape: Sequence[int], output_axes: Sequence[int] = (-1,)
+    ) -> tf.Tensor:
         shape = _static(weight_shape)
         order, rows, columns = self._matrix(shape, output_axes)
         (r, c), (down, across) = self.shape, self._tiles(shape, output_axes)
@@ -244,7 +263,9 @@ class Blocks(Groups):
         back = sorted(range(len(order)), key=order.__getitem__)
         return _transpose(tf.reshape(matrix, [shape[a] for a in order]), back)
 
-    def _matrix(self, shape, output_axes) -> tuple[list[int], int, int]:
+    def _matrix(
+        self, shape: Sequence[int], output_axes: Sequence[int]
+    ) -> tuple[list[int], int, int]:
         """The order of axes that puts inputs first, and the number of rows and columns."""
         shape = _static(shape)
         columns = _positive(output_axes, shape)
@@ -253,7 +274,7 @@ class Blocks(Groups):
         rows = [a for a in range(len(shape)) if a not in columns]
         return rows + columns, math.prod(shape[a] for a in rows), math.prod(shape[a] for a in columns)
 
-    def _tiles(self, shape, output_axes) -> tuple[int, int]:
+    def _tiles(self, shape: Sequence[int], output_axes: Sequence[int]) -> tuple[int, int]:
         _, rows, columns = self._matrix(shape, output_axes)
         return -(-rows // self.shape[0]), -(-columns // self.shape[1])
 
@@ -277,7 +298,7 @@ def norm(tensor: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
     largest = tf.reduce_max(tf.abs(tensor), axes)
     ordinary = (largest > 1e-9) & (largest < 1e15)
 
-    def ordinary_or_zero():
+    def ordinary_or_zero() -> tf.Tensor:
         # By the bits, since a subnormal may pass for zero in arithmetic.
         some = tf.cast(tf.cast(thresholds.magnitude_bits(tensor, dtype), tf.bool), dtype)
         return tf.reduce_all(ordinary | (tf.reduce_max(some, axes) == 0))
@@ -291,13 +312,13 @@ def norm(tensor: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
     )
 
 
-def _scaled_norm(tensor, axes, dtype):
+def _scaled_norm(tensor: tf.Tensor, axes: Sequence[int], dtype: tf.DType) -> tf.Tensor:
     mantissa_bits, bias = (23, 127) if dtype == tf.float32 else (52, 1023)
     bits = thresholds.magnitude_bits(tensor, dtype)
     integer = bits.dtype
     shift = tf.constant(mantissa_bits, integer)
 
-    def power(e):
+    def power(e: tf.Tensor) -> tf.Tensor:
         return tf.bitcast(tf.bitwise.left_shift(e + bias, shift), dtype)
 
     exponent = tf.bitwise.right_shift(bits, shift)
@@ -317,22 +338,28 @@ def _scaled_norm(tensor, axes, dtype):
     return tf.where(root < 1, subnormal, tf.minimum(normal, dtype.max))
 
 
-def _transpose(tensor, order):
+def _or_one_more(layout: Layout) -> tf.Tensor:
+    """The numbers of the units; of what belongs to none, the next number after them."""
+    units = np.asarray(layout.units)
+    return tf.constant(np.where(units < 0, layout.count, units))
+
+
+def _transpose(tensor: tf.Tensor, order: Sequence[int]) -> tf.Tensor:
     return tensor if list(order) == sorted(order) else tf.transpose(tensor, order)
 
 
-def _is_positive_int(value) -> bool:
+def _is_positive_int(value: object) -> bool:
     return hasattr(value, "__index__") and not isinstance(value, bool) and int(value) >= 1
 
 
-def _static(shape) -> list[int]:
+def _static(shape: Iterable[int | None]) -> list[int]:
     shape = list(shape)
     if None in shape:
         raise ValueError(f"expected a static shape, received {tuple(shape)}")
-    return [int(n) for n in shape]
+    return [int(n) for n in shape if n is not None]
 
 
-def _positive(axes, shape) -> list[int]:
+def _positive(axes: Sequence[int], shape: Sequence[int]) -> list[int]:
     rank = len(shape)
     positive = sorted({int(a) % rank for a in axes if -rank <= a < rank})
     if len(positive) != len(tuple(axes)) or not positive:

@@ -1,8 +1,16 @@
 """What keeps a model usable where `fit` fails: nothing is left on it, weights are remembered."""
 
 import types
+from collections.abc import Callable, Iterator, Sequence
 
+import keras
 import tensorflow as tf
+
+from lc_keras.tracing import compiled
+
+# What Keras makes for `fit`: a function of an iterator over batches, which returns the metrics.
+Logs = dict[str, tf.Tensor]
+TrainFunction = Callable[[Iterator[object]], Logs]
 
 
 class Guard:
@@ -22,7 +30,14 @@ class Guard:
             ended where nothing could be caught.
     """
 
-    def __init__(self, model, params, execute, on_error, on_left_over):
+    def __init__(
+        self,
+        model: keras.Model,
+        params: dict[str, int],
+        execute: Callable[[TrainFunction, Iterator[object]], Logs],
+        on_error: Callable[[BaseException], None],
+        on_left_over: Callable[[], None],
+    ) -> None:
         self._model = model
         self.params = params
         self._execute = execute
@@ -34,7 +49,7 @@ class Guard:
         self._train_function = model.train_function
 
     @classmethod
-    def dismiss_other(cls, model, params):
+    def dismiss_other(cls, model: keras.Model, params: dict[str, int]) -> None:
         """Clears away what an earlier `fit` left, where it could not do so itself.
 
         Args:
@@ -53,7 +68,7 @@ class Guard:
                     "in one list. Received: two."
                 )
 
-    def __call__(self, iterator):
+    def __call__(self, iterator: Iterator[object]) -> Logs:
         # `train_on_batch` feeds a generator; another `fit` has another history.
         elsewhere = isinstance(iterator, types.GeneratorType)
         if elsewhere or getattr(self._model, "history", None) is not self._history:
@@ -77,27 +92,27 @@ class Snapshot:
         compressed: List of `keras.Variable`, the weights to leave out.
     """
 
-    def __init__(self, model, compressed):
-        compressed = {id(variable) for variable in compressed}
-        self._variables = [v for v in model.weights if id(v) not in compressed]
+    def __init__(self, model: keras.Model, compressed: Sequence[keras.Variable]) -> None:
+        left_out = {id(variable) for variable in compressed}
+        self._variables = [v for v in model.weights if id(v) not in left_out]
         self._floating = [v for v in self._variables if v.value.dtype.is_floating]
         self._copies = [tf.Variable(v.value, trainable=False) for v in self._variables]
-        self.save = tf.function(self._save, autograph=False)
-        self._finite = tf.function(self._finite, autograph=False)
+        self.save = compiled(self._save)
+        self._finite = compiled(self._finite)  # type: ignore[method-assign]  # compiled
 
-    def not_finite(self) -> list:
+    def not_finite(self) -> list[keras.Variable]:
         """The variables that now hold a NaN or an infinity."""
         if not self._floating:
             return []
         return [v for v, ok in zip(self._floating, self._finite().numpy(), strict=True) if not ok]
 
-    def restore(self):
+    def restore(self) -> None:
         for variable, copy in zip(self._variables, self._copies, strict=True):
             variable.assign(copy)
 
-    def _save(self):
+    def _save(self) -> None:
         for variable, copy in zip(self._variables, self._copies, strict=True):
             copy.assign(variable.value)
 
-    def _finite(self):
+    def _finite(self) -> tf.Tensor:
         return tf.stack([tf.reduce_all(tf.math.is_finite(v.value)) for v in self._floating])

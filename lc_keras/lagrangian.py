@@ -1,14 +1,18 @@
 r"""The augmented Lagrangian of $w = \theta$: the copy θ, the multipliers λ, and the C step."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import keras
+import numpy as np
 import tensorflow as tf
 
 from lc_keras import thresholds
-from lc_keras.costs.compression import Selection
+from lc_keras.costs.compression import Map, Selection
 from lc_keras.penalty import LCPenalty
+from lc_keras.tasks import SharedCost
+from lc_keras.tracing import compiled
 
 
 class CStep(NamedTuple):
@@ -47,7 +51,7 @@ class Lagrangian:
         multipliers: Bool, default `True`. `False` gives the plain quadratic penalty.
     """
 
-    def __init__(self, shared, multipliers=True):
+    def __init__(self, shared: Sequence[SharedCost], multipliers: bool = True) -> None:
         self.shared = shared
         self.variables = [v for part in shared for v in part.variables]
         # Costs that shrink the weights are exact only where all distances count alike.
@@ -62,11 +66,11 @@ class Lagrangian:
         ]
         self.size = sum(int(target.shape.num_elements()) for target in self.targets)
         self.compressed = False
-        self._c_step = tf.function(self._c_step, autograph=False)
-        self._swap = tf.function(self._swap, autograph=False)
+        self._c_step = compiled(self._c_step)  # type: ignore[method-assign]  # compiled
+        self._swap = compiled(self._swap)  # type: ignore[method-assign]  # compiled
 
     @property
-    def multipliers(self) -> list:
+    def multipliers(self) -> list[tf.Tensor]:
         """λ, a tensor for each variable."""
         return [
             tf.cast(mu, target.dtype) * (target - theta)
@@ -80,7 +84,7 @@ class Lagrangian:
         )
 
     @contextlib.contextmanager
-    def pulling(self):
+    def pulling(self) -> Iterator[None]:
         """The context in which the penalty counts among the regularizers of the weights."""
         for variable, penalty in zip(self.variables, self.penalties, strict=True):
             variable.regularizer = penalty
@@ -102,7 +106,7 @@ class Lagrangian:
         mu = tf.constant(mu, tf.float64)
         return self._c_step(mu, mu, self.scales, tf.constant(False))
 
-    def c_step(self, mu: float, next_mu: float, scales: Sequence[float] | None = None) -> CStep:
+    def c_step(self, mu: float, next_mu: float, scales: Sequence[float] | np.ndarray | None = None) -> CStep:
         r"""$\theta \leftarrow \Pi(w - \lambda/\mu)$, $\lambda \leftarrow \lambda - \mu(w - \theta)$.
 
         Args:
@@ -124,7 +128,7 @@ class Lagrangian:
         finite = result.finite.numpy()
         return [v.path for v, ok in zip(self.variables, finite, strict=True) if not ok]
 
-    def compress(self, variables, mu):
+    def compress(self, variables: Sequence[keras.Variable], mu: tf.Tensor) -> None:
         r"""Puts $\Pi(v)$ in the place of each $v$, λ left aside. To be called in a `tf.function`.
 
         Args:
@@ -139,26 +143,28 @@ class Lagrangian:
             for variable, solve in zip(chosen, maps, strict=True):
                 variable.assign(tf.cast(solve(_read(variable)), variable.dtype))
 
-    def show_compressed(self):
+    def show_compressed(self) -> None:
         """Puts θ into the model, and w where θ was."""
         if not self.compressed:
             self._swap()
             self.compressed = True
 
-    def show_training(self):
+    def show_training(self) -> None:
         """Puts w back into the model."""
         if self.compressed:
             self._swap()
             self.compressed = False
 
-    def _swap(self):
+    def _swap(self) -> None:
         for variable, theta in zip(self.variables, self.thetas, strict=True):
             weight, compressed = _read(variable), theta.value()
             variable.assign(tf.cast(compressed, variable.dtype))
             theta.assign(weight)
 
-    def _c_step(self, mu, next_mu, next_scales, multiply):
-        def update():
+    def _c_step(
+        self, mu: tf.Tensor, next_mu: tf.Tensor, next_scales: tf.Tensor, multiply: tf.Tensor
+    ) -> CStep:
+        def update() -> tuple[tf.Tensor, tf.Tensor]:
             next_mus = next_mu * tf.cast(next_scales, tf.float64)
             ratios = tf.where(multiply, mu * tf.cast(self.scales, tf.float64) / next_mus, 0.0)
             found = self._update(tf.cast(mu, tf.float32), ratios)
@@ -173,7 +179,7 @@ class Lagrangian:
             gap, density = tf.cond(tf.reduce_all(finite), update, lambda: (nothing, nothing))
         return CStep(finite, gap, density)
 
-    def _update(self, mu, ratios):
+    def _update(self, mu: tf.Tensor, ratios: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         # With v = w − λ/μ the new multipliers are λ − μ(w − θ) = μ(θ − v), so the new
         # target is θ + (μ/μ')(θ − v). v waits where θ will be: no third array.
         scales, ratios = tf.unstack(self.scales), tf.unstack(ratios)
@@ -202,17 +208,22 @@ class Lagrangian:
         return tf.cast(gap, tf.float32), tf.cast(kept / self.size, tf.float32)
 
 
-def _maps(part, sources, scales, mu):
+def _maps(
+    part: SharedCost,
+    sources: Sequence[keras.Variable | tf.Variable],
+    scales: Sequence[tf.Tensor],
+    mu: tf.Tensor,
+) -> list[Map]:
     given = {"scales": scales} if isinstance(part.compression, Selection) else {}
     return part.compression.maps([_read(source) for source in sources], mu, part.output_axes, **given)
 
 
-def _read(variable):
+def _read(variable: keras.Variable | tf.Variable) -> tf.Tensor:
     # tf.cast of a variable to its own dtype would not read it yet.
     value = tf.convert_to_tensor(variable)
     return tf.cast(value, thresholds.common_dtype([value]))
 
 
-def _slot(variable, name):
+def _slot(variable: keras.Variable, name: str) -> tf.Variable:
     with tf.device(variable.value.device):
         return tf.Variable(_read(variable), trainable=False, name=f"{variable.name}_{name}")

@@ -1,13 +1,15 @@
 """Multiply-adds of a model for one example, all of them and those by nonzero weights."""
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from lc_keras.signatures import input_signature_of, is_built
+from lc_keras.signatures import Structure, input_signature_of, is_built
 from lc_keras.tracing import replaced
 
 _CELLS = (keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell)
@@ -82,7 +84,7 @@ class Macs:
         return tuple(kernel.path for kernel in self.kernels if kernel.uses is None)
 
 
-def macs(model: keras.Model, input_signature: list | None = None) -> Macs:
+def macs(model: keras.Model, input_signature: list[Structure] | None = None) -> Macs:
     """Counts the multiply-adds of a model for one example.
 
     The model is traced, without data, and each layer counted as often as it is called
@@ -134,7 +136,7 @@ def uses(model: keras.Model) -> dict[int, int | None]:
     return _counted(model, None).uses
 
 
-def _counted(model, input_signature):
+def _counted(model: keras.Model, input_signature: list[Structure] | None) -> "_Counter":
     counter = _Counter(_kernels(model))
     try:
         signature = input_signature_of(model) if input_signature is None else input_signature
@@ -153,26 +155,26 @@ def _counted(model, input_signature):
 class _Counter:
     """Counts, while a model is traced, how often each kernel is used."""
 
-    def __init__(self, kernels):
-        self.uses = {id(variable): 0 for variable in kernels}
-        self.attention = 0
+    def __init__(self, kernels: Iterable[keras.Variable]) -> None:
+        self.uses: dict[int, int | None] = {id(variable): 0 for variable in kernels}
+        self.attention: int | None = 0
 
-    def trace(self, model, signature):
+    def trace(self, model: keras.Model, signature: list[Structure]) -> None:
         layers = [layer for layer in model._flatten_layers() if layer is not model]
         hooks = [(layer, "call", self._hook(layer)) for layer in layers]
         # Counting must not give the model weights that it did not have.
         hooks += [(layer, "build", _refuse(layer)) for layer in layers if not layer.built]
 
-        def call(*inputs):
+        def call(*inputs: tf.Tensor) -> Structure:
             with keras.StatelessScope(), replaced(hooks):
                 return model(*inputs, training=False)
 
         tf.function(call, input_signature=signature, autograph=False).get_concrete_function()
 
-    def _hook(self, layer):
+    def _hook(self, layer: keras.Layer) -> Callable[..., Any]:
         original = layer.call
 
-        def call(*args, **kwargs):
+        def call(*args: Any, **kwargs: Any) -> Any:
             outputs = original(*args, **kwargs)
             inputs = args[0] if args else next(iter(kwargs.values()))
             for variable, uses in _uses(layer, inputs, outputs):
@@ -188,21 +190,23 @@ class _Counter:
 
         return call
 
-    def _add(self, variable, uses):
+    def _add(self, variable: keras.Variable, uses: int | None) -> None:
         so_far = self.uses.get(id(variable))
         # Unknown once is unknown in all.
         if so_far is not None:
             self.uses[id(variable)] = None if uses is None else so_far + uses
 
 
-def _refuse(layer):
-    def build(*_, **__):
+def _refuse(layer: keras.Layer) -> Callable[..., None]:
+    def build(*_: object, **__: object) -> None:
         raise ValueError(f"Expected a built layer. Received: '{layer.name}', which is not built.")
 
     return build
 
 
-def _uses(layer, inputs, outputs):
+def _uses(
+    layer: keras.Layer, inputs: tf.Tensor, outputs: tf.Tensor
+) -> list[tuple[keras.Variable, int | None]]:
     """For each kernel that a layer itself multiplies by, how often in this call."""
     if isinstance(layer, keras.layers.Dense):
         return [(layer._kernel, _size(inputs.shape[:-1]))]
@@ -234,7 +238,7 @@ def _uses(layer, inputs, outputs):
     return []
 
 
-def _products(layer, args, kwargs):
+def _products(layer: keras.Layer, args: Sequence[Any], kwargs: dict[str, Any]) -> int | None:
     """How many multiply-adds of activations by one another an attention layer does."""
     if isinstance(layer, _HEADS):
         names = dict(zip(("query", "value", "key"), args, strict=False)) | kwargs
@@ -250,19 +254,23 @@ def _products(layer, args, kwargs):
     return _size(sizes)
 
 
-def _kernels(model):
+def _kernels(model: keras.Model) -> list[keras.Variable]:
     found = {id(v): v for v in model.variables if v.name.endswith("kernel") and len(v.shape) >= 2}
     return list(found.values())
 
 
-def _of_one_example(spec):
+def _of_one_example(spec: tf.TensorSpec) -> tf.TensorSpec:
     return tf.TensorSpec([1, *spec.shape[1:]], spec.dtype, spec.name)
 
 
-def _size(shape):
-    shape = list(shape)
-    return None if None in shape else math.prod(shape)
+def _size(shape: Iterable[int | None]) -> int | None:
+    size = 1
+    for n in shape:
+        if n is None:
+            return None
+        size *= n
+    return size
 
 
-def _divide(size, divisor):
+def _divide(size: int | None, divisor: int) -> int | None:
     return None if size is None else size // divisor

@@ -1,5 +1,7 @@
 """What makes the units of a model together, found in its graph."""
 
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 
@@ -17,12 +19,13 @@ class Makers:
         count_macs: Bool, whether to count multiply-adds, for which the model is traced.
     """
 
-    def __init__(self, model: keras.Model, count_macs: bool):
+    def __init__(self, model: keras.Model, count_macs: bool) -> None:
         graph = Graph(model)
         groups = graph.units.groups()
         self._stay = set(groups[list(graph.units.pinned)].tolist())
         self._trainable = model.trainable_variables
-        self._places, self._reads = {}, {}
+        self._places: dict[int, tuple[int, np.ndarray]] = {}
+        self._reads: dict[int, tuple[int, np.ndarray]] = {}
         for flow in graph.layers.values():
             for weight in flow.weights:
                 variable = find(flow.layer, weight.name)
@@ -32,11 +35,13 @@ class Makers:
                         places[id(variable)] = along.axis, groups[tiled]
         self._macs = uses(model) if count_macs else {}
 
-    def priced(self, variable: keras.Variable, axes) -> Layout:
+    def priced(self, variable: keras.Variable, axes: Sequence[int]) -> Layout:
         """The layout of a variable whose units are its own."""
         return Layout(axes, macs=self._macs.get(id(variable)), bytes=_bytes(variable))
 
-    def with_companions(self, variables: list, axes: list) -> tuple[list, list[Layout]]:
+    def with_companions(
+        self, variables: list[keras.Variable], axes: Sequence[Sequence[int]]
+    ) -> tuple[list[keras.Variable], list[Layout]]:
         """All that makes the units that some variables make.
 
         Units that cannot be removed, such as the outputs of the model, are left out, if there are others.
@@ -49,8 +54,8 @@ class Makers:
         Returns:
             The variables and those that make units together with them, and their `Layout`s.
         """
-        own = {}
-        made = []
+        own: dict[int, np.ndarray] = {}
+        made: list[int] = []
         for variable, output_axes in zip(variables, axes, strict=True):
             place = self._places.get(id(variable))
             if place is None:
@@ -66,7 +71,7 @@ class Makers:
         given = {id(v): output_axes for v, output_axes in zip(variables, axes, strict=True)}
         for variable in self._trainable:
             key = id(variable)
-            axis, makes = self._places.get(key, (None, own.get(key, ())))
+            axis, makes = self._places.get(key, (None, own.get(key, np.empty(0, int))))
             if key not in given and not any(u in number for u in np.unique(makes).tolist()):
                 continue
             found.append(variable)
@@ -84,7 +89,7 @@ class Makers:
         return found, layouts
 
 
-def _bytes(variable) -> int:
+def _bytes(variable: keras.Variable) -> int:
     if "bfloat" in variable.dtype:
         return 2
     return np.dtype(keras.backend.standardize_dtype(variable.dtype)).itemsize

@@ -1,10 +1,17 @@
 """What an L step asks of the optimizers: its rate, a limited learning rate, a fresh state."""
 
 import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+# What Keras takes as a learning rate.
+Rate: TypeAlias = (
+    "keras.Variable | keras.optimizers.schedules.LearningRateSchedule | Callable[[], tf.Tensor]"
+)
 
 _LOOKS = 20
 
@@ -24,14 +31,16 @@ class LearningRateLimit:
         ahead: For each optimizer a list of pairs of a step and a rate, what `look_ahead` noted.
     """
 
-    def __init__(self, *optimizers, variables=()):
+    def __init__(
+        self, *optimizers: keras.optimizers.Optimizer, variables: Sequence[keras.Variable] = ()
+    ) -> None:
         self._optimizers = [inner_optimizer(optimizer) for optimizer in optimizers]
         self._variables = list(variables)
         self._limit = tf.Variable(float("inf"), trainable=False, name="learning_rate_limit")
-        self.ahead = [[] for _ in self._optimizers]
+        self.ahead: list[list[tuple[int, float]]] = [[] for _ in self._optimizers]
 
     @property
-    def updating(self) -> list:
+    def updating(self) -> list[keras.optimizers.Optimizer]:
         """The optimizers that update the compressed weights; all, while that is not known."""
         return [optimizer for optimizer in self._optimizers if self._updates(optimizer)] or self._optimizers
 
@@ -40,7 +49,7 @@ class LearningRateLimit:
         """Whether it is not known yet which of several optimizers updates the compressed weights."""
         return len(self._optimizers) > 1 and not any(map(self._updates, self._optimizers))
 
-    def set(self, limit: float):
+    def set(self, limit: float) -> None:
         """Limits the learning rate from now on.
 
         Args:
@@ -49,7 +58,7 @@ class LearningRateLimit:
         self._limit.assign(limit)
 
     @contextlib.contextmanager
-    def applied(self):
+    def applied(self) -> Iterator[None]:
         """The context in which the optimizers have the limited rate."""
         given = [optimizer._learning_rate for optimizer in self._optimizers]
         for optimizer in self._optimizers:
@@ -60,7 +69,7 @@ class LearningRateLimit:
             for optimizer, rate in zip(self._optimizers, given, strict=True):
                 optimizer._learning_rate = rate
 
-    def look_ahead(self, batches: float):
+    def look_ahead(self, batches: float) -> None:
         """Notes how schedules go on.
 
         Args:
@@ -81,20 +90,20 @@ class LearningRateLimit:
         """`effective_rate` at the highest learning rate from now on."""
         return max(effective_rate(o, self._variables, self._highest(o)) for o in self.updating)
 
-    def _highest(self, optimizer):
+    def _highest(self, optimizer: keras.optimizers.Optimizer) -> float:
         now = float(tf.convert_to_tensor(self._rate_of(optimizer)()))
         done = _iterations(optimizer)
         ahead = next(a for o, a in zip(self._optimizers, self.ahead, strict=True) if o is optimizer)
         return max([now, *(rate for step, rate in ahead if step >= done)])
 
-    def _updates(self, optimizer):
+    def _updates(self, optimizer: keras.optimizers.Optimizer) -> bool:
         own = {id(variable) for variable in optimizer._trainable_variables} if optimizer.built else ()
         return any(id(variable) in own for variable in self._variables)
 
-    def _limited(self, optimizer):
+    def _limited(self, optimizer: keras.optimizers.Optimizer) -> Callable[[], tf.Tensor]:
         rate = self._rate_of(optimizer)
 
-        def limited():
+        def limited() -> tf.Tensor:
             # An optimizer asks for its rate when it is built: it is known by then what it updates.
             if len(self._optimizers) > 1 and not self._updates(optimizer):
                 return rate()
@@ -102,14 +111,14 @@ class LearningRateLimit:
 
         return limited
 
-    def _rate_of(self, optimizer):
-        given = optimizer._learning_rate
+    def _rate_of(self, optimizer: keras.optimizers.Optimizer) -> Callable[[], tf.Tensor]:
+        given: Rate = optimizer._learning_rate
         if isinstance(given, keras.optimizers.schedules.LearningRateSchedule):
             return lambda: given(optimizer.iterations.value)
         return (lambda: given.value) if isinstance(given, keras.Variable) else given
 
 
-def optimizers_of(model) -> list:
+def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     """The optimizers of a model: the compiled one, and those that a subclass keeps beside it.
 
     Args:
@@ -123,14 +132,16 @@ def optimizers_of(model) -> list:
     return list({id(o): o for o in map(inner_optimizer, [model.optimizer, *kept])}.values())
 
 
-def inner_optimizer(optimizer):
+def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     """The optimizer that makes the update, inside wrappers such as `LossScaleOptimizer`."""
     while hasattr(optimizer, "inner_optimizer"):
         optimizer = optimizer.inner_optimizer
     return optimizer
 
 
-def effective_rate(optimizer, variables, learning_rate: float) -> float:
+def effective_rate(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable], learning_rate: float
+) -> float:
     r"""How far a unit gradient that stays moves a weight in a batch, once it has settled.
 
     $\eta / (1 - m)$ for SGD with momentum m. Optimizers that divide by the root of a
@@ -161,7 +172,9 @@ def effective_rate(optimizer, variables, learning_rate: float) -> float:
     return learning_rate / size
 
 
-def relative_curvature(optimizer, variables) -> list[float] | None:
+def relative_curvature(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
+) -> list[float] | None:
     r"""How curved the loss is in each variable, next to all of them together.
 
     The mean squared gradient, a diagonal of the empirical Fisher matrix averaged over the variable,
@@ -188,7 +201,9 @@ def relative_curvature(optimizer, variables) -> list[float] | None:
     return np.clip(means / mean, 1e-2, 1e3).tolist() if mean > 0 else None
 
 
-def _moments(optimizer, names, variables) -> list:
+def _moments(
+    optimizer: keras.optimizers.Optimizer, names: Sequence[str], variables: Sequence[keras.Variable]
+) -> list[keras.Variable]:
     """What the optimizer remembers of some variables under the first of the names that it has."""
     if not optimizer.built or _iterations(optimizer) == 0:
         return []
@@ -202,11 +217,11 @@ def _moments(optimizer, names, variables) -> list:
     return []
 
 
-def _means(moments, power=1) -> list:
+def _means(moments: Sequence[keras.Variable], power: int = 1) -> list[tf.Tensor]:
     return [tf.reduce_mean(tf.cast(moment.value, tf.float32) ** power) for moment in moments]
 
 
-def reset_state(optimizer):
+def reset_state(optimizer: keras.optimizers.Optimizer) -> None:
     """Gives an optimizer the moments of a new one; its step count, rate and averaged weights stay.
 
     Args:
@@ -226,6 +241,6 @@ def reset_state(optimizer):
             variable.assign(new)
 
 
-def _iterations(optimizer) -> int:
+def _iterations(optimizer: keras.optimizers.Optimizer) -> int:
     # What is mirrored over devices is no number to Python yet.
     return int(tf.convert_to_tensor(optimizer.iterations))

@@ -104,7 +104,9 @@ def unpack(encoding: str, values: tf.Tensor, places: tf.Tensor, shape: tuple[int
     return tf.reshape(tf.scatter_nd(positions[:, tf.newaxis], values, size), shape)
 
 
-def _with_gaps(array, flat, positions, dtype):
+def _with_gaps(
+    array: np.ndarray, flat: np.ndarray, positions: np.ndarray, dtype: type[np.unsignedinteger]
+) -> Packed:
     gaps = np.diff(positions, prepend=-1) - 1
     longest = np.iinfo(dtype).max
     bridges, rest = np.divmod(gaps, longest + 1)
@@ -116,6 +118,6 @@ def _with_gaps(array, flat, positions, dtype):
     return Packed(f"gaps{8 * places.itemsize}", array.shape, values, places)
 
 
-def _with_bits(array, flat, positions):
+def _with_bits(array: np.ndarray, flat: np.ndarray, positions: np.ndarray) -> Packed:
     bits = np.packbits(flat != 0, bitorder="little")
     return Packed("bitmask", array.shape, flat[positions], bits)

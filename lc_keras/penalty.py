@@ -1,7 +1,13 @@
 """The pull of the weights towards their compressed copy, as a Keras regularizer."""
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
+import numpy as np
 import tensorflow as tf
+
+Gradient = Callable[[tf.Tensor], tuple[tf.Tensor, None, None]]
 
 
 @keras.saving.register_keras_serializable(package="lc_keras")
@@ -31,7 +37,12 @@ class LCPenalty(keras.regularizers.Regularizer):
     ```
     """
 
-    def __init__(self, target, mu=0.0, regularizer=None):
+    def __init__(
+        self,
+        target: tf.Variable | np.ndarray,
+        mu: tf.Variable | float = 0.0,
+        regularizer: keras.regularizers.Regularizer | None = None,
+    ) -> None:
         if not isinstance(mu, tf.Variable):
             if not 0 <= float(mu) < float("inf"):
                 raise ValueError(f"Expected `mu` to be a finite number ≥ 0. Received: mu={mu}")
@@ -40,7 +51,7 @@ class LCPenalty(keras.regularizers.Regularizer):
             target = tf.Variable(target, trainable=False, dtype=tf.float32, name="target")
         self.target = target
         self.mu = mu
-        self._gradients = []
+        self._gradients: list[tf.Tensor | None] = []
         self.regularizer = keras.regularizers.get(regularizer)
 
     @property
@@ -48,13 +59,13 @@ class LCPenalty(keras.regularizers.Regularizer):
         """Whether its gradient has been taken and, as far as a graph shows, been used."""
         return any(map(_is_used, self._gradients))
 
-    def __call__(self, weight):
+    def __call__(self, weight: tf.Tensor) -> tf.Tensor:
         penalty = self.pull(weight)
         if self.regularizer is not None:
             penalty += tf.cast(self.regularizer(weight), penalty.dtype)
         return penalty
 
-    def pull(self, weight):
+    def pull(self, weight: tf.Tensor) -> tf.Tensor:
         r"""$\frac{\mu}{2}\lVert w - t\rVert^2$ by itself, without the weight's own regularizer.
 
         Args:
@@ -77,12 +88,12 @@ class LCPenalty(keras.regularizers.Regularizer):
         # Keras adds it to losses of that type, whatever the weight is.
         return tf.cast(penalty, keras.config.floatx())
 
-    def _pull(self, weight, target, mu):
+    def _pull(self, weight: tf.Tensor, target: tf.Tensor, mu: tf.Tensor) -> tf.Tensor:
         @tf.custom_gradient
-        def pull(weight, target, mu):
+        def pull(weight: tf.Tensor, target: tf.Tensor, mu: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
             difference = weight - target
 
-            def gradient(upstream):
+            def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None, None]:
                 pulling = (upstream * mu) * difference
                 if tf.is_symbolic_tensor(pulling):
                     self._gradients.append(pulling)
@@ -94,7 +105,7 @@ class LCPenalty(keras.regularizers.Regularizer):
 
         return pull(weight, target, mu)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, object]:
         return {
             "target": self.target.numpy(),
             "mu": float(self.mu.numpy()),
@@ -104,12 +115,12 @@ class LCPenalty(keras.regularizers.Regularizer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "LCPenalty":
         target = keras.saving.deserialize_keras_object(config["target"])
         return cls(**{**config, "target": target})
 
 
-def _is_used(tensor):
+def _is_used(tensor: tf.Tensor | None) -> bool:
     """Whether a tensor has an effect: a tape computes gradients that it then throws away."""
     if tensor is None:
         # Run eagerly: it leaves no trace.

@@ -3,7 +3,9 @@
 import gzip
 import json
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, cast
 
 import keras
 import numpy as np
@@ -13,6 +15,13 @@ from lc_keras.macs import macs
 from lc_keras.packing import pack
 from lc_keras.signatures import is_built
 from lc_keras.tasks import default_kernels, frozen_kernels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# How variables are stored, by id: the encoding and the bytes.
+Stored = dict[int, tuple[str, int]]
 
 # Where a SavedModel of `export_saved_model` has its report; a model server passes over it.
 REPORT_FILE = os.path.join("assets.extra", "lc_keras_report.json")
@@ -134,10 +143,10 @@ class PruningReport:
         return tuple(row for row in self.others if row.frozen)
 
     @property
-    def _all(self):
+    def _all(self) -> tuple[VariableReport, ...]:
         return (*self.rows, *self.others)
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = [
             ("kernel", *_HEAD),
             *((row.path, "×".join(map(str, row.shape)), *_cells([row])) for row in self.rows),
@@ -157,14 +166,14 @@ class PruningReport:
         rule = "-" * (sum(columns) + 2 * len(_HEAD))
         return "\n".join([text[0], rule, *text[1:-2], rule, *text[-2:], rule, *self._summary()])
 
-    def _summary(self):
+    def _summary(self) -> Iterator[str]:
         size = f"{self.dense_bits / 8000:,.1f} kB dense, {self.bits / 8000:,.1f} kB packed"
         if self.gzip_bits is not None:
             size += f", {self.gzip_bits / 8000:,.1f} kB by gzip"
         if self.file_bits is not None:
             size += f"; the SavedModel {self.file_bits / 8000:,.1f} kB"
         yield size
-        if self.bits:
+        if self.bits and self.largest:
             share = f"{100 * self.largest.bits / self.bits:.0f} %"
             yield f"{share} of what is packed: {_shortened(self.largest.path, 60)}"
         if self.macs:
@@ -196,15 +205,16 @@ class PruningReport:
         names = (
             "weights kept density dense_bits bits gzip_bits macs remaining_macs attention_macs file_bits"
         ).split()
+        totals: dict[str, object] = {name: getattr(self, name) for name in names}
+        totals["largest"] = self.largest.path if self.largest else None
         content = {
             "rows": [{**asdict(row), "density": row.density} for row in self.rows],
             "others": [{**asdict(row), "density": row.density} for row in self.others],
-            "totals": {name: getattr(self, name) for name in names},
+            "totals": totals,
         }
-        content["totals"]["largest"] = self.largest.path if self.largest else None
         return json.dumps(content, indent=2)
 
-    def plot(self, path=None, ax=None):
+    def plot(self, path: str | os.PathLike[str] | None = None, ax: "Axes | None" = None) -> "Figure":
         """Draws the density of each kernel as a bar.
 
         Args:
@@ -225,6 +235,7 @@ class PruningReport:
         """
         if ax is None:
             ax = _new_axes(height=1.2 + 0.35 * len(self.rows))
+        figure = cast("Figure", ax.figure)
         positions = range(len(self.rows))
         bars = ax.barh(positions, [100 * row.density for row in self.rows])
         ax.bar_label(bars, [f"{100 * r.density:.3g} % of {r.weights:,}" for r in self.rows], padding=3)
@@ -234,11 +245,11 @@ class PruningReport:
         ax.set_xticks(range(0, 101, 20))
         ax.set_xlabel(f"kept, % of a kernel's weights ({100 * self.density:.3g} % of all)")
         if path is not None:
-            ax.figure.savefig(path)
-        return ax.figure
+            figure.savefig(path)
+        return figure
 
 
-def report(model) -> PruningReport:
+def report(model: keras.Model | str | os.PathLike[str]) -> PruningReport:
     """Counts what is left of a model, and what that takes to store and to compute.
 
     Any model with zeros in it will do, however they came there. The kernels are those
@@ -283,7 +294,9 @@ def report(model) -> PruningReport:
     return measure(model, model.weights)
 
 
-def measure(model: keras.Model, variables: list, stored: dict | None = None) -> PruningReport:
+def measure(
+    model: keras.Model, variables: Sequence[keras.Variable], stored: Stored | None = None
+) -> PruningReport:
     """Reports on variables of a model.
 
     Args:
@@ -312,7 +325,9 @@ def measure(model: keras.Model, variables: list, stored: dict | None = None) -> 
     )
 
 
-def _variable_report(variable, uses, prunable, frozen, stored):
+def _variable_report(
+    variable: keras.Variable, uses: int | None, prunable: bool, frozen: bool, stored: Stored | None
+) -> VariableReport:
     value = keras.ops.convert_to_numpy(variable)
     floating = keras.backend.is_float_dtype(variable.dtype)
     kept = int(np.count_nonzero(value))
@@ -320,7 +335,7 @@ def _variable_report(variable, uses, prunable, frozen, stored):
         encoding, nbytes = stored[id(variable)]
     else:
         packed = pack(value) if floating else None
-        encoding, nbytes = (packed.encoding, packed.nbytes) if floating else ("dense", value.nbytes)
+        encoding, nbytes = (packed.encoding, packed.nbytes) if packed else ("dense", value.nbytes)
     # What is no kernel is added or looked up, not multiplied.
     known = uses if uses is not None or prunable or frozen else 0
     return VariableReport(
@@ -339,7 +354,7 @@ def _variable_report(variable, uses, prunable, frozen, stored):
     )
 
 
-def _read(path):
+def _read(path: str) -> PruningReport:
     file = os.path.join(path, REPORT_FILE)
     if not tf.io.gfile.exists(file):
         raise ValueError(
@@ -366,7 +381,7 @@ def _read(path):
     return PruningReport(rows, others, content["totals"]["attention_macs"], 8 * size)
 
 
-def _cells(rows):
+def _cells(rows: Sequence[VariableReport]) -> tuple[str, ...]:
     """The cells of a line of the table that sums up some variables."""
     kept, weights = (sum(getattr(row, name) for row in rows) for name in ("kept", "weights"))
     density = f"{100 * kept / weights:.2f} %" if weights else ""
@@ -380,17 +395,21 @@ def _cells(rows):
     )
 
 
-def _sum(values):
-    values = list(values)
-    return None if None in values else sum(values)
+def _sum(values: Iterable[int | None]) -> int | None:
+    total = 0
+    for value in values:
+        if value is None:
+            return None
+        total += value
+    return total
 
 
-def _density(counts):
+def _density(counts: VariableReport | PruningReport) -> float:
     # Of nothing, nothing was removed.
     return counts.kept / counts.weights if counts.weights else 1.0
 
 
-def _short(number):
+def _short(number: float | None) -> str:
     if number is None:
         return "-"
     for unit in ("", "k", "M", "G"):
@@ -400,12 +419,12 @@ def _short(number):
     return f"{number:.3g}T"
 
 
-def _shortened(text, width):
+def _shortened(text: str, width: int) -> str:
     """The end of a text, which says more than its beginning in a path."""
     return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
 
 
-def _new_axes(height):
+def _new_axes(height: float) -> "Axes":
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -2,13 +2,12 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import keras
 import tensorflow as tf
 
 from lc_keras.averages import Averages
-from lc_keras.checkpoints import Checkpoint
+from lc_keras.checkpoints import Checkpoint, Facts
 from lc_keras.lagrangian import Lagrangian
 from lc_keras.optimizers import inner_optimizer
 
@@ -24,24 +23,24 @@ class RunState:
         averages: `Averages` of them.
     """
 
-    def __init__(self, model: keras.Model, lagrangian: Lagrangian, averages: Averages):
+    def __init__(self, model: keras.Model, lagrangian: Lagrangian, averages: Averages) -> None:
         self._model = model
         self._lagrangian = lagrangian
         self._averages = averages
         self._optimizers = [o for o in vars(model).values() if isinstance(o, keras.optimizers.Optimizer)]
 
-    def tensors(self) -> dict:
+    def tensors(self) -> dict[str, tf.Tensor]:
         """The values of all variables by name, while the model shows its compressed weights."""
-        swapped = {}
+        swapped: dict[int, keras.Variable] = {}
         for weight, average in self._averages.swapped():
             swapped |= {id(weight): average, id(average): weight}
         return {name: tf.convert_to_tensor(swapped.get(id(v), v)) for name, v in self._variables()}
 
-    def description(self) -> dict:
+    def description(self) -> Facts:
         """What the variables belong to, as JSON can hold it."""
         return {**self._model_and_tasks(), "optimizers": self._described_optimizers()}
 
-    def restore(self, checkpoint: Checkpoint, description: dict):
+    def restore(self, checkpoint: Checkpoint, description: Facts) -> None:
         """Gives all variables the values that they had.
 
         Args:
@@ -55,7 +54,7 @@ class RunState:
         optimizers = received.pop("optimizers")
         check_same(self._model_and_tasks(), received, checkpoint)
         variables = self._model.variables
-        for optimizer, described in zip(self._optimizers, optimizers):
+        for optimizer, described in zip(self._optimizers, optimizers, strict=False):
             if not optimizer.built and described["built_on"] is not None:
                 optimizer.build([variables[i] for i in described["built_on"]])
         check_same({"optimizers": self._described_optimizers()}, {"optimizers": optimizers}, checkpoint)
@@ -64,7 +63,7 @@ class RunState:
             variable.assign(checkpoint.read(name))
         self._lagrangian.compressed = True
 
-    def _variables(self) -> Iterator[tuple[str, Any]]:
+    def _variables(self) -> Iterator[tuple[str, keras.Variable | tf.Variable]]:
         lagrangian = self._lagrangian
         groups = {
             "model": self._model.variables,
@@ -79,7 +78,7 @@ class RunState:
             for i, variable in enumerate(variables):
                 yield f"{group}/{i}", variable
 
-    def _model_and_tasks(self) -> dict:
+    def _model_and_tasks(self) -> Facts:
         return {
             "model": [f"{_name(v)} {tuple(v.shape)} {v.dtype}" for v in self._model.variables],
             "tasks": [
@@ -88,7 +87,7 @@ class RunState:
             ],
         }
 
-    def _described_optimizers(self) -> list[dict]:
+    def _described_optimizers(self) -> list[Facts]:
         places = {id(v): i for i, v in enumerate(self._model.variables)}
         return [
             {
@@ -102,7 +101,7 @@ class RunState:
         ]
 
 
-def check_same(expected: dict, received: dict, checkpoint: Checkpoint):
+def check_same(expected: Facts, received: Facts, checkpoint: Checkpoint) -> None:
     """Checks that a checkpoint is of the run that wants to go on from it.
 
     Args:
@@ -122,7 +121,7 @@ def check_same(expected: dict, received: dict, checkpoint: Checkpoint):
         )
 
 
-def _differences(expected, received, path="") -> Iterator[str]:
+def _differences(expected: object, received: object, path: str = "") -> Iterator[str]:
     if isinstance(expected, dict) and isinstance(received, dict):
         for key in {**expected, **received}:
             inside = f"{path}.{key}" if path else key
@@ -130,13 +129,13 @@ def _differences(expected, received, path="") -> Iterator[str]:
     elif isinstance(expected, list) and isinstance(received, list):
         if len(expected) != len(received):
             yield f"{path}: expected {len(expected)} of them, received {len(received)}"
-        for i, pair in enumerate(zip(expected, received)):
+        for i, pair in enumerate(zip(expected, received, strict=False)):
             yield from _differences(*pair, f"{path}[{i}]")
     elif expected != received:
         yield f"{path}: expected {expected}, received {received}"
 
 
-def _variables_of(optimizer) -> list:
+def _variables_of(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
     """All variables of an optimizer, and of the one inside it."""
     found = {id(v): v for v in optimizer.variables}
     while optimizer is not None:
@@ -146,6 +145,6 @@ def _variables_of(optimizer) -> list:
     return list(found.values())
 
 
-def _name(variable) -> str:
+def _name(variable: keras.Variable) -> str:
     # Keras numbers the names that it makes up, and goes on counting within a process.
     return re.sub(r"_\d+", "", variable.path)

@@ -27,7 +27,7 @@ class Exponential:
     initial: float
     factor: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         positive("initial", self.initial)
         if not (math.isfinite(self.factor) and self.factor > 1):
             raise ValueError(
@@ -61,7 +61,7 @@ class Geometric:
     first: float
     last: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         positive("first", self.first)
         positive("last", self.last)
         if self.last <= self.first:
@@ -81,6 +81,9 @@ class Geometric:
         """
         ratio = self.last / self.first
         return [self.first * ratio ** (i / max(1, steps - 1)) for i in range(steps)]
+
+
+Schedule = Geometric | Callable[[int], float] | Sequence[float]
 
 
 class Automatic:
@@ -108,7 +111,7 @@ class Automatic:
     _MOST_BATCHES = 5000
     _NEW = 0.2
 
-    def __init__(self, steps: int):
+    def __init__(self, steps: int) -> None:
         self._steps = max(2, steps)
         self._boost = 1.0
         self._first_rate = 0.0
@@ -120,7 +123,7 @@ class Automatic:
         return self._boost, self._first_rate, self._previous
 
     @state.setter
-    def state(self, state):
+    def state(self, state: tuple[float, float, float]) -> None:
         self._boost, self._first_rate, self._previous = state
 
     def __call__(
@@ -153,7 +156,9 @@ class Automatic:
         self._previous = max(mu, 1.001 * self._previous)
         return self._previous
 
-    def scales(self, step: int, before: Sequence[float], curvature: Sequence[float]) -> np.ndarray:
+    def scales(
+        self, step: int, before: Sequence[float] | np.ndarray, curvature: Sequence[float] | np.ndarray
+    ) -> np.ndarray:
         r"""How much the distance to θ counts in each variable that makes neurons.
 
         As much as the loss is curved there. What the removal of a neuron costs grows with the
@@ -177,7 +182,7 @@ class Automatic:
         return before ** (1 - weight) * curvature**weight
 
 
-def values(schedule: Geometric | Callable | Sequence, steps: int) -> list[float]:
+def values(schedule: Schedule | str, steps: int) -> list[float]:
     """Evaluates a schedule at every L step of a run.
 
     Args:

@@ -5,7 +5,7 @@ import numpy as np
 
 from lc_keras.flow import Graph
 from lc_keras.flow.graph import as_functional, functional_class
-from lc_keras.flow.units import find
+from lc_keras.flow.units import Flow, Signal, Weight, find
 
 
 def shrink(model: keras.Model) -> keras.Model:
@@ -46,10 +46,10 @@ def shrink(model: keras.Model) -> keras.Model:
 class _Rebuilt:
     """The layers and models of a graph, made anew at their new sizes, each once."""
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._stays = graph.kept()
-        self._made = {}
+        self._made: dict[int, keras.Layer] = {}
 
     def model(self, model: keras.Model) -> keras.Model:
         functional, signals = as_functional(model), self._graph.models[id(model)]
@@ -60,18 +60,18 @@ class _Rebuilt:
             return kind(stack, name=model.name, trainable=model.trainable)
         outputs = functional._run_through_graph(inputs, operation_fn=self._operation)
         inputs = keras.tree.pack_sequence_as(functional._inputs_struct, inputs)
-        own = type(model).__init__ is functional_class(model).__init__
+        own = type(model).__init__ is functional_class(model).__init__  # type: ignore[misc]  # there is one
         new = (type(model) if own else keras.Model)(inputs, outputs, name=model.name)
         if not model.trainable:
             new.trainable = False
         return new
 
-    def set_weights(self):
+    def set_weights(self) -> None:
         for flow in self._graph.layers.values():
             if isinstance(flow.layer, keras.Layer):
                 self._made[id(flow.layer)].set_weights(self._weights(flow))
 
-    def _input(self, tensor, signal):
+    def _input(self, tensor: keras.KerasTensor, signal: Signal) -> keras.KerasTensor:
         shape = list(tensor.shape)
         if len(signal.ids):
             shape[signal.axis] = int(self._stays[signal.ids].sum())
@@ -81,13 +81,13 @@ class _Rebuilt:
             batch_shape=shape, dtype=tensor.dtype, name=source.name, sparse=tensor.sparse, optional=optional
         )
 
-    def _operation(self, operation):
+    def _operation(self, operation: keras.Layer) -> keras.Layer:
         if id(operation) not in self._made:
             again = self.model if id(operation) in self._graph.models else self._layer
             self._made[id(operation)] = again(operation)
         return self._made[id(operation)]
 
-    def _layer(self, layer):
+    def _layer(self, layer: keras.Layer) -> keras.Layer:
         if isinstance(layer, keras.layers.Lambda):
             # Keras does not read a Python function back from a config.
             return keras.layers.Lambda(
@@ -103,22 +103,22 @@ class _Rebuilt:
         changes = {}
         if not all(stays.all() for stays in kept.values()):
             changes = flow.config(lambda port: int(kept[port].sum()))
-            if "bias" in self._folded(flow) and flow.array("bias") is None:
+            if "bias" in self._folded(flow) and flow.optional("bias") is None:
                 changes["use_bias"] = True
         return type(layer).from_config({**layer.get_config(), **changes})
 
-    def _kept(self, flow):
+    def _kept(self, flow: Flow) -> dict[str, np.ndarray]:
         return {port: self._stays[ids] for port, ids in flow.ports.items()}
 
-    def _folded(self, flow):
+    def _folded(self, flow: Flow) -> dict[str, np.ndarray]:
         """The weights of a layer that are cut, or changed by what is folded in, by name."""
         kept = self._kept(flow)
         arrays = {
-            w.name: _cut(array, w, kept) for w in flow.weights if (array := flow.array(w.name)) is not None
+            w.name: _cut(array, w, kept) for w in flow.weights if (array := flow.optional(w.name)) is not None
         }
         return arrays | flow.fold(kept, arrays)
 
-    def _weights(self, flow):
+    def _weights(self, flow: Flow) -> list[np.ndarray]:
         folded = self._folded(flow)
         named = {id(variable): name for name in folded if (variable := find(flow.layer, name)) is not None}
         weights = [
@@ -129,7 +129,7 @@ class _Rebuilt:
         return [*weights, *folded.values()]
 
 
-def _cut(array, weight, kept):
+def _cut(array: np.ndarray, weight: Weight, kept: dict[str, np.ndarray]) -> np.ndarray:
     """A weight without the units that go."""
     for along in (weight.makes, weight.reads):
         if along is not None:

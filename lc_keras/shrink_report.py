@@ -51,7 +51,7 @@ class ShrinkReport:
     macs: tuple[int, int] | None
     milliseconds: tuple[float, float] | None
 
-    def __str__(self):
+    def __str__(self) -> str:
         width = max([len(row.name) for row in self.rows] + [len("milliseconds")])
         lines = [f"{'layer':{width}}  {'units':>13}  {'kept':>13}", "-" * (width + 30)]
         lines += [
@@ -100,14 +100,14 @@ def shrink_report(model: keras.Model, batch_size: int | None = None) -> ShrinkRe
         rows=_rows(graph),
         walls=tuple(layer.name for layer in graph.walls),
         parameters=(model.count_params(), small.count_params()),
-        macs=None if counted[0].unknown else tuple(count.dense for count in counted),
+        macs=None if counted[0].unknown else (counted[0].dense, counted[1].dense),
         milliseconds=_milliseconds(model, small, batch_size) if batch_size else None,
     )
 
 
-def _rows(graph) -> tuple:
+def _rows(graph: Graph) -> tuple[LayerSize, ...]:
     stays, groups = graph.kept(), graph.units.groups()
-    reasons = {}
+    reasons: dict[int, str] = {}
     for unit, why in (*graph.units.pinned.items(), *graph.units.held.items()):
         reasons.setdefault(int(groups[unit]), why)
     rows = []
@@ -125,7 +125,9 @@ def _rows(graph) -> tuple:
     return tuple(rows)
 
 
-def _milliseconds(model, small, batch_size, rounds=15):
+def _milliseconds(
+    model: keras.Model, small: keras.Model, batch_size: int, rounds: int = 15
+) -> tuple[float, float]:
     """Medians over rounds in which both take turns."""
     generator = np.random.default_rng(0)
     inputs = [
@@ -136,11 +138,12 @@ def _milliseconds(model, small, batch_size, rounds=15):
     ]
     inputs = keras.tree.pack_sequence_as(as_functional(model)._inputs_struct, inputs)
     calls = [tf.function(lambda x, m=m: m(x, training=False), autograph=False) for m in (model, small)]
-    times = [[], []]
+    times: list[list[float]] = [[], []]
     for _ in range(rounds + 1):
         for call, measured in zip(calls, times, strict=True):
             start = time.perf_counter()
             keras.tree.map_structure(lambda t: t.numpy(), call(inputs))
             measured.append(1e3 * (time.perf_counter() - start))
     # The first round traces.
-    return tuple(statistics.median(measured[1:]) for measured in times)
+    before, after = (statistics.median(measured[1:]) for measured in times)
+    return before, after

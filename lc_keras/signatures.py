@@ -1,10 +1,14 @@
 """What goes into a model and what comes out, by name and type."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import keras
 import tensorflow as tf
+
+# What a model takes or returns, or the specification of that.
+Structure: TypeAlias = "tf.Tensor | tf.TensorSpec | Sequence[Structure] | Mapping[str, Structure]"
 
 _AUTOMATIC_INPUT = re.compile(r"(input_layer|keras_tensor)(_\d+)?")
 
@@ -25,7 +29,7 @@ def is_built(model: keras.Model) -> bool:
     return model.built or (bool(model.variables) and all(layer.built for layer in parts))
 
 
-def input_signature_of(model: keras.Model) -> list:
+def input_signature_of(model: keras.Model) -> list[Structure]:
     """The inputs that a model was built for, with any batch size.
 
     Args:
@@ -48,7 +52,8 @@ def input_signature_of(model: keras.Model) -> list:
             "call it on data first."
         )
     if isinstance(model, keras.Sequential):
-        return [_spec(inputs[0].shape, inputs[0].dtype, inputs[0].name)]
+        spec = model.inputs[0]
+        return [_spec(spec.shape, spec.dtype, spec.name)]
     if inputs is not None:
         return [keras.tree.map_structure(lambda x: _spec(x.shape, x.dtype, x.name), model.input)]
     shapes = (model.get_build_config() or {}).values()
@@ -63,7 +68,7 @@ def input_signature_of(model: keras.Model) -> list:
     ]
 
 
-def named(structure: list) -> list[tf.TensorSpec]:
+def named(structure: list[Structure]) -> list[tf.TensorSpec]:
     """Flattens an input signature and gives each input the name it is served under.
 
     A key of a dictionary is a name; else the name that the specification has; else
@@ -96,7 +101,7 @@ def named(structure: list) -> list[tf.TensorSpec]:
     return [tf.TensorSpec(spec.shape, spec.dtype, name) for spec, name in zip(specs, names, strict=True)]
 
 
-def named_outputs(model: keras.Model) -> Callable:
+def named_outputs(model: keras.Model) -> Callable[[Structure], dict[str, tf.Tensor]]:
     """How the outputs of a model are named.
 
     A key of a dictionary is a name; else the name that the user gave the layer which
@@ -112,7 +117,7 @@ def named_outputs(model: keras.Model) -> Callable:
     if isinstance(model, keras.Sequential) and model.layers:
         layers = [_given_name(model, model.layers[-1].name)]
 
-    def names(outputs):
+    def names(outputs: Structure) -> dict[str, tf.Tensor]:
         flat = keras.tree.flatten(outputs)
         given = layers if len(layers) == len(flat) else [None] * len(flat)
         keys = _keys(outputs)
@@ -125,7 +130,7 @@ def named_outputs(model: keras.Model) -> Callable:
     return names
 
 
-def _keys(structure, skip=0) -> list[str | None]:
+def _keys(structure: Structure, skip: int = 0) -> list[str | None]:
     """For each leaf the keys on the way to it, or `None` if none is of a dictionary."""
     paths = [path[skip:] for path, _ in keras.tree.flatten_with_path(structure)]
     return [
@@ -134,7 +139,7 @@ def _keys(structure, skip=0) -> list[str | None]:
     ]
 
 
-def _given_name(model, name):
+def _given_name(model: keras.Model, name: str) -> str | None:
     """The name of a layer, unless Keras made it up and it differs from run to run."""
     layer = next((layer for layer in model.layers if layer.name == name), None)
     stem = re.sub(r"_\d+$", "", name).replace("_", "")
@@ -142,7 +147,7 @@ def _given_name(model, name):
     return None if automatic or _AUTOMATIC_INPUT.fullmatch(name) else name
 
 
-def _spec(shape, dtype, name=None):
+def _spec(shape: Sequence[int | None], dtype: str | tf.DType, name: str | None = None) -> tf.TensorSpec:
     if name is not None and _AUTOMATIC_INPUT.fullmatch(name):
         name = None
     return tf.TensorSpec((None, *shape[1:]), dtype, name)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import keras
 
@@ -21,7 +22,10 @@ _TRANSPOSED = (
     keras.layers.Conv3DTranspose,
 )
 
-Selector = None | str | re.Pattern | keras.Layer | keras.Variable | Callable | Iterable
+Single: TypeAlias = (
+    "str | re.Pattern[str] | keras.Layer | keras.Variable | Callable[[keras.Variable], object] | None"
+)
+Selector: TypeAlias = "Single | Iterable[Single]"
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,8 @@ class SharedCost:
     """
 
     task: "Task"
-    variables: list
-    output_axes: list
+    variables: list[keras.Variable]
+    output_axes: Sequence[Sequence[int]]
 
     @property
     def compression(self) -> Compression:
@@ -78,23 +82,23 @@ class Task:
     ```
     """
 
-    def __init__(self, compression: Compression, weights: Selector = None, per_layer: bool = False):
+    def __init__(self, compression: Compression, weights: Selector = None, per_layer: bool = False) -> None:
         if not isinstance(compression, Compression):
             raise TypeError(
                 "Expected `compression` to be a compression such as L0Constraint(keep=0.05). "
                 f"Received: {compression!r} (of type {type(compression).__name__})"
             )
         self.compression = compression
-        one = weights is None or isinstance(weights, (str, keras.Layer, keras.Variable))
-        several = isinstance(weights, Iterable) and not one
-        self.weights = list(weights) if several else weights
+        if isinstance(weights, Iterable) and not isinstance(weights, (str, keras.Layer, keras.Variable)):
+            weights = list(weights)
+        self.weights = weights
         self.per_layer = bool(per_layer)
-        if several and not self.weights:
+        if isinstance(weights, list) and not weights:
             raise ValueError("Expected `weights` to name at least one selector. Received: an empty list.")
         for selector in self._selectors():
             _check_selector(selector)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         shown = [repr(self.compression)]
         if self.weights is not None:
             shown.append(f"weights={', '.join(map(_describe, self._selectors()))}")
@@ -102,10 +106,10 @@ class Task:
             shown.append("per_layer=True")
         return f"Task({', '.join(shown)})"
 
-    def _selectors(self) -> list:
+    def _selectors(self) -> list[Single]:
         return self.weights if isinstance(self.weights, list) else [self.weights]
 
-    def select(self, model: keras.Model) -> list:
+    def select(self, model: keras.Model) -> list[keras.Variable]:
         """Finds the variables of this task in `model`.
 
         Args:
@@ -147,7 +151,7 @@ class Task:
         selected = self.select(model)
         parts = [selected]
         if self.per_layer:
-            by_layer = {}
+            by_layer: dict[int, list[keras.Variable]] = {}
             for variable in selected:
                 by_layer.setdefault(id(owners.get(id(variable), variable)), []).append(variable)
             parts = list(by_layer.values())
@@ -156,8 +160,8 @@ class Task:
             makers = Makers(model, getattr(self.compression, "measure", None) == "macs")
         shared = []
         for variables in parts:
-            axes = [_output_axes(owners.get(id(v)), v) for v in variables]
-            if makers and isinstance(self.compression.groups, Neurons):
+            axes: Sequence[Sequence[int]] = [_output_axes(owners.get(id(v)), v) for v in variables]
+            if makers and isinstance(getattr(self.compression, "groups", None), Neurons):
                 variables, axes = makers.with_companions(variables, axes)
             elif makers:
                 axes = [makers.priced(*pair) for pair in zip(variables, axes, strict=True)]
@@ -169,7 +173,17 @@ class Task:
         return shared
 
 
-def as_tasks(tasks: Compression | Task | Sequence) -> list[Task]:
+Tasks = (
+    Compression
+    | Task
+    | list[Compression]
+    | list[Task]
+    | list[Compression | Task]
+    | tuple[Compression | Task, ...]
+)
+
+
+def as_tasks(tasks: Tasks) -> list[Task]:
     """Turns what a user passes as `tasks` into a list of `Task`s.
 
     Args:
@@ -202,7 +216,8 @@ def bind_tasks(tasks: Sequence[Task], model: keras.Model) -> list[SharedCost]:
     Raises:
         ValueError: As `Task.bind`, or if two tasks claim one variable.
     """
-    shared, claimed = [], {}
+    shared: list[SharedCost] = []
+    claimed: dict[int, Task] = {}
     for task in tasks:
         for part in task.bind(model):
             for variable in part.variables:
@@ -217,7 +232,7 @@ def bind_tasks(tasks: Sequence[Task], model: keras.Model) -> list[SharedCost]:
     return shared
 
 
-def default_kernels(model: keras.Model) -> list:
+def default_kernels(model: keras.Model) -> list[keras.Variable]:
     """The weights that a `Task` takes by default.
 
     Args:
@@ -230,7 +245,7 @@ def default_kernels(model: keras.Model) -> list:
     return [v for v in model.trainable_variables if _is_kernel(v)]
 
 
-def frozen_kernels(model: keras.Model) -> list:
+def frozen_kernels(model: keras.Model) -> list[keras.Variable]:
     """The weights that a `Task` would take by default if they could be trained.
 
     Args:
@@ -243,13 +258,13 @@ def frozen_kernels(model: keras.Model) -> list:
     return [v for v in model.non_trainable_variables if _is_kernel(v)]
 
 
-def _is_kernel(variable) -> bool:
+def _is_kernel(variable: keras.Variable) -> bool:
     # Keras' own layers call what they multiply their input by "kernel",
     # "recurrent_kernel", "depthwise_kernel" or "pointwise_kernel".
     return variable.name.endswith("kernel") and len(variable.shape) >= 2
 
 
-def _check_selector(selector):
+def _check_selector(selector: Single) -> None:
     if isinstance(selector, str):
         try:
             re.compile(selector)
@@ -269,7 +284,7 @@ def _check_selector(selector):
         )
 
 
-def _matches(selector, candidates) -> list:
+def _matches(selector: Single, candidates: list[keras.Variable]) -> list[keras.Variable]:
     if selector is None:
         return [v for v in candidates if _is_kernel(v)]
     if isinstance(selector, (str, re.Pattern)):
@@ -284,7 +299,7 @@ def _matches(selector, candidates) -> list:
     return [v for v in candidates if selector(v)]
 
 
-def _trainable_variables(model, task) -> list:
+def _trainable_variables(model: keras.Model, task: Task) -> list[keras.Variable]:
     variables = model.trainable_variables
     if not variables:
         why = "is not built" if not model.built else "has no trainable weights"
@@ -295,7 +310,7 @@ def _trainable_variables(model, task) -> list:
     return variables
 
 
-def _owners(model) -> dict:
+def _owners(model: keras.Model) -> dict[int, keras.Layer]:
     """Maps the id of each variable to the layer that created it."""
     return {
         id(variable): layer
@@ -304,7 +319,7 @@ def _owners(model) -> dict:
     }
 
 
-def _output_axes(layer, variable) -> tuple[int, ...]:
+def _output_axes(layer: keras.Layer | None, variable: keras.Variable) -> tuple[int, ...]:
     if isinstance(layer, _DEPTHWISE) or variable.name == "depthwise_kernel":
         return (-2, -1)
     if isinstance(layer, _TRANSPOSED):
@@ -316,7 +331,7 @@ def _output_axes(layer, variable) -> tuple[int, ...]:
     return (-1,)
 
 
-def _describe(selector) -> str:
+def _describe(selector: Single) -> str:
     if isinstance(selector, keras.Layer):
         return f"layer '{selector.name}'"
     if isinstance(selector, keras.Variable):
@@ -328,5 +343,5 @@ def _describe(selector) -> str:
     return "the default selection (kernels)" if selector is None else repr(selector)
 
 
-def _listing(variables) -> str:
+def _listing(variables: Iterable[keras.Variable]) -> str:
     return "\n".join(f"  {v.path} {tuple(v.shape)}" for v in variables)

@@ -4,16 +4,18 @@ Every function takes a sequence of tensors and treats it as one long vector with
 vector: a tensor is read in chunks that fit the cache, and only counts and sums are kept. The functions can
 be called eagerly, inside `tf.function`, and inside `tf.function(jit_compile=True)`.
 
-On a GPU nothing of the size of the weights leaves it, but for thresholds that are subnormal or tied: TensorFlow
-compares int32 in the memory of the host, so that the usual case compares floats.
+On a GPU nothing of the size of the weights leaves it, but for thresholds that are subnormal or tied:
+TensorFlow compares int32 in the memory of the host, so that the usual case compares floats.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import tensorflow as tf
 
 CHUNK = 2**20
+
+State = TypeVar("State")
 
 
 class Threshold(NamedTuple):
@@ -35,7 +37,7 @@ class Threshold(NamedTuple):
         return tf.bitcast(self.bits, tf.float32 if self.bits.dtype == tf.int32 else tf.float64)
 
 
-def common_dtype(tensors: Sequence[Any]) -> tf.DType:
+def common_dtype(tensors: Sequence[tf.Tensor]) -> tf.DType:
     """The floating type in which tensors are compared and summed: float32 unless one is float64."""
     return tf.float64 if any(t.dtype == tf.float64 for t in tensors) else tf.float32
 
@@ -69,7 +71,7 @@ def at_least(tensor: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
     """
     dtype = tf.float32 if bits.dtype == tf.int32 else tf.float64
 
-    def by_value():
+    def by_value() -> tf.Tensor:
         wide, tau = tf.cast(tensor, dtype), tf.bitcast(bits, dtype)
         return (wide >= tau) | (wide <= -tau)
 
@@ -79,11 +81,11 @@ def at_least(tensor: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
 
 
 def fold(
-    tensors: Sequence[Any],
-    initial: Any,
-    update: Callable[[Any, tf.Tensor], Any],
-    scales: Sequence[Any] | None = None,
-) -> Any:
+    tensors: Sequence[tf.Tensor],
+    initial: State,
+    update: Callable[[State, tf.Tensor], State],
+    scales: Sequence[float | tf.Tensor] | None = None,
+) -> State:
     """Carry a small state over all elements of all tensors, a chunk at a time.
 
     Args:
@@ -100,7 +102,7 @@ def fold(
     dtype = tensors[0].dtype if len({t.dtype for t in tensors}) == 1 else None
     dtype = common_dtype(tensors) if dtype is None or scales is not None else dtype
 
-    def scaled(chunk, scale):
+    def scaled(chunk: tf.Tensor, scale: float | tf.Tensor) -> tf.Tensor:
         return tf.cast(chunk, dtype) * tf.cast(scale, dtype) if scales is not None else tf.cast(chunk, dtype)
 
     for tensor, scale in zip(tensors, [1] * len(tensors) if scales is None else scales, strict=True):
@@ -122,14 +124,25 @@ def fold(
     return _update(update, state, packed, scaled) if held else state
 
 
-def _update(update, state, parts, scaled):
+def _update(
+    update: Callable[[State, tf.Tensor], State],
+    state: State,
+    parts: Sequence[tuple[tf.Tensor, float | tf.Tensor]],
+    scaled: Callable[[tf.Tensor, float | tf.Tensor], tf.Tensor],
+) -> State:
     # After the previous chunk, or all of them would be in memory at once.
     with tf.control_dependencies(tf.nest.flatten(state)):
         chunks = [scaled(*part) for part in parts]
         return update(state, chunks[0] if len(chunks) == 1 else tf.concat(chunks, 0))
 
 
-def histogram(tensors, dtype, prefix, low, scales=None) -> tf.Tensor:
+def histogram(
+    tensors: Sequence[tf.Tensor],
+    dtype: tf.DType,
+    prefix: tf.Tensor | None,
+    low: int,
+    scales: Sequence[float | tf.Tensor] | None = None,
+) -> tf.Tensor:
     """Counts of the 16 bits from bit `low` up, among the magnitudes that agree with `prefix` above those.
 
     Args:
@@ -145,7 +158,7 @@ def histogram(tensors, dtype, prefix, low, scales=None) -> tf.Tensor:
     bits = tf.int32 if dtype == tf.float32 else tf.int64
     size = 2 ** min(16, bits.size * 8 - 1 - low)
 
-    def update(counts, chunk):
+    def update(counts: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
         # Where the higher bits differ from the prefix the result is >= size, and bincount drops it.
         digits = magnitude_bits(chunk, dtype)
         digits = digits if prefix is None else tf.bitwise.bitwise_xor(digits, prefix)
@@ -158,7 +171,9 @@ def histogram(tensors, dtype, prefix, low, scales=None) -> tf.Tensor:
 
 
 @tf.autograph.experimental.do_not_convert
-def kth_largest(tensors: Sequence[Any], k: Any, scales: Sequence[Any] | None = None) -> Threshold:
+def kth_largest(
+    tensors: Sequence[tf.Tensor], k: int | tf.Tensor, scales: Sequence[float | tf.Tensor] | None = None
+) -> Threshold:
     r"""The κ-th largest magnitude over all tensors together, exactly, in $O(N)$.
 
     A radix search over the bits of $|x|$: one histogram of the high 15 bits finds the bin of
@@ -202,7 +217,7 @@ def kth_largest(tensors: Sequence[Any], k: Any, scales: Sequence[Any] | None = N
 
 
 @tf.autograph.experimental.do_not_convert
-def l1_ball_threshold(tensors: Sequence[Any], radius: Any) -> tf.Tensor:
+def l1_ball_threshold(tensors: Sequence[tf.Tensor], radius: float | tf.Tensor) -> tf.Tensor:
     r"""The threshold that projects all tensors together on the ℓ1 ball.
 
     $$\tau \ge 0: \quad \sum_i \max(|x_i| - \tau, 0) = r,$$
@@ -241,8 +256,8 @@ def l1_ball_threshold(tensors: Sequence[Any], radius: Any) -> tf.Tensor:
     total = tf.cumsum(counts * edges, reverse=True)
     start = tf.reduce_max((total - radius) / tf.maximum(number, 1))
 
-    def excess(tau):
-        def update(state, chunk):
+    def excess(tau: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def update(state: tuple[tf.Tensor, tf.Tensor], chunk: tf.Tensor) -> tf.Tensor:
             over = tf.nn.relu(tf.abs(tf.cast(chunk, dtype) * scale) - tau)
             return (
                 state[0] + tf.cast(tf.reduce_sum(over), tf.float64),
@@ -251,7 +266,9 @@ def l1_ball_threshold(tensors: Sequence[Any], radius: Any) -> tf.Tensor:
 
         return fold(tensors, (tf.zeros([], tf.float64), tf.zeros([], tf.float64)), update)
 
-    def newton(tau, sum_above, number_above):
+    def newton(
+        tau: tf.Tensor, sum_above: tf.Tensor, number_above: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         # At least the next float, so that rounding cannot stop the iteration outside the ball.
         next_float = tf.bitcast(tf.bitcast(tau, bits) + 1, dtype)
         step = tf.cast(tau, tf.float64) + (sum_above - radius) / tf.maximum(number_above, 1)
@@ -266,7 +283,7 @@ def l1_ball_threshold(tensors: Sequence[Any], radius: Any) -> tf.Tensor:
 
 
 @tf.autograph.experimental.do_not_convert
-def l2_norm(tensors: Sequence[Any]) -> tf.Tensor:
+def l2_norm(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     r"""The norm $\sqrt{\sum_i x_i^2}$ of all tensors together, without overflow or underflow of the squares.
 
     Args:
@@ -278,14 +295,14 @@ def l2_norm(tensors: Sequence[Any]) -> tf.Tensor:
     tensors = [tf.convert_to_tensor(t) for t in tensors]
     dtype = common_dtype(tensors)
 
-    def norm(scale):
-        def update(total, chunk):
+    def norm(scale: tf.Tensor) -> tf.Tensor:
+        def update(total: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
             return total + tf.cast(tf.reduce_sum(tf.square(tf.cast(chunk, dtype) * scale)), tf.float64)
 
         total = fold(tensors, tf.zeros([], tf.float64), update)
         return tf.sqrt(total) / tf.cast(scale, tf.float64)
 
-    def careful():
+    def careful() -> tf.Tensor:
         bits = tf.int32 if dtype == tf.float32 else tf.int64
         largest = fold(
             tensors, tf.constant(0, bits), lambda m, c: tf.maximum(m, tf.reduce_max(magnitude_bits(c, dtype)))
@@ -301,7 +318,7 @@ def l2_norm(tensors: Sequence[Any]) -> tf.Tensor:
 
 
 @tf.autograph.experimental.do_not_convert
-def finite(tensors: Sequence[Any]) -> tf.Tensor:
+def finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     """Which tensors hold neither an infinity nor a NaN.
 
     Args:
@@ -311,7 +328,7 @@ def finite(tensors: Sequence[Any]) -> tf.Tensor:
         bool vector, one entry per tensor.
     """
 
-    def update(so_far, chunk):
+    def update(so_far: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
         return so_far & tf.reduce_all(tf.math.is_finite(chunk))
 
     return tf.stack([fold([tf.convert_to_tensor(t)], tf.constant(True), update) for t in tensors])

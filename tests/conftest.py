@@ -41,8 +41,8 @@ def mnist_dir():
 
 
 # The files whose tests compute with TensorFlow alone, on a GPU where there is one.
-ON_GPU = {"baselines", "callback", "costs", "distribution", "groups", "known_answers", "lagrangian", "numbers"}
-ON_GPU |= {"optimizers", "penalty", "run_state", "thresholds"}
+ON_GPU = {"baselines", "callback", "costs", "distribution", "groups", "known_answers", "lagrangian"}
+ON_GPU |= {"numbers", "optimizers", "penalty", "run_state", "thresholds"}
 
 
 def pytest_collection_modifyitems(items):

@@ -1,15 +1,15 @@
-"""Types, sizes and optimizers at their ends: half and double precision, extreme μ, zeros, one weight, 10⁸ weights."""
+"""Types, sizes and optimizers at their ends: half and double precision, extreme μ, zeros, 10⁸ weights."""
 
+import itertools
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from nets import Builder, randomize
-from test_callback import BATCHES, KEPT, XENT, X, Y, fit, kernels, largest, lc, linear, net, nonzeros, rng, same
 
 from lc_keras import (
     Blocks,
@@ -26,12 +26,37 @@ from lc_keras import (
 )
 from lc_keras.lagrangian import Lagrangian
 from lc_keras.tasks import bind_tasks
+from nets import Builder, randomize
+from test_callback import (
+    BATCHES,
+    KEPT,
+    XENT,
+    X,
+    Y,
+    fit,
+    kernels,
+    largest,
+    lc,
+    linear,
+    net,
+    nonzeros,
+    rng,
+    same,
+)
 
 pytestmark = pytest.mark.filterwarnings("error:Training (stopped|was interrupted)")
 
-WEIGHTS = [L0Constraint(0.3), L0Penalty(0.02), L1Constraint(2.0), L1Penalty(0.02), L2Constraint(1.0), L2Penalty(0.1)]
+WEIGHTS = [
+    *(L0Constraint(0.3), L0Penalty(0.02)),
+    *(L1Constraint(2.0), L1Penalty(0.02)),
+    *(L2Constraint(1.0), L2Penalty(0.1)),
+]
 GROUPED = [
-    *(kind(0.3, groups) for kind in (L0Constraint, L0Penalty, L1Penalty) for groups in (Neurons(), Blocks((2, 2)))),
+    *(
+        kind(0.3, groups)
+        for kind in (L0Constraint, L0Penalty, L1Penalty)
+        for groups in (Neurons(), Blocks((2, 2)))
+    ),
     L1Constraint(2.0, Neurons()),
     NMConstraint(1, 2),
 ]
@@ -55,13 +80,14 @@ def test_float64_is_compressed_as_float64():
     theta = largest(w)
     assert bits(lagrangian.thetas) == bits(theta)
     for _ in range(3):
-        multipliers = [0.5 * (t.numpy() - h.numpy()) for t, h in zip(lagrangian.targets, lagrangian.thetas)]
+        pairs = zip(lagrangian.targets, lagrangian.thetas, strict=True)
+        multipliers = [0.5 * (target.numpy() - theta.numpy()) for target, theta in pairs]
         w = [value + rng.normal(size=value.shape) for value in w]
-        for variable, value in zip(lagrangian.variables, w):
+        for variable, value in zip(lagrangian.variables, w, strict=True):
             variable.assign(value)
         lagrangian.c_step(0.5, 0.5)
-        theta = largest([value - m / 0.5 for value, m in zip(w, multipliers)])
-        for held, expected in zip(lagrangian.thetas, theta):
+        theta = largest([value - m / 0.5 for value, m in zip(w, multipliers, strict=True)])
+        for held, expected in zip(lagrangian.thetas, theta, strict=True):
             np.testing.assert_allclose(held, expected, rtol=1e-15, atol=1e-15)
     lagrangian.show_compressed()
     assert bits(lagrangian.variables) == bits(lagrangian.thetas) or lagrangian.compressed
@@ -89,7 +115,7 @@ def test_mixed_precision_follows_single_precision(policy):
     single, mixed = net(), net(dtype=policy)
     if policy == "mixed_float16":
         mixed.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)), XENT)
-    expected, received = fit(single, [lc(**LONG)], epochs=6).history, fit(mixed, [lc(**LONG)], epochs=6).history
+    expected, received = (fit(model, [lc(**LONG)], epochs=6).history for model in (single, mixed))
     assert nonzeros(mixed) == KEPT
     np.testing.assert_allclose(received["loss"], expected["loss"], rtol=0.02)
     assert received["gap"][-1] == pytest.approx(expected["gap"][-1], abs=0.01)
@@ -118,8 +144,9 @@ def test_jit_compiled_double_precision():
 @pytest.mark.parametrize("mu", [[2.0, 4.0, 8.0, 16.0], "auto"], ids=["fixed", "auto"])
 def test_accumulated_gradients_are_those_of_a_larger_batch(mu):
     whole, parts = net(), net(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2))
+    data = tf.data.Dataset.from_tensor_slices((X, Y))
     expected, received = (
-        fit(model, [lc(mu=mu, epochs_per_step=0.5)], x=tf.data.Dataset.from_tensor_slices((X, Y)).batch(size)).history
+        fit(model, [lc(mu=mu, epochs_per_step=0.5)], x=data.batch(size)).history
         for model, size in ((whole, 16), (parts, 8))
     )
     np.testing.assert_allclose(received["mu"], expected["mu"], rtol=1e-5)
@@ -138,7 +165,7 @@ def test_clipping_bounds_the_pull_too(clip):
 
         def on_train_batch_end(self, batch, logs=None):
             if batch < BATCHES - 1:  # then it is θ
-                changes = [a - b for a, b in zip(kernels(self.model), before)]
+                changes = [a - b for a, b in zip(kernels(self.model), before, strict=True)]
                 moved.append([np.abs(c).max() if clip == "clipvalue" else np.linalg.norm(c) for c in changes])
 
     fit(model, [Watch(), compress], epochs=6)
@@ -284,7 +311,8 @@ def test_a_hundred_million_weights():
     """The peak of a C step over w, θ and λ, in bytes a weight."""
     if sys.platform != "linux":
         pytest.skip("memory is measured on Linux")
-    available = next(int(line.split()[1]) for line in open("/proc/meminfo") if line.startswith("MemAvailable"))
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     if available < 4_000_000:
         pytest.skip("less than 4 GB of free memory")
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
@@ -299,12 +327,12 @@ def test_a_hundred_million_weights():
 
 
 def objective(lagrangian, mu, weights, multipliers):
-    r"""$C(\theta) + \mu/2 \lVert w - \lambda/\mu - \theta \rVert^2$: the augmented Lagrangian, up to what θ leaves alone."""
+    r"""$C(\theta) + \mu/2 \lVert w - \lambda/\mu - \theta \rVert^2$, but for terms without θ."""
     total, start = 0.0, 0
     for part in lagrangian.shared:
         stop = start + len(part.variables)
         thetas, cost = lagrangian.thetas[start:stop], part.compression
-        for theta, w, m in zip(thetas, weights[start:stop], multipliers[start:stop]):
+        for theta, w, m in zip(thetas, weights[start:stop], multipliers[start:stop], strict=True):
             total += mu / 2 * np.sum((w - m / mu - np.float64(theta.numpy())) ** 2)
         if isinstance(cost, L2Penalty):
             total += cost.alpha * sum(np.sum(np.float64(t.numpy()) ** 2) for t in thetas)
@@ -326,8 +354,8 @@ def test_no_c_step_increases_the_augmented_lagrangian(cost, seed):
     mus = [0.5, 0.5, 1.0, 4.0, 4.0]
     lagrangian.direct_compression(mus[0])
     changed = False
-    for mu, next_mu in zip(mus, mus[1:]):
-        for variable, target in zip(lagrangian.variables, lagrangian.targets):
+    for mu, next_mu in itertools.pairwise(mus):
+        for variable, target in zip(lagrangian.variables, lagrangian.targets, strict=True):
             # As an L step would: some way to the target, some way elsewhere.
             value = variable.numpy()
             noise = 0.2 * np.std(value) * rng.normal(size=value.shape)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -21,10 +20,14 @@ class Compression:
         looks_into_graph: Bool, whether it takes `Layout`s, with what a model's graph says of its weights.
     """
 
-    looks_into_graph = False
+    @property
+    def looks_into_graph(self) -> bool:
+        return False
 
     @tf.autograph.experimental.do_not_convert
-    def c_step(self, weights: Sequence[Any], mu: Any) -> list[tf.Tensor]:
+    def c_step(
+        self, weights: Sequence[tf.Tensor | tf.Variable | np.ndarray], mu: float | tf.Tensor
+    ) -> list[tf.Tensor]:
         r"""The compressed weights nearest to the given ones, all tensors together.
 
         $$\theta = \arg\min_\theta \tfrac{\mu}{2} \lVert v - \theta \rVert^2 + C(\theta)$$
@@ -73,7 +76,9 @@ class Compression:
                 )
         return compressed
 
-    def check(self, shapes: Sequence[Any], output_axes: Sequence[Sequence[int]] | None = None) -> None:
+    def check(
+        self, shapes: Sequence[Sequence[int]], output_axes: Sequence[Sequence[int]] | None = None
+    ) -> None:
         """Say early that a budget does not fit.
 
         Args:
@@ -87,8 +92,8 @@ class Compression:
 
     def maps(
         self,
-        weights: Sequence[Any],
-        mu: Any,
+        weights: Sequence[tf.Tensor],
+        mu: float | tf.Tensor,
         output_axes: Sequence[Sequence[int]] | None = None,
     ) -> list[Map]:
         """The C step as one callable per tensor, with what the tensors share already computed.
@@ -106,27 +111,29 @@ class Compression:
         """
         raise NotImplementedError
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, object]:
         """The arguments of the constructor."""
         return {}
 
-    def _step(self, tensors, mu):
+    def _step(self, tensors: Sequence[tf.Tensor], mu: float | tf.Tensor) -> list[tf.Tensor]:
         return [theta(tensor) for theta, tensor in zip(self.maps(tensors, mu), tensors, strict=True)]
 
-    def _step_and_finite(self, tensors, mu):
+    def _step_and_finite(
+        self, tensors: Sequence[tf.Tensor], mu: float | tf.Tensor
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
         return self._step(tensors, mu), thresholds.finite(tensors)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.get_config().items())})"
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         # By repr, since 1 == 1.0 and `keep` tells them apart.
         return type(self) is type(other) and repr(self) == repr(other)
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return hash(repr(self))
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, object]:
         return {k: v for k, v in self.__dict__.items() if k != "_compiled"}
 
 
@@ -139,10 +146,10 @@ class Selection(Compression):
 
     def maps(
         self,
-        weights: Sequence[Any],
-        mu: Any,
+        weights: Sequence[tf.Tensor],
+        mu: float | tf.Tensor,
         output_axes: Sequence[Sequence[int]] | None = None,
-        scales: Sequence[Any] | None = None,
+        scales: Sequence[float | tf.Tensor] | None = None,
     ) -> list[Map]:
         r"""As of `Compression`, with distances that have scales.
 
@@ -160,11 +167,11 @@ class Selection(Compression):
         raise NotImplementedError
 
 
-def axes_of(output_axes, weights) -> list[Sequence[int]]:
+def axes_of(output_axes: Sequence[Sequence[int]] | None, weights: Sequence[object]) -> list[Sequence[int]]:
     return [(-1,)] * len(weights) if output_axes is None else list(output_axes)
 
 
-def non_negative(name, value) -> float:
+def non_negative(name: str, value: float) -> float:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"`{name}`: expected a float, received {value!r}")
     if not (math.isfinite(value) and value >= 0):
@@ -172,6 +179,6 @@ def non_negative(name, value) -> float:
     return float(value)
 
 
-def _describe(index, weight) -> str:
+def _describe(index: int, weight: object) -> str:
     name = getattr(weight, "path", None) or getattr(weight, "name", None)
     return f"`weights[{index}]`" + (f" ({name})" if name else "")

@@ -3,14 +3,14 @@
 import decimal
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import tensorflow as tf
 
 from lc_keras import budgets, thresholds
 from lc_keras.costs.compression import Map, Selection, axes_of, non_negative
-from lc_keras.costs.grouped import Grouped
+from lc_keras.costs.grouped import Decide, Grouped
 from lc_keras.groups import Groups, Layout
 
 MEASURES = ("groups", "parameters", "macs", "bytes")
@@ -54,9 +54,9 @@ class L0Constraint(Grouped, Selection):
         self,
         keep: int | float,
         groups: Groups | None = None,
-        measure: str = "groups",
+        measure: Literal["groups", "parameters", "macs", "bytes"] = "groups",
         keep_at_least: int | float | None = None,
-    ):
+    ) -> None:
         super().__init__(groups)
         self.keep = number_or_fraction("keep", keep)
         if measure not in MEASURES:
@@ -67,10 +67,12 @@ class L0Constraint(Grouped, Selection):
         )
 
     @property
-    def looks_into_graph(self):
+    def looks_into_graph(self) -> bool:
         return super().looks_into_graph or self.measure != "groups"
 
-    def total(self, shapes: Sequence[Any], output_axes: Sequence[Sequence[int]] | None = None) -> int:
+    def total(
+        self, shapes: Sequence[Sequence[int]], output_axes: Sequence[Sequence[int]] | None = None
+    ) -> int:
         """What all groups in tensors of these shapes cost: their number, where each counts one.
 
         Args:
@@ -84,9 +86,11 @@ class L0Constraint(Grouped, Selection):
         Raises:
             ValueError: If it is not known what the weights cost.
         """
-        return self._cost(shapes, axes_of(output_axes, shapes), 1)
+        return self._cost(shapes, axes_of(output_axes, shapes), True)
 
-    def kept(self, shapes: Sequence[Any], output_axes: Sequence[Sequence[int]] | None = None) -> int:
+    def kept(
+        self, shapes: Sequence[Sequence[int]], output_axes: Sequence[Sequence[int]] | None = None
+    ) -> int:
         """The budget κ in tensors of these shapes: a number of groups, or what they may cost.
 
         Args:
@@ -108,7 +112,7 @@ class L0Constraint(Grouped, Selection):
             each = self.measure == "groups"
             what = "the number of groups" if each else f"the {self.measure} of all weights"
             raise ValueError(f"`keep`: expected at most {total}, {what}, received {kappa}")
-        least = self._cost(shapes, axes_of(output_axes, shapes), 0)
+        least = self._cost(shapes, axes_of(output_axes, shapes), False)
         if kappa < least:
             raise ValueError(
                 f"`keep`: expected at least {least} {self.measure}, which may be needed for what is kept in "
@@ -117,19 +121,27 @@ class L0Constraint(Grouped, Selection):
             )
         return kappa
 
-    def check(self, shapes, output_axes=None):
+    def check(
+        self, shapes: Sequence[Sequence[int]], output_axes: Sequence[Sequence[int]] | None = None
+    ) -> None:
         self.kept(shapes, output_axes)
 
-    def maps(self, weights, mu, output_axes=None, scales=None):
+    def maps(
+        self,
+        weights: Sequence[tf.Tensor],
+        mu: float | tf.Tensor,
+        output_axes: Sequence[Sequence[int]] | None = None,
+        scales: Sequence[float | tf.Tensor] | None = None,
+    ) -> list[Map]:
         kappa = self.kept([w.shape for w in weights], output_axes)
         return self.largest(weights, kappa, output_axes, scales)
 
     def largest(
         self,
-        weights: Sequence[Any],
-        kappa: Any,
+        weights: Sequence[tf.Tensor],
+        kappa: int | tf.Tensor,
         output_axes: Sequence[Sequence[int]] | None = None,
-        scales: Sequence[Any] | None = None,
+        scales: Sequence[float | tf.Tensor] | None = None,
     ) -> list[Map]:
         """The C step with another κ than the budget's.
 
@@ -160,13 +172,13 @@ class L0Constraint(Grouped, Selection):
         each = [_largest([m], count) for m, count in zip(measured, counts, strict=True)]
         return self._hard(lambda index, magnitudes: each[index](0, magnitudes), measured, output_axes)
 
-    def get_config(self):
-        config = {"keep": self.keep, "groups": self.groups}
+    def get_config(self) -> dict[str, object]:
+        config: dict[str, object] = {"keep": self.keep, "groups": self.groups}
         if self.measure != "groups":
             config["measure"] = self.measure
         return config if self.keep_at_least is None else {**config, "keep_at_least": self.keep_at_least}
 
-    def _weight_price(self, axes) -> int:
+    def _weight_price(self, axes: Sequence[int]) -> int:
         """What a single weight costs."""
         layout = axes if isinstance(axes, Layout) else Layout(axes)
         price = {"groups": 1, "parameters": 1, "macs": layout.macs, "bytes": layout.bytes}[self.measure]
@@ -177,13 +189,15 @@ class L0Constraint(Grouped, Selection):
             )
         return price
 
-    def _price(self, shape, axes) -> int:
+    def _price(self, shape: Sequence[int], axes: Sequence[int]) -> int:
         """What a group of a tensor costs, all of which are alike."""
         if self.measure == "groups":
             return 1
         return self.groups.size(shape, axes) * self._weight_price(axes)
 
-    def _cost(self, shapes, output_axes, everything) -> int:
+    def _cost(
+        self, shapes: Sequence[Sequence[int]], output_axes: Sequence[Sequence[int]], everything: bool
+    ) -> int:
         """What all groups cost, or what is kept whatever it takes costs at most."""
         parts = self._parts(shapes, output_axes)
         if not self._shared(output_axes):
@@ -193,7 +207,7 @@ class L0Constraint(Grouped, Selection):
             )
             return sum(n * self._price(s, a) for n, s, a in zip(counts, shapes, output_axes, strict=True))
 
-        def most(places):
+        def most(places: np.ndarray) -> int:
             if everything:
                 return places.sum()
             return sum(np.sort(places[units])[::-1][:at_least].sum() for units, at_least in parts)
@@ -201,38 +215,44 @@ class L0Constraint(Grouped, Selection):
         products = self._products(shapes, output_axes)
         return int(sum(p.price * (p.made + most(p.makes)) * (p.read + most(p.reads)) for p in products))
 
-    def _products(self, shapes, output_axes) -> list[budgets.Product]:
+    def _products(
+        self, shapes: Sequence[Sequence[int]], output_axes: Sequence[Layout]
+    ) -> list[budgets.Product]:
         """What shared units cost in each tensor."""
         count = output_axes[0].count
         if self.measure == "groups":
             return [budgets.Product(1, np.ones(count, int), np.zeros(count, int), 0, 1)]
 
-        def places(units):
+        def places(units: np.ndarray) -> tuple[np.ndarray, int]:
             return np.bincount(units[units >= 0], minlength=count), int((units < 0).sum())
 
         products = []
         for shape, layout in zip(shapes, output_axes, strict=True):
-            (makes, made), (reads, read) = places(layout.units), (np.zeros(count, int), 1)
+            units = np.asarray(layout.units)
+            (makes, made), (reads, read) = places(units), (np.zeros(count, int), 1)
             if layout.reads is not None:
                 reads, read = places(layout.reads)
             size = math.prod(shape) // (
-                len(layout.units) * (1 if layout.reads is None else len(layout.reads))
+                len(units) * (1 if layout.reads is None else len(layout.reads))
             )
             products.append(budgets.Product(size * self._weight_price(layout), makes, reads, made, read))
         return [p for p in products if p.price]
 
-    def _parts(self, shapes, output_axes) -> list[tuple]:
+    def _parts(
+        self, shapes: Sequence[Sequence[int]], output_axes: Sequence[Sequence[int]]
+    ) -> list[tuple[np.ndarray | None, int]]:
         """The groups of each layer, as numbers if they are shared, and how many to keep whatever it takes."""
         shared = self._shared(output_axes)
         parts, seen = [], set()
         for shape, axes in zip(shapes, output_axes, strict=True):
-            if shared:
+            groups = None
+            if shared and isinstance(axes, Layout) and axes.units is not None:
                 groups = np.unique(axes.units[axes.units >= 0])
                 # A layer's other weights, and layers tied to it, have the same units.
                 count = 0 if groups.tobytes() in seen else len(groups)
                 seen.add(groups.tobytes())
             else:
-                groups, count = None, self.groups.count(shape, axes)
+                count = self.groups.count(shape, axes)
             at_least = self.keep_at_least
             if at_least is None:
                 at_least = int(shared)
@@ -261,18 +281,24 @@ class L0Penalty(Grouped, Selection):
     array([3., 0., 0.], dtype=float32)
     """
 
-    def __init__(self, alpha: float, groups: Groups | None = None):
+    def __init__(self, alpha: float, groups: Groups | None = None) -> None:
         super().__init__(groups)
         self.alpha = non_negative("alpha", alpha)
 
-    def maps(self, weights, mu, output_axes=None, scales=None):
+    def maps(
+        self,
+        weights: Sequence[tf.Tensor],
+        mu: float | tf.Tensor,
+        output_axes: Sequence[Sequence[int]] | None = None,
+        scales: Sequence[float | tf.Tensor] | None = None,
+    ) -> list[Map]:
         output_axes = axes_of(output_axes, weights)
         units = _units(scales)
         measured = self._measure(weights, output_axes, units)
         units = units if self._single else None
         tau = tf.sqrt(2 * self.alpha / tf.cast(mu, tf.float64))
 
-        def decide(index, magnitudes):
+        def decide(index: int, magnitudes: tf.Tensor) -> tf.Tensor:
             # Above τ is at or above the next float.
             dtype = thresholds.common_dtype([magnitudes])
             next_float = thresholds.magnitude_bits(tau, dtype) + 1
@@ -280,29 +306,33 @@ class L0Penalty(Grouped, Selection):
 
         return self._hard(decide, measured, output_axes)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, object]:
         return {"alpha": self.alpha, "groups": self.groups}
 
 
-def _units(scales):
+def _units(scales: Sequence[float | tf.Tensor] | None) -> list[tf.Tensor] | None:
     """What magnitudes are multiplied by, so that squares of distances have these scales."""
     return None if scales is None else [tf.sqrt(tf.convert_to_tensor(scale)) for scale in scales]
 
 
-def _in_units(magnitudes, units, index, dtype):
+def _in_units(
+    magnitudes: tf.Tensor, units: Sequence[tf.Tensor] | None, index: int, dtype: tf.DType
+) -> tf.Tensor:
     return magnitudes if units is None else tf.cast(magnitudes, dtype) * tf.cast(units[index], dtype)
 
 
-def _largest(measured, kappa, units=None):
+def _largest(
+    measured: Sequence[tf.Tensor], kappa: int | tf.Tensor, units: Sequence[tf.Tensor] | None = None
+) -> Decide:
     """Decides for the κ largest of all magnitudes together, each in its units; of ties, for the first."""
     dtype = thresholds.common_dtype(measured)
     threshold = thresholds.kth_largest(measured, kappa, units)
     left = kappa - threshold.above
     crowded = tf.logical_and(threshold.ties > left, threshold.bits > 0)
 
-    def count_ties():
-        def of(tensor, unit):
-            def update(n, chunk):
+    def count_ties() -> tf.Tensor:
+        def of(tensor: tf.Tensor, unit: Sequence[tf.Tensor] | None) -> tf.Tensor:
+            def update(n: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
                 tie = thresholds.magnitude_bits(chunk, dtype) == threshold.bits
                 return n + tf.math.count_nonzero(tie, dtype=tf.int32)
 
@@ -313,10 +343,10 @@ def _largest(measured, kappa, units=None):
     ties = tf.cond(crowded, count_ties, lambda: tf.zeros([len(measured)], tf.int32), name="crowded")
     quota = left - tf.cumsum(ties, exclusive=True)
 
-    def decide(index, magnitudes):
+    def decide(index: int, magnitudes: tf.Tensor) -> tf.Tensor:
         magnitudes = _in_units(magnitudes, units, index, dtype)
 
-        def first_come():
+        def first_come() -> tf.Tensor:
             bits = thresholds.magnitude_bits(magnitudes, dtype)
             tie = tf.reshape(bits == threshold.bits, [-1])
             rank = tf.reshape(tf.cumsum(tf.cast(tie, tf.int32)), tf.shape(bits))
@@ -329,7 +359,7 @@ def _largest(measured, kappa, units=None):
     return decide
 
 
-def number_or_fraction(name, value) -> int | float:
+def number_or_fraction(name: str, value: float) -> int | float:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"`{name}`: expected an int or a float, received {value!r}")
     whole = isinstance(value, (int, np.integer))
@@ -338,6 +368,6 @@ def number_or_fraction(name, value) -> int | float:
     return int(value) if whole else _decimal_float(value)
 
 
-def _decimal_float(value) -> float:
+def _decimal_float(value: float) -> float:
     # np.float32(0.05) means 0.05, not 0.05000000074505806.
     return float(str(value))

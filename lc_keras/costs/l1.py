@@ -1,9 +1,11 @@
 """Costs of the sum of magnitudes."""
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from lc_keras import thresholds
-from lc_keras.costs.compression import axes_of, non_negative
+from lc_keras.costs.compression import Map, axes_of, non_negative
 from lc_keras.costs.grouped import Grouped
 from lc_keras.groups import Groups
 
@@ -28,17 +30,22 @@ class L1Constraint(Grouped):
     array([2., 0.], dtype=float32)
     """
 
-    def __init__(self, radius: float, groups: Groups | None = None):
+    def __init__(self, radius: float, groups: Groups | None = None) -> None:
         super().__init__(groups)
         self.radius = non_negative("radius", radius)
 
-    def maps(self, weights, mu, output_axes=None):
+    def maps(
+        self,
+        weights: Sequence[tf.Tensor],
+        mu: float | tf.Tensor,
+        output_axes: Sequence[Sequence[int]] | None = None,
+    ) -> list[Map]:
         output_axes = axes_of(output_axes, weights)
         measured = self._measure(weights, output_axes)
         tau = thresholds.l1_ball_threshold(measured, self.radius)
         return self._soft(tau, measured, output_axes)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, object]:
         return {"radius": self.radius, "groups": self.groups}
 
 
@@ -61,14 +68,19 @@ class L1Penalty(Grouped):
     array([2., 0.], dtype=float32)
     """
 
-    def __init__(self, alpha: float, groups: Groups | None = None):
+    def __init__(self, alpha: float, groups: Groups | None = None) -> None:
         super().__init__(groups)
         self.alpha = non_negative("alpha", alpha)
 
-    def maps(self, weights, mu, output_axes=None):
+    def maps(
+        self,
+        weights: Sequence[tf.Tensor],
+        mu: float | tf.Tensor,
+        output_axes: Sequence[Sequence[int]] | None = None,
+    ) -> list[Map]:
         output_axes = axes_of(output_axes, weights)
         measured = self._measure(weights, output_axes)
         return self._soft(self.alpha / tf.cast(mu, tf.float64), measured, output_axes)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, object]:
         return {"alpha": self.alpha, "groups": self.groups}

@@ -1,5 +1,7 @@
 """Costs of the norm of the weights. They shrink and prune nothing."""
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from lc_keras import thresholds
@@ -24,15 +26,20 @@ class L2Constraint(Compression):
     array([0.8], dtype=float32)
     """
 
-    def __init__(self, radius: float):
+    def __init__(self, radius: float) -> None:
         self.radius = non_negative("radius", radius)
 
-    def maps(self, weights, mu, output_axes=None):
+    def maps(
+        self,
+        weights: Sequence[tf.Tensor],
+        mu: float | tf.Tensor,
+        output_axes: Sequence[Sequence[int]] | None = None,
+    ) -> list[Map]:
         norm = thresholds.l2_norm(weights)
         inside = norm <= self.radius
         return [_scale(self.radius / tf.where(inside, tf.ones_like(norm), norm), inside)] * len(weights)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, object]:
         return {"radius": self.radius}
 
 
@@ -54,22 +61,27 @@ class L2Penalty(Compression):
     array([2.], dtype=float32)
     """
 
-    def __init__(self, alpha: float):
+    def __init__(self, alpha: float) -> None:
         self.alpha = non_negative("alpha", alpha)
 
-    def maps(self, weights, mu, output_axes=None):
+    def maps(
+        self,
+        weights: Sequence[tf.Tensor],
+        mu: float | tf.Tensor,
+        output_axes: Sequence[Sequence[int]] | None = None,
+    ) -> list[Map]:
         mu = tf.cast(mu, tf.float64)
         return [_scale(mu / (mu + 2 * self.alpha), tf.constant(self.alpha == 0))] * len(weights)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, object]:
         return {"alpha": self.alpha}
 
 
-def _scale(factor, unchanged) -> Map:
-    def theta(value):
+def _scale(factor: tf.Tensor, unchanged: tf.Tensor) -> Map:
+    def theta(value: tf.Tensor) -> tf.Tensor:
         dtype = thresholds.common_dtype([value])
 
-        def scaled():
+        def scaled() -> tf.Tensor:
             return tf.cast(tf.cast(value, dtype) * tf.cast(factor, dtype), value.dtype)
 
         return tf.cond(unchanged, lambda: tf.identity(value), scaled)

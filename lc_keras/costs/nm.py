@@ -1,5 +1,7 @@
 """Fine-grained patterns: so many of every so many weights."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import tensorflow as tf
 
@@ -27,24 +29,32 @@ class NMConstraint(Selection):
     array([3., 0., 0., 2.], dtype=float32)
     """
 
-    def __init__(self, n: int, m: int):
+    def __init__(self, n: int, m: int) -> None:
         whole = all(isinstance(x, (int, np.integer)) and not isinstance(x, bool) for x in (n, m))
         if not (whole and 0 <= n <= m and m >= 1):
             raise ValueError(f"`n`, `m`: expected ints 0 <= n <= m, m >= 1, received n={n!r}, m={m!r}")
         self.n, self.m = int(n), int(m)
 
-    def check(self, shapes, output_axes=None):
+    def check(
+        self, shapes: Sequence[Sequence[int]], output_axes: Sequence[Sequence[int]] | None = None
+    ) -> None:
         for shape, axes in zip(shapes, axes_of(output_axes, shapes), strict=True):
             self._input_axis(len(shape), axes)
 
-    def maps(self, weights, mu, output_axes=None, scales=None):
+    def maps(
+        self,
+        weights: Sequence[tf.Tensor],
+        mu: float | tf.Tensor,
+        output_axes: Sequence[Sequence[int]] | None = None,
+        scales: Sequence[float | tf.Tensor] | None = None,
+    ) -> list[Map]:
         # A group lies in one tensor, where a scale changes no order.
         return [
             self._map(self._input_axis(len(w.shape), a))
             for w, a in zip(weights, axes_of(output_axes, weights), strict=True)
         ]
 
-    def _input_axis(self, rank, axes) -> int:
+    def _input_axis(self, rank: int, axes: Sequence[int]) -> int:
         inputs = set(range(rank)) - {a % rank for a in axes}
         if not inputs:
             raise ValueError(
@@ -52,8 +62,8 @@ class NMConstraint(Selection):
             )
         return max(inputs)
 
-    def _map(self, axis) -> Map:
-        def theta(value):
+    def _map(self, axis: int) -> Map:
+        def theta(value: tf.Tensor) -> tf.Tensor:
             rank = value.shape.rank
             order = [a for a in range(rank) if a != axis] + [axis]
             bits = tf.transpose(thresholds.magnitude_bits(value, thresholds.common_dtype([value])), order)
@@ -68,5 +78,5 @@ class NMConstraint(Selection):
 
         return theta
 
-    def get_config(self):
+    def get_config(self) -> dict[str, object]:
         return {"n": self.n, "m": self.m}

@@ -74,7 +74,7 @@ def version_directory(path: str, version: int | str | None) -> str:
     return path
 
 
-def check_free(path: str, overwrite: bool):
+def check_free(path: str, overwrite: bool) -> None:
     """Checks that a SavedModel may be written to `path`.
 
     Args:
@@ -115,7 +115,7 @@ def size_of(path: str) -> int:
     )
 
 
-def _remove(path):
+def _remove(path: str) -> None:
     """Removes a directory if it is there, and nothing that links in it lead to."""
     if os.path.islink(path):
         os.unlink(path)
@@ -126,6 +126,6 @@ def _remove(path):
         tf.io.gfile.rmtree(path)
 
 
-def _versions(path):
+def _versions(path: str) -> list[int]:
     found = tf.io.gfile.listdir(path) if path and tf.io.gfile.isdir(path) else []
     return [int(name) for name in (name.rstrip("/") for name in found) if name.isdigit()]

@@ -5,14 +5,17 @@ import tempfile
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from lc_keras.export.saved_model import export_saved_model
-from lc_keras.export.warmup import as_requests
+from lc_keras.export.warmup import Request, as_requests
 from lc_keras.signatures import input_signature_of, named
+
+Batches = list[dict[str, np.ndarray]]
 
 # How far a sparse file may answer from the dense one, relative to the largest output.
 _TOLERANCE = 1e-3
@@ -40,7 +43,7 @@ class LiteRTExport:
     error: float
     refused: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         encoding = "sparse" if self.sparse else "dense"
         text = (
             f"Wrote '{self.path}': {self.nbytes / 1000:,.0f} kB, {encoding} "
@@ -50,16 +53,16 @@ class LiteRTExport:
 
 
 def export_litert(
-    model,
-    path,
+    model: keras.Model,
+    path: str | os.PathLike[str],
     *,
-    sparse="auto",
-    quantize=None,
-    representative_data=None,
-    batch_size=1,
-    overwrite=False,
-    verbose=False,
-):
+    sparse: bool | Literal["auto"] = "auto",
+    quantize: Literal["float16", "int8"] | None = None,
+    representative_data: Iterable[Request] | None = None,
+    batch_size: int = 1,
+    overwrite: bool = False,
+    verbose: bool = False,
+) -> LiteRTExport:
     """Writes a model as a LiteRT (TensorFlow Lite) file.
 
     The file has the signature `serving_default`, with inputs and outputs named as by
@@ -146,7 +149,15 @@ def export_litert(
     return exported
 
 
-def _check_arguments(model, path, sparse, quantize, representative_data, batch_size, overwrite):
+def _check_arguments(
+    model: keras.Model,
+    path: str,
+    sparse: bool | str,
+    quantize: str | None,
+    representative_data: Iterable[Request] | None,
+    batch_size: int,
+    overwrite: bool,
+) -> None:
     if not isinstance(model, keras.Model):
         raise TypeError(
             "Expected `model` to be a keras.Model. "
@@ -173,7 +184,7 @@ def _check_arguments(model, path, sparse, quantize, representative_data, batch_s
             )
 
 
-def _interpreter():
+def _interpreter() -> type:
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
@@ -184,7 +195,9 @@ def _interpreter():
     return Interpreter
 
 
-def _batches(representative_data: Iterable | None, specs, batch_size):
+def _batches(
+    representative_data: Iterable[Request] | None, specs: list[tf.TensorSpec], batch_size: int
+) -> Batches:
     """Returns the representative data, cut into dictionaries of batches of the size of the file."""
     cut = []
     any_size = [tf.TensorSpec([None, *spec.shape[1:]], spec.dtype, spec.name) for spec in specs]
@@ -202,7 +215,7 @@ def _batches(representative_data: Iterable | None, specs, batch_size):
     return cut
 
 
-def _made_up(specs):
+def _made_up(specs: list[tf.TensorSpec]) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     shapes = {spec.name: [size or 1 for size in spec.shape] for spec in specs}
     return {
@@ -213,7 +226,7 @@ def _made_up(specs):
     }
 
 
-def _convert(saved, quantize, batches, sparse):
+def _convert(saved: str, quantize: str | None, batches: Batches, sparse: bool) -> bytes:
     converter = tf.lite.TFLiteConverter.from_saved_model(saved, signature_keys=["serving_default"])
     optimizations = []
     if sparse:
@@ -228,19 +241,19 @@ def _convert(saved, quantize, batches, sparse):
     return converter.convert()
 
 
-def _run(interpreter_class, content, inputs):
+def _run(interpreter_class: type, content: bytes, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     runner = interpreter_class(model_content=content).get_signature_runner("serving_default")
     return runner(**inputs)
 
 
-def _difference(answers, expected):
+def _difference(answers: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
     """The largest difference, relative to the largest output."""
     largest = max(np.abs(output).max(initial=0) for output in expected.values())
     difference = max(np.abs(answers[name] - output).max(initial=0) for name, output in expected.items())
     return float(difference / largest) if largest else float(difference)
 
 
-def _write(path, content):
+def _write(path: str, content: bytes) -> None:
     unfinished = f"{path}.unfinished-{uuid.uuid4().hex}"
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)

@@ -2,8 +2,9 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -12,12 +13,19 @@ import tensorflow as tf
 from lc_keras.export.directories import appearing, check_free, size_of, version_directory
 from lc_keras.export.sparse import as_matrix, pays, sparse_layers, sparse_methods
 from lc_keras.export.stored import LoadOnce, StoredSparse, StoredWeight
-from lc_keras.export.warmup import as_requests, prediction_log, write_warmup
+from lc_keras.export.warmup import Requests, as_requests, prediction_log, write_warmup
 from lc_keras.macs import macs
 from lc_keras.packing import Packed, pack
 from lc_keras.reports import REPORT_FILE, measure
-from lc_keras.signatures import input_signature_of, named, named_outputs
+from lc_keras.signatures import Structure, input_signature_of, named, named_outputs
 from lc_keras.tracing import replaced
+
+# Functions of the inputs of a model, or of inputs of their own.
+Signatures = dict[str, Callable[..., Structure] | tuple[Callable[..., Structure], list[Structure]]]
+# The layers that multiply sparse, by the id of their kernel.
+Sparse = dict[int, list[keras.Layer]]
+# What is stored in another form than the model's, by the id of the variable.
+Stored = dict[int, tuple[Packed, StoredWeight | StoredSparse]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class SavedModelExport:
     weights: tuple[ExportedWeight, ...]
     signatures: tuple[str, ...]
 
-    def __str__(self):
+    def __str__(self) -> str:
         dense = sum(weight.dense_nbytes for weight in self.weights)
         packed = [weight for weight in self.weights if weight.encoding != "dense"]
         sparse = [weight for weight in self.weights if weight.compute == "sparse"]
@@ -83,20 +91,20 @@ class SavedModelExport:
 
 
 def export_saved_model(
-    model,
-    path,
+    model: keras.Model,
+    path: str | os.PathLike[str],
     *,
-    storage="packed",
-    compute="auto",
-    expected_batch=(1, 32),
-    values=None,
-    input_signature=None,
-    signatures=None,
-    warmup=None,
-    version=None,
-    overwrite=False,
-    verbose=False,
-):
+    storage: Literal["packed", "dense"] = "packed",
+    compute: Literal["auto", "dense", "sparse"] = "auto",
+    expected_batch: int | Sequence[int] = (1, 32),
+    values: Literal["float16"] | None = None,
+    input_signature: list[Structure] | None = None,
+    signatures: Signatures | None = None,
+    warmup: Requests | None = None,
+    version: int | Literal["next"] | None = None,
+    overwrite: bool = False,
+    verbose: bool = False,
+) -> SavedModelExport:
     """Writes a model as a SavedModel for inference.
 
     What is written needs neither Keras nor this package: `tf.saved_model.load` and
@@ -206,7 +214,7 @@ def export_saved_model(
     return exported
 
 
-def _arrays(model):
+def _arrays(model: keras.Model) -> list[np.ndarray]:
     arrays = [keras.ops.convert_to_numpy(variable) for variable in model.variables]
     for variable, array in zip(model.variables, arrays, strict=True):
         if keras.backend.is_float_dtype(variable.dtype) and np.isnan(array).any():
@@ -214,15 +222,15 @@ def _arrays(model):
     return arrays
 
 
-def _sparse_layers(model, compute, batches):
+def _sparse_layers(model: keras.Model, compute: str, batches: Sequence[int]) -> Sparse:
     """Returns a dictionary from the id of a kernel to the layers that multiply by it."""
-    found = {}
+    found: Sparse = {}
     if compute == "dense":
         return found
     uses = {kernel.path: kernel.uses for kernel in macs(model).kernels}
     for layer in sparse_layers(model):
         kernel = as_matrix(layer)
-        kept = np.count_nonzero(kernel)
+        kept = int(np.count_nonzero(kernel))
         rows = [batch * (uses.get(layer.kernel.path) or 1) for batch in batches]
         if compute == "sparse" or all(pays(kernel.shape, kept, n) for n in rows):
             found.setdefault(id(layer.kernel), []).append(layer)
@@ -234,7 +242,9 @@ def _sparse_layers(model, compute, batches):
     return found
 
 
-def _store(model, arrays, sparse, storage, values):
+def _store(
+    model: keras.Model, arrays: list[np.ndarray], sparse: Sparse, storage: str, values: str | None
+) -> Stored:
     """Returns what is stored in another form than the model's, by the id of the variable."""
     stored = {}
     for variable, array in zip(model.variables, arrays, strict=True):
@@ -257,7 +267,7 @@ def _store(model, arrays, sparse, storage, values):
     }
 
 
-def _in_half_precision(variable, array):
+def _in_half_precision(variable: keras.Variable, array: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         half = array.astype("float16")
     if not np.array_equal(np.isinf(half), np.isinf(array)):
@@ -268,7 +278,9 @@ def _in_half_precision(variable, array):
     return half
 
 
-def _module(model, stored, sparse, structure, further):
+def _module(
+    model: keras.Model, stored: Stored, sparse: Sparse, structure: list[Structure], further: Signatures
+) -> tuple[tf.Module, dict[str, Callable[..., Any]]]:
     """Returns a `tf.Module` that tracks what its signatures use, and these."""
     dense = {k: w for k, (_, w) in stored.items() if isinstance(w, StoredWeight)}
     methods = [
@@ -279,10 +291,10 @@ def _module(model, stored, sparse, structure, further):
     ]
     variables = {id(variable): variable for variable in model.variables}
 
-    def with_stored_weights(function):
+    def with_stored_weights(function: Callable[..., Structure]) -> Callable[..., Structure]:
         """Returns a function that reads the stored weights in place of the model's."""
 
-        def serve(*inputs):
+        def serve(*inputs: tf.Tensor) -> Structure:
             mapping = [(variables[key], weight.read()) for key, weight in dense.items()]
             with contextlib.ExitStack() as stack:
                 scope = stack.enter_context(keras.StatelessScope(mapping))
@@ -325,24 +337,30 @@ def _module(model, stored, sparse, structure, further):
     return module, functions
 
 
-def _signature(function, structure, names) -> Callable:
+def _signature(
+    function: Callable[..., Structure],
+    structure: list[Structure],
+    names: Callable[[Structure], dict[str, tf.Tensor]],
+) -> Callable[..., dict[str, tf.Tensor]]:
     """Returns a function of flat, named inputs to a dictionary of named outputs."""
 
     @tf.function(input_signature=named(structure), autograph=False)
-    def signature(*flat):
+    def signature(*flat: tf.Tensor) -> dict[str, tf.Tensor]:
         return names(function(*keras.tree.pack_sequence_as(structure, flat)))
 
     return signature
 
 
-def _with_single_name(structure):
+def _with_single_name(structure: list[Structure]) -> list[Structure]:
     """The structure, whose input has a name if there is but one."""
     if len(structure) == 1 and isinstance(structure[0], tf.TensorSpec):
         return named(structure)
     return structure
 
 
-def _exported(variable, array, stored):
+def _exported(
+    variable: keras.Variable, array: np.ndarray, stored: tuple[Packed, StoredWeight | StoredSparse] | None
+) -> ExportedWeight:
     if stored is None:
         return ExportedWeight(variable.path, "dense", "dense", array.nbytes, array.nbytes, 0.0)
     packed, weight = stored
@@ -354,7 +372,7 @@ def _exported(variable, array, stored):
     return ExportedWeight(variable.path, packed.encoding, compute, packed.nbytes, array.nbytes, error)
 
 
-def _write_report(folder, model, weights):
+def _write_report(folder: str, model: keras.Model, weights: Sequence[ExportedWeight]) -> None:
     stored = {id(v): (w.encoding, w.nbytes) for v, w in zip(model.variables, weights, strict=True)}
     file = os.path.join(folder, REPORT_FILE)
     tf.io.gfile.makedirs(os.path.dirname(file))
@@ -362,14 +380,14 @@ def _write_report(folder, model, weights):
         opened.write(measure(model, model.variables, stored).to_json())
 
 
-def _check_choice(name, value, choices):
+def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
         raise ValueError(
             f"Expected `{name}` to be one of {', '.join(map(repr, choices))}. Received: {value!r}"
         )
 
 
-def _batches(expected):
+def _batches(expected: int | Sequence[int]) -> tuple[int, ...]:
     batches = (expected,) if isinstance(expected, int) else tuple(expected)
     if not batches or not all(type(batch) is int and batch > 0 for batch in batches):
         raise ValueError(

@@ -1,9 +1,10 @@
 """Dense layers and 1 × 1 convolutions that multiply by their nonzero weights only."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from lc_keras.export.stored import StoredSparse
@@ -26,7 +27,7 @@ def sparse_layers(model: keras.Model) -> list[keras.Layer]:
     return [layer for layer in model._flatten_layers() if _is_product(layer)]
 
 
-def as_matrix(layer: keras.Layer):
+def as_matrix(layer: keras.Layer) -> np.ndarray:
     """The kernel of a layer, outputs × inputs.
 
     Args:
@@ -39,7 +40,9 @@ def as_matrix(layer: keras.Layer):
     return kernel.reshape(kernel.shape[-2:]).T
 
 
-def sparse_methods(layer: keras.Layer, weight: StoredSparse) -> Iterable[tuple]:
+def sparse_methods(
+    layer: keras.Layer, weight: StoredSparse
+) -> Iterable[tuple[keras.Layer, str, Callable[..., tf.Tensor]]]:
     """What to replace in a layer, see `lc_keras.tracing.replaced`.
 
     Args:
@@ -50,13 +53,13 @@ def sparse_methods(layer: keras.Layer, weight: StoredSparse) -> Iterable[tuple]:
         List of one tuple of the layer, the name of a method, and a function.
     """
 
-    def dense(inputs, training=None):
+    def dense(inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         outputs = multiply(inputs, weight)
         if layer.bias is not None:
             outputs = keras.ops.add(outputs, layer.bias)
         return outputs if layer.activation is None else layer.activation(outputs)
 
-    def convolve(inputs, kernel):
+    def convolve(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         steps = tuple(slice(None, None, stride) for stride in layer.strides)
         return multiply(inputs[(slice(None), *steps)], weight)
 
@@ -83,12 +86,12 @@ def multiply(inputs: tf.Tensor, weight: StoredSparse) -> tf.Tensor:
     rows = tf.shape(columns)[1]
     indices, entries = weight.read()
 
-    def by_entry():
+    def by_entry() -> tf.Tensor:
         return tf.raw_ops.SparseTensorDenseMatMul(
             a_indices=indices, a_values=entries, a_shape=weight.shape, b=columns
         )
 
-    def by_row():
+    def by_row() -> tf.Tensor:
         matrix = tf.raw_ops.SparseTensorToCSRSparseMatrix(
             indices=indices, values=entries, dense_shape=weight.shape
         )
@@ -125,7 +128,7 @@ def pays(shape: tuple[int, int], kept: int, rows: int) -> bool:
     return 1.8 * sparse < dense
 
 
-def _is_product(layer):
+def _is_product(layer: keras.Layer) -> bool:
     if getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False):
         return False
     if not layer.built or layer.compute_dtype != "float32":

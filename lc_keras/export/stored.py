@@ -15,7 +15,7 @@ class StoredWeight(tf.Module):
         dtype: The type to read it in.
     """
 
-    def __init__(self, packed: Packed, dtype):
+    def __init__(self, packed: Packed, dtype: str | tf.DType) -> None:
         super().__init__()
         self._encoding, self._shape, self._dtype = packed.encoding, packed.shape, tf.as_dtype(dtype)
         self.values = tf.Variable(packed.values, trainable=False)
@@ -27,7 +27,7 @@ class StoredWeight(tf.Module):
         """The weight, once `load` has run."""
         return tf.ensure_shape(self.dense, self._shape)
 
-    def load(self):
+    def load(self) -> None:
         """Unpacks the weight."""
         values = tf.cast(self.values, self._dtype)
         if self.places is not None:
@@ -43,7 +43,7 @@ class StoredSparse(tf.Module):
         dtype: The type to read it in.
     """
 
-    def __init__(self, packed: Packed, dtype):
+    def __init__(self, packed: Packed, dtype: str | tf.DType) -> None:
         super().__init__()
         self._encoding, self.shape, self._dtype = packed.encoding, packed.shape, tf.as_dtype(dtype)
         self.values = tf.Variable(packed.values, trainable=False)
@@ -55,7 +55,7 @@ class StoredSparse(tf.Module):
         """The places, of shape `(n, 2)`, and what is there, once `load` has run."""
         return tf.ensure_shape(self.indices, [None, 2]), tf.ensure_shape(self.entries, [None])
 
-    def load(self):
+    def load(self) -> None:
         """Unpacks the places."""
         positions = positions_of(self._encoding, self.places)
         columns = tf.constant(self.shape[1], tf.int64)
@@ -70,18 +70,18 @@ class LoadOnce(tf.saved_model.experimental.TrackableResource):
         weights: Iterable of `StoredWeight` and `StoredSparse`.
     """
 
-    def __init__(self, weights: Iterable[StoredWeight | StoredSparse]):
+    def __init__(self, weights: Iterable[StoredWeight | StoredSparse]) -> None:
         super().__init__()
         self._weights = tuple(weights)
 
-    def _create_resource(self):
+    def _create_resource(self) -> tf.Tensor:
         # The variables are what it holds; a resource must have a handle.
         return tf.constant(0)
 
-    def _initialize(self):
+    def _initialize(self) -> None:
         for weight in self._weights:
             weight.load()
 
 
-def _empty(rank, dtype):
+def _empty(rank: int, dtype: str | tf.DType) -> tf.Variable:
     return tf.Variable(tf.zeros([0] * rank, dtype), shape=[None] * rank, trainable=False)

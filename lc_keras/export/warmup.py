@@ -2,16 +2,21 @@
 
 import os
 from collections.abc import Iterable
+from types import ModuleType
 
 import numpy as np
 import tensorflow as tf
+
+# An array of a single input, or arrays by the names of the inputs.
+Request = np.ndarray | dict[str, np.ndarray]
+Requests = Request | list[Request] | tuple[Request, ...]
 
 # The model server refuses to load a model with more.
 _MOST_RECORDS = 1000
 _FILE = "assets.extra/tf_serving_warmup_requests"
 
 
-def as_requests(warmup, specs: list[tf.TensorSpec]) -> list[dict[str, np.ndarray]]:
+def as_requests(warmup: Requests, specs: list[tf.TensorSpec]) -> list[dict[str, np.ndarray]]:
     """Checks warm-up requests against the inputs of a model.
 
     Args:
@@ -34,7 +39,7 @@ def as_requests(warmup, specs: list[tf.TensorSpec]) -> list[dict[str, np.ndarray
     return [_as_request(request, specs) for request in requests]
 
 
-def write_warmup(folder: str, requests: Iterable[dict[str, np.ndarray]]):
+def write_warmup(folder: str, requests: Iterable[dict[str, np.ndarray]]) -> None:
     """Writes warm-up requests into a SavedModel, as `PredictionLog` records.
 
     Args:
@@ -57,7 +62,7 @@ def write_warmup(folder: str, requests: Iterable[dict[str, np.ndarray]]):
             writer.write(record.SerializeToString())
 
 
-def prediction_log():
+def prediction_log() -> ModuleType:
     """The module of the model server's `PredictionLog`.
 
     Raises:
@@ -73,7 +78,7 @@ def prediction_log():
     return prediction_log_pb2
 
 
-def _as_request(given, specs):
+def _as_request(given: Request, specs: list[tf.TensorSpec]) -> dict[str, np.ndarray]:
     names = [spec.name for spec in specs]
     if not isinstance(given, dict):
         if len(specs) > 1:

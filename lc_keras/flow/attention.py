@@ -1,9 +1,12 @@
 """Attention: its heads are units that never leave the layer."""
 
+from collections.abc import Callable
+
+import keras
 import numpy as np
 from keras import layers
 
-from lc_keras.flow.units import Along, Flow, Signal, Weight, describes, find, last
+from lc_keras.flow.units import Along, Flow, Signal, Weight, describes, last
 
 
 @describes(layers.MultiHeadAttention)
@@ -11,10 +14,10 @@ class MultiHeadAttention(Flow):
     """A head whose values do not depend on the input hands out a constant, since attention sums to 1."""
 
     @classmethod
-    def fits(cls, layer):
-        return not getattr(layer, "_use_gate", False) and find(layer, "_output_dense.kernel").ndim == 3
+    def fits(cls, layer: keras.Layer) -> bool:
+        return not getattr(layer, "_use_gate", False) and layer._output_dense.kernel.ndim == 3
 
-    def forward(self):
+    def forward(self) -> list[Signal]:
         names = ("query", "value", "key")
         signals = [self.along(x, last(x.shape)) for x in self.inputs]
         signals += signals[len(signals) - 1 :] * (3 - len(signals))
@@ -23,7 +26,7 @@ class MultiHeadAttention(Flow):
         for x in signals:
             self.hold(x, "projects what is constant", x.constant & (x.value != 0))
         kernel, output = self.kernels["value"], self.array("_output_dense.kernel")
-        bias = self.array("_value_dense.bias")
+        bias = self.optional("_value_dense.bias")
         self.constants = np.einsum("i,ihv->hv", np.nan_to_num(self.signals["value"].value), kernel)
         if bias is not None:
             self.constants += bias
@@ -34,7 +37,7 @@ class MultiHeadAttention(Flow):
         self.touch = (output != 0).any(axis=1)
         shape = self.shapes[0]
         value = np.einsum("hv,hvd->d", np.where(varies[:, None], 0, self.constants), output)
-        if (bias := self.array("_output_dense.bias")) is not None:
+        if (bias := self.optional("_output_dense.bias")) is not None:
             value = value + bias
         value[self.touch[varies].any(axis=0)] = np.nan
         out = self.fresh(shape, last(shape), value)
@@ -48,15 +51,15 @@ class MultiHeadAttention(Flow):
         )
         return [out]
 
-    def backward(self):
+    def backward(self) -> None:
         self.heads.read |= self.touch[:, self.outputs[0].needed].any(axis=1)
         for name, x in self.signals.items():
             x.read |= (self.kernels[name][:, self.heads.needed] != 0).any(axis=(1, 2))
 
-    def config(self, count):
+    def config(self, count: Callable[[str], int]) -> dict[str, object]:
         return {"num_heads": count("heads"), "output_shape": count("out")}
 
-    def fold(self, kept, arrays):
+    def fold(self, kept: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         gone = ~kept["heads"] & self.heads.constant
         left = np.einsum("hv,hvd->d", self.constants[gone], self.array("_output_dense.kernel")[gone])
         left = left[kept["out"]]

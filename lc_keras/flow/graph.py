@@ -1,9 +1,14 @@
 """A model's graph walked once forward and once back: what is tied, what is constant, what is read."""
 
+from typing import Any
+
 import keras
 import numpy as np
 
-from lc_keras.flow.units import KINDS, Flow, Signal, Units, Wall, last
+from lc_keras.flow.units import KINDS, Flow, Shape, Signal, Units, Wall, last
+
+# A call of a layer in a graph, to which Keras gives no public name.
+Node = Any
 
 
 class Graph:
@@ -23,7 +28,7 @@ class Graph:
         TypeError: If the model is not a graph of layers, or not built.
     """
 
-    def __init__(self, model: keras.Model):
+    def __init__(self, model: keras.Model) -> None:
         if not is_graph(model):
             raise TypeError(
                 "Expected a Functional model or a built Sequential one, which are graphs of layers. "
@@ -31,7 +36,10 @@ class Graph:
             )
         functional = as_functional(model)
         self.units = Units()
-        self.flows, self.layers, self.models, self.walls = [], {}, {}, []
+        self.flows: list[Flow] = []
+        self.layers: dict[int, Flow] = {}
+        self.models: dict[int, list[Signal]] = {}
+        self.walls: list[keras.Layer] = []
         inputs = [self._outside(tuple(t.shape), "is an input of the model") for t in functional.inputs]
         outputs = self._run(model, inputs)
         for signal in outputs:
@@ -63,12 +71,12 @@ class Graph:
             stays[groups[signal.ids[0]]] |= not stays[groups[signal.ids]].any()
         return stays[groups]
 
-    def _outside(self, shape, why):
+    def _outside(self, shape: Shape, why: str) -> Signal:
         signal = Signal(shape, last(shape), self.units.new(shape[-1] or 0 if len(shape) > 1 else 0))
         self.units.pin(signal.ids, why)
         return signal
 
-    def _run(self, model, inputs) -> list[Signal]:
+    def _run(self, model: keras.Model, inputs: list[Signal]) -> list[Signal]:
         """The outputs of a model, called on signals."""
         functional = as_functional(model)
         known = self.models.setdefault(id(model), inputs)
@@ -82,7 +90,7 @@ class Graph:
                     signals.update(zip(map(id, node.outputs), outputs, strict=True))
         return [signals[id(t)] for t in functional.outputs]
 
-    def _call(self, node, signals) -> list[Signal]:
+    def _call(self, node: Node, signals: dict[int, Signal]) -> list[Signal]:
         layer = node.operation
         masks = {
             id(v) for name, v in node.arguments.kwargs.items() if name.endswith("mask") and v is not None
@@ -106,7 +114,7 @@ class Graph:
             self._share(first, flow)
         return flow.outputs
 
-    def _share(self, first: Flow, again: Flow):
+    def _share(self, first: Flow, again: Flow) -> None:
         """A layer that is called again has the same units; a constant must be the same to be folded."""
         why = f"'{again.layer.name}' is shared and given unlike constants"
         for port, ids in again.ports.items():
@@ -116,7 +124,7 @@ class Graph:
             self.units.hold(one.ids[unlike], why)
 
 
-def is_graph(layer) -> bool:
+def is_graph(layer: keras.Layer) -> bool:
     """Whether a layer is a model that does what its graph of layers says."""
     if isinstance(layer, keras.Sequential):
         return layer._functional is not None and type(layer).call is keras.Sequential.call
@@ -124,22 +132,22 @@ def is_graph(layer) -> bool:
     return functional is not None and type(layer).call is functional.call
 
 
-def functional_class(model) -> type | None:
+def functional_class(model: keras.Model) -> type[keras.Model] | None:
     """The class of what `keras.Model(inputs, outputs)` makes, to which Keras gives no public name."""
     return next((c for c in type(model).__mro__ if c.__name__ == "Functional"), None)
 
 
-def as_functional(model):
+def as_functional(model: keras.Model) -> keras.Model:
     """The graph of a model: its own, or the one that a `Sequential` keeps."""
     return model._functional if isinstance(model, keras.Sequential) else model
 
 
-def _is_plain(node) -> bool:
+def _is_plain(node: Node) -> bool:
     """Whether a layer is called on tensors and masks alone, outside of training."""
     options = node.arguments.kwargs.items()
     return all(value is None or value is False or name.endswith("mask") for name, value in options)
 
 
-def _is_altered(layer) -> bool:
+def _is_altered(layer: keras.Layer) -> bool:
     """Whether a layer's kernel is not what it multiplies by."""
     return bool(getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False))

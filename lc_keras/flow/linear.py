@@ -1,5 +1,8 @@
 """Layers whose outputs are sums over their input units: dense, convolutions, and their relatives."""
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 import numpy as np
 from keras import layers
@@ -7,6 +10,7 @@ from keras import layers
 from lc_keras.flow.units import (
     Along,
     Flow,
+    Shape,
     Signal,
     Weight,
     apply,
@@ -34,13 +38,13 @@ class Linear(Flow):
         """
         raise NotImplementedError
 
-    def axis(self, shape) -> int:
+    def axis(self, shape: Shape) -> int:
         return last(shape)
 
     # Whether an input that is the same everywhere makes outputs that are.
     spreads_constants = True
 
-    def forward(self):
+    def forward(self) -> list[Signal]:
         self.x = x = self.along(self.inputs[0], self.axis(self.inputs[0].shape))
         (shape,) = self.shapes
         self.touch = self.touches()
@@ -53,25 +57,27 @@ class Linear(Flow):
         activation = getattr(self.layer, "activation", None)
         mixes = not is_elementwise(activation or keras.activations.linear)
         value = np.full_like(value, np.nan) if mixes else apply(activation or keras.activations.linear, value)
-        out = self.fresh(shape, self.axis(shape), value, pinned=mixes and "has an activation across units")
+        out = self.fresh(
+            shape, self.axis(shape), value, pinned="has an activation across units" if mixes else None
+        )
         self.ports = {"in": x.ids, "out": out.ids}
         return [out]
 
-    def backward(self):
+    def backward(self) -> None:
         self.x.read |= self.touch[:, self.outputs[0].needed].any(axis=1)
 
-    def fold(self, kept, arrays):
+    def fold(self, kept: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         left = self._sums(~kept["in"] & self.steady)[kept["out"]]
         return {"bias": arrays.get("bias", 0) + left} if left.any() else {}
 
-    def _sums(self, where):
+    def _sums(self, where: np.ndarray) -> np.ndarray:
         return self.x.value[where] @ self.totals(where).astype("float64") if where.any() else self._zeros()
 
-    def _bias(self):
-        bias = self.array("bias")
+    def _bias(self) -> np.ndarray:
+        bias = self.optional("bias")
         return self._zeros() if bias is None else bias.astype("float64")
 
-    def _zeros(self):
+    def _zeros(self) -> np.ndarray:
         return np.zeros(self.touch.shape[1])
 
 
@@ -85,13 +91,13 @@ _IN_OUT = (
 class Dense(Linear):
     weights = _IN_OUT
 
-    def touches(self):
+    def touches(self) -> np.ndarray:
         return self.array("kernel") != 0
 
-    def totals(self, where):
+    def totals(self, where: np.ndarray) -> np.ndarray:
         return self.array("kernel")[where]
 
-    def config(self, count):
+    def config(self, count: Callable[[str], int]) -> dict[str, object]:
         return {"units": count("out")}
 
 
@@ -99,16 +105,16 @@ class Dense(Linear):
 class Conv(Linear):
     """A convolution; one of several groups keeps or loses a group as a whole."""
 
-    def __init__(self, layer, *args):
+    def __init__(self, layer: keras.Layer, *args: Any) -> None:
         self.groups = layer.groups
         self.spreads_constants = layer.padding == "valid" or set(layer.kernel_size) == {1}
         self.weights = _IN_OUT if self.groups == 1 else (Weight("kernel", makes=Along(-1, "out")), _IN_OUT[1])
         super().__init__(layer, *args)
 
-    def axis(self, shape):
+    def axis(self, shape: Shape) -> int:
         return channels(self.layer, shape)
 
-    def forward(self):
+    def forward(self) -> list[Signal]:
         outputs = super().forward()
         if self.groups > 1:
             for ids in self.ports.values():
@@ -117,19 +123,19 @@ class Conv(Linear):
             self.units.tie(*(self.ports[p].reshape(self.groups, -1)[:, 0] for p in ("in", "out")))
         return outputs
 
-    def touches(self):
+    def touches(self) -> np.ndarray:
         kernel = self.array("kernel")
         return self._over_groups((kernel != 0).any(axis=tuple(range(kernel.ndim - 2))))
 
-    def totals(self, where):
+    def totals(self, where: np.ndarray) -> np.ndarray:
         kernel = self.array("kernel")
         return self._over_groups(kernel.sum(axis=tuple(range(kernel.ndim - 2)), dtype="float64"))[where]
 
-    def config(self, count):
+    def config(self, count: Callable[[str], int]) -> dict[str, object]:
         size = len(self.ports["in"]) // self.groups
         return {"filters": count("out"), "groups": count("in") // size if self.groups > 1 else 1}
 
-    def _over_groups(self, matrix):
+    def _over_groups(self, matrix: np.ndarray) -> np.ndarray:
         if self.groups == 1:
             return matrix
         rows, columns = matrix.shape
@@ -148,14 +154,14 @@ class ConvTranspose(Linear):
     # Each output position meets other positions of the kernel.
     spreads_constants = False
 
-    def axis(self, shape):
+    def axis(self, shape: Shape) -> int:
         return channels(self.layer, shape)
 
-    def touches(self):
+    def touches(self) -> np.ndarray:
         kernel = self.array("kernel")
         return (kernel != 0).any(axis=tuple(range(kernel.ndim - 2))).T
 
-    def config(self, count):
+    def config(self, count: Callable[[str], int]) -> dict[str, object]:
         return {"filters": count("out")}
 
 
@@ -165,14 +171,14 @@ class DepthwiseConv(Flow):
 
     weights = (Weight("kernel", makes=Along(-2, "in")), Weight("bias", makes=Along(-1, "out")))
 
-    def forward(self):
+    def forward(self) -> list[Signal]:
         self.x = x = self.along(self.inputs[0], channels(self.layer, self.inputs[0].shape))
         (shape,) = self.shapes
         many = self.layer.depth_multiplier
         out = Signal(shape, channels(self.layer, shape), np.repeat(x.ids, many))
         self.ports = {"in": x.ids, "out": out.ids}
         self.touch, value = depthwise(self.layer, self.array("kernel"), np.repeat(x.value, many))
-        bias = self.array("bias")
+        bias = self.optional("bias")
         value = value if bias is None else value + bias
         if is_elementwise(self.layer.activation):
             out.value = apply(self.layer.activation, value)
@@ -180,7 +186,7 @@ class DepthwiseConv(Flow):
             self.pin(out, "has an activation across units")
         return [out]
 
-    def backward(self):
+    def backward(self) -> None:
         self.x.read |= (self.touch & self.outputs[0].needed).reshape(len(self.x.ids), -1).any(axis=1)
 
 
@@ -194,38 +200,41 @@ class SeparableConv(Linear):
         Weight("bias", makes=Along(-1, "out")),
     )
 
-    def __init__(self, layer, *args):
+    def __init__(self, layer: keras.Layer, *args: Any) -> None:
         self.spreads_constants = layer.padding == "valid" or set(layer.kernel_size) == {1}
         super().__init__(layer, *args)
 
-    def axis(self, shape):
+    def axis(self, shape: Shape) -> int:
         return channels(self.layer, shape)
 
-    def forward(self):
+    def forward(self) -> list[Signal]:
         outputs = super().forward()
         self.ports["between"] = np.repeat(self.x.ids, self.layer.depth_multiplier)
         return outputs
 
-    def touches(self):
+    def touches(self) -> np.ndarray:
         touch, _ = depthwise(self.layer, self.array("depthwise_kernel"))
-        return self._by_input(touch[:, None] & (self._pointwise() != 0)).any(axis=1)
+        touch = self._by_input(touch[:, None] & (self._pointwise() != 0))
+        return np.logical_or.reduce(touch, axis=1)
 
-    def totals(self, where):
+    def totals(self, where: np.ndarray) -> np.ndarray:
         _, total = depthwise(self.layer, self.array("depthwise_kernel"), 1.0)
         return self._by_input(np.nan_to_num(total)[:, None] * self._pointwise()).sum(axis=1)[where]
 
-    def config(self, count):
+    def config(self, count: Callable[[str], int]) -> dict[str, object]:
         return {"filters": count("out")}
 
-    def _by_input(self, matrix):
+    def _by_input(self, matrix: np.ndarray) -> np.ndarray:
         return matrix.reshape(-1, self.layer.depth_multiplier, matrix.shape[-1])
 
-    def _pointwise(self):
+    def _pointwise(self) -> np.ndarray:
         kernel = self.array("pointwise_kernel")
         return kernel.reshape(kernel.shape[-2:])
 
 
-def depthwise(layer, kernel, value=np.nan):
+def depthwise(
+    layer: keras.Layer, kernel: np.ndarray, value: float | np.ndarray = np.nan
+) -> tuple[np.ndarray, np.ndarray]:
     """Which outputs of a depthwise convolution have weights other than zero, and what is constant of them."""
     spatial = tuple(range(kernel.ndim - 2))
     touch = (kernel != 0).any(axis=spatial).ravel()

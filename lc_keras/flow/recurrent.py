@@ -1,10 +1,12 @@
 """Recurrent layers: a unit has a column in each gate, and a row that the gates of all units read."""
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 from keras import layers
 
-from lc_keras.flow.units import Along, Flow, Weight, describes, is_elementwise, last
+from lc_keras.flow.units import Along, Flow, Signal, Weight, describes, is_elementwise, last
 
 
 class Recurrent(Flow):
@@ -13,10 +15,10 @@ class Recurrent(Flow):
     gates, candidate = 1, 0
 
     @classmethod
-    def fits(cls, layer):
+    def fits(cls, layer: keras.Layer) -> bool:
         return not (layer.return_state or layer.stateful)
 
-    def forward(self):
+    def forward(self) -> list[Signal]:
         layer = self.layer
         gate = getattr(layer, "recurrent_activation", keras.activations.sigmoid)
         (self.x,) = (self.along(x, last(x.shape)) for x in self.inputs)
@@ -24,7 +26,7 @@ class Recurrent(Flow):
             self._by_gate(self.array(f"cell.{name}") != 0) for name in ("kernel", "recurrent_kernel")
         )
         given = self.x.constant & (self.x.value != 0)
-        if self.array("cell.bias") is None:
+        if self.optional("cell.bias") is None:
             self.hold(self.x, "has no bias for a constant", given)
         alive = self._candidates() != 0
         alive |= self.kernel[:, self.candidate][~self.x.constant].any(axis=0)
@@ -47,7 +49,7 @@ class Recurrent(Flow):
         )
         return [out]
 
-    def backward(self):
+    def backward(self) -> None:
         out = self.outputs[0]
         needed = out.needed
         for _ in range(len(needed)):
@@ -58,10 +60,10 @@ class Recurrent(Flow):
         out.read |= needed
         self.x.read |= self.kernel[:, :, needed].any(axis=(1, 2))
 
-    def config(self, count):
+    def config(self, count: Callable[[str], int]) -> dict[str, object]:
         return {"units": count("out")}
 
-    def fold(self, kept, arrays):
+    def fold(self, kept: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         gone = ~kept["in"] & self.x.constant
         if not self.x.value[gone].any():
             return {}
@@ -70,14 +72,14 @@ class Recurrent(Flow):
         bias.reshape(-1, len(left))[0] += left
         return {"cell.bias": bias}
 
-    def _by_gate(self, array):
+    def _by_gate(self, array: np.ndarray) -> np.ndarray:
         return array.reshape(*array.shape[:-1], self.gates, -1)
 
-    def _candidates(self):
+    def _candidates(self) -> np.ndarray:
         """What the candidate of each unit is given besides what varies; zero only if all of it is."""
         given = np.nan_to_num(self.x.value)
         total = given @ self._by_gate(self.array("cell.kernel").astype("float64"))[:, self.candidate]
-        bias = self.array("cell.bias")
+        bias = self.optional("cell.bias")
         if bias is None:
             return total
         first, *rest = self._by_gate(np.atleast_2d(bias.astype("float64")))[:, self.candidate]

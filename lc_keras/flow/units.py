@@ -7,10 +7,13 @@ does. What is tied lives or dies together.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import keras
 import numpy as np
+import tensorflow as tf
+
+Shape = tuple[int | None, ...]
 
 
 class Units:
@@ -21,9 +24,10 @@ class Units:
         held: Dict of those that stay since with the present weights they hand out what cannot be folded.
     """
 
-    def __init__(self):
-        self._parent = []
-        self.pinned, self.held = {}, {}
+    def __init__(self) -> None:
+        self._parent: list[int] = []
+        self.pinned: dict[int, str] = {}
+        self.held: dict[int, str] = {}
 
     def new(self, count: int) -> np.ndarray:
         """Numbers of units that were not there before."""
@@ -31,19 +35,19 @@ class Units:
         self._parent.extend(range(first, first + count))
         return np.arange(first, first + count)
 
-    def tie(self, ids: np.ndarray, others: np.ndarray):
+    def tie(self, ids: np.ndarray, others: np.ndarray) -> None:
         """Makes each unit one with its counterpart."""
         if ids is not others:
             for one, other in zip(ids.tolist(), others.tolist(), strict=True):
                 one, other = self._root(one), self._root(other)
                 self._parent[max(one, other)] = min(one, other)
 
-    def pin(self, ids: np.ndarray, why: str):
+    def pin(self, ids: np.ndarray, why: str) -> None:
         """Says that units may not be removed; the first reason is kept."""
         for unit in ids.tolist():
             self.pinned.setdefault(unit, why)
 
-    def hold(self, ids: np.ndarray, why: str):
+    def hold(self, ids: np.ndarray, why: str) -> None:
         """Says so with the weights as they are."""
         for unit in ids.tolist():
             self.held.setdefault(unit, why)
@@ -52,7 +56,7 @@ class Units:
         """The group of each unit, as the number of its first member: units that are tied have the same."""
         return np.array([self._root(unit) for unit in range(len(self._parent))], int)
 
-    def _root(self, unit):
+    def _root(self, unit: int) -> int:
         while self._parent[unit] != unit:
             self._parent[unit] = unit = self._parent[self._parent[unit]]
         return unit
@@ -70,13 +74,13 @@ class Signal:
         read: Array of bools, whether the model's output depends on the unit here.
     """
 
-    shape: tuple
+    shape: Shape
     axis: int
     ids: np.ndarray
-    value: np.ndarray = None
+    value: np.ndarray = None  # type: ignore[assignment]  # made in __post_init__ if not given
     read: np.ndarray = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.value = np.full(len(self.ids), np.nan) if self.value is None else self.value
         self.read = np.zeros(len(self.ids), bool)
 
@@ -128,14 +132,14 @@ class Flow:
 
     weights: tuple[Weight, ...] = ()
 
-    def __init__(self, layer, inputs, shapes, units):
+    def __init__(self, layer: keras.Layer, inputs: list[Signal], shapes: list[Shape], units: Units) -> None:
         self.layer, self.inputs, self.shapes, self.units = layer, inputs, shapes, units
-        self.ports = {}
-        self.hidden = []
+        self.ports: dict[str, np.ndarray] = {}
+        self.hidden: list[Signal] = []
         self.outputs = self.forward()
 
     @classmethod
-    def fits(cls, layer) -> bool:
+    def fits(cls, layer: keras.Layer) -> bool:
         """Whether this describes the layer as it is set up."""
         return True
 
@@ -143,11 +147,11 @@ class Flow:
         """Finds the outputs' units and constants; ties and pins what must be."""
         raise NotImplementedError
 
-    def backward(self):
+    def backward(self) -> None:
         """Marks what is read of the inputs, where the outputs are marked already."""
         raise NotImplementedError
 
-    def config(self, count: Callable[[str], int]) -> dict:
+    def config(self, count: Callable[[str], int]) -> dict[str, object]:
         """The arguments of the layer that change.
 
         Args:
@@ -155,7 +159,9 @@ class Flow:
         """
         return {}
 
-    def fold(self, kept: dict, arrays: dict) -> dict:
+    def fold(
+        self, kept: dict[str, np.ndarray], arrays: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
         """Puts what units that go leave behind into the weights.
 
         Args:
@@ -177,24 +183,32 @@ class Flow:
         self.pin(signal, why)
         return self.fresh(signal.shape, axis, pinned=why)
 
-    def fresh(self, shape, axis: int, value=None, pinned: str | None = None) -> Signal:
+    def fresh(
+        self, shape: Shape, axis: int, value: np.ndarray | None = None, pinned: str | None = None
+    ) -> Signal:
         """A signal of new units; of none, if the size of the axis is not known."""
-        signal = Signal(shape, axis, self.units.new(shape[axis] or 0), value)
+        signal = Signal(shape, axis, self.units.new(shape[axis] or 0))
+        if value is not None:
+            signal.value = value
         if pinned:
             self.pin(signal, pinned)
         return signal
 
-    def pin(self, signal: Signal, why: str):
+    def pin(self, signal: Signal, why: str) -> None:
         """Units stay, since the layer depends on them in a way that does not follow them."""
         self.units.pin(signal.ids, f"'{self.layer.name}' {why}")
         signal.read[:] = True
 
-    def hold(self, signal: Signal, why: str, where: np.ndarray):
+    def hold(self, signal: Signal, why: str, where: np.ndarray) -> None:
         """Units stay, since they are constants that the layer cannot fold."""
         self.units.hold(signal.ids[where], f"'{self.layer.name}' {why}")
         signal.read[where] = True
 
-    def array(self, name: str) -> np.ndarray | None:
+    def array(self, name: str) -> np.ndarray:
+        """A weight's value by name."""
+        return keras.ops.convert_to_numpy(find(self.layer, name))
+
+    def optional(self, name: str) -> np.ndarray | None:
         """A weight's value by name, `None` if the layer has none."""
         variable = find(self.layer, name)
         return None if variable is None else keras.ops.convert_to_numpy(variable)
@@ -203,42 +217,43 @@ class Flow:
 class Wall(Flow):
     """A layer of which nothing is known: what goes in and comes out stays."""
 
-    def forward(self):
+    def forward(self) -> list[Signal]:
         why = "is of a kind whose units are not known"
         for signal in self.inputs:
             self.pin(signal, why)
         return [self.fresh(shape, last(shape), pinned=why) for shape in self.shapes]
 
-    def backward(self):
+    def backward(self) -> None:
         pass
 
 
+F = TypeVar("F", bound=Flow)
 KINDS: dict[type, type[Flow]] = {}
 
 
-def describes(*layers: type):
+def describes(*layers: type) -> Callable[[type[F]], type[F]]:
     """Registers a `Flow` for layers of exactly these classes: a subclass may do anything."""
 
-    def register(flow):
+    def register(flow: type[F]) -> type[F]:
         KINDS.update(dict.fromkeys(layers, flow))
         return flow
 
     return register
 
 
-def find(layer, name: str):
+def find(layer: keras.Layer, name: str) -> keras.Variable | None:
     """A weight of a layer, or of a layer inside it, by a dotted name; `None` if it has none."""
     for part in name.split("."):
         layer = getattr(layer, part, None)
     return layer
 
 
-def last(shape) -> int:
+def last(shape: Shape) -> int:
     """The number of the last axis."""
     return len(shape) - 1
 
 
-def channels(layer, shape) -> int:
+def channels(layer: keras.Layer, shape: Shape) -> int:
     """The axis of the channels, as the layer's `data_format` has it."""
     return 1 if getattr(layer, "data_format", None) == "channels_first" else last(shape)
 
@@ -257,12 +272,12 @@ _ELEMENTWISE = {
 }
 
 
-def is_elementwise(activation) -> bool:
+def is_elementwise(activation: Callable[[tf.Tensor], tf.Tensor]) -> bool:
     """Whether an activation is one of those of Keras that take each element by itself."""
     return activation in _ELEMENTWISE
 
 
-def apply(function, value: np.ndarray) -> np.ndarray:
+def apply(function: Callable[[tf.Tensor], tf.Tensor], value: np.ndarray) -> np.ndarray:
     """An elementwise function of those values that are known."""
     result = np.array(value)
     known = ~np.isnan(value)

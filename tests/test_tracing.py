@@ -1,0 +1,36 @@
+import keras
+import numpy as np
+import pytest
+
+from lc_keras.tracing import compiled, replaced
+
+
+class Counting:
+    """An object whose method is compiled, as each `fit` makes one."""
+
+    def __init__(self):
+        self.traces = 0
+        self.step = compiled(self._step)
+
+    def _step(self, x):
+        self.traces += 1
+        return x + 1
+
+
+def test_many_objects_are_traced_once_each_without_a_warning(caplog):
+    for _ in range(8):
+        one = Counting()
+        assert [float(one.step(keras.ops.ones([]))) for _ in range(3)] == [2.0, 2.0, 2.0]
+        assert one.traces == 1
+    assert "retracing" not in caplog.text
+
+
+def test_methods_are_back_after_an_error():
+    layer = keras.layers.Dense(2)
+    layer.build((None, 2))
+    before = layer(np.ones((1, 2))).numpy()
+    with pytest.raises(KeyError), replaced([(layer, "call", lambda x, **_: x * 0)]):
+        assert not layer(np.ones((1, 2))).numpy().any()
+        raise KeyError
+    np.testing.assert_array_equal(layer(np.ones((1, 2))).numpy(), before)
+    assert "call" not in vars(layer)
