@@ -35,10 +35,36 @@ class Makers:
         """The layout of a variable whose units are its own."""
         return Layout(axes, macs=self._macs.get(id(variable)), bytes=_bytes(variable))
 
+    def joined(self, parts: list[list]) -> list[list]:
+        """Parts of a model's variables, those as one that make units together.
+
+        Parts of which no unit can be removed are left out, if there are others.
+
+        Args:
+            parts: List of lists of `keras.Variable`.
+
+        Returns:
+            List of lists of `keras.Variable`.
+        """
+        joined = []
+        for variables in parts:
+            # Of a layer of another kind: a number that no other unit has.
+            units = {u for v in variables for u in (self._places[id(v)][1].tolist() if id(v) in self._places else [-id(v)])}
+            apart = []
+            for others, made in joined:
+                if units & made:
+                    variables, units = others + variables, units | made
+                else:
+                    apart.append((others, made))
+            joined = [*apart, (variables, units)]
+        ranks = [min(map(self._rank, units)) for _, units in joined]
+        return [variables for (variables, _), rank in zip(joined, ranks, strict=True) if rank == min(ranks)]
+
     def with_companions(self, variables: list, axes: list) -> tuple[list, list[Layout]]:
         """All that makes the units that some variables make.
 
-        Units that cannot be removed, such as the outputs of the model, are left out, if there are others.
+        Units that cannot be removed, such as the outputs of the model or what a layer of another kind makes, are left
+        out, if there are others.
 
         Args:
             variables: List of `keras.Variable`.
@@ -58,7 +84,8 @@ class Makers:
                 first = -2 - sum(map(len, own.values()))
                 own[id(variable)] = first - np.arange(count)
             made += (own[id(variable)] if place is None else place[1]).tolist()
-        units = [u for u in dict.fromkeys(made) if u not in self._stay] or list(dict.fromkeys(made))
+        first = min(map(self._rank, made))
+        units = [u for u in dict.fromkeys(made) if self._rank(u) == first]
         number = {unit: n for n, unit in enumerate(units)}
 
         found, layouts = [], []
@@ -81,6 +108,10 @@ class Makers:
                 )
             )
         return found, layouts
+
+    def _rank(self, unit) -> int:
+        """0: it can be removed; 1: nobody knows, its layer is of another kind; 2: it stays."""
+        return 1 if unit < 0 else 2 * (unit in self._stay)
 
 
 def _bytes(variable) -> int:

@@ -58,7 +58,8 @@ class Task:
             iterable of these: their union.
         per_layer: Bool, default `False`. `False`: one budget over all the weights,
             so that the training finds how much each layer keeps. `True`: the same
-            budget for each layer by itself.
+            budget for each layer by itself; of neurons, for layers that make them
+            together, and not for those whose neurons all must stay.
 
     Raises:
         TypeError: If `compression` or `weights` is of another type.
@@ -154,10 +155,13 @@ class Task:
         makers = None
         if self.compression.looks_into_graph and is_graph(model):
             makers = Makers(model, getattr(self.compression, "measure", None) == "macs")
+        of_neurons = makers and isinstance(self.compression.groups, Neurons)
+        if of_neurons:
+            parts = makers.joined(parts)
         shared = []
         for variables in parts:
             axes = [_output_axes(owners.get(id(v)), v) for v in variables]
-            if makers and isinstance(self.compression.groups, Neurons):
+            if of_neurons:
                 variables, axes = makers.with_companions(variables, axes)
             elif makers:
                 axes = [makers.priced(*pair) for pair in zip(variables, axes)]
