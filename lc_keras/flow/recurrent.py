@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from lc_keras.flow.units import Along, Flow, Weight, describes, is_elementwise, last
+from lc_keras.flow.units import KINDS, Along, Flow, Weight, describes, is_elementwise, last
 
 
 class Recurrent(Flow):
@@ -97,3 +97,66 @@ class GRU(Recurrent):
 @describes(layers.LSTM)
 class LSTM(Recurrent):
     gates, candidate = 4, 2
+
+
+@describes(layers.Bidirectional)
+class Bidirectional(Flow):
+    """Two recurrent layers of one input, whose units go in pairs, and a merge of what they hand out."""
+
+    merges = {"concat": layers.Concatenate, "sum": layers.Add, "ave": layers.Average, "mul": layers.Multiply}
+
+    @classmethod
+    def fits(cls, layer):
+        both = layer.forward_layer, layer.backward_layer
+        known = all(issubclass(KINDS.get(type(one), Flow), Recurrent) and KINDS[type(one)].fits(one) for one in both)
+        return known and both[0].units == both[1].units and layer.merge_mode in cls.merges
+
+    def forward(self):
+        (x,) = self.inputs
+        self.parts = {}
+        for name in ("forward_layer", "backward_layer"):
+            one = getattr(self.layer, name)
+            self.parts[name] = KINDS[type(one)](one, [x], [one.compute_output_shape(x.shape)], self.units)
+        merge = self.merges[self.layer.merge_mode]()
+        self.hidden = [part.outputs[0] for part in self.parts.values()]
+        # Keras computes shapes as if both were as wide as the first.
+        self.units.tie(*(signal.ids for signal in self.hidden))
+        self.merge = KINDS[type(merge)](merge, self.hidden, self.shapes, self.units)
+        self.ports = {f"{name}.{port}": ids for name, part in self.parts.items() for port, ids in part.ports.items()}
+        self.ports["out"] = self.merge.outputs[0].ids
+        self.weights = tuple(
+            Weight(f"{name}.{w.name}", _within(name, w.makes), _within(name, w.reads))
+            for name, part in self.parts.items()
+            for w in part.weights
+        )
+        return self.merge.outputs
+
+    def backward(self):
+        self.merge.backward()
+        for part in self.parts.values():
+            part.backward()
+
+    def config(self, count):
+        config = {}
+        serialized = self.layer.get_config()
+        for name, part in self.parts.items():
+            key = "layer" if name == "forward_layer" else name
+            inner = serialized[key]["config"] | part.config(lambda port, name=name: count(f"{name}.{port}"))
+            # Without the sizes that it was built at.
+            config[key] = serialized[key] | {"config": inner, "build_config": None}
+        return config
+
+    def fold(self, kept, arrays):
+        return {
+            f"{name}.{key}": value
+            for name, part in self.parts.items()
+            for key, value in part.fold(_of(name, kept), _of(name, arrays)).items()
+        }
+
+
+def _within(name, along):
+    return along and along._replace(port=f"{name}.{along.port}")
+
+
+def _of(name, entries):
+    return {key.removeprefix(f"{name}."): value for key, value in entries.items() if key.startswith(f"{name}.")}
