@@ -18,9 +18,11 @@ class Makers:
     """
 
     def __init__(self, model: keras.Model, count_macs: bool):
-        graph = Graph(model)
+        graph = Graph(model, dead=True)
         groups = graph.units.groups()
-        self._stay = set(groups[list(graph.units.pinned)].tolist())
+        made = (s for flow in graph.flows if flow.weights for s in (*flow.outputs, *flow.hidden))
+        alive = (unit for signal in made for unit in signal.ids[~signal.constant].tolist())
+        self._stay = set(groups[[*graph.units.pinned, *graph.units.held, *alive]].tolist())
         self._trainable = model.trainable_variables
         self._places, self._reads = {}, {}
         for flow in graph.layers.values():
@@ -35,36 +37,35 @@ class Makers:
         """The layout of a variable whose units are its own."""
         return Layout(axes, macs=self._macs.get(id(variable)), bytes=_bytes(variable))
 
-    def joined(self, parts: list[list]) -> list[list]:
-        """Parts of a model's variables, those as one that make units together.
+    def by_units(self, parts: list[list]) -> list[list]:
+        """The variables of a model's layers, together those that make units together.
 
-        Parts of which no unit can be removed are left out, if there are others.
+        Those of which no unit can be removed are left out, if there are others.
 
         Args:
-            parts: List of lists of `keras.Variable`.
+            parts: List of lists of `keras.Variable`, one for each layer.
 
         Returns:
             List of lists of `keras.Variable`.
         """
-        joined = []
+        found = []
         for variables in parts:
-            # Of a layer of another kind: a number that no other unit has.
-            units = {u for v in variables for u in (self._places[id(v)][1].tolist() if id(v) in self._places else [-id(v)])}
-            apart = []
-            for others, made in joined:
-                if units & made:
-                    variables, units = others + variables, units | made
-                else:
-                    apart.append((others, made))
-            joined = [*apart, (variables, units)]
-        ranks = [min(map(self._rank, units)) for _, units in joined]
-        return [variables for (variables, _), rank in zip(joined, ranks, strict=True) if rank == min(ranks)]
+            known = [[v] for v in variables if id(v) in self._places]
+            unknown = [v for v in variables if id(v) not in self._places]
+            for some in (*known, *filter(None, [unknown])):
+                # Of a layer of another kind: a number that no other unit has.
+                units = {-id(some[0])} if some is unknown else set(self._places[id(some[0])][1].tolist())
+                tied = [(others, made) for others, made in found if units & made]
+                found = [(others, made) for others, made in found if not units & made]
+                found.append((sum((v for v, _ in tied), []) + some, units.union(*(made for _, made in tied))))
+        ranks = [min(map(self._rank, units)) for _, units in found]
+        return [variables for (variables, _), rank in zip(found, ranks, strict=True) if rank == min(ranks)]
 
     def with_companions(self, variables: list, axes: list) -> tuple[list, list[Layout]]:
         """All that makes the units that some variables make.
 
-        Units that cannot be removed, such as the outputs of the model or what a layer of another kind makes, are left
-        out, if there are others.
+        Units that cannot be removed are left out, if there are others: the outputs of the model, what a layer of
+        another kind makes, and what would hand out a constant, once dead, that cannot be folded into what follows.
 
         Args:
             variables: List of `keras.Variable`.

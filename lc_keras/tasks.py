@@ -156,8 +156,8 @@ class Task:
         if self.compression.looks_into_graph and is_graph(model):
             makers = Makers(model, getattr(self.compression, "measure", None) == "macs")
         of_neurons = makers and isinstance(self.compression.groups, Neurons)
-        if of_neurons:
-            parts = makers.joined(parts)
+        if of_neurons and self.per_layer:
+            parts = makers.by_units(parts)
         shared = []
         for variables in parts:
             axes = [_output_axes(owners.get(id(v)), v) for v in variables]

@@ -11,6 +11,8 @@ class Graph:
 
     Args:
         model: Built `keras.Model` that is a graph of layers.
+        dead: Bool, whether to look at the model as if all its units were dead, and so find out which of them could not
+            be removed then. Defaults to `False`.
 
     Attributes:
         units: `Units`.
@@ -23,14 +25,14 @@ class Graph:
         TypeError: If the model is not a graph of layers, or not built.
     """
 
-    def __init__(self, model: keras.Model):
+    def __init__(self, model: keras.Model, dead: bool = False):
         if not is_graph(model):
             raise TypeError(
                 "Expected a Functional model or a built Sequential one, which are graphs of layers. "
                 f"Received: '{getattr(model, 'name', model)}' (of type {type(model).__name__})"
             )
         functional = as_functional(model)
-        self.units = Units()
+        self.units = Units(dead)
         self.flows, self.layers, self.models, self.walls = [], {}, {}, []
         inputs = [self._outside(tuple(t.shape), "is an input of the model") for t in functional.inputs]
         outputs = self._run(model, inputs)

@@ -18,6 +18,11 @@ class Recurrent(Flow):
 
     def forward(self):
         layer = self.layer
+        self.weights = (
+            Weight("cell.kernel", makes=Along(1, "out", self.gates), reads=Along(0, "in")),
+            Weight("cell.recurrent_kernel", makes=Along(1, "out", self.gates), reads=Along(0, "out")),
+            Weight("cell.bias", makes=Along(-1, "out", self.gates)),
+        )
         gate = getattr(layer, "recurrent_activation", keras.activations.sigmoid)
         (self.x,) = (self.along(x, last(x.shape)) for x in self.inputs)
         self.kernel, self.recurrent = (
@@ -40,11 +45,6 @@ class Recurrent(Flow):
         if not is_elementwise(layer.activation):
             self.pin(out, "has an activation across units")
         self.ports = {"in": self.x.ids, "out": out.ids}
-        self.weights = (
-            Weight("cell.kernel", makes=Along(1, "out", self.gates), reads=Along(0, "in")),
-            Weight("cell.recurrent_kernel", makes=Along(1, "out", self.gates), reads=Along(0, "out")),
-            Weight("cell.bias", makes=Along(-1, "out", self.gates)),
-        )
         return [out]
 
     def backward(self):

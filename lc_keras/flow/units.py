@@ -16,12 +16,16 @@ import numpy as np
 class Units:
     """All units of a graph, as numbers: which are tied, and which may not be removed.
 
+    Args:
+        dead: Bool, whether all that can be trained of what makes units counts as zero, whatever it is.
+
     Attributes:
         pinned: Dict of the units that stay whatever the weights are, with the reason.
         held: Dict of those that stay since with the present weights they hand out what cannot be folded.
     """
 
-    def __init__(self):
+    def __init__(self, dead: bool = False):
+        self.dead = dead
         self._parent = []
         self.pinned, self.held = {}, {}
 
@@ -197,7 +201,11 @@ class Flow:
     def array(self, name: str) -> np.ndarray | None:
         """A weight's value by name, `None` if the layer has none."""
         variable = find(self.layer, name)
-        return None if variable is None else keras.ops.convert_to_numpy(variable)
+        if variable is None:
+            return None
+        if self.units.dead and variable.trainable and any(w.name == name and w.makes for w in self.weights):
+            return np.zeros(variable.shape, "float32")
+        return keras.ops.convert_to_numpy(variable)
 
 
 class Wall(Flow):
