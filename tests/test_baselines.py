@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from test_callback import KEPT, WEIGHTS, X, Y, fit, kernels, largest, lc, net, nonzeros, same, spy
 
 from lc_keras import L0Constraint, L1Penalty, Neurons, Task
@@ -10,6 +11,8 @@ from lc_keras.baselines import (
     MagnitudePruning,
     compress_directly,
 )
+from lc_keras.macs import macs
+from lc_keras.shrink import shrink
 
 BUDGET = L0Constraint(KEPT)
 BASELINES = {
@@ -99,6 +102,39 @@ def test_neurons_and_per_layer_budgets(name):
     assert np.count_nonzero(second) == 12
     # A bias starts at zero; that of a neuron which is kept trains.
     np.testing.assert_array_equal(model.layers[0].bias.numpy() != 0, np.any(first, axis=0))
+
+
+def test_filters_go_for_good_with_all_that_makes_them():
+    inputs = keras.Input((6, 6, 2))
+    trunk = keras.layers.Conv2D(6, 3, padding="same", name="trunk")(inputs)
+    inner = keras.layers.Conv2D(8, 3, padding="same", name="inner")(trunk)
+    inner = keras.layers.ReLU()(keras.layers.BatchNormalization(name="norm")(inner))
+    added = keras.layers.Add()([trunk, keras.layers.Conv2D(6, 3, padding="same", name="back")(inner)])
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(added)))
+    x = np.random.default_rng(0).normal(size=(32, 6, 6, 2)).astype("float32")
+    y = x.mean(axis=(1, 2))[:, :1].repeat(3, 1)
+    model.compile(keras.optimizers.Adam(1e-2), "mse")
+    model.fit(x, y, batch_size=8, verbose=0)
+    full = macs(model).dense
+    # None of what makes a filter is zero by itself.
+    for v in model.trainable_variables:
+        v.assign_add(tf.fill(v.shape, 0.01))
+
+    seen = []
+
+    def look(batch, logs):
+        parts = [model.get_layer(n).trainable_weights for n in ("trunk", "back")]
+        parts = [sum(parts, []), model.get_layer("inner").trainable_weights + model.get_layer("norm").trainable_weights]
+        alive = [[np.any(v.numpy().reshape(-1, v.shape[-1]), axis=0) for v in part] for part in parts]
+        assert all(np.array_equal(one, part[0]) for part in alive for one in part)
+        seen.append(np.concatenate([part[0] for part in alive]))
+
+    prune = GradualPruning(L0Constraint(0.4, Neurons(), measure="macs"), until=0.75)
+    model.fit(x, y, batch_size=8, epochs=3, verbose=0, callbacks=[prune, spy(on_train_batch_end=look)])
+    assert len({kept.sum() for kept in seen}) > 2 and not any(np.any(b & ~a) for a, b in zip(seen, seen[1:]))
+    small = shrink(model)
+    assert macs(small).dense <= 0.4 * full and small.get_layer("inner").filters == seen[-1][6:].sum()
+    np.testing.assert_allclose(model(x), small(x), rtol=1e-5, atol=1e-6)
 
 
 def test_a_constraint_of_the_user_counts_too():
