@@ -137,6 +137,26 @@ def test_filters_go_for_good_with_all_that_makes_them():
     np.testing.assert_allclose(model(x), small(x), rtol=1e-5, atol=1e-6)
 
 
+def test_what_is_removed_does_not_come_back_into_what_is_left_over():
+    class Steps(MagnitudePruning):
+        def kept(self, total, kappa, progress):
+            return 30 if progress < 0.5 else kappa
+
+    one, ten = keras.Input((1,)), keras.Input((10,))
+    cheap, costly = keras.layers.Dense(3), keras.layers.Dense(3)
+    joined = keras.layers.Concatenate()([cheap(one), costly(ten)])
+    model = keras.Model([one, ten], keras.layers.Dense(1)(joined))
+    # A unit of `cheap` takes 2 multiply-adds, one of `costly` 11: three fit at first, with 6 left over, then with 5.
+    cheap.kernel.assign([[5.0, 0.01, 0.01]])
+    costly.kernel.assign(np.ones((10, 3)) * [9, 8, 7])
+    x = [np.random.default_rng(0).normal(size=(8, n)).astype("float32") for n in (1, 10)]
+    model.compile(keras.optimizers.SGD(1e-3), "mse")
+    prune = Steps(L0Constraint(29, Neurons(), measure="macs"))
+    model.fit(x, np.ones((8, 1)), epochs=2, verbose=0, callbacks=[prune])
+    assert (cheap.kernel.numpy() != 0).tolist() == [[True, False, False]]
+    assert (costly.kernel.numpy() != 0).all(axis=0).tolist() == [True, True, False]
+
+
 def test_a_constraint_of_the_user_counts_too():
     model = net()
     kernel = model.layers[0].kernel
