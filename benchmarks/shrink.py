@@ -77,9 +77,8 @@ def with_dead_filters(name, fraction=0.3):
                 v.assign(v.numpy() * alive)
             for node in layer._outbound_nodes:
                 if isinstance(node.operation, layers.BatchNormalization):
-                    norm = node.operation
-                    for v in (norm.beta, norm.moving_mean):
-                        # Half of those that are dead hand out a constant.
+                    # Half of those that are dead hand out a constant.
+                    for v in (node.operation.beta, node.operation.moving_mean):
                         v.assign(v.numpy() * (alive | (generator.random(alive.shape) < 0.5)))
     return model
 
@@ -144,13 +143,13 @@ def main():
     rows = []
     if arguments.applications is not None:
         nets = []
-    for name in arguments.applications or APPLICATIONS[: 0 if nets else None]:
-        rows.append(difference(name))
-        print(
-            f"{name:15} {rows[-1]['parameters']:11,} parameters, {100 * rows[-1]['parameters_fraction']:5.1f} % left  "
-            f"largest difference {rows[-1]['relative_difference']:.1e} of the largest output",
-            flush=True,
-        )
+        for name in arguments.applications or APPLICATIONS:
+            rows.append(row := difference(name))
+            print(
+                f"{name:15} {row['parameters']:11,} parameters, {100 * row['parameters_fraction']:5.1f} % left  "
+                f"largest difference {row['relative_difference']:.1e} of the largest output",
+                flush=True,
+            )
     for name, build in nets:
         keras.utils.set_random_seed(0)
         for row in measure(build, arguments.keep, arguments.batch_size, arguments.rounds):
