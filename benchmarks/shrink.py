@@ -1,9 +1,10 @@
 """The time of shrunk nets against the multiply-adds that they have left, side by side in one run.
 
     python benchmarks/shrink.py [--rounds 20] [--batch-size 32] [--output shrink.json]
+    python benchmarks/shrink.py --applications        # how exact: nets of Keras at full size
 
 Filters are removed by magnitude to a budget of multiply-adds, from VGG-like and ResNet-like nets with random
-weights.
+weights. Of the nets of Keras filters die at random, and outputs before and after are compared.
 """
 
 import argparse
@@ -59,6 +60,47 @@ def shrunk(build, keep):
     return model, small, time.perf_counter() - start
 
 
+APPLICATIONS = ("VGG16", "ResNet50", "MobileNetV2", "DenseNet121", "EfficientNetB0")
+
+
+def with_dead_filters(name, fraction=0.3):
+    """A net of Keras with random statistics, of whose filters a fraction gives but a constant."""
+    model = getattr(keras.applications, name)(weights=None, classifier_activation=None)
+    generator = np.random.default_rng(0)
+    for layer in model.layers:
+        for v in layer.weights:
+            if v.name in ("bias", "beta", "moving_mean"):
+                v.assign(generator.normal(size=v.shape) * 0.1)
+            elif v.name in ("gamma", "moving_variance"):
+                v.assign(generator.uniform(0.5, 1.5, v.shape))
+        if isinstance(layer, (layers.Conv2D, layers.Dense)) and layer.name != "predictions":
+            alive = generator.random(layer.kernel.shape[-1]) >= fraction
+            for v in layer.weights:
+                v.assign(v.numpy() * alive)
+            for node in layer._outbound_nodes:
+                if isinstance(node.operation, layers.BatchNormalization):
+                    # Half of those that are dead hand out a constant.
+                    for v in (node.operation.beta, node.operation.moving_mean):
+                        v.assign(v.numpy() * (alive | (generator.random(alive.shape) < 0.5)))
+    return model
+
+
+def difference(name):
+    model = with_dead_filters(name)
+    start = time.perf_counter()
+    small = lc_keras.shrink(model)
+    seconds = time.perf_counter() - start
+    x = np.random.default_rng(0).normal(size=(2, *model.input_shape[1:])).astype("float32")
+    before, after = (net(x, training=False).numpy() for net in (model, small))
+    return {
+        "net": name,
+        "parameters": model.count_params(),
+        "parameters_fraction": small.count_params() / model.count_params(),
+        "relative_difference": float(abs(before - after).max() / abs(before).max()),
+        "shrink_seconds": seconds,
+    }
+
+
 def compiled(model):
     return tf.function(lambda x: model(x, training=False))
 
@@ -103,12 +145,25 @@ def main():
         "--keep", type=float, nargs="+", default=[0.75, 0.5, 0.25, 0.1], help="of the multiply-adds"
     )
     parser.add_argument("--output", type=Path, help="a json file for the figures")
+    parser.add_argument(
+        "--applications", nargs="*", choices=APPLICATIONS, help="compares outputs of these nets, or all"
+    )
     parser.add_argument("--tiny", action="store_true", help="one round of a ResNet and two images")
     arguments = parser.parse_args()
     nets = [("ResNet-like", resnet), ("VGG-like", vgg)]
     if arguments.tiny:
         nets, arguments.keep, arguments.rounds, arguments.batch_size = nets[:1], [0.5], 1, 2
     rows = []
+    if arguments.applications is not None:
+        nets = []
+        for name in arguments.applications or APPLICATIONS:
+            rows.append(row := difference(name))
+            left = 100 * row["parameters_fraction"]
+            print(
+                f"{name:15} {row['parameters']:11,} parameters, {left:5.1f} % left  "
+                f"largest difference {row['relative_difference']:.1e} of the largest output",
+                flush=True,
+            )
     for name, build in nets:
         keras.utils.set_random_seed(0)
         for row in measure(build, arguments.keep, arguments.batch_size, arguments.rounds):

@@ -169,7 +169,8 @@ class _Pruning(keras.callbacks.Callback):
             for variable, mask, value, largest in zip(part.variables, masks, values, maps, strict=True):
                 # Single weights are their own magnitudes; of a group that is kept, a zero may train.
                 single = isinstance(_cost(part).groups, Weights)
-                mask.assign(largest(value if single else tf.ones_like(value)) != 0)
+                # What was removed may fit into what a later budget leaves over; it stays removed.
+                mask.assign(mask & (largest(value if single else tf.ones_like(value)) != 0))
                 value = largest(value)
                 variable.assign(value)
                 nonzeros += int(tf.math.count_nonzero(value))
@@ -206,7 +207,8 @@ class MagnitudePruning(_Pruning):
 
     `fit` is divided into rounds of equal length. At the start of round $r = 1 \dots R$ all
     but the largest $\delta^{r/R}$ of the weights are removed for good, δ being the density
-    of the budget.
+    of the budget. With `groups=Neurons()` filters and neurons are removed, with their biases and
+    the scales and shifts that follow.
 
     Args:
         tasks: An `L0Constraint`, a `Task` with one, or a list of these.

@@ -20,9 +20,11 @@ class Makers:
     """
 
     def __init__(self, model: keras.Model, count_macs: bool) -> None:
-        graph = Graph(model)
+        graph = Graph(model, dead=True)
         groups = graph.units.groups()
-        self._stay = set(groups[list(graph.units.pinned)].tolist())
+        made = (s for flow in graph.flows if flow.weights for s in (*flow.outputs, *flow.hidden))
+        alive = (unit for signal in made for unit in signal.ids[~signal.constant].tolist())
+        self._stay = set(groups[[*graph.units.pinned, *graph.units.held, *alive]].tolist())
         self._trainable = model.trainable_variables
         self._places: dict[int, tuple[int, np.ndarray]] = {}
         self._reads: dict[int, tuple[int, np.ndarray]] = {}
@@ -39,12 +41,39 @@ class Makers:
         """The layout of a variable whose units are its own."""
         return Layout(axes, macs=self._macs.get(id(variable)), bytes=_bytes(variable))
 
+    def by_units(self, parts: list[list[keras.Variable]]) -> list[list[keras.Variable]]:
+        """The variables of a model's layers, together those that make units together.
+
+        Those of which no unit can be removed are left out, if there are others.
+
+        Args:
+            parts: List of lists of `keras.Variable`, one for each layer.
+
+        Returns:
+            List of lists of `keras.Variable`.
+        """
+        found: list[tuple[list[keras.Variable], set[int]]] = []
+        for variables in parts:
+            known = [[v] for v in variables if id(v) in self._places]
+            unknown = [v for v in variables if id(v) not in self._places]
+            for some in (*known, *filter(None, [unknown])):
+                # Of a layer of another kind: a number that no other unit has.
+                units = {-id(some[0])} if some is unknown else set(self._places[id(some[0])][1].tolist())
+                tied = [(others, made) for others, made in found if units & made]
+                found = [(others, made) for others, made in found if not units & made]
+                together = [v for others, _ in tied for v in others] + some
+                found.append((together, units.union(*(made for _, made in tied))))
+        ranks = [min(map(self._rank, units)) for _, units in found]
+        return [variables for (variables, _), rank in zip(found, ranks, strict=True) if rank == min(ranks)]
+
     def with_companions(
         self, variables: list[keras.Variable], axes: Sequence[Sequence[int]]
     ) -> tuple[list[keras.Variable], list[Layout]]:
         """All that makes the units that some variables make.
 
-        Units that cannot be removed, such as the outputs of the model, are left out, if there are others.
+        Units that cannot be removed are left out, if there are others: the outputs of the model, what a layer
+        of another kind makes, and what would hand out a constant, once dead, that cannot be folded into what
+        follows.
 
         Args:
             variables: List of `keras.Variable`.
@@ -64,7 +93,8 @@ class Makers:
                 first = -2 - sum(map(len, own.values()))
                 own[id(variable)] = first - np.arange(count)
             made += (own[id(variable)] if place is None else place[1]).tolist()
-        units = [u for u in dict.fromkeys(made) if u not in self._stay] or list(dict.fromkeys(made))
+        first = min(map(self._rank, made))
+        units = [u for u in dict.fromkeys(made) if self._rank(u) == first]
         number = {unit: n for n, unit in enumerate(units)}
 
         found, layouts = [], []
@@ -87,6 +117,10 @@ class Makers:
                 )
             )
         return found, layouts
+
+    def _rank(self, unit: int) -> int:
+        """0: it can be removed; 1: nobody knows, its layer is of another kind; 2: it stays."""
+        return 1 if unit < 0 else 2 * (unit in self._stay)
 
 
 def _bytes(variable: keras.Variable) -> int:

@@ -256,7 +256,8 @@ def report(model: keras.Model | str | os.PathLike[str]) -> PruningReport:
     that a `Task` takes by default. Sizes are of the values, at their own types, without
     the graph around them. A weight is packed as `export_saved_model` packs it: as the
     values that are not zero, and for each the number of zeros before it in 8 or 16
-    bits or else a bit for each place, unless it is smaller as it is.
+    bits or else a bit for each place, unless it is smaller as it is. What is gained by
+    taking dead neurons out, in time too, `shrink_report` shows.
 
     Args:
         model: Built `keras.Model`, or the path of a SavedModel that

@@ -62,7 +62,8 @@ class Task:
             iterable of these: their union.
         per_layer: Bool, default `False`. `False`: one budget over all the weights,
             so that the training finds how much each layer keeps. `True`: the same
-            budget for each layer by itself.
+            budget for each layer by itself; of neurons, for layers that make them
+            together, and not for those whose neurons all must stay.
 
     Raises:
         TypeError: If `compression` or `weights` is of another type.
@@ -158,10 +159,13 @@ class Task:
         makers = None
         if self.compression.looks_into_graph and is_graph(model):
             makers = Makers(model, getattr(self.compression, "measure", None) == "macs")
+        of_neurons = isinstance(getattr(self.compression, "groups", None), Neurons)
+        if makers and of_neurons and self.per_layer:
+            parts = makers.by_units(parts)
         shared = []
         for variables in parts:
             axes: Sequence[Sequence[int]] = [_output_axes(owners.get(id(v)), v) for v in variables]
-            if makers and isinstance(getattr(self.compression, "groups", None), Neurons):
+            if makers and of_neurons:
                 variables, axes = makers.with_companions(variables, axes)
             elif makers:
                 axes = [makers.priced(*pair) for pair in zip(variables, axes, strict=True)]

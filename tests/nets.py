@@ -82,6 +82,9 @@ class Builder:
             lambda: layers.LSTM(4, return_sequences=True, use_bias=self.choose([True, False])),
             lambda: layers.GRU(4, return_sequences=True, reset_after=self.choose([True, False])),
             lambda: layers.SimpleRNN(4, return_sequences=True),
+            lambda: layers.Bidirectional(
+                layers.LSTM(4, return_sequences=True), self.choose(["concat", "sum", "ave", "mul"])
+            ),
             lambda: self.attention(),
             lambda: layers.LayerNormalization(),
             lambda: layers.BatchNormalization(),

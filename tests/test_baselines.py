@@ -3,6 +3,7 @@ import itertools
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from lc_keras import L0Constraint, L1Penalty, Neurons, Task
 from lc_keras.baselines import (
@@ -11,6 +12,8 @@ from lc_keras.baselines import (
     MagnitudePruning,
     compress_directly,
 )
+from lc_keras.macs import macs
+from lc_keras.shrink import shrink
 from test_callback import KEPT, WEIGHTS, X, Y, fit, kernels, largest, lc, net, nonzeros, same, spy
 
 BUDGET = L0Constraint(KEPT)
@@ -101,6 +104,63 @@ def test_neurons_and_per_layer_budgets(name):
     assert np.count_nonzero(second) == 12
     # A bias starts at zero; that of a neuron which is kept trains.
     np.testing.assert_array_equal(model.layers[0].bias.numpy() != 0, np.any(first, axis=0))
+
+
+def test_filters_go_for_good_with_all_that_makes_them():
+    inputs = keras.Input((6, 6, 2))
+    trunk = keras.layers.Conv2D(6, 3, padding="same", name="trunk")(inputs)
+    inner = keras.layers.Conv2D(8, 3, padding="same", name="inner")(trunk)
+    inner = keras.layers.ReLU()(keras.layers.BatchNormalization(name="norm")(inner))
+    added = keras.layers.Add()([trunk, keras.layers.Conv2D(6, 3, padding="same", name="back")(inner)])
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(added)))
+    x = np.random.default_rng(0).normal(size=(32, 6, 6, 2)).astype("float32")
+    y = x.mean(axis=(1, 2))[:, :1].repeat(3, 1)
+    model.compile(keras.optimizers.Adam(1e-2), "mse")
+    model.fit(x, y, batch_size=8, verbose=0)
+    full = macs(model).dense
+    # None of what makes a filter is zero by itself.
+    for v in model.trainable_variables:
+        v.assign_add(tf.fill(v.shape, 0.01))
+
+    seen = []
+
+    def look(batch, logs):
+        parts = [
+            [v for name in names for v in model.get_layer(name).trainable_weights]
+            for names in (("trunk", "back"), ("inner", "norm"))
+        ]
+        alive = [[np.any(v.numpy().reshape(-1, v.shape[-1]), axis=0) for v in part] for part in parts]
+        assert all(np.array_equal(one, part[0]) for part in alive for one in part)
+        seen.append(np.concatenate([part[0] for part in alive]))
+
+    prune = GradualPruning(L0Constraint(0.4, Neurons(), measure="macs"), until=0.75)
+    model.fit(x, y, batch_size=8, epochs=3, verbose=0, callbacks=[prune, spy(on_train_batch_end=look)])
+    assert len({kept.sum() for kept in seen}) > 2
+    assert not any(np.any(b & ~a) for a, b in itertools.pairwise(seen))
+    small = shrink(model)
+    assert macs(small).dense <= 0.4 * full and small.get_layer("inner").filters == seen[-1][6:].sum()
+    np.testing.assert_allclose(model(x), small(x), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_removed_does_not_come_back_into_what_is_left_over():
+    class Steps(MagnitudePruning):
+        def kept(self, total, kappa, progress):
+            return 30 if progress < 0.5 else kappa
+
+    one, ten = keras.Input((1,)), keras.Input((10,))
+    cheap, costly = keras.layers.Dense(3), keras.layers.Dense(3)
+    joined = keras.layers.Concatenate()([cheap(one), costly(ten)])
+    model = keras.Model([one, ten], keras.layers.Dense(1)(joined))
+    # A unit of `cheap` takes 2 multiply-adds, one of `costly` 11: three fit at first, with 6 left over, then
+    # with 5.
+    cheap.kernel.assign([[5.0, 0.01, 0.01]])
+    costly.kernel.assign(np.ones((10, 3)) * [9, 8, 7])
+    x = [np.random.default_rng(0).normal(size=(8, n)).astype("float32") for n in (1, 10)]
+    model.compile(keras.optimizers.SGD(1e-3), "mse")
+    prune = Steps(L0Constraint(29, Neurons(), measure="macs"))
+    model.fit(x, np.ones((8, 1)), epochs=2, verbose=0, callbacks=[prune])
+    assert (cheap.kernel.numpy() != 0).tolist() == [[True, False, False]]
+    assert (costly.kernel.numpy() != 0).all(axis=0).tolist() == [True, True, False]
 
 
 def test_a_constraint_of_the_user_counts_too():

@@ -246,6 +246,33 @@ def test_recurrent_units(kind, gates):
     assert_same_outputs(model, small)
 
 
+@pytest.mark.parametrize(
+    "merge, kind",
+    [("concat", layers.LSTM), ("sum", layers.GRU), ("ave", layers.SimpleRNN), ("mul", layers.LSTM)],
+)
+def test_both_directions_of_a_recurrent_layer(merge, kind):
+    inner = layers.Dense(4, "sigmoid", name="inner")
+    both = layers.Bidirectional(kind(6, return_sequences=True), merge, name="both")
+    model = sequential((5, 3), inner, both, layers.Bidirectional(kind(3), merge), layers.Dense(2))
+    zero(inner.kernel, [0])
+    for layer, units in ((both.forward_layer, (1, 5)), (both.backward_layer, (1, 2))):
+        gates = layer.cell.kernel.shape[-1] // 6
+        for variable in layer.weights:
+            zero(variable, [u + 6 * g for u in units for g in range(gates)])
+    small = shrink(model)
+    # What is left of unit 1, dead in both directions, is nothing; the others live in one.
+    assert widths(small)["inner"] == 3
+    assert small.get_layer("both").forward_layer.units == small.get_layer("both").backward_layer.units == 5
+    assert_same_outputs(model, small)
+
+
+def test_directions_that_are_not_merged_are_a_wall():
+    x, inner = keras.Input((5, 3)), layers.Dense(4)
+    model = keras.Model(x, layers.Add()(layers.Bidirectional(layers.LSTM(4), None)(inner(x))))
+    kill(inner, [0])
+    assert shrink(model).get_layer(inner.name).units == 4
+
+
 def test_recurrent_units_that_keep_each_other_alive_stay():
     model = sequential((5, 3), layers.SimpleRNN(3, name="a"), layers.Dense(2))
     zero(model.get_layer("a").cell.kernel, [0, 1])

@@ -577,7 +577,7 @@ FITS = {
     "time distributed": (
         time_distributed,
         [Task(L0Constraint(1, groups=Neurons()), per_layer=True)],
-        [(Task(HALF), 4 + 15)],
+        [(Task(HALF), 4 + 30)],
     ),
 }
 

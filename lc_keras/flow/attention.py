@@ -13,6 +13,16 @@ from lc_keras.flow.units import Along, Flow, Signal, Weight, describes, last
 class MultiHeadAttention(Flow):
     """A head whose values do not depend on the input hands out a constant, since attention sums to 1."""
 
+    weights = (
+        *(
+            Weight(f"_{name}_dense.kernel", makes=Along(1, "heads"), reads=Along(0, name))
+            for name in ("query", "value", "key")
+        ),
+        *(Weight(f"_{name}_dense.bias", makes=Along(0, "heads")) for name in ("query", "value", "key")),
+        Weight("_output_dense.kernel", makes=Along(-1, "out"), reads=Along(0, "heads")),
+        Weight("_output_dense.bias", makes=Along(-1, "out")),
+    )
+
     @classmethod
     def fits(cls, layer: keras.Layer) -> bool:
         return not getattr(layer, "_use_gate", False) and layer._output_dense.kernel.ndim == 3
@@ -43,12 +53,6 @@ class MultiHeadAttention(Flow):
         out = self.fresh(shape, last(shape), value)
         self.ports = {name: x.ids for name, x in self.signals.items()}
         self.ports |= {"heads": self.heads.ids, "out": out.ids}
-        self.weights = (
-            *(Weight(f"_{n}_dense.kernel", makes=Along(1, "heads"), reads=Along(0, n)) for n in names),
-            *(Weight(f"_{n}_dense.bias", makes=Along(0, "heads")) for n in names),
-            Weight("_output_dense.kernel", makes=Along(-1, "out"), reads=Along(0, "heads")),
-            Weight("_output_dense.bias", makes=Along(-1, "out")),
-        )
         return [out]
 
     def backward(self) -> None:

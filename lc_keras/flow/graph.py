@@ -16,6 +16,8 @@ class Graph:
 
     Args:
         model: Built `keras.Model` that is a graph of layers.
+        dead: Bool, whether to look at the model as if all its units were dead, and so find out which of them
+            could not be removed then. Defaults to `False`.
 
     Attributes:
         units: `Units`.
@@ -28,14 +30,14 @@ class Graph:
         TypeError: If the model is not a graph of layers, or not built.
     """
 
-    def __init__(self, model: keras.Model) -> None:
+    def __init__(self, model: keras.Model, dead: bool = False) -> None:
         if not is_graph(model):
             raise TypeError(
                 "Expected a Functional model or a built Sequential one, which are graphs of layers. "
                 f"Received: '{getattr(model, 'name', model)}' (of type {type(model).__name__})"
             )
         functional = as_functional(model)
-        self.units = Units()
+        self.units = Units(dead)
         self.flows: list[Flow] = []
         self.layers: dict[int, Flow] = {}
         self.models: dict[int, list[Signal]] = {}

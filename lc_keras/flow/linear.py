@@ -51,7 +51,8 @@ class Linear(Flow):
         given = x.constant & (x.value != 0)
         self.steady = given & self.spreads_constants
         # What it leaves behind is not the same everywhere, and no bias can stand for it.
-        self.hold(x, "pads what is not zero", given & ~self.steady & self.touch.any(axis=1))
+        touched = self.touch.any(axis=1) | self.units.dead
+        self.hold(x, "pads what is not zero", given & ~self.steady & touched)
         value = self._bias() + self._sums(self.steady)
         value[self.touch[~x.constant | (given & ~self.steady)].any(axis=0)] = np.nan
         activation = getattr(self.layer, "activation", None)

@@ -47,6 +47,9 @@ class BatchNormalization(Normalization):
 
     def constant(self, value: np.ndarray) -> np.ndarray:
         mean, variance = self.array("moving_mean"), self.array("moving_variance")
+        if self.units.dead:
+            # Training will change it: that it is not zero is all there is to say.
+            mean = np.full_like(mean, -1)
         return self.scaled((value - mean) / np.sqrt(variance + self.layer.epsilon))
 
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from lc_keras.flow.units import Along, Flow, Signal, Weight, describes, is_elementwise, last
+from lc_keras.flow.units import KINDS, Along, Flow, Signal, Weight, describes, is_elementwise, last
 
 
 class Recurrent(Flow):
@@ -20,6 +20,11 @@ class Recurrent(Flow):
 
     def forward(self) -> list[Signal]:
         layer = self.layer
+        self.weights = (
+            Weight("cell.kernel", makes=Along(1, "out", self.gates), reads=Along(0, "in")),
+            Weight("cell.recurrent_kernel", makes=Along(1, "out", self.gates), reads=Along(0, "out")),
+            Weight("cell.bias", makes=Along(-1, "out", self.gates)),
+        )
         gate = getattr(layer, "recurrent_activation", keras.activations.sigmoid)
         (self.x,) = (self.along(x, last(x.shape)) for x in self.inputs)
         self.kernel, self.recurrent = (
@@ -42,11 +47,6 @@ class Recurrent(Flow):
         if not is_elementwise(layer.activation):
             self.pin(out, "has an activation across units")
         self.ports = {"in": self.x.ids, "out": out.ids}
-        self.weights = (
-            Weight("cell.kernel", makes=Along(1, "out", self.gates), reads=Along(0, "in")),
-            Weight("cell.recurrent_kernel", makes=Along(1, "out", self.gates), reads=Along(0, "out")),
-            Weight("cell.bias", makes=Along(-1, "out", self.gates)),
-        )
         return [out]
 
     def backward(self) -> None:
@@ -99,3 +99,75 @@ class GRU(Recurrent):
 @describes(layers.LSTM)
 class LSTM(Recurrent):
     gates, candidate = 4, 2
+
+
+_MERGES = {"concat": layers.Concatenate, "sum": layers.Add, "ave": layers.Average, "mul": layers.Multiply}
+
+
+@describes(layers.Bidirectional)
+class Bidirectional(Flow):
+    """Two recurrent layers of one input, whose units go in pairs, and a merge of what they hand out."""
+
+    @classmethod
+    def fits(cls, layer: keras.Layer) -> bool:
+        both = layer.forward_layer, layer.backward_layer
+        kinds = [KINDS.get(type(one), Flow) for one in both]
+        pairs = zip(kinds, both, strict=True)
+        known = all(issubclass(kind, Recurrent) and kind.fits(one) for kind, one in pairs)
+        return known and both[0].units == both[1].units and layer.merge_mode in _MERGES
+
+    def forward(self) -> list[Signal]:
+        (x,) = self.inputs
+        self.parts: dict[str, Flow] = {}
+        for name in ("forward_layer", "backward_layer"):
+            one = getattr(self.layer, name)
+            self.parts[name] = KINDS[type(one)](one, [x], [one.compute_output_shape(x.shape)], self.units)
+        merge = _MERGES[self.layer.merge_mode]()
+        self.hidden = [part.outputs[0] for part in self.parts.values()]
+        # Keras computes shapes as if both were as wide as the first.
+        self.units.tie(*(signal.ids for signal in self.hidden))
+        self.merge = KINDS[type(merge)](merge, self.hidden, self.shapes, self.units)
+        for name, part in self.parts.items():
+            self.ports |= {f"{name}.{port}": ids for port, ids in part.ports.items()}
+        self.ports["out"] = self.merge.outputs[0].ids
+        self.weights = tuple(
+            Weight(f"{name}.{w.name}", _within(name, w.makes), _within(name, w.reads))
+            for name, part in self.parts.items()
+            for w in part.weights
+        )
+        return self.merge.outputs
+
+    def backward(self) -> None:
+        self.merge.backward()
+        for part in self.parts.values():
+            part.backward()
+
+    def config(self, count: Callable[[str], int]) -> dict[str, object]:
+        config: dict[str, object] = {}
+        serialized = self.layer.get_config()
+        for name, part in self.parts.items():
+            key = "layer" if name == "forward_layer" else name
+
+            def inside(port: str, name: str = name) -> int:
+                return count(f"{name}.{port}")
+
+            inner = serialized[key]["config"] | part.config(inside)
+            # Without the sizes that it was built at.
+            config[key] = serialized[key] | {"config": inner, "build_config": None}
+        return config
+
+    def fold(self, kept: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {
+            f"{name}.{key}": value
+            for name, part in self.parts.items()
+            for key, value in part.fold(_of(name, kept), _of(name, arrays)).items()
+        }
+
+
+def _within(name: str, along: Along | None) -> Along | None:
+    return along and along._replace(port=f"{name}.{along.port}")
+
+
+def _of(name: str, entries: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    start = f"{name}."
+    return {key.removeprefix(start): value for key, value in entries.items() if key.startswith(start)}

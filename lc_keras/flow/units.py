@@ -19,12 +19,16 @@ Shape = tuple[int | None, ...]
 class Units:
     """All units of a graph, as numbers: which are tied, and which may not be removed.
 
+    Args:
+        dead: Bool, whether all that can be trained of what makes units counts as zero, whatever it is.
+
     Attributes:
         pinned: Dict of the units that stay whatever the weights are, with the reason.
         held: Dict of those that stay since with the present weights they hand out what cannot be folded.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dead: bool = False) -> None:
+        self.dead = dead
         self._parent: list[int] = []
         self.pinned: dict[int, str] = {}
         self.held: dict[int, str] = {}
@@ -206,12 +210,17 @@ class Flow:
 
     def array(self, name: str) -> np.ndarray:
         """A weight's value by name."""
-        return keras.ops.convert_to_numpy(find(self.layer, name))
+        return self._value(name, find(self.layer, name))
 
     def optional(self, name: str) -> np.ndarray | None:
         """A weight's value by name, `None` if the layer has none."""
         variable = find(self.layer, name)
-        return None if variable is None else keras.ops.convert_to_numpy(variable)
+        return None if variable is None else self._value(name, variable)
+
+    def _value(self, name: str, variable: keras.Variable) -> np.ndarray:
+        if self.units.dead and variable.trainable and any(w.name == name and w.makes for w in self.weights):
+            return np.zeros(variable.shape, "float32")
+        return keras.ops.convert_to_numpy(variable)
 
 
 class Wall(Flow):
