@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("script", ["automatic_mu", "c_step", "error", "l_step", "on_device", "serving", "shrink"])
+@pytest.mark.parametrize("script", ["automatic_mu", "c_step", "error", "l_step", "on_device", "serving", "shrink", "tune"])
 def test_a_tiny_pass(script, tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / f"{script}.py", "--tiny", "--output", tmp_path / "result.json"],
@@ -24,9 +24,14 @@ def test_a_tiny_pass(script, tmp_path):
     rows = result["rows"]
     assert result["environment"]["tensorflow"] and result["environment"]["cores"] > 0
     if script == "error":
-        assert [row["contender"] for row in rows] == ["LC", "gradual", "magnitude"]
-        assert len({row["kept"] for row in rows}) == 1
+        assert [row["contender"] for row in rows] == ["LC", "gradual", "magnitude", "LC ℓ1 constraint"]
+        assert len({row["kept"] for row in rows[:3]}) == 1
+        assert rows[3]["strength"] == 0.1 and f"@{100 * rows[3]['density']:.3g}" in done.stdout
         assert all(0 <= row["error"] < 90 and row["contender"] in done.stdout for row in rows)
+    elif script == "tune":
+        assert len({json.dumps(row["settings"]) for row in rows}) == len(rows) == 6
+        best = min(rows, key=lambda row: row["error"])
+        assert best["measured_on"] == "validation" and f"{best['error']:.2f} *" in done.stdout
     elif script == "automatic_mu":
         assert [row["mu"] for row in rows] == ["auto", "0.0001 … 0.01"]
     elif script == "c_step":
