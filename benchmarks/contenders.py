@@ -1,5 +1,6 @@
 """Who prunes: each with what it is tuned by, and one way to run them all."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -175,6 +176,8 @@ def run(start, name, keep, epochs, settings, strength=None):
             optimizer=start.optimizer,
             seed=start.seed,
             rate=settings.get("rate", 1.0),
+            # An L step may be shorter than usual, but not than an execution.
+            executions=max(8, math.ceil(1 / settings.get("epochs_per_step", 1))),
         )
         point = tradeoff.measure(name, model, start.measured)
         densities = {row.path: row.density for row in lc_keras.report(model).rows}

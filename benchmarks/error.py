@@ -35,7 +35,7 @@ MOST_RUNS = 6
 
 
 def arguments(description, choices, **defaults):
-    """Returns a parser with the options that `tune.py` has, too."""
+    """Returns a parser with the options that all who call `measure` have."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,6 +46,7 @@ def arguments(description, choices, **defaults):
     add("--keep", type=float, nargs="+")
     add("--epochs", type=int, nargs="+", default=[20])
     add("--seeds", type=int, nargs="+")
+    add("--validation", action="store_true", help="hold out images and measure on them")
     add("--tiny", action="store_true", help="one epoch of digits")
     add("--output", type=Path)
     parser.set_defaults(**defaults)
@@ -61,7 +62,6 @@ def main():
         seeds=[0, 1, 2],
         output=Path("outputs/error.json"),
     )
-    parser.add_argument("--validation", action="store_true", help="hold out images and measure on them")
     parser.add_argument("--tuned", type=Path, help="what tune.py wrote, to take settings from")
     options = parser.parse_args()
     if options.tiny:
@@ -69,7 +69,7 @@ def main():
         options.contenders = ["LC", "gradual", "magnitude", "LC ℓ1 constraint"]
     best = best_settings(record.read(options.tuned), options.net, options.optimizer) if options.tuned else {}
     settings = {name: [best.get(CONTENDERS[name].tuned_as or name, {})] for name in options.contenders}
-    asked = measure(options, settings, options.validation)
+    asked = measure(options, settings)
     print(table(asked))
     plots.errors(asked, options.output.with_suffix(""))
 
@@ -93,18 +93,18 @@ def best_settings(rows, net, optimizer):
     return {contender: dict(settings) for contender, (_, settings) in best.items()}
 
 
-def measure(options, settings, validation):
+def measure(options, settings):
     """Runs what is not done yet and writes it to the output.
 
     Args:
         options: The options of `arguments`.
         settings: Dict from each contender to a list of settings.
-        validation: Bool, whether to hold out images and measure on them.
 
     Returns:
         The rows that were asked for, those done earlier as well.
     """
     rows, net = record.read(options.output), NETS[options.net]
+    validation = options.validation
     train, measured = net.parts(validation)
     asked = []
     for seed in options.seeds:

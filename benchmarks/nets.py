@@ -44,7 +44,7 @@ class Net:
     keep: float
     anchor: Callable = lambda: None
 
-    def fit(self, model, train, epochs, label, callbacks=(), *, optimizer, seed, rate=1.0):
+    def fit(self, model, train, epochs, label, callbacks=(), *, optimizer, seed, rate=1.0, executions=8):
         """Trains `model` as every contender is trained, the learning rate times `rate`."""
         mnist.fit(
             model,
@@ -56,6 +56,7 @@ class Net:
             learning_rate=rate * self.rates[optimizer],
             seed=seed,
             batch_size=self.batch_size,
+            executions=executions,
         )
 
     def reference(self, train, optimizer, seed, epochs=None):

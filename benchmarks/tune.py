@@ -22,11 +22,12 @@ def main():
     options = error.arguments(
         __doc__, TUNABLE, contenders=TUNABLE, keep=[0.02], seeds=[0], output=Path("outputs/tune.json")
     ).parse_args()
+    options.validation = True
     if options.tiny:
         options.net, options.keep, options.epochs, options.seeds = "digits", [0.1], [1], [0]
         options.contenders = ["magnitude"]
     settings = {name: CONTENDERS[name].settings() for name in options.contenders}
-    print(table(error.measure(options, settings, validation=True)))
+    print(table(error.measure(options, settings)))
 
 
 def table(rows):

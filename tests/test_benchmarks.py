@@ -11,7 +11,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("script", ["automatic_mu", "c_step", "error", "l_step", "on_device", "serving", "shrink", "tune"])
+SCRIPTS = "automatic_mu c_step error l_step on_device serving shrink step_length tune whole_run".split()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_a_tiny_pass(script, tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / f"{script}.py", "--tiny", "--output", tmp_path / "result.json"],
@@ -32,6 +35,12 @@ def test_a_tiny_pass(script, tmp_path):
         assert len({json.dumps(row["settings"]) for row in rows}) == len(rows) == 6
         best = min(rows, key=lambda row: row["error"])
         assert best["measured_on"] == "validation" and f"{best['error']:.2f} *" in done.stdout
+    elif script == "step_length":
+        assert [row["settings"]["epochs_per_step"] for row in rows] == [0.25, 1.0]
+        assert (tmp_path / "result.png").stat().st_size > 5000
+    elif script == "whole_run":
+        assert rows[0]["c_steps"] == 8 and 0 < rows[0]["c_step_fraction"] < 1
+        assert rows[0]["ratio"] > 0 and rows[0]["lc_peak_mb"] > rows[0]["weights_mb"] > 0
     elif script == "automatic_mu":
         assert [row["mu"] for row in rows] == ["auto", "0.0001 … 0.01"]
     elif script == "c_step":
