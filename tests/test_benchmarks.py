@@ -11,11 +11,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-SCRIPTS = "automatic_mu c_step error l_step on_device serving shrink step_length tune whole_run".split()
+SCRIPTS = (
+    "automatic_mu c_step error l_step on_device resnet serving shrink step_length tune whole_run".split()
+)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_tiny_pass(script, tmp_path):
+def test_a_tiny_pass(script, tmp_path, request):
+    if script == "resnet":
+        request.getfixturevalue("cifar10_dir")
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / f"{script}.py", "--tiny", "--output", tmp_path / "result.json"],
         capture_output=True,
@@ -31,6 +35,10 @@ def test_a_tiny_pass(script, tmp_path):
         assert len({row["kept"] for row in rows[:3]}) == 1
         assert rows[3]["strength"] == 0.1 and f"@{100 * rows[3]['density']:.3g}" in done.stdout
         assert all(0 <= row["error"] < 90 and row["contender"] in done.stdout for row in rows)
+    elif script == "resnet":
+        assert [row["contender"] for row in rows] == ["LC", "magnitude, retrained"]
+        assert [row["kept"] for row in rows] == [7480, 7480]
+        assert "ResNet-8, 74,800 prunable weights, 128 images" in done.stdout
     elif script == "tune":
         assert len({json.dumps(row["settings"]) for row in rows}) == len(rows) == 6
         best = min(rows, key=lambda row: row["error"])
