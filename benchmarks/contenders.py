@@ -27,6 +27,7 @@ class Contender:
             and with settings; returns the callback. `None` of a peer.
         tries: Tuple of two settings of an option of its own, which `tune.py` tries; the first is
             the default.
+        rates: Tuple of three learning rates to try, as factors of the reference's.
         tuned_as: String, the contender whose tuned settings it takes; its own by default.
         peer: Dict, `name` of the script in `peers/`, and options of it; or `None`.
         strength: Float, where to begin to look for the strength that keeps a given fraction.
@@ -36,14 +37,15 @@ class Contender:
 
     prune: Callable | None = None
     tries: tuple = ()
+    rates: tuple = (1.0, 0.5, 2.0)
     tuned_as: str | None = None
     peer: dict | None = None
     strength: float | None = None
     slope: int = -1
 
     def settings(self):
-        """What to tune: three learning rates, as factors of the reference's, times the tries."""
-        return [{"rate": rate, **own} for own in self.tries for rate in (1.0, 0.5, 2.0)]
+        """What to tune: the learning rates times the tries."""
+        return [{"rate": rate, **own} for own in self.tries for rate in self.rates]
 
 
 def _options(name, *values):
@@ -97,7 +99,10 @@ CONTENDERS = {
     # In environments of their own, made where they are asked for.
     "TensorFlow's toolkit": Contender(peer={"name": "tfmot"}, tries=_options("until", 0.75, 0.5)),
     "PQuantML, PDP": Contender(
-        peer={"name": "pquant", "method": "pdp"}, tries=_options("tuned", 1 / 6, 1 / 2)
+        # At the reference's learning rate it diverges.
+        peer={"name": "pquant", "method": "pdp", "rate": 0.1},
+        tries=_options("tuned", 1 / 6, 1 / 2),
+        rates=(0.1, 0.03, 0.3),
     ),
     "PQuantML, Wanda": Contender(
         peer={"name": "pquant", "method": "wanda"}, tries=_options("seen", 100, 1000)
@@ -154,8 +159,7 @@ def run(start, name, keep, epochs, settings, strength=None):
             keep=keep,
             epochs=epochs,
             seed=start.seed,
-            **contender.peer,
-            **settings,
+            **contender.peer | settings,
         )
         figures["density"] = figures["kept"] / lc_keras.report(start.reference).weights
     else:
