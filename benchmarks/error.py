@@ -71,7 +71,7 @@ def main():
     settings = {name: [best.get(CONTENDERS[name].tuned_as or name, {})] for name in options.contenders}
     asked = measure(options, settings)
     print(table(asked))
-    plots.errors(asked, options.output.with_suffix(""))
+    plots.errors(best_placed(asked), options.output.with_suffix(""))
 
 
 def by_settings(rows):

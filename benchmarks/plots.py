@@ -2,6 +2,7 @@
 
 import statistics
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -49,14 +50,11 @@ def layers(rows, path):
     rows = [row for row in rows if row["epochs"] == epochs]
     # The names of a layer differ from seed to seed, its place does not.
     names = [name.split("/")[-2] for name in rows[0]["density_by_layer"]]
-    axes = Figure(figsize=(6, 4), layout="constrained").subplots()
+    axes, shades = Figure(figsize=(6, 4), layout="constrained").subplots(), colormaps["viridis"]
     for i, name in enumerate(names):
         label = name if len(names) < 12 else None
-        x, y = _means(
-            ({"x": row["keep"], "y": list(row["density_by_layer"].values())[i]} for row in rows), "x", "y"
-        )
-        colour = {} if label else {"color": _shade(i, len(names))}
-        axes.plot([100 * v for v in x], [100 * v for v in y], marker="o", label=label, **colour)
+        own = [{"kept": 100 * r["keep"], "own": 100 * list(r["density_by_layer"].values())[i]} for r in rows]
+        axes.plot(*_means(own, "kept", "own"), ".-", label=label, color=shades(i / max(1, len(names) - 1)))
     _logarithmic(axes, "kept, % of all weights", f"kept, % of a layer's, LC in {epochs} epochs")
     if len(names) < 12:
         axes.legend()
@@ -80,19 +78,21 @@ def _curves(path, panels, x, label, factor):
     """Draws mean errors, a panel for each list of rows and a curve for each contender."""
     figure = Figure(figsize=(1 + 4.2 * len(panels), 4), layout="constrained")
     names = list(dict.fromkeys(row["contender"] for rows in panels.values() for row in rows))
+    curves = {}
     for axes, (title, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
         for i, name in enumerate(names):
             own = [row for row in rows if row["contender"] == name]
             if own:
                 positions, means = _means(own, x, "error")
                 style = {"color": f"C{i % 10}", "linestyle": "-" if i < 10 else "--"}
-                axes.plot([factor * v for v in positions], means, marker="o", markersize=4, label=name, **style)
+                (curves[name],) = axes.plot([factor * v for v in positions], means, marker=".", **style)
         reference = statistics.mean(row["reference_error"] for row in rows)
-        axes.axhline(reference, color="black", linestyle=":", label="reference")
+        curves["reference"] = axes.axhline(reference, color="black", linestyle=":")
         axes.set_title(title, fontsize="medium")
         _logarithmic(axes, label, f"{rows[0]['measured_on']} error, %")
-    handles = dict(zip(*axes.get_legend_handles_labels()[::-1]))
-    figure.legend(handles.values(), handles, loc="outside right center", fontsize="small")
+        if x != "density":
+            axes.set_xticks(sorted({row[x] for row in rows}))
+    figure.legend(curves.values(), curves, loc="outside right center", fontsize="small")
     figure.savefig(path, dpi=100)
 
 
@@ -100,7 +100,7 @@ def _means(rows, x, y):
     """Mean of y over the seeds, at the mean of x where that was found by a search."""
     groups = {}
     for row in rows:
-        groups.setdefault(row["keep"] if x == "density" else row[x], []).append(row)
+        groups.setdefault(row["keep" if x == "density" else x], []).append(row)
     points = sorted(tuple(statistics.mean(row[n] for row in group) for n in (x, y)) for group in groups.values())
     return zip(*points)
 
@@ -112,9 +112,3 @@ def _logarithmic(axes, x, y):
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter(NullFormatter())
     axes.grid(which="both", alpha=0.3)
-
-
-def _shade(i, n):
-    from matplotlib import colormaps
-
-    return colormaps["viridis"](i / max(1, n - 1))

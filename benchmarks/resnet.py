@@ -14,7 +14,7 @@ import plots
 import record
 import resnet_cifar10
 
-TINY = "--samples 128 --reference-epochs 1 --epochs 2 --retraining 0.5 --keep 0.1"
+TINY = "--samples 128 --test-samples 100 --reference-epochs 1 --epochs 2 --retraining 0.5 --keep 0.1"
 
 
 def main():

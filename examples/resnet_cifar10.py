@@ -78,12 +78,12 @@ def _shortcut(x, more):
     return layers.Permute((2, 3, 1))(x)
 
 
-def load(samples=None):
-    """CIFAR-10 with each channel of the training images at mean 0 and deviation 1."""
+def load(samples=None, test_samples=None):
+    """The first so many images, with each channel of the training images at mean 0 and deviation 1."""
     train, test = data.cifar10()
     mean, deviation = (getattr(train[0], name)(axis=(0, 1, 2)) for name in ("mean", "std"))
     train, test = (((images - mean) / deviation, labels) for images, labels in (train, test))
-    return tuple(part[:samples] for part in train), test
+    return tuple(array[:samples] for array in train), tuple(array[:test_samples] for array in test)
 
 
 def augmented(part, size, seed):
@@ -176,13 +176,13 @@ def run(args):
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "rows.json"
     rows = json.loads(path.read_text()) if path.exists() else []
-    train, test = load(args.samples)
+    train, test = load(args.samples, args.test_samples)
     reference = trained(train, args)
     start = tradeoff.measure("reference", reference, test)
-    settings = ("depth", "samples", "reference_epochs", "epochs", "learning_rate", "retraining", "long_steps", "seed")
+    names = "depth samples test_samples reference_epochs epochs learning_rate retraining long_steps seed".split()
     for keep in args.keep:
         for method, prune in METHODS.items():
-            row = {"contender": method, "keep": keep, **{name: getattr(args, name) for name in settings}}
+            row = {"contender": method, "keep": keep, **{name: getattr(args, name) for name in names}}
             if any(row.items() <= done.items() for done in rows):
                 continue
             model = tradeoff.copy_of(reference)
@@ -227,6 +227,7 @@ def options(arguments=None):
     add("--retraining", type=float, default=0.25, help="share of LC's epochs that train what is left")
     add("--learning-rate", type=float, default=0.1)
     add("--samples", type=int, default=50_000, help="trains on the first so many images only")
+    add("--test-samples", type=int, default=10_000, help="measures on the first so many only")
     add("--long-steps", action="store_true", help="L steps of 20 epochs with a fresh optimizer and μ = 9e-5 · 1.1^i, "
         "as in the authors' code; needs hundreds of epochs")
     add("--mixed-precision", action="store_true", help="float16 where it is safe")

@@ -63,3 +63,31 @@ def test_a_tiny_pass(script, tmp_path, request):
         assert rows[0]["macs_fraction"] <= 0.5
     else:
         assert rows[0]["l_step_ratio"] > 0 and rows[0]["c_step_ms"] > 0
+
+
+def test_results_are_written_from_what_there_is(tmp_path):
+    case = {"net": "lenet300", "optimizer": "sgd", "measured_on": "test", "settings": {}, "strength": None}
+    rows = [
+        case
+        | {"contender": name, "keep": keep, "density": density, "epochs": epochs, "seed": seed}
+        | {"error": error + seed + 1 / epochs, "reference_error": 2.125, "direct_error": 45.5}
+        | {"density_by_layer": {f"net/dense_{seed}/kernel": keep, f"net/dense_{seed + 1}/kernel": 2 * keep}}
+        for name, error in (("LC", 2), ("gradual", 3))
+        for keep, density in ((0.05, 0.05), (0.02, 0.021 if name == "LC" else 0.02))
+        for epochs in (5, 20)
+        for seed in (0, 1)
+    ]
+    (tmp_path / "error.json").write_text(json.dumps({"environment": {"cores": 2}, "rows": rows}))
+    subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "results.py", "--figures", tmp_path, "--docs", tmp_path],
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    text = (tmp_path / "results.md").read_text()
+    assert text.count("\n## ") == 1 and "On: cores 2." in text
+    cells = [line.split() for line in text.splitlines()]
+    assert ["LC", "20", "2.55", "(3.05)", "2.55", "(3.05)", "@2.1"] in cells
+    assert ["gradual", "5", "3.70", "(4.20)", "3.70", "(4.20)"] in cells
+    for what in ("kept", "epochs", "layers"):
+        name = f"plots/error_lenet300_{what}.png"
+        assert f"({name})" in text and (tmp_path / name).stat().st_size > 5000
