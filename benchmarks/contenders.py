@@ -84,8 +84,10 @@ CONTENDERS = {
     **dict(_with_and_without("LC ℓ0 penalty", lambda alpha, norm: L0Penalty(alpha), strength=1e-5)),
     **dict(_with_and_without("LC ℓ1 penalty", lambda alpha, norm: L1Penalty(alpha), strength=1e-4)),
     **dict(
-        # As a fraction of the reference's norm.
-        _with_and_without("LC ℓ1 constraint", lambda part, norm: L1Constraint(part * norm), strength=0.1, slope=1)
+        # The strength is a fraction of the reference's norm.
+        _with_and_without(
+            "LC ℓ1 constraint", lambda part, norm: L1Constraint(part * norm), strength=0.1, slope=1
+        )
     ),
     "gradual": Contender(
         lambda keep, **settings: GradualPruning(L0Constraint(keep), **settings),

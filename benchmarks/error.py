@@ -181,8 +181,10 @@ def table(rows):
     seeds = sorted({row["seed"] for row in rows})
     reference = statistics.mean(row["reference_error"] for row in rows)
     lines = [
-        f"{first['net']}, {first['optimizer']}: {first['measured_on']} error, %, mean (largest) of seeds "
-        f"{', '.join(map(str, seeds))}; reference {reference:.2f}",
+        (
+            f"{first['net']}, {first['optimizer']}: {first['measured_on']} error, %, mean (largest) of seeds "
+            f"{', '.join(map(str, seeds))}; reference {reference:.2f}"
+        ),
         f"{'':34}{'epochs':>6}" + "".join(f"{100 * keep:>18g} %" for keep in keeps),
     ]
     for epochs, contender in sorted({(row["epochs"], row["contender"]) for row in rows}):

@@ -79,7 +79,8 @@ def _curves(path, panels, x, label, factor):
     figure = Figure(figsize=(1 + 4.2 * len(panels), 4), layout="constrained")
     names = list(dict.fromkeys(row["contender"] for rows in panels.values() for row in rows))
     curves = {}
-    for axes, (title, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+    drawn = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, rows) in zip(drawn, panels.items(), strict=True):
         for i, name in enumerate(names):
             own = [row for row in rows if row["contender"] == name]
             if own:
@@ -101,8 +102,8 @@ def _means(rows, x, y):
     groups = {}
     for row in rows:
         groups.setdefault(row["keep" if x == "density" else x], []).append(row)
-    points = sorted(tuple(statistics.mean(row[n] for row in group) for n in (x, y)) for group in groups.values())
-    return zip(*points)
+    means = [[statistics.mean(row[name] for row in group) for name in (x, y)] for group in groups.values()]
+    return zip(*sorted(means), strict=True)
 
 
 def _logarithmic(axes, x, y):

@@ -1,4 +1,4 @@
-"""A reduced case of the paper's experiment on CIFAR-10, at equal epochs for LC and for magnitude with retraining.
+"""A reduced case of the paper's experiment on CIFAR-10: LC and magnitude with retraining, at equal epochs.
 
     python benchmarks/resnet.py              # ResNet-8, 10,000 images: twenty minutes on two cores
     python benchmarks/resnet.py --depth 14   # other options go to examples/resnet_cifar10.py
@@ -18,7 +18,9 @@ TINY = "--samples 128 --test-samples 100 --reference-epochs 1 --epochs 2 --retra
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tiny", action="store_true", help=TINY)
     parser.add_argument("--output", type=Path, default=Path("outputs/resnet.json"))
     own, others = parser.parse_known_args()

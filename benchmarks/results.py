@@ -79,17 +79,17 @@ L_STEP = """
 Beside plain `fit`, batches of 256, medians.
 """
 
+C_STEP = """
+All take turns in each round.
+"""
+
 
 def _errors(rows, stem):
-    """Draws the rows of each net."""
-    nets = dict.fromkeys(row["net"] for row in rows)
-    return [
-        path
-        for net in nets
-        for path in plots.errors(
-            error.best_placed([row for row in rows if row["net"] == net]), Path(f"{stem}_{net}")
-        )
-    ]
+    """Draws the rows of each net and optimizer."""
+    cases = {}
+    for row in error.best_placed(rows):
+        cases.setdefault(f"{stem.name}_{row['net']}_{row['optimizer']}", []).append(row)
+    return [path for name, own in cases.items() for path in plots.errors(own, stem.with_name(name))]
 
 
 def _step_length(rows, stem):
@@ -113,14 +113,17 @@ SECTIONS = (
     ("automatic_mu", "The automatic μ beside fixed ranges", AUTOMATIC, automatic_mu.table, _nothing),
     ("whole_run", "What a whole run costs", WHOLE, whole_run.table, _nothing),
     ("l_step", "What L steps and C steps cost", L_STEP, l_step.table, _nothing),
-    ("c_step", "What the threshold of a C step costs", "\nAll take turns in each round.\n", c_step.table, _nothing),
+    ("c_step", "What the threshold of a C step costs", C_STEP, c_step.table, _nothing),
 )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--figures", type=Path, default=ROOT / "benchmarks/results", help="a folder of json files")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where to write")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--figures", type=Path, default=ROOT / "benchmarks/results", help="a folder of json files")
+    add("--docs", type=Path, default=ROOT / "docs", help="where to write")
     options = parser.parse_args()
     (options.docs / "plots").mkdir(parents=True, exist_ok=True)
     text = HEAD

@@ -43,8 +43,10 @@ def table(rows):
     first, seeds = rows[0], sorted({row["seed"] for row in rows})
     reference = statistics.mean(row["reference_error"] for row in rows)
     lines = [
-        f"{first['net']}, {first['optimizer']}: {first['measured_on']} error, %, mean (largest) of seeds "
-        f"{', '.join(map(str, seeds))}; reference {reference:.2f}",
+        (
+            f"{first['net']}, {first['optimizer']}: {first['measured_on']} error, %, mean (largest) of seeds "
+            f"{', '.join(map(str, seeds))}; reference {reference:.2f}"
+        ),
         f"{'length of an L step':24}{'epochs':>6}" + "".join(f"{100 * keep:>13g} %" for keep in keeps),
     ]
     for epochs, length in sorted({(row["epochs"], _length(row)) for row in rows}):

@@ -44,7 +44,8 @@ def table(rows):
             lines.append(f"    {shown:34}{mean:8.2f}{star}")
     budgets = ", ".join(f"{100 * keep:g} %" for keep in sorted({row["keep"] for row in rows}))
     epochs = ", ".join(map(str, sorted({row["epochs"] for row in rows})))
-    lines.append(f"mean validation error, %, at {budgets} kept in {epochs} epochs; rate: times the reference's")
+    lines.append(f"mean validation error, %, at {budgets} kept in {epochs} epochs")
+    lines.append("rate: the learning rate, as a factor of the reference's")
     return "\n".join(lines)
 
 

@@ -51,7 +51,9 @@ CHOICES = {net.name: net for net in (NETS["lenet300"], NETS["lenet5"], NETS["dig
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--nets", nargs="+", choices=CHOICES, default=["lenet300", "lenet5", "wide"])
     parser.add_argument("--epochs", type=int, help="of each run; the net's usual number by default")
     parser.add_argument("--rounds", type=int, default=3)
@@ -148,18 +150,20 @@ def _child(name, kind, epochs):
 
 def table(rows):
     """A line for each net."""
-    lines = [
+    head = (
         f"{'':10}{'epochs':>7}{'plain, s':>10}{'LC, s':>9}{'ratio':>8}{'after the first epoch':>23}"
         f"{'C steps':>9}{'of the run':>12}{'peak, MB: plain':>17}{'LC':>7}{'weights':>9}"
-    ]
-    for row in rows:
-        lines.append(
-            f"{row['net']:10}{row['epochs']:>7}{row['plain_seconds']:>10.1f}{row['lc_seconds']:>9.1f}"
-            f"{row['ratio']:>8.3f}{row['later_ratio']:>23.3f}{row['c_steps']:>9}"
-            f"{100 * row['c_step_fraction']:>10.2f} %"
-            f"{row['plain_peak_mb']:>17.0f}{row['lc_peak_mb']:>7.0f}{row['weights_mb']:>9.1f}"
-        )
-    return "\n".join(lines)
+    )
+    return "\n".join([head, *map(_line, rows)])
+
+
+def _line(row):
+    return (
+        f"{row['net']:10}{row['epochs']:>7}{row['plain_seconds']:>10.1f}{row['lc_seconds']:>9.1f}"
+        f"{row['ratio']:>8.3f}{row['later_ratio']:>23.3f}{row['c_steps']:>9}"
+        f"{100 * row['c_step_fraction']:>10.2f} %"
+        f"{row['plain_peak_mb']:>17.0f}{row['lc_peak_mb']:>7.0f}{row['weights_mb']:>9.1f}"
+    )
 
 
 if __name__ == "__main__":

@@ -179,10 +179,11 @@ def run(args):
     train, test = load(args.samples, args.test_samples)
     reference = trained(train, args)
     start = tradeoff.measure("reference", reference, test)
-    names = "depth samples test_samples reference_epochs epochs learning_rate retraining long_steps seed".split()
+    names = "depth samples test_samples reference_epochs epochs learning_rate retraining long_steps seed"
+    settings = {name: getattr(args, name) for name in names.split()}
     for keep in args.keep:
         for method, prune in METHODS.items():
-            row = {"contender": method, "keep": keep, **{name: getattr(args, name) for name in names}}
+            row = {"contender": method, "keep": keep, **settings}
             if any(row.items() <= done.items() for done in rows):
                 continue
             model = tradeoff.copy_of(reference)
@@ -204,10 +205,9 @@ def table(rows):
     first = rows[0]
     keeps = sorted({row["keep"] for row in rows}, reverse=True)
     lines = [
-        f"ResNet-{first['depth']}, {first['weights']:,} prunable weights, {first['samples']:,} images, "
-        f"seed {first['seed']}",
-        f"reference {first['reference_error']:.2f} % after {first['reference_epochs']} epochs; "
-        f"error, %, after {first['epochs']} more",
+        "ResNet-{depth}, {weights:,} prunable weights, {samples:,} images, seed {seed}".format(**first),
+        "reference {reference_error:.2f} % after {reference_epochs} epochs".format(**first),
+        "test error, %, after {epochs} more".format(**first),
         f"{'':24}" + "".join(f"{100 * keep:>8g} %" for keep in keeps),
     ]
     for method in METHODS:
@@ -218,7 +218,9 @@ def table(rows):
 
 def options(arguments=None):
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--depth", type=int, default=32, help="6n + 2; the paper has 32, 56 and 110")
     add("--keep", type=float, nargs="+", default=[0.15, 0.1, 0.05, 0.03])
@@ -228,8 +230,8 @@ def options(arguments=None):
     add("--learning-rate", type=float, default=0.1)
     add("--samples", type=int, default=50_000, help="trains on the first so many images only")
     add("--test-samples", type=int, default=10_000, help="measures on the first so many only")
-    add("--long-steps", action="store_true", help="L steps of 20 epochs with a fresh optimizer and μ = 9e-5 · 1.1^i, "
-        "as in the authors' code; needs hundreds of epochs")
+    add("--long-steps", action="store_true", help="L steps of 20 epochs with a fresh optimizer and "
+        "μ = 9e-5 · 1.1^i, as in the authors' code for LeNet-300; needs hundreds of epochs")
     add("--mixed-precision", action="store_true", help="float16 where it is safe")
     add("--reduced", action="store_true", help=f"a small case for CPUs: {REDUCED}")
     add("--seed", type=int, default=0)

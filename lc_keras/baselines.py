@@ -159,7 +159,10 @@ class _Pruning(keras.callbacks.Callback):
         for i, part in enumerate(self._shared):
             masks = self._masks[start : start + len(part.variables)]
             start += len(part.variables)
-            values = [tf.where(m, v.value, tf.zeros([], v.value.dtype)) for v, m in zip(part.variables, masks)]
+            values = [
+                tf.where(m, v.value, tf.zeros([], v.value.dtype))
+                for v, m in zip(part.variables, masks, strict=True)
+            ]
             maps = part.compression.largest(values, kept[i], part.output_axes)
             for variable, mask, value, largest in zip(part.variables, masks, values, maps, strict=True):
                 # Single weights are their own magnitudes; of a group that is kept, a zero may train.

@@ -134,13 +134,13 @@ class PruningReport:
             ("all kernels", "", *_cells(self.rows)),
             ("all else", "", *_cells(self.others)),
         ]
-        columns = [max(map(len, column)) for column in zip(*lines)]
+        columns = [max(map(len, column)) for column in zip(*lines, strict=True)]
         room = _WIDTH - 2 * len(_HEAD) - sum(columns[1:])
         columns[0] = min(columns[0], room)
         text = [
             "  ".join(
                 _shortened(cell, width).ljust(width) if i < 2 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, columns))
+                for i, (cell, width) in enumerate(zip(line, columns, strict=True))
             ).rstrip()
             for line in lines
         ]

@@ -77,7 +77,7 @@ def named(structure: list) -> list[tf.TensorSpec]:
         names.append(re.sub(r"\W", "_", key or spec.name or default))
     if len(set(names)) < len(names):
         raise ValueError(f"Expected inputs of different names. Received: {', '.join(names)}.")
-    return [tf.TensorSpec(spec.shape, spec.dtype, name) for spec, name in zip(specs, names)]
+    return [tf.TensorSpec(spec.shape, spec.dtype, name) for spec, name in zip(specs, names, strict=True)]
 
 
 def named_outputs(model: keras.Model) -> Callable:
@@ -102,7 +102,9 @@ def named_outputs(model: keras.Model) -> Callable:
         keys = _keys(outputs)
         found = [re.sub(r"\W", "_", k or g or "") for k, g in zip(keys, given, strict=True)]
         unique = len(set(found)) == len(found)
-        return {n if n and unique else f"output_{i}": t for i, (n, t) in enumerate(zip(found, flat))}
+        return {
+            n if n and unique else f"output_{i}": t for i, (n, t) in enumerate(zip(found, flat, strict=True))
+        }
 
     return names
 

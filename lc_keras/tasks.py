@@ -160,7 +160,7 @@ class Task:
             if makers and isinstance(self.compression.groups, Neurons):
                 variables, axes = makers.with_companions(variables, axes)
             elif makers:
-                axes = [makers.priced(*pair) for pair in zip(variables, axes)]
+                axes = [makers.priced(*pair) for pair in zip(variables, axes, strict=True)]
             try:
                 self.compression.check([tuple(v.shape) for v in variables], axes)
             except ValueError as error:

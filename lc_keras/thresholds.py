@@ -70,7 +70,7 @@ def at_least(tensor: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
         wide, tau = tf.cast(tensor, dtype), tf.bitcast(bits, dtype)
         return (wide >= tau) | (wide <= -tau)
 
-    # By value it needs no buffer of the size of the tensor but booleans; a subnormal τ may be flushed to zero.
+    # By value it needs no buffer of the tensor's size but booleans; a subnormal τ may be flushed to zero.
     normal = tf.bitcast(bits, dtype) > (1e-37 if dtype == tf.float32 else 1e-307)
     return tf.cond(normal, by_value, lambda: magnitude_bits(tensor, dtype) >= bits)
 
@@ -95,8 +95,8 @@ def fold(tensors: Sequence[Any], initial: Any, update: Callable[[Any, tf.Tensor]
         whole = size // CHUNK
         if not isinstance(size, int) or whole > 1:
             state = tf.while_loop(
-                lambda i, _: i < whole,
-                lambda i, s: (i + 1, update(s, tf.slice(flat, [i * CHUNK], [CHUNK]))),
+                lambda i, _: i < whole,  # noqa: B023, called at once
+                lambda i, s: (i + 1, update(s, tf.slice(flat, [i * CHUNK], [CHUNK]))),  # noqa: B023
                 (tf.constant(0), state),
                 parallel_iterations=2,
             )[1]
@@ -178,7 +178,9 @@ def kth_largest(tensors: Sequence[Any], k: Any) -> Threshold:
         below = tf.reduce_max(tf.where(at_least < k - above, at_least, 0))
         ties = tf.reduce_min(tf.where(at_least >= k - above, at_least, tf.int32.max)) - below
         above += below
-        prefix = tf.bitwise.bitwise_or(prefix, tf.bitwise.left_shift(tf.cast(digit, bits), tf.constant(low, bits)))
+        prefix = tf.bitwise.bitwise_or(
+            prefix, tf.bitwise.left_shift(tf.cast(digit, bits), tf.constant(low, bits))
+        )
     infinity = tf.bitcast(tf.constant(float("inf"), dtype), bits)
     return Threshold(tf.minimum(prefix, infinity), above, ties)
 
@@ -297,7 +299,9 @@ def finite(tensors: Sequence[Any]) -> tf.Tensor:
         dtype = common_dtype([tensor])
         bits = tf.int32 if dtype == tf.float32 else tf.int64
         largest = fold(
-            [tensor], tf.constant(0, bits), lambda m, c: tf.maximum(m, tf.reduce_max(magnitude_bits(c, dtype)))
+            [tensor],
+            tf.constant(0, bits),
+            lambda m, c: tf.maximum(m, tf.reduce_max(magnitude_bits(c, dtype))),
         )
         return largest < tf.bitcast(tf.constant(float("inf"), dtype), bits)
 

@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-SCRIPTS = (
-    "automatic_mu c_step error l_step on_device resnet serving shrink step_length tune whole_run".split()
-)
+SCRIPTS = """
+automatic_mu c_step error l_step on_device resnet serving shrink step_length tune whole_run
+""".split()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -21,7 +21,13 @@ def test_a_tiny_pass(script, tmp_path, request):
     if script == "resnet":
         request.getfixturevalue("cifar10_dir")
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / f"{script}.py", "--tiny", "--output", tmp_path / "result.json"],
+        [
+            sys.executable,
+            ROOT / "benchmarks" / f"{script}.py",
+            "--tiny",
+            "--output",
+            tmp_path / "result.json",
+        ],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -89,5 +95,5 @@ def test_results_are_written_from_what_there_is(tmp_path):
     assert ["LC", "20", "2.55", "(3.05)", "2.55", "(3.05)", "@2.1"] in cells
     assert ["gradual", "5", "3.70", "(4.20)", "3.70", "(4.20)"] in cells
     for what in ("kept", "epochs", "layers"):
-        name = f"plots/error_lenet300_{what}.png"
+        name = f"plots/error_lenet300_sgd_{what}.png"
         assert f"({name})" in text and (tmp_path / name).stat().st_size > 5000

@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 
 import keras
 import numpy as np
@@ -92,7 +93,10 @@ def test_c_steps_against_numpy(case, multipliers):
     model = net()
     tasks, parts = PARTS[case]
     # 3 is a bias of one axis.
-    variables = [*(model.get_layer(n).kernel for n in ("first", "second", "third")), model.get_layer("first").bias]
+    variables = [
+        *(model.get_layer(n).kernel for n in ("first", "second", "third")),
+        model.get_layer("first").bias,
+    ]
     perturb(variables)
     lagrangian = attach(model, tasks, multipliers)
     used = [i for _, part in parts for i in part]
@@ -110,7 +114,7 @@ def test_c_steps_against_numpy(case, multipliers):
         w = {i: variables[i].numpy().astype("float64") for i in used}
         theta = {}
         for solve, part in parts:
-            theta.update(zip(part, solve([w[i] - lambdas[i] / mu for i in part], mu)))
+            theta.update(zip(part, solve([w[i] - lambdas[i] / mu for i in part], mu), strict=True))
         if multipliers and step:
             lambdas = {i: lambdas[i] - mu * (w[i] - theta[i]) for i in used}
 
@@ -154,7 +158,7 @@ def test_new_mu_retraces_nothing(multipliers):
     lagrangian.direct_compression(MUS[0])
     once = cost.traces
     assert once >= 1
-    for mu, next_mu in zip(MUS, MUS[1:]):
+    for mu, next_mu in itertools.pairwise(MUS):
         lagrangian.c_step(mu, next_mu)
         lagrangian.show_compressed()
         lagrangian.show_training()
@@ -308,5 +312,8 @@ def test_the_pull_follows_the_c_step():
     with lagrangian.pulling():
         lagrangian.c_step(0.1, 0.4)
         losses = list(map(float, model.losses))
-    expected = [0.2 * np.sum((v.numpy() - t.numpy()) ** 2) for v, t in zip(lagrangian.variables, lagrangian.targets)]
+    expected = [
+        0.2 * np.sum((v.numpy() - t.numpy()) ** 2)
+        for v, t in zip(lagrangian.variables, lagrangian.targets, strict=True)
+    ]
     np.testing.assert_allclose(losses, expected, rtol=1e-5)

@@ -85,7 +85,10 @@ def test_schedule_is_limited_step_by_step(wrap):
 
 def test_callable_rate_is_limited_and_given_back():
     rate = tf.Variable(0.4)
-    given = lambda: rate
+
+    def given():
+        return rate
+
     optimizer, weight = SGD(given), fresh()
     limit = LearningRateLimit(optimizer)
     np.testing.assert_allclose(limited_move(optimizer, weight, limit, 0.2), -0.2, rtol=1e-5)
@@ -118,7 +121,7 @@ def test_a_new_limit_reaches_a_traced_update(rate):
 
 
 def test_highest_rate_of_a_warm_up_is_seen_from_its_start():
-    optimizer, weight = SGD(keras.optimizers.schedules.PolynomialDecay(0.0, 10, 0.5)), fresh()
+    optimizer = SGD(keras.optimizers.schedules.PolynomialDecay(0.0, 10, 0.5))
     limit = LearningRateLimit(optimizer)
     assert limit.highest() == 0
     limit.look_ahead(10)
@@ -162,7 +165,7 @@ def test_reset_gives_the_state_of_a_new_optimizer(kind, wrap):
     new.build([weight])
     stays = {id(used.iterations), id(used._learning_rate)}
     # Keras does not count Nadam's last variable when it is built inside a LossScaleOptimizer.
-    slots = [(v, n) for v, n in zip(used.variables, new.variables) if id(v) not in stays]
+    slots = [(v, n) for v, n in zip(used.variables, new.variables, strict=True) if id(v) not in stays]
     assert slots
     for variable, expected in slots:
         np.testing.assert_array_equal(variable.numpy(), expected.numpy())

@@ -64,12 +64,12 @@ def test_new_mu_and_target_retrace_nothing(jit_compile):
         traces.append(1)
         return gradient(penalty, weight)
 
-    for mu, target in [(0.7, target), (5.0, target), (5.0, 2 * target)]:
+    for mu, scale in [(0.7, 1), (5.0, 1), (5.0, 2)]:
         penalty.mu.assign(mu)
-        penalty.target.assign(target)
+        penalty.target.assign(scale * target)
         value, slope = value_and_gradient(tf.constant(weight))
-        np.testing.assert_allclose(value, mu / 2 * np.sum((weight - target) ** 2), rtol=1e-5)
-        np.testing.assert_allclose(slope, mu * (weight - target), rtol=1e-5)
+        np.testing.assert_allclose(value, mu / 2 * np.sum((weight - scale * target) ** 2), rtol=1e-5)
+        np.testing.assert_allclose(slope, mu * (weight - scale * target), rtol=1e-5)
     assert len(traces) == 1
 
 

@@ -107,7 +107,9 @@ def test_what_is_not_finite_is_said(pruned):
     assert "Not finite" not in str(report(pruned))
     pruned.layers[1].gamma.assign([1.0, np.nan, 1.0, np.inf])
     found = report(pruned)
-    assert [row.path for row in (*found.rows, *found.others) if not row.finite] == [pruned.layers[1].gamma.path]
+    assert [row.path for row in (*found.rows, *found.others) if not row.finite] == [
+        pruned.layers[1].gamma.path
+    ]
     assert f"Not finite: {pruned.layers[1].gamma.path}" in str(found)
 
 
@@ -144,7 +146,9 @@ def test_table_is_aligned_and_complete(pruned):
 def test_table_fits_a_hundred_columns(pruned, depth):
     (row, *_), path = report(pruned).rows, "a_long_name/" * depth + "kernel"
     size, macs = 8 * 126_000_000, 31_500_000_000
-    large = VariableReport(path, (3, 3, 5000, 700), 31_500_000, 31_400_000, "dense", size, size, size, macs, macs, True)
+    large = VariableReport(
+        path, (3, 3, 5000, 700), 31_500_000, 31_400_000, "dense", size, size, size, macs, macs, True
+    )
     text = str(PruningReport((row, large), (), 10**13))
     assert 90 < max(map(len, text.splitlines())) <= 100
     assert "31,400,000" in text and "3×3×5000×700" in text and "31.5G" in text and "126M" in text

@@ -123,7 +123,8 @@ def test_automatic_grows_faster_where_the_gap_lags():
 
 def test_automatic_stays_finite_where_the_rate_decays_to_zero():
     schedule = Automatic(5)
-    assert np.isfinite([schedule(i, rate, 100, 0.9) for i, rate in enumerate([1.0, 0.1, 1e-3, 1e-9, 0.0])]).all()
+    rates = [1.0, 0.1, 1e-3, 1e-9, 0.0]
+    assert np.isfinite([schedule(i, rate, 100, 0.9) for i, rate in enumerate(rates)]).all()
 
 
 def test_automatic_grows_even_where_the_rate_does():

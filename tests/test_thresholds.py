@@ -109,7 +109,9 @@ def test_other_types(dtype):
     x = tf.cast(tf.random.stateless_normal([3, 50], [1, 2], dtype=tf.float64), dtype)
     for k in (1, 20, 150):
         result = thresholds.kth_largest([x, x[:1] * 2], k)
-        wide = np.abs(np.concatenate([tf.cast(x, tf.float64).numpy().ravel(), tf.cast(x[0] * 2, tf.float64).numpy()]))
+        wide = np.abs(
+            np.concatenate([tf.cast(x, tf.float64).numpy().ravel(), tf.cast(x[0] * 2, tf.float64).numpy()])
+        )
         tau = np.sort(wide)[-k]
         assert float(result.value) == tau
         assert (int(result.above), int(result.ties)) == ((wide > tau).sum(), (wide == tau).sum())
@@ -179,7 +181,8 @@ def test_l2_norm_of_nothing():
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_finite(dtype, bad):
     good = tf.constant([1.0, -2.0], dtype)
-    assert thresholds.finite([good, tf.constant([[0.0, bad]], dtype), good]).numpy().tolist() == [True, False, True]
+    found = thresholds.finite([good, tf.constant([[0.0, bad]], dtype), good])
+    assert found.numpy().tolist() == [True, False, True]
 
 
 def test_huge_is_finite():

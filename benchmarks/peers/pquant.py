@@ -1,4 +1,4 @@
-"""PQuantML on Keras 3, by the methods that are told how many weights to remove, the same fraction of each layer.
+"""PQuantML on Keras 3, by the methods that are told what fraction of each layer to remove.
 
 PDP prunes by a soft mask that hardens. Wanda prunes once, by magnitude times the size of the inputs, and
 trains what is left. `error.py` calls this with the interpreter of an environment of its own; it prints one
@@ -11,7 +11,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).parents[1])  # not this folder, where `pquant` is this script
+sys.path.pop(0)  # this folder, where `pquant` is this script
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from nets import NETS  # first: it makes the examples importable
 
@@ -44,7 +45,7 @@ def main():
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--rate", type=float, default=1.0, help="factor of the learning rate")
     parser.add_argument("--method", choices=["pdp", "wanda"], required=True)
-    parser.add_argument("--tuned", type=float, default=TUNED, help="share of PDP's run that trains what is left")
+    parser.add_argument("--tuned", type=float, default=TUNED, help="share of PDP's run after all pruning")
     parser.add_argument("--seen", type=int, default=100, help="batches that Wanda sees before it prunes")
     parser.add_argument("--validation", action="store_true")
     options = parser.parse_args()

@@ -30,8 +30,8 @@ class Grouped(Compression):
 
         Args:
             shapes: Sequence of static shapes.
-            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of `Layout`s.
-                Defaults to the last axis.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of
+                `Layout`s. Defaults to the last axis.
 
         Returns:
             Python int.
@@ -39,16 +39,16 @@ class Grouped(Compression):
         output_axes = axes_of(output_axes, shapes)
         if self._shared(output_axes):
             return output_axes[0].count
-        return sum(self.groups.count(shape, axes) for shape, axes in zip(shapes, output_axes))
+        return sum(self.groups.count(shape, axes) for shape, axes in zip(shapes, output_axes, strict=True))
 
     def _shared(self, output_axes) -> bool:
         """Whether groups reach over several tensors."""
         return isinstance(self.groups, Neurons) and self.groups.are_shared(output_axes)
 
     def _measure(self, weights, output_axes) -> list[tf.Tensor]:
-        """The magnitudes of the groups: those of each tensor, or, if they are shared, of all in one tensor."""
+        """The magnitudes of the groups: of each tensor, or, if they are shared, of all in one tensor."""
         measured = []
-        for weight, axes in zip(weights, output_axes):
+        for weight, axes in zip(weights, output_axes, strict=True):
             # One after the other: the squares of one tensor at a time are alive.
             with tf.control_dependencies(measured[-1:]):
                 measured.append(self.groups.measure(tf.convert_to_tensor(weight), axes))
@@ -63,7 +63,7 @@ class Grouped(Compression):
         """For each tensor the index of its magnitudes, the magnitudes, and the axes."""
         if self._shared(output_axes):
             return [(0, measured[0], axes) for axes in output_axes]
-        return list(zip(range(len(measured)), measured, output_axes))
+        return list(zip(range(len(measured)), measured, output_axes, strict=True))
 
     def _hard(self, decide, measured, output_axes) -> list[Map]:
         """Maps that keep the groups chosen by `decide(index, magnitudes)`, bit for bit."""

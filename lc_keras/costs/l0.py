@@ -22,21 +22,23 @@ class L0Constraint(Grouped):
     The C step keeps the κ groups of largest magnitude, of all tensors together, bit for bit, and zeroes the
     others. Of groups of equal magnitude the first in the order of the tensors, then of the elements, is kept.
 
-    With another `measure` groups have costs, which together stay within κ. They are kept in the order of energy for
-    cost, $m_g^2 / c_g$, while the budget lasts; it is never exceeded. How near that is to the optimum, the docs page
-    "Budgets of unequal costs" says. Neurons that a `Task` finds in a model's graph cost what the weights cost that
-    stay in the smaller net: those that make them out of units that stay, and none of those that do not.
+    With another `measure` groups have costs, which together stay within κ. They are kept in the order of
+    energy for cost, $m_g^2 / c_g$, while the budget lasts; it is never exceeded. How near that is to the
+    optimum, the docs page "Budgets of unequal costs" says. Neurons that a `Task` finds in a model's graph
+    cost what the weights cost that stay in the smaller net: those that make them out of units that stay, and
+    none of those that do not.
 
     Args:
-        keep: Int κ ≥ 0, or float in [0, 1]: the fraction of the groups, or of what all weights cost, to keep, rounded
-            down so that the budget is never exceeded. `1` is one group, `1.0` is all of them.
+        keep: Int κ ≥ 0, or float in [0, 1]: the fraction of the groups, or of what all weights cost, to keep,
+            rounded down so that the budget is never exceeded. `1` is one group, `1.0` is all of them.
         groups: `Weights()`, `Neurons()` or `Blocks(shape)`. Defaults to `Weights()`.
-        measure: `"groups"` (default): each group counts one. `"parameters"`: as many as it has weights. `"macs"`: the
-            multiply-adds of one example, which are the output positions for each weight of a convolution. `"bytes"`:
-            the size of its weights. Of `Blocks` each counts whole, though it may stick out of the tensor.
-        keep_at_least: Int ≥ 0, or float in [0, 1]: how many groups of each layer, or what fraction of them, rounded
-            up, to keep whatever it takes. `None` (default): one neuron of each layer, where a `Task` finds neurons in
-            a model's graph, else none.
+        measure: `"groups"` (default): each group counts one. `"parameters"`: as many as it has weights.
+            `"macs"`: the multiply-adds of one example, which are the output positions for each weight of a
+            convolution. `"bytes"`: the size of its weights. Of `Blocks` each counts whole, though it may
+            stick out of the tensor.
+        keep_at_least: Int ≥ 0, or float in [0, 1]: how many groups of each layer, or what fraction of them,
+            rounded up, to keep whatever it takes. `None` (default): one neuron of each layer, where a `Task`
+            finds neurons in a model's graph, else none.
 
     Raises:
         TypeError: If an argument is of another type.
@@ -73,8 +75,8 @@ class L0Constraint(Grouped):
 
         Args:
             shapes: Sequence of static shapes.
-            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of `Layout`s.
-                Defaults to the last axis.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of
+                `Layout`s. Defaults to the last axis.
 
         Returns:
             Python int.
@@ -89,27 +91,29 @@ class L0Constraint(Grouped):
 
         Args:
             shapes: Sequence of static shapes.
-            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of `Layout`s.
-                Defaults to the last axis.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of
+                `Layout`s. Defaults to the last axis.
 
         Returns:
             Python int.
 
         Raises:
-            ValueError: If κ exceeds what all groups cost, or is less than what is kept whatever it takes, or if it
-                is not known what the weights cost.
+            ValueError: If κ exceeds what all groups cost, or is less than what is kept whatever it takes, or
+                if it is not known what the weights cost.
         """
         total = self.total(shapes, output_axes)
         # As a decimal, so that 5 % of 266,200 is 13,310 and not a rounding error below.
         kappa = int(decimal.Decimal(repr(self.keep)) * total) if isinstance(self.keep, float) else self.keep
         if kappa > total:
-            what = "the number of groups" if self.measure == "groups" else f"the {self.measure} of all weights"
+            each = self.measure == "groups"
+            what = "the number of groups" if each else f"the {self.measure} of all weights"
             raise ValueError(f"`keep`: expected at most {total}, {what}, received {kappa}")
         least = self._cost(shapes, axes_of(output_axes, shapes), 0)
         if kappa < least:
             raise ValueError(
-                f"`keep`: expected at least {least} {self.measure}, which may be needed for what is kept in any case "
-                f"(of each layer {self.keep_at_least or 'one unit'}, and units that cannot be removed), received {kappa}"
+                f"`keep`: expected at least {least} {self.measure}, which may be needed for what is kept in "
+                f"any case (of each layer {self.keep_at_least or 'one unit'}, and units that cannot be "
+                f"removed), received {kappa}"
             )
         return kappa
 
@@ -127,8 +131,8 @@ class L0Constraint(Grouped):
         Args:
             weights: Sequence of floating tensors or variables of static shapes.
             kappa: Int κ, up to `total`, and as much as is kept in any case.
-            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of `Layout`s.
-                Defaults to the last axis.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of
+                `Layout`s. Defaults to the last axis.
 
         Returns:
             List of callables, as of `maps`.
@@ -142,9 +146,9 @@ class L0Constraint(Grouped):
         if self._shared(output_axes):
             chosen = budgets.choose(measured[0], self._products(shapes, output_axes), kappa, parts)
             return self._hard(lambda *_: chosen, measured, output_axes)
-        prices = [self._price(shape, axes) for shape, axes in zip(shapes, output_axes)]
+        prices = [self._price(shape, axes) for shape, axes in zip(shapes, output_axes, strict=True)]
         counts = budgets.allocate(measured, prices, kappa, [at_least for _, at_least in parts])
-        each = [_largest([m], count) for m, count in zip(measured, counts)]
+        each = [_largest([m], count) for m, count in zip(measured, counts, strict=True)]
         return self._hard(lambda index, magnitudes: each[index](0, magnitudes), measured, output_axes)
 
     def get_config(self):
@@ -159,8 +163,8 @@ class L0Constraint(Grouped):
         price = {"groups": 1, "parameters": 1, "macs": layout.macs, "bytes": layout.bytes}[self.measure]
         if price is None:
             raise ValueError(
-                "`measure`: expected weights whose multiply-adds are known, those of Keras layers in a Functional or "
-                "Sequential model with inputs of known size"
+                "`measure`: expected weights whose multiply-adds are known, those of Keras layers in a "
+                "Functional or Sequential model with inputs of known size"
             )
         return price
 
@@ -176,9 +180,9 @@ class L0Constraint(Grouped):
         if not self._shared(output_axes):
             counts = (
                 self.groups.count(shape, axes) if everything else at_least
-                for shape, axes, (_, at_least) in zip(shapes, output_axes, parts)
+                for shape, axes, (_, at_least) in zip(shapes, output_axes, parts, strict=True)
             )
-            return sum(n * self._price(s, a) for n, s, a in zip(counts, shapes, output_axes))
+            return sum(n * self._price(s, a) for n, s, a in zip(counts, shapes, output_axes, strict=True))
 
         def most(places):
             if everything:
@@ -198,11 +202,13 @@ class L0Constraint(Grouped):
             return np.bincount(units[units >= 0], minlength=count), int((units < 0).sum())
 
         products = []
-        for shape, layout in zip(shapes, output_axes):
+        for shape, layout in zip(shapes, output_axes, strict=True):
             (makes, made), (reads, read) = places(layout.units), (np.zeros(count, int), 1)
             if layout.reads is not None:
                 reads, read = places(layout.reads)
-            size = math.prod(shape) // (len(layout.units) * (1 if layout.reads is None else len(layout.reads)))
+            size = math.prod(shape) // (
+                len(layout.units) * (1 if layout.reads is None else len(layout.reads))
+            )
             products.append(budgets.Product(size * self._weight_price(layout), makes, reads, made, read))
         return [p for p in products if p.price]
 
@@ -210,7 +216,7 @@ class L0Constraint(Grouped):
         """The groups of each layer, as numbers if they are shared, and how many to keep whatever it takes."""
         shared = self._shared(output_axes)
         parts, seen = [], set()
-        for shape, axes in zip(shapes, output_axes):
+        for shape, axes in zip(shapes, output_axes, strict=True):
             if shared:
                 groups = np.unique(axes.units[axes.units >= 0])
                 # A layer's other weights, and layers tied to it, have the same units.
