@@ -106,14 +106,25 @@ def _augment(batch, seed):
     return tf.where(flips[:, None, None, None] == 1, tf.reverse(images, [2]), images), labels
 
 
-def fit(model, train, epochs, label, args, callbacks=()):
-    """Trains as the paper does, with the learning rate divided by 10 after 1/2 and 3/4 of the epochs."""
-    train = augmented(train, 128, args.seed)
+def fit(model, train, epochs, label, args, callbacks=(), part=slice(None)):
+    """Trains as the paper does, with the learning rate divided by 10 after 1/2 and 3/4 of the epochs.
+
+    Args:
+        model: `keras.Model`.
+        train: Tuple of images and labels.
+        epochs: Int, of the whole run.
+        label: String.
+        args: The options.
+        callbacks: Sequence of callbacks.
+        part: Slice of the epochs of the run that are trained, all by default.
+    """
+    first, end, _ = part.indices(epochs)
+    train = augmented(train, 128, args.seed + first)
     batches = int(train.cardinality())
     rate = args.learning_rate
-    falling = keras.optimizers.schedules.PiecewiseConstantDecay(
-        [epochs * batches // 2, epochs * batches * 3 // 4], [rate, rate / 10, rate / 100]
-    )
+    # The step after which a rate is the next one: below 0 where the part begins later.
+    falls = [int(share * epochs * batches) - first * batches - 1 for share in (0.5, 0.75)]
+    falling = keras.optimizers.schedules.PiecewiseConstantDecay(falls, [rate, rate / 10, rate / 100])
     model.compile(
         keras.optimizers.SGD(falling, momentum=0.9, nesterov=True),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -123,7 +134,7 @@ def fit(model, train, epochs, label, args, callbacks=()):
     backup = keras.callbacks.BackupAndRestore(args.output / "backup" / label)
     model.fit(
         train,
-        epochs=epochs,
+        epochs=end - first,
         shuffle=False,  # the batches are already
         verbose=0,
         callbacks=[backup, *callbacks, OneLine(label)],
@@ -143,22 +154,22 @@ def trained(train, args):
 
 
 def learning_compression(model, keep, train, label, args):
-    """LC to a fraction of the weights, and what is left trained on in the last part of the epochs."""
-    retraining = round(args.retraining * args.epochs)
+    """LC to a fraction of the weights at the high learning rate, and what is left trained on as it falls."""
+    end = args.epochs - round(args.retraining * args.epochs)
     steps = {}
     if args.long_steps:
         steps = {"mu": lc_keras.Exponential(9e-5, 1.1), "epochs_per_step": 20, "reset_optimizer": True}
     backup = args.output / "backup" / f"{label} steps"
     compress = lc_keras.LearningCompression(lc_keras.L0Constraint(keep), backup_dir=backup, **steps)
-    fit(model, train, args.epochs - retraining, label, args, [compress])
-    if retraining:
-        magnitude(model, keep, train, f"{label} retrained", args, retraining)
+    fit(model, train, args.epochs, label, args, [compress], slice(end))
+    if end < args.epochs:
+        magnitude(model, keep, train, f"{label} retrained", args, slice(end, None))
 
 
-def magnitude(model, keep, train, label, args, epochs=None):
+def magnitude(model, keep, train, label, args, part=slice(None)):
     """The largest weights of all layers together, retrained."""
     prune = lc_keras.baselines.MagnitudePruning(lc_keras.L0Constraint(keep))
-    fit(model, train, epochs or args.epochs, label, args, [prune])
+    fit(model, train, args.epochs, label, args, [prune], part)
 
 
 METHODS = {"LC": learning_compression, "magnitude, retrained": magnitude}
@@ -226,7 +237,7 @@ def options(arguments=None):
     add("--keep", type=float, nargs="+", default=[0.15, 0.1, 0.05, 0.03])
     add("--epochs", type=int, default=200, help="of each pruning, retraining included")
     add("--reference-epochs", type=int, default=200)
-    add("--retraining", type=float, default=0.25, help="share of LC's epochs that train what is left")
+    add("--retraining", type=float, default=0.5, help="share of LC's epochs that train what is left")
     add("--learning-rate", type=float, default=0.1)
     add("--samples", type=int, default=50_000, help="trains on the first so many images only")
     add("--test-samples", type=int, default=10_000, help="measures on the first so many only")
