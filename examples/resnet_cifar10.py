@@ -131,14 +131,17 @@ def fit(model, train, epochs, label, args, callbacks=(), part=slice(None)):
         steps_per_execution=max(1, batches // 8),
         jit_compile=bool(tf.config.list_physical_devices("GPU")),
     )
-    backup = keras.callbacks.BackupAndRestore(args.output / "backup" / label)
     model.fit(
         train,
         epochs=end - first,
         shuffle=False,  # the batches are already
         verbose=0,
-        callbacks=[backup, *callbacks, OneLine(label)],
+        callbacks=[*callbacks, OneLine(label)],
     )
+
+
+def _backup(label, args):
+    return keras.callbacks.BackupAndRestore(args.output / "backup" / label)
 
 
 def trained(train, args):
@@ -148,7 +151,7 @@ def trained(train, args):
     if path.exists():
         model.load_weights(path)
         return model
-    fit(model, train, args.reference_epochs, "reference", args)
+    fit(model, train, args.reference_epochs, "reference", args, [_backup("reference", args)])
     model.save_weights(path)
     return model
 
@@ -159,8 +162,9 @@ def learning_compression(model, keep, train, label, args):
     steps = {}
     if args.long_steps:
         steps = {"mu": lc_keras.Exponential(9e-5, 1.1), "epochs_per_step": 20, "reset_optimizer": True}
-    backup = args.output / "backup" / f"{label} steps"
-    compress = lc_keras.LearningCompression(lc_keras.L0Constraint(keep), backup_dir=backup, **steps)
+    compress = lc_keras.LearningCompression(
+        lc_keras.L0Constraint(keep), checkpoint_dir=args.output / "backup" / label, **steps
+    )
     fit(model, train, args.epochs, label, args, [compress], slice(end))
     if end < args.epochs:
         magnitude(model, keep, train, f"{label} retrained", args, slice(end, None))
@@ -169,7 +173,7 @@ def learning_compression(model, keep, train, label, args):
 def magnitude(model, keep, train, label, args, part=slice(None)):
     """The largest weights of all layers together, retrained."""
     prune = lc_keras.baselines.MagnitudePruning(lc_keras.L0Constraint(keep))
-    fit(model, train, args.epochs, label, args, [prune], part)
+    fit(model, train, args.epochs, label, args, [_backup(label, args), prune], part)
 
 
 METHODS = {"LC": learning_compression, "magnitude, retrained": magnitude}

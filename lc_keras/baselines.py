@@ -32,9 +32,8 @@ def compress_directly(model, tasks, mu=1.0):
     ```
     """
     lagrangian = Lagrangian(bind_tasks(as_tasks(tasks), model), multipliers=False)
-    finite = lagrangian.direct_compression(mu).finite.numpy()
-    if not finite.all():
-        bad = [v.path for v, ok in zip(lagrangian.variables, finite, strict=True) if not ok]
+    bad = lagrangian.not_finite(lagrangian.direct_compression(mu))
+    if bad:
         raise ValueError(f"Expected a model with finite weights. Received: NaN or infinite values in {bad}")
     lagrangian.show_compressed()
 

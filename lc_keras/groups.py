@@ -274,13 +274,20 @@ def norm(tensor: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
     """
     dtype = thresholds.common_dtype([tensor])
     tensor = tf.cast(tensor, dtype)
-    bits = tf.reduce_max(thresholds.magnitude_bits(tensor, dtype), axes)
-    low, high = (thresholds.magnitude_bits(tf.constant(x, dtype), dtype) for x in (1e-9, 1e15))
-    plain = tf.reduce_all((bits == 0) | ((bits > low) & (bits < high)))
+    largest = tf.reduce_max(tf.abs(tensor), axes)
+    ordinary = (largest > 1e-9) & (largest < 1e15)
+
+    def ordinary_or_zero():
+        # By the bits, since a subnormal may pass for zero in arithmetic.
+        some = tf.cast(tf.cast(thresholds.magnitude_bits(tensor, dtype), tf.bool), dtype)
+        return tf.reduce_all(ordinary | (tf.reduce_max(some, axes) == 0))
+
+    plain = tf.cond(tf.reduce_all(ordinary), lambda: tf.constant(True), ordinary_or_zero)
     return tf.cond(
         plain,
         lambda: tf.sqrt(tf.reduce_sum(tf.square(tensor), axes)),
         lambda: _scaled_norm(tensor, axes, dtype),
+        name="normal",
     )
 
 

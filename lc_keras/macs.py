@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from lc_keras.signatures import input_signature_of
+from lc_keras.signatures import input_signature_of, is_built
 from lc_keras.tracing import replaced
 
 _CELLS = (keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell)
@@ -141,7 +141,7 @@ def _counted(model, input_signature):
         counter.trace(model, keras.tree.map_structure(_of_one_example, signature))
     except Exception:
         # A model that cannot be called this way can still be measured in bits.
-        if not model.built:
+        if not is_built(model):
             raise
         counter = _Counter(_kernels(model))
         counter.attention = None

@@ -9,6 +9,22 @@ import tensorflow as tf
 _AUTOMATIC_INPUT = re.compile(r"(input_layer|keras_tensor)(_\d+)?")
 
 
+def is_built(model: keras.Model) -> bool:
+    """Whether a model has all its weights.
+
+    One that is never called itself, such as a pair of nets that play against each other,
+    has them when its parts do.
+
+    Args:
+        model: `keras.Model`.
+
+    Returns:
+        Bool.
+    """
+    parts = model._flatten_layers(include_self=False)
+    return model.built or (bool(model.variables) and all(layer.built for layer in parts))
+
+
 def input_signature_of(model: keras.Model) -> list:
     """The inputs that a model was built for, with any batch size.
 

@@ -230,6 +230,19 @@ def default_kernels(model: keras.Model) -> list:
     return [v for v in model.trainable_variables if _is_kernel(v)]
 
 
+def frozen_kernels(model: keras.Model) -> list:
+    """The weights that a `Task` would take by default if they could be trained.
+
+    Args:
+        model: Built `keras.Model`.
+
+    Returns:
+        List of `keras.Variable`: the kernels of layers with `trainable=False`, of
+        quantised ones, and those beside which LoRA trains others.
+    """
+    return [v for v in model.non_trainable_variables if _is_kernel(v)]
+
+
 def _is_kernel(variable) -> bool:
     # Keras' own layers call what they multiply their input by "kernel",
     # "recurrent_kernel", "depthwise_kernel" or "pointwise_kernel".

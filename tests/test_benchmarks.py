@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 
 
 SCRIPTS = """
-automatic_mu c_step error l_step on_device resnet serving shrink step_length tune whole_run
+any_model automatic_mu c_step error l_step on_device resnet serving shrink step_length tune
+whole_run
 """.split()
 
 
@@ -55,6 +56,9 @@ def test_a_tiny_pass(script, tmp_path, request):
     elif script == "whole_run":
         assert rows[0]["c_steps"] == 8 and 0 < rows[0]["c_step_fraction"] < 1
         assert rows[0]["ratio"] > 0 and rows[0]["lc_peak_mb"] > rows[0]["weights_mb"] > 0
+    elif script == "any_model":
+        assert [row["model"] for row in rows] == ["nested three deep", "MobileNet"]
+        assert all(row["outcome"] == "ok" and 0 < row["kept"] < row["compressed"] for row in rows)
     elif script == "automatic_mu":
         assert [row["mu"] for row in rows] == ["auto", "0.0001 … 0.01"]
     elif script == "c_step":

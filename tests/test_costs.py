@@ -21,7 +21,7 @@ from lc_keras.costs import (
     L2Penalty,
     NMConstraint,
 )
-from lc_keras.groups import Blocks, Neurons, Weights
+from lc_keras.groups import Blocks, Layout, Neurons, Weights
 
 SHAPES = [(2, 3), (4,), (1, 1, 2)]
 SIZES = [6, 4, 2]
@@ -491,3 +491,36 @@ class TestNMConstraint:
     def test_a_tensor_without_inputs(self):
         with pytest.raises(ValueError, match="axis of inputs"):
             NMConstraint(2, 4).c_step([np.zeros(4, np.float32)], MU)
+
+
+SCALED = [
+    L0Constraint(7),
+    L0Constraint(3, Neurons()),
+    L0Constraint(3, Blocks((2, 1))),
+    L0Constraint(0.6, measure="macs"),
+    L0Constraint(0.6, Neurons(), measure="macs"),
+    L0Constraint(4, keep_at_least=1),
+    L0Penalty(0.4),
+    L0Penalty(4.0, Neurons()),
+    NMConstraint(1, 2),
+]
+
+
+@pytest.mark.parametrize("cost", SCALED, ids=repr)
+def test_scaled_distances_are_those_of_scaled_weights(cost):
+    r"""$s \lVert v - \theta \rVert^2 = \lVert \sqrt{s} (v - \theta) \rVert^2$, and what is kept is v."""
+    weights = [np.random.normal(size=s).astype("float32") for s in GROUPED_SHAPES]
+    scales = [0.25, 16.0]
+    axes = [Layout((-1,), macs=1), Layout((-1,), macs=3)]
+    mu = tf.constant(MU)
+
+    def c_step(values, **options):
+        maps = cost.maps([tf.constant(v) for v in values], mu, axes, **options)
+        return [theta(tf.constant(v)).numpy() for theta, v in zip(maps, values, strict=True)]
+
+    roots = np.sqrt(scales).astype("float32")
+    scaled = c_step([w * root for w, root in zip(weights, roots, strict=True)])
+    expected = [np.where(theta != 0, w, 0) for theta, w in zip(scaled, weights, strict=True)]
+    assert same_bits(c_step(weights, scales=scales), expected)
+    if not isinstance(cost, NMConstraint):
+        assert not same_bits(expected, c_step(weights))

@@ -86,7 +86,10 @@ class Compression:
         """
 
     def maps(
-        self, weights: Sequence[Any], mu: Any, output_axes: Sequence[Sequence[int]] | None = None
+        self,
+        weights: Sequence[Any],
+        mu: Any,
+        output_axes: Sequence[Sequence[int]] | None = None,
     ) -> list[Map]:
         """The C step as one callable per tensor, with what the tensors share already computed.
 
@@ -125,6 +128,36 @@ class Compression:
 
     def __getstate__(self):
         return {k: v for k, v in self.__dict__.items() if k != "_compiled"}
+
+
+class Selection(Compression):
+    """Base class of costs whose C step keeps each weight bit for bit or zeroes it.
+
+    The distance to the given weights decides which, and nothing else; so it may count more in one
+    tensor than in another.
+    """
+
+    def maps(
+        self,
+        weights: Sequence[Any],
+        mu: Any,
+        output_axes: Sequence[Sequence[int]] | None = None,
+        scales: Sequence[Any] | None = None,
+    ) -> list[Map]:
+        r"""As of `Compression`, with distances that have scales.
+
+        Args:
+            weights: Sequence of floating tensors or variables $v$ of static shapes.
+            mu: float32 scalar tensor μ.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of
+                `Layout`s. Defaults to the last axis.
+            scales: Sequence of float scalars $s_l > 0$, one for each tensor, or `None` (default: 1): the
+                distance is $\sum_l s_l \lVert v_l - \theta_l \rVert^2$.
+
+        Returns:
+            List of callables, as of `Compression`.
+        """
+        raise NotImplementedError
 
 
 def axes_of(output_axes, weights) -> list[Sequence[int]]:

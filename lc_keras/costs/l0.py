@@ -9,14 +9,14 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras import budgets, thresholds
-from lc_keras.costs.compression import Map, axes_of, non_negative
+from lc_keras.costs.compression import Map, Selection, axes_of, non_negative
 from lc_keras.costs.grouped import Grouped
 from lc_keras.groups import Groups, Layout
 
 MEASURES = ("groups", "parameters", "macs", "bytes")
 
 
-class L0Constraint(Grouped):
+class L0Constraint(Grouped, Selection):
     r"""At most κ groups are not zero: $\lVert \theta \rVert_0 \le \kappa$; or they cost at most κ together.
 
     The C step keeps the κ groups of largest magnitude, of all tensors together, bit for bit, and zeroes the
@@ -120,11 +120,16 @@ class L0Constraint(Grouped):
     def check(self, shapes, output_axes=None):
         self.kept(shapes, output_axes)
 
-    def maps(self, weights, mu, output_axes=None):
-        return self.largest(weights, self.kept([w.shape for w in weights], output_axes), output_axes)
+    def maps(self, weights, mu, output_axes=None, scales=None):
+        kappa = self.kept([w.shape for w in weights], output_axes)
+        return self.largest(weights, kappa, output_axes, scales)
 
     def largest(
-        self, weights: Sequence[Any], kappa: Any, output_axes: Sequence[Sequence[int]] | None = None
+        self,
+        weights: Sequence[Any],
+        kappa: Any,
+        output_axes: Sequence[Sequence[int]] | None = None,
+        scales: Sequence[Any] | None = None,
     ) -> list[Map]:
         """The C step with another κ than the budget's.
 
@@ -133,21 +138,25 @@ class L0Constraint(Grouped):
             kappa: Int κ, up to `total`, and as much as is kept in any case.
             output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of
                 `Layout`s. Defaults to the last axis.
+            scales: Sequence of float scalars or `None`, as of `maps`.
 
         Returns:
             List of callables, as of `maps`.
         """
         output_axes = axes_of(output_axes, weights)
         shapes = [w.shape for w in weights]
-        measured = self._measure(weights, output_axes)
+        units = _units(scales)
+        measured = self._measure(weights, output_axes, units)
+        units = units if self._single else None
         parts = self._parts(shapes, output_axes)
         if self.measure == "groups" and not any(at_least for _, at_least in parts):
-            return self._hard(_largest(measured, kappa), measured, output_axes)
+            return self._hard(_largest(measured, kappa, units), measured, output_axes)
         if self._shared(output_axes):
             chosen = budgets.choose(measured[0], self._products(shapes, output_axes), kappa, parts)
             return self._hard(lambda *_: chosen, measured, output_axes)
         prices = [self._price(shape, axes) for shape, axes in zip(shapes, output_axes, strict=True)]
-        counts = budgets.allocate(measured, prices, kappa, [at_least for _, at_least in parts])
+        counts = budgets.allocate(measured, prices, kappa, [at_least for _, at_least in parts], units)
+        # In a tensor of its own a scale changes no order.
         each = [_largest([m], count) for m, count in zip(measured, counts, strict=True)]
         return self._hard(lambda index, magnitudes: each[index](0, magnitudes), measured, output_axes)
 
@@ -233,7 +242,7 @@ class L0Constraint(Grouped):
         return parts
 
 
-class L0Penalty(Grouped):
+class L0Penalty(Grouped, Selection):
     r"""Each group that is not zero costs α: $C(\theta) = \alpha \lVert \theta \rVert_0$.
 
     The C step keeps the groups of magnitude $m > \sqrt{2\alpha/\mu}$ bit for bit and zeroes the others.
@@ -256,14 +265,18 @@ class L0Penalty(Grouped):
         super().__init__(groups)
         self.alpha = non_negative("alpha", alpha)
 
-    def maps(self, weights, mu, output_axes=None):
+    def maps(self, weights, mu, output_axes=None, scales=None):
         output_axes = axes_of(output_axes, weights)
-        measured = self._measure(weights, output_axes)
+        units = _units(scales)
+        measured = self._measure(weights, output_axes, units)
+        units = units if self._single else None
         tau = tf.sqrt(2 * self.alpha / tf.cast(mu, tf.float64))
 
         def decide(index, magnitudes):
+            # Above τ is at or above the next float.
             dtype = thresholds.common_dtype([magnitudes])
-            return thresholds.magnitude_bits(magnitudes, dtype) > thresholds.magnitude_bits(tau, dtype)
+            next_float = thresholds.magnitude_bits(tau, dtype) + 1
+            return thresholds.at_least(_in_units(magnitudes, units, index, dtype), next_float)
 
         return self._hard(decide, measured, output_axes)
 
@@ -271,34 +284,47 @@ class L0Penalty(Grouped):
         return {"alpha": self.alpha, "groups": self.groups}
 
 
-def _largest(measured, kappa):
-    """Decides for the κ largest of all magnitudes together; of ties, for the first."""
+def _units(scales):
+    """What magnitudes are multiplied by, so that squares of distances have these scales."""
+    return None if scales is None else [tf.sqrt(tf.convert_to_tensor(scale)) for scale in scales]
+
+
+def _in_units(magnitudes, units, index, dtype):
+    return magnitudes if units is None else tf.cast(magnitudes, dtype) * tf.cast(units[index], dtype)
+
+
+def _largest(measured, kappa, units=None):
+    """Decides for the κ largest of all magnitudes together, each in its units; of ties, for the first."""
     dtype = thresholds.common_dtype(measured)
-    threshold = thresholds.kth_largest(measured, kappa)
+    threshold = thresholds.kth_largest(measured, kappa, units)
     left = kappa - threshold.above
     crowded = tf.logical_and(threshold.ties > left, threshold.bits > 0)
 
     def count_ties():
-        def of(tensor):
+        def of(tensor, unit):
             def update(n, chunk):
                 tie = thresholds.magnitude_bits(chunk, dtype) == threshold.bits
                 return n + tf.math.count_nonzero(tie, dtype=tf.int32)
 
-            return thresholds.fold([tensor], tf.constant(0), update)
+            return thresholds.fold([tensor], tf.constant(0), update, unit)
 
-        return tf.stack([of(m) for m in measured])
+        return tf.stack([of(m, units and units[i : i + 1]) for i, m in enumerate(measured)])
 
-    ties = tf.cond(crowded, count_ties, lambda: tf.zeros([len(measured)], tf.int32))
+    ties = tf.cond(crowded, count_ties, lambda: tf.zeros([len(measured)], tf.int32), name="crowded")
     quota = left - tf.cumsum(ties, exclusive=True)
 
     def decide(index, magnitudes):
+        magnitudes = _in_units(magnitudes, units, index, dtype)
+
         def first_come():
             bits = thresholds.magnitude_bits(magnitudes, dtype)
             tie = tf.reshape(bits == threshold.bits, [-1])
             rank = tf.reshape(tf.cumsum(tf.cast(tie, tf.int32)), tf.shape(bits))
             return (bits > threshold.bits) | ((bits == threshold.bits) & (rank <= quota[index]))
 
-        return tf.cond(crowded, first_come, lambda: thresholds.at_least(magnitudes, threshold.bits))
+        return tf.cond(
+            crowded, first_come, lambda: thresholds.at_least(magnitudes, threshold.bits), name="crowded"
+        )
 
     return decide
 

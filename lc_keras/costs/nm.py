@@ -4,10 +4,10 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras import thresholds
-from lc_keras.costs.compression import Compression, Map, axes_of
+from lc_keras.costs.compression import Map, Selection, axes_of
 
 
-class NMConstraint(Compression):
+class NMConstraint(Selection):
     r"""Of every m weights in a row along the inputs of an output unit, at most n are not zero.
 
     The pattern of sparse matrix units in hardware, 2 of every 4. A row runs along the last axis that is not
@@ -37,7 +37,8 @@ class NMConstraint(Compression):
         for shape, axes in zip(shapes, axes_of(output_axes, shapes), strict=True):
             self._input_axis(len(shape), axes)
 
-    def maps(self, weights, mu, output_axes=None):
+    def maps(self, weights, mu, output_axes=None, scales=None):
+        # A group lies in one tensor, where a scale changes no order.
         return [
             self._map(self._input_axis(len(w.shape), a))
             for w, a in zip(weights, axes_of(output_axes, weights), strict=True)

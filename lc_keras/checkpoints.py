@@ -1,0 +1,136 @@
+"""The last two checkpoints of a run in a directory, each whole or not there."""
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+_FORMAT = 1
+_KEPT = 2
+_FACTS = "facts"
+_FILE = re.compile(r"epoch-(\d{6,})\.(index|data-.*)")
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint whose every byte was read and agrees with its checksums.
+
+    Attributes:
+        path: String, what its files' names begin with.
+        epoch: Int, the epoch to go on with.
+        facts: Dict, what was given to `save`.
+        read: Returns the value of a tensor, by the name that `save` was given.
+    """
+
+    path: str
+    epoch: int
+    facts: dict
+    read: Callable[[str], np.ndarray]
+
+
+class Checkpoints:
+    """A directory of checkpoints in TensorFlow's own format, named by epoch.
+
+    The format has a checksum for every tensor and block, and a file takes its name when
+    it is complete, the index last: a checkpoint without its index is none.
+
+    Args:
+        directory: String or path-like. Other files in it are left alone.
+
+    Raises:
+        TypeError: If `directory` is of another type.
+        ValueError: If `directory` is empty, or a file.
+    """
+
+    def __init__(self, directory):
+        if not isinstance(directory, (str, os.PathLike)):
+            raise TypeError(f"Expected `checkpoint_dir` to be a path. Received: checkpoint_dir={directory!r}")
+        self.directory = os.fspath(directory)
+        if not self.directory or (
+            tf.io.gfile.exists(self.directory) and not tf.io.gfile.isdir(self.directory)
+        ):
+            raise ValueError(
+                f"Expected `checkpoint_dir` to be a directory. Received: checkpoint_dir='{self.directory}'"
+            )
+        self._kept = []
+
+    def latest(self) -> Checkpoint | None:
+        """Finds the newest checkpoint that is whole, and warns of those that are not.
+
+        Returns:
+            `Checkpoint`, or `None` where there is none.
+
+        Raises:
+            ValueError: If it is of another format.
+        """
+        for epoch in sorted(self._epochs(), reverse=True):
+            path = self._prefix(epoch)
+            try:
+                tensors = tf.train.load_checkpoint(path)
+                facts = json.loads(tensors.get_tensor(_FACTS))
+                for name in tensors.get_variable_to_shape_map():
+                    tensors.get_tensor(name)
+            # The reader raises an IndexError where a file ends too early.
+            except (tf.errors.OpError, IndexError, ValueError) as error:
+                warnings.warn(
+                    f"The checkpoint '{path}' is damaged ({error}). Training goes on from "
+                    "the one before, or from the start.",
+                    stacklevel=2,
+                )
+                continue
+            if facts["format"] != _FORMAT:
+                raise ValueError(
+                    f"Expected a checkpoint of format {_FORMAT}. Received: format {facts['format']}, in "
+                    f"'{path}'. Go on with the version of lc_keras that wrote it, or delete it to begin anew."
+                )
+            self._kept = [epoch]
+            return Checkpoint(path, epoch, facts, tensors.get_tensor)
+        return None
+
+    def save(self, epoch: int, facts: dict, tensors: dict):
+        """Writes a checkpoint, then removes all but the last two.
+
+        Args:
+            epoch: Int, the epoch to go on with.
+            facts: Dict that JSON can hold.
+            tensors: Dict of tensors by name.
+        """
+        tf.io.gfile.makedirs(self.directory)
+        # What was damaged, or never finished, is not to be met again.
+        self._remove_all_but(self._kept)
+        tensors = {_FACTS: tf.constant(json.dumps({"format": _FORMAT, **facts})), **tensors}
+        tf.raw_ops.SaveV2(
+            prefix=self._prefix(epoch),
+            tensor_names=list(tensors),
+            shape_and_slices=[""] * len(tensors),
+            tensors=list(tensors.values()),
+        )
+        self._kept = [*self._kept, epoch][-_KEPT:]
+        self._remove_all_but(self._kept)
+
+    def delete(self):
+        """Removes all checkpoints, and the directory if nothing else is in it."""
+        if tf.io.gfile.isdir(self.directory):
+            self._remove_all_but([])
+            if not tf.io.gfile.listdir(self.directory):
+                tf.io.gfile.rmtree(self.directory)
+
+    def _prefix(self, epoch) -> str:
+        return os.path.join(self.directory, f"epoch-{epoch:06}")
+
+    def _files(self) -> list:
+        names = tf.io.gfile.listdir(self.directory) if tf.io.gfile.isdir(self.directory) else []
+        return [match for match in map(_FILE.match, names) if match]
+
+    def _epochs(self) -> list[int]:
+        return [int(match[1]) for match in self._files() if match.string.endswith(".index")]
+
+    def _remove_all_but(self, epochs):
+        # The older first and an index before its data: what is left at any moment is whole.
+        gone = [match for match in self._files() if int(match[1]) not in epochs]
+        for match in sorted(gone, key=lambda match: (int(match[1]), match[2] != "index")):
+            tf.io.gfile.remove(os.path.join(self.directory, match.string))
