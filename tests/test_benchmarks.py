@@ -101,3 +101,34 @@ def test_results_are_written_from_what_there_is(tmp_path):
     for what in ("kept", "epochs", "layers"):
         name = f"plots/error_lenet300_sgd_{what}.png"
         assert f"({name})" in text and (tmp_path / name).stat().st_size > 5000
+
+
+@pytest.mark.parametrize("slope", [-1, 1])
+@pytest.mark.parametrize("target", [0.05, 0.01])
+def test_a_strength_is_found_in_few_runs(slope, target, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    strength = pytest.importorskip("strength")
+
+    def kept(value):
+        # Steep in the middle, flat where nearly all or hardly any weights are kept.
+        return 1 / (1 + 300 * (value / 1e-4) ** (-2.5 * slope))
+
+    points = []
+    while not points or not strength.near(points[-1][1], target):
+        value = strength.propose(points, target, first=1e-5, slope=slope)
+        points.append((value, kept(value)))
+        assert len(points) <= 6
+    # Another seed takes over what was found.
+    assert strength.propose(points, target, first=1.0, slope=slope) == pytest.approx(points[-1][0])
+
+
+def test_the_best_settings_have_the_least_mean_error(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    error = pytest.importorskip("error")
+    rows = [
+        {"net": net, "optimizer": "sgd", "contender": "LC", "settings": {"rate": rate}, "error": error}
+        for net, rate, errors in (("a", 1.0, (1, 5)), ("a", 0.5, (2, 3)), ("b", 2.0, (0, 0)))
+        for error in errors
+    ]
+    assert error.best_settings(rows, "a", "sgd") == {"LC": {"rate": 0.5}}
