@@ -2,138 +2,180 @@
 
     python benchmarks/error.py                                       # LeNet-300: an hour on two cores
     python benchmarks/error.py --net lenet5 --keep 0.01 0.005 --epochs 8
-    python benchmarks/error.py --contenders LC gradual --epochs 5 10 20 40 60 120 --seeds 0
-    python benchmarks/error.py --validation                          # to choose settings by
+    python benchmarks/error.py --contenders LC gradual --epochs 5 10 20 40 60 120 --output outputs/epochs.json
+    python benchmarks/error.py --contenders LC "LC ℓ0 penalty" "LC ℓ1 penalty" --output outputs/costs.json
+    python benchmarks/error.py --tuned outputs/tune.json             # each as tune.py found it best
     python benchmarks/error.py --tiny                                # seconds
 
-All contenders start from the same reference and see the same batches in the same order. What is done
-already is read from the output and not run again.
+All contenders start from the same reference and see the same batches in the same order. A penalty is not
+told how much to keep: its strength is sought in whole runs of the first seed until what is kept is within
+5 % of what was asked for; no error is looked at, and the table says what was kept. What is done already is
+read from the output and not run again. Plots are written beside the output.
 """
 
 import argparse
+import math
 import statistics
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
-from nets import NETS, Net  # first: it makes the examples importable
+from nets import NETS  # first: it makes the examples importable
 
-import keras
-import peer
+import plots
 import record
+import strength
 import tradeoff
+from contenders import CONTENDERS, Start, run
 
-import lc_keras
-from lc_keras import L0Constraint, LearningCompression, Task
-from lc_keras.baselines import GradualPruning, MagnitudePruning, compress_directly
+from lc_keras import L0Constraint
+from lc_keras.baselines import compress_directly
 
-CONTENDERS = {
-    "LC": lambda keep: LearningCompression(L0Constraint(keep)),
-    "LC per layer": lambda keep: LearningCompression(Task(L0Constraint(keep), per_layer=True)),
-    "LC without multipliers": lambda keep: LearningCompression(L0Constraint(keep), multipliers=False),
-    "gradual": lambda keep: GradualPruning(L0Constraint(keep)),
-    "magnitude": lambda keep: MagnitudePruning(L0Constraint(keep)),
-    "magnitude, 5 rounds": lambda keep: MagnitudePruning(L0Constraint(keep), rounds=5),
-}
+DEFAULT = ["LC", "LC per layer", "LC without multipliers", "gradual", "magnitude", "magnitude, 5 rounds"]
+# Whole runs, to find the strength that keeps what was asked for.
+MOST_RUNS = 6
 
-# In environments of their own, made where they are asked for.
-PEERS = {"TensorFlow's toolkit": "tfmot"}
+
+def arguments(description, choices, **defaults):
+    """Returns a parser with the options that all who call `measure` have."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--net", choices=NETS, default="lenet300")
+    add("--optimizer", choices=["sgd", "adam"], default="sgd")
+    add("--contenders", nargs="+", choices=choices)
+    add("--keep", type=float, nargs="+")
+    add("--epochs", type=int, nargs="+", default=[20])
+    add("--seeds", type=int, nargs="+")
+    add("--validation", action="store_true", help="hold out images and measure on them")
+    add("--tiny", action="store_true", help="one epoch of digits")
+    add("--output", type=Path)
+    parser.set_defaults(**defaults)
+    return parser
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = arguments(
+        __doc__,
+        list(CONTENDERS),
+        contenders=DEFAULT,
+        keep=[0.05, 0.02, 0.01],
+        seeds=[0, 1, 2],
+        output=Path("outputs/error.json"),
     )
-    parser.add_argument("--net", choices=NETS, default="lenet300")
-    parser.add_argument("--optimizer", choices=["sgd", "adam"], default="sgd")
-    parser.add_argument("--contenders", nargs="+", choices=[*CONTENDERS, *PEERS], default=list(CONTENDERS))
-    parser.add_argument("--keep", type=float, nargs="+", default=[0.05, 0.02, 0.01])
-    parser.add_argument("--epochs", type=int, nargs="+", default=[20])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--validation", action="store_true", help="hold out images and measure on them")
-    parser.add_argument("--tiny", action="store_true", help="one epoch of digits")
-    parser.add_argument("--output", type=Path, default=Path("outputs/error.json"))
+    parser.add_argument("--tuned", type=Path, help="what tune.py wrote, to take settings from")
     options = parser.parse_args()
     if options.tiny:
         options.net, options.keep, options.epochs, options.seeds = "digits", [0.1], [1], [0]
-        options.contenders = ["LC", "gradual", "magnitude"]
+        options.contenders = ["LC", "gradual", "magnitude", "LC ℓ1 constraint"]
+    best = best_settings(record.read(options.tuned), options.net, options.optimizer) if options.tuned else {}
+    settings = {name: [best.get(CONTENDERS[name].tuned_as or name, {})] for name in options.contenders}
+    asked = measure(options, settings)
+    print(table(asked))
+    plots.errors(best_placed(asked), options.output.with_suffix(""))
 
+
+def by_settings(rows):
+    """Returns a dict from net, optimizer, contender and settings to the errors at all budgets and seeds."""
+    errors = {}
+    for row in rows:
+        case = row["net"], row["optimizer"], row["contender"], tuple(row["settings"].items())
+        errors.setdefault(case, []).append(row["error"])
+    return errors
+
+
+def best_settings(rows, net, optimizer):
+    """Returns a dict from each contender that `tune.py` tuned to its settings of least mean error."""
+    best = {}
+    for (*case, contender, settings), errors in by_settings(rows).items():
+        if case == [net, optimizer]:
+            mean = statistics.mean(errors)
+            best[contender] = min(best.get(contender, (math.inf, ())), (mean, settings))
+    return {contender: dict(settings) for contender, (_, settings) in best.items()}
+
+
+def measure(options, settings):
+    """Runs what is not done yet and writes it to the output.
+
+    Args:
+        options: The options of `arguments`.
+        settings: Dict from each contender to a list of settings.
+
+    Returns:
+        The rows that were asked for, those done earlier as well.
+    """
     rows, net = record.read(options.output), NETS[options.net]
-    train, measured = net.parts(options.validation)
-    measured_on = "validation" if options.validation else "test"
+    validation = options.validation
+    train, measured = net.parts(validation)
     asked = []
     for seed in options.seeds:
-        reference = None if options.validation else net.anchor()
+        reference = None if validation else net.anchor()
         reference = reference or net.reference(train, options.optimizer, seed, 1 if options.tiny else None)
-        start = tradeoff.measure("reference", reference, measured).error
+        start = Start(net, options.optimizer, validation, reference, train, measured, seed)
+        known = {"reference_error": tradeoff.measure("reference", reference, measured).error}
         for keep in options.keep:
             direct = tradeoff.copy_of(reference)
             compress_directly(direct, L0Constraint(keep))
-            direct_error = tradeoff.measure("direct", direct, measured).error
-            for epochs in options.epochs:
-                for contender in options.contenders:
-                    row = {"net": net.name, "optimizer": options.optimizer, "measured_on": measured_on}
-                    row |= {"contender": contender, "keep": keep, "epochs": epochs, "seed": seed}
-                    asked.append(row)
-                    if any(row.items() <= done.items() for done in rows):
-                        continue
-                    began = time.perf_counter()
-                    prune = _by_peer if contender in PEERS else _by_callback
-                    result = prune(Case(net, reference, train, measured, **row))
-                    rows.append(
-                        {**row, **result, "reference_error": start, "direct_error": direct_error}
-                        | {"seconds": time.perf_counter() - began}
-                    )
+            known["direct_error"] = tradeoff.measure("direct", direct, measured).error
+            cases = [(n, e, s) for e in options.epochs for n in options.contenders for s in settings[n]]
+            for name, epochs, chosen in cases:
+                row = {"net": net.name, "optimizer": options.optimizer}
+                row |= {"measured_on": "validation" if validation else "test", "contender": name}
+                row |= {"settings": chosen, "epochs": epochs}
+                here = row | {"keep": keep, "seed": seed}
+                most = MOST_RUNS if seed == options.seeds[0] and not options.tiny else 1
+                while value := _next(CONTENDERS[name], _of(rows, row), _of(rows, here), keep, most):
+                    figures = run(start, name, keep, epochs, chosen, value.get("strength"))
+                    rows.append({**here, **value, **figures, **known})
                     record.write(options.output, rows)
-    print(table([done for done in rows if any(row.items() <= done.items() for row in asked)]))
+                asked += _of(rows, here)
+    return asked
 
 
-@dataclass(frozen=True)
-class Case:
-    """One run: what is pruned, on what data, and how."""
-
-    model: Net
-    reference: keras.Model
-    train: tuple
-    measured: tuple
-    net: str
-    optimizer: str
-    measured_on: str
-    contender: str
-    keep: float
-    epochs: int
-    seed: int
+def _of(rows, case):
+    return [row for row in rows if case.items() <= row.items()]
 
 
-def _by_callback(case):
-    model, prune = tradeoff.copy_of(case.reference), CONTENDERS[case.contender](case.keep)
-    keras.utils.set_random_seed(case.seed)
-    label = f"{case.contender} {100 * case.keep:g} %"
-    case.model.fit(
-        model, case.train, case.epochs, label, [prune], optimizer=case.optimizer, seed=case.seed
-    )
-    point = tradeoff.measure(case.contender, model, case.measured)
-    density = {row.path: row.density for row in lc_keras.report(model).rows}
-    return {"kept": point.kept, "error": point.error, "density_by_layer": density}
+def _next(contender, similar, done, keep, most):
+    """What to run next, as what the row will have of it; `None` if all is done.
+
+    Args:
+        contender: `Contender`.
+        similar: Rows of the same case at any budget and of any seed.
+        done: Rows of this budget and seed.
+        keep: Float, the budget.
+        most: Int, how many runs there may be.
+    """
+    if contender.strength is None:
+        return None if done else {"strength": None}
+    if len(done) == most or any(strength.near(row["density"], keep) for row in done):
+        return None
+    points = [(row["strength"], row["density"]) for row in similar]
+    return {"strength": strength.propose(points, keep, contender.strength, contender.slope)}
 
 
-def _by_peer(case):
-    options = {name: getattr(case, name) for name in ("net", "optimizer", "keep", "epochs", "seed")}
-    validation = case.measured_on == "validation"
-    return peer.run(PEERS[case.contender], case.reference, validation=validation, **options)
+def best_placed(rows):
+    """Of the runs of each case, the one that kept what is nearest to what was asked for."""
+    placed = {}
+    for row in rows:
+        case = tuple(str(row[name]) for name in ("net", "optimizer", "measured_on", "contender", "settings"))
+        case += row["keep"], row["epochs"], row["seed"]
+        other = placed.get(case, row)
+        placed[case] = min(other, row, key=lambda r: abs(r["density"] / r["keep"] - 1))
+    return list(placed.values())
 
 
 def tables(rows):
     """The table of each net, optimizer and measured part."""
-    cases = dict.fromkeys((row["net"], row["optimizer"], row["measured_on"]) for row in rows)
+    names = "net", "optimizer", "measured_on"
+    cases = dict.fromkeys(tuple(row[name] for name in names) for row in rows)
     return "\n\n".join(
-        table([row for row in rows if (row["net"], row["optimizer"], row["measured_on"]) == case])
-        for case in cases
+        table([row for row in rows if tuple(row[name] for name in names) == case]) for case in cases
     )
 
 
 def table(rows):
     """Mean error over the seeds: a line for each contender and number of epochs, a column for each budget."""
+    rows = best_placed(rows)
     keeps = sorted({row["keep"] for row in rows}, reverse=True)
     first = rows[0]
     seeds = sorted({row["seed"] for row in rows})
@@ -143,22 +185,27 @@ def table(rows):
             f"{first['net']}, {first['optimizer']}: {first['measured_on']} error, %, mean (largest) of seeds "
             f"{', '.join(map(str, seeds))}; reference {reference:.2f}"
         ),
-        f"{'':28}{'epochs':>6}" + "".join(f"{100 * keep:>13g} %" for keep in keeps),
+        f"{'':34}{'epochs':>6}" + "".join(f"{100 * keep:>18g} %" for keep in keeps),
     ]
     for epochs, contender in sorted({(row["epochs"], row["contender"]) for row in rows}):
         cells = []
         for keep in keeps:
-            errors = [
-                row["error"]
-                for row in rows
-                if (row["epochs"], row["contender"], row["keep"]) == (epochs, contender, keep)
-            ]
-            cell = f"{statistics.mean(errors):.2f} ({max(errors):.2f})" if errors else ""
-            cells.append(f"{cell:>15}")
-        lines.append(f"{contender:28}{epochs:>6}" + "".join(cells))
+            of = {"epochs": epochs, "contender": contender, "keep": keep}
+            cells.append(f"{_cell(_of(rows, of), keep):>20}")
+        lines.append(f"{contender:34}{epochs:>6}" + "".join(cells))
     direct = {row["keep"]: row["direct_error"] for row in rows}
-    lines.append(f"{'direct compression':28}{0:>6}" + "".join(f"{direct[keep]:>15.2f}" for keep in keeps))
+    lines.append(f"{'direct compression':34}{0:>6}" + "".join(f"{direct[keep]:>20.2f}" for keep in keeps))
+    if any("@" in line for line in lines):
+        lines.append("@: % kept, where it is not what the column says")
     return "\n".join(lines)
+
+
+def _cell(rows, keep):
+    if not rows:
+        return ""
+    errors, kept = [row["error"] for row in rows], statistics.mean(row["density"] for row in rows)
+    where = "" if abs(kept / keep - 1) < 0.01 else f" @{100 * kept:.3g}"
+    return f"{statistics.mean(errors):.2f} ({max(errors):.2f}){where}"
 
 
 if __name__ == "__main__":

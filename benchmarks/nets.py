@@ -44,8 +44,8 @@ class Net:
     keep: float
     anchor: Callable = lambda: None
 
-    def fit(self, model, train, epochs, label, callbacks=(), *, optimizer, seed):
-        """Trains `model` as every contender is trained."""
+    def fit(self, model, train, epochs, label, callbacks=(), *, optimizer, seed, rate=1.0, executions=8):
+        """Trains `model` as every contender is trained, the learning rate times `rate`."""
         mnist.fit(
             model,
             train,
@@ -53,9 +53,10 @@ class Net:
             label,
             callbacks,
             optimizer=optimizer,
-            learning_rate=self.rates[optimizer],
+            learning_rate=rate * self.rates[optimizer],
             seed=seed,
             batch_size=self.batch_size,
+            executions=executions,
         )
 
     def reference(self, train, optimizer, seed, epochs=None):

@@ -37,7 +37,7 @@ def run(name, reference, **options):
         **options: The options of the script.
 
     Returns:
-        Dict with `kept`, `error` in % and the library's `version`.
+        Dict with `kept`, `error` in %, `density_by_layer` and the library's `version`.
     """
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.npz"

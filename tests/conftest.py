@@ -34,9 +34,19 @@ def seed():
 @pytest.fixture(scope="session")
 def mnist_dir():
     """The folder that holds MNIST prepared for TFDS; nothing is downloaded in a test."""
+    return _prepared("mnist")
+
+
+@pytest.fixture(scope="session")
+def cifar10_dir():
+    """As `mnist_dir`, of CIFAR-10."""
+    return _prepared("cifar10")
+
+
+def _prepared(name):
     folder = Path(os.environ.get("TFDS_DATA_DIR", ""))
-    if not (folder / "mnist").is_dir():
-        pytest.skip("TFDS_DATA_DIR holds no MNIST")
+    if not (folder / name).is_dir():
+        pytest.skip(f"TFDS_DATA_DIR holds no {name}")
     return str(folder)
 
 

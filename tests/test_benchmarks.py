@@ -11,11 +11,16 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize(
-    "script",
-    ["any_model", "automatic_mu", "c_step", "error", "l_step", "on_device", "serving", "shrink"],
-)
-def test_a_tiny_pass(script, tmp_path):
+SCRIPTS = """
+any_model automatic_mu c_step error l_step on_device resnet serving shrink step_length tune
+whole_run
+""".split()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_tiny_pass(script, tmp_path, request):
+    if script == "resnet":
+        request.getfixturevalue("cifar10_dir")
     done = subprocess.run(
         [
             sys.executable,
@@ -33,9 +38,24 @@ def test_a_tiny_pass(script, tmp_path):
     rows = result["rows"]
     assert result["environment"]["tensorflow"] and result["environment"]["cores"] > 0
     if script == "error":
-        assert [row["contender"] for row in rows] == ["LC", "gradual", "magnitude"]
-        assert len({row["kept"] for row in rows}) == 1
+        assert [row["contender"] for row in rows] == ["LC", "gradual", "magnitude", "LC ℓ1 constraint"]
+        assert len({row["kept"] for row in rows[:3]}) == 1
+        assert rows[3]["strength"] == 0.1 and f"@{100 * rows[3]['density']:.3g}" in done.stdout
         assert all(0 <= row["error"] < 90 and row["contender"] in done.stdout for row in rows)
+    elif script == "resnet":
+        assert [row["contender"] for row in rows] == ["LC", "magnitude, retrained"]
+        assert [row["kept"] for row in rows] == [7480, 7480]
+        assert "ResNet-8, 74,800 prunable weights, 128 images" in done.stdout
+    elif script == "tune":
+        assert len({json.dumps(row["settings"]) for row in rows}) == len(rows) == 6
+        best = min(rows, key=lambda row: row["error"])
+        assert best["measured_on"] == "validation" and f"{best['error']:.2f} *" in done.stdout
+    elif script == "step_length":
+        assert [row["settings"]["epochs_per_step"] for row in rows] == [0.25, 1.0]
+        assert (tmp_path / "result.png").stat().st_size > 5000
+    elif script == "whole_run":
+        assert rows[0]["c_steps"] == 8 and 0 < rows[0]["c_step_fraction"] < 1
+        assert rows[0]["ratio"] > 0 and rows[0]["lc_peak_mb"] > rows[0]["weights_mb"] > 0
     elif script == "any_model":
         assert [row["model"] for row in rows] == ["nested three deep", "MobileNet"]
         assert all(row["outcome"] == "ok" and 0 < row["kept"] < row["compressed"] for row in rows)
@@ -53,3 +73,62 @@ def test_a_tiny_pass(script, tmp_path):
         assert rows[0]["macs_fraction"] <= 0.5
     else:
         assert rows[0]["l_step_ratio"] > 0 and rows[0]["c_step_ms"] > 0
+
+
+def test_results_are_written_from_what_there_is(tmp_path):
+    case = {"net": "lenet300", "optimizer": "sgd", "measured_on": "test", "settings": {}, "strength": None}
+    rows = [
+        case
+        | {"contender": name, "keep": keep, "density": density, "epochs": epochs, "seed": seed}
+        | {"error": error + seed + 1 / epochs, "reference_error": 2.125, "direct_error": 45.5}
+        | {"density_by_layer": {f"net/dense_{seed}/kernel": keep, f"net/dense_{seed + 1}/kernel": 2 * keep}}
+        for name, error in (("LC", 2), ("gradual", 3))
+        for keep, density in ((0.05, 0.05), (0.02, 0.021 if name == "LC" else 0.02))
+        for epochs in (5, 20)
+        for seed in (0, 1)
+    ]
+    (tmp_path / "error.json").write_text(json.dumps({"environment": {"cores": 2}, "rows": rows}))
+    subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "results.py", "--figures", tmp_path, "--docs", tmp_path],
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    text = (tmp_path / "results.md").read_text()
+    assert text.count("\n## ") == 1 and "On: cores 2." in text
+    cells = [line.split() for line in text.splitlines()]
+    assert ["LC", "20", "2.55", "(3.05)", "2.55", "(3.05)", "@2.1"] in cells
+    assert ["gradual", "5", "3.70", "(4.20)", "3.70", "(4.20)"] in cells
+    for what in ("kept", "epochs", "layers"):
+        name = f"plots/error_lenet300_sgd_{what}.png"
+        assert f"({name})" in text and (tmp_path / name).stat().st_size > 5000
+
+
+@pytest.mark.parametrize("slope", [-1, 1])
+@pytest.mark.parametrize("target", [0.05, 0.01])
+def test_a_strength_is_found_in_few_runs(slope, target, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    strength = pytest.importorskip("strength")
+
+    def kept(value):
+        # Steep in the middle, flat where nearly all or hardly any weights are kept.
+        return 1 / (1 + 300 * (value / 1e-4) ** (-2.5 * slope))
+
+    points = []
+    while not points or not strength.near(points[-1][1], target):
+        value = strength.propose(points, target, first=1e-5, slope=slope)
+        points.append((value, kept(value)))
+        assert len(points) <= 6
+    # Another seed takes over what was found.
+    assert strength.propose(points, target, first=1.0, slope=slope) == pytest.approx(points[-1][0])
+
+
+def test_the_best_settings_have_the_least_mean_error(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    error = pytest.importorskip("error")
+    rows = [
+        {"net": net, "optimizer": "sgd", "contender": "LC", "settings": {"rate": rate}, "error": error}
+        for net, rate, errors in (("a", 1.0, (1, 5)), ("a", 0.5, (2, 3)), ("b", 2.0, (0, 0)))
+        for error in errors
+    ]
+    assert error.best_settings(rows, "a", "sgd") == {"LC": {"rate": 0.5}}

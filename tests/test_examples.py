@@ -1,6 +1,7 @@
 """Each example, once through with little of everything."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -71,6 +72,70 @@ def test_lenet5_on_validation_images(tmp_path, mnist_dir):
     assert [point["kept"] for point in points] == [430_500, 4_305, 4_305]
     assert "validation error" in printed and "test error" not in printed
     assert len(list(tmp_path.glob("reference-*.weights.h5"))) == 1
+
+
+@pytest.mark.parametrize("depth, weights", [(32, 461_872), (56, 848_944), (110, 1_719_856)])
+def test_resnets_have_the_weights_of_the_paper(module, depth, weights):
+    resnet = module("resnet_cifar10")
+    model = resnet.build(depth)
+    kernels = [w for w in model.trainable_weights if w.path.endswith("kernel")]
+    assert sum(math.prod(kernel.shape) for kernel in kernels) == weights == resnet.PRUNABLE[depth]
+    scales = [w for w in model.trainable_weights if w.path.endswith("gamma")]
+    assert len(kernels) == depth and len(scales) == depth - 1
+    assert all(abs(w.regularizer.l2 - 1e-4) < 1e-9 for w in kernels + scales)
+
+
+def test_a_resnet_of_another_depth(module):
+    with pytest.raises(ValueError, match="depth=10"):
+        module("resnet_cifar10").build(10)
+
+
+def test_a_resnet_loads_without_lc_keras(module, tmp_path):
+    model = module("resnet_cifar10").build(8)
+    model.save(tmp_path / "resnet.keras")
+    np.save(tmp_path / "images.npy", np.random.normal(size=(2, 32, 32, 3)).astype("float32"))
+    script = (
+        "import keras, numpy as np, sys\n"
+        "model = keras.saving.load_model('resnet.keras')\n"
+        "np.save('logits.npy', model(np.load('images.npy')))\n"
+        "assert 'lc_keras' not in sys.modules"
+    )
+    environment = {**os.environ, "PYTHONPATH": ""}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, env=environment)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "logits.npy"), model(np.load(tmp_path / "images.npy")), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_shortcuts_take_every_other_pixel_and_add_channels_of_zeros(module):
+    inputs = keras.Input((8, 8, 6))
+    shortcut = keras.Model(inputs, module("resnet_cifar10")._shortcut(inputs, 3))
+    images = np.random.normal(size=(2, 8, 8, 6)).astype("float32")
+    narrowed = shortcut(images).numpy()
+    assert not shortcut.weights
+    np.testing.assert_array_equal(narrowed[..., 3:9], images[:, ::2, ::2])
+    assert narrowed.shape == (2, 4, 4, 12) and not narrowed[..., :3].any() and not narrowed[..., 9:].any()
+
+
+def test_augmented_images_are_shifted_and_flipped_anew_in_each_epoch(module):
+    images = np.arange(1, 16 * 32 * 32 * 3 + 1, dtype="float32").reshape(16, 32, 32, 3)
+    padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    shifts = [(i, j, step) for i in range(9) for j in range(9) for step in (1, -1)]
+    batches = module("resnet_cifar10").augmented((images, np.arange(16)), 8, seed=0)
+    drawn = []
+    for _ in range(2):
+        found = {}
+        for part, labels in batches:
+            for image, label in zip(part.numpy(), labels.numpy(), strict=True):
+                (found[int(label)],) = [
+                    (i, j, step)
+                    for i, j, step in shifts
+                    if np.array_equal(image, padded[label, i : i + 32, j : j + 32][:, ::step])
+                ]
+        drawn.append(found)
+    assert sorted(drawn[0]) == list(range(16)) and drawn[0] != drawn[1]
+    assert {step for _, _, step in drawn[0].values()} == {1, -1}
+    assert len({i for i, _, _ in drawn[0].values()}) > 3 and len({j for _, j, _ in drawn[0].values()}) > 3
 
 
 def test_neuron_budget(tmp_path, mnist_dir):

@@ -39,6 +39,8 @@ def main():
     parser.add_argument("--keep", type=float, required=True)
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--rate", type=float, default=1.0, help="factor of the learning rate")
+    parser.add_argument("--until", type=float, default=0.75, help="share of the run that the removing takes")
     parser.add_argument("--validation", action="store_true")
     options = parser.parse_args()
 
@@ -56,13 +58,13 @@ def main():
         initial_sparsity=0.0,
         final_sparsity=1 - options.keep,
         begin_step=0,
-        end_step=int(0.75 * options.epochs * batches),
+        end_step=int(options.until * options.epochs * batches),
         frequency=max(1, batches // 4),
     )
     wrapped = pruning.prune_low_magnitude(model, pruning_schedule=schedule)
     optimizers = tf_keras.optimizers
     falling = optimizers.schedules.ExponentialDecay(
-        net.rates[options.optimizer], batches, 0.98 ** (40 / options.epochs), staircase=True
+        options.rate * net.rates[options.optimizer], batches, 0.98 ** (40 / options.epochs), staircase=True
     )
     wrapped.compile(
         optimizers.Adam(falling)
@@ -72,10 +74,15 @@ def main():
     )
     wrapped.fit(train, epochs=options.epochs, verbose=0, callbacks=[pruning.UpdatePruningStep()])
     model = pruning.strip_pruning(wrapped)
-    kernels = [w.numpy() for w in model.trainable_weights if w.shape.rank > 1]
+    kernels = {w.name: w.numpy() for w in model.trainable_weights if w.shape.rank > 1}
     wrong = np.argmax(model.predict(images, batch_size=1000, verbose=0), axis=-1) != labels
-    kept = int(sum(np.count_nonzero(kernel) for kernel in kernels))
-    print(json.dumps({"kept": kept, "error": 100 * float(np.mean(wrong)), "version": tfmot.__version__}))
+    result = {
+        "kept": int(sum(np.count_nonzero(kernel) for kernel in kernels.values())),
+        "error": 100 * float(np.mean(wrong)),
+        "density_by_layer": {name: float(np.mean(kernel != 0)) for name, kernel in kernels.items()},
+        "version": tfmot.__version__,
+    }
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,192 @@
+"""Who prunes: each with what it is tuned by, and one way to run them all."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nets import Net  # first: it makes the examples importable
+
+import keras
+import numpy as np
+import peer
+import tradeoff
+
+import lc_keras
+from lc_keras import L0Constraint, L0Penalty, L1Constraint, L1Penalty, LearningCompression, Task
+from lc_keras.baselines import GradualPruning, MagnitudePruning
+from lc_keras.tasks import default_kernels
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to prune.
+
+    Attributes:
+        prune: Called with the fraction to keep, or with a strength and the reference's ℓ1 norm,
+            and with settings; returns the callback. `None` of a peer.
+        tries: Tuple of two settings of an option of its own, which `tune.py` tries; the first is
+            the default.
+        rates: Tuple of three learning rates to try, as factors of the reference's.
+        tuned_as: String, the contender whose tuned settings it takes; its own by default.
+        peer: Dict, `name` of the script in `peers/`, and options of it; or `None`.
+        strength: Float, where to begin to look for the strength that keeps a given fraction.
+            `None` where the fraction is given to the contender itself.
+        slope: +1 if more strength keeps more, else −1.
+    """
+
+    prune: Callable | None = None
+    tries: tuple = ()
+    rates: tuple = (1.0, 0.5, 2.0)
+    tuned_as: str | None = None
+    peer: dict | None = None
+    strength: float | None = None
+    slope: int = -1
+
+    def settings(self):
+        """What to tune: the learning rates times the tries."""
+        return [{"rate": rate, **own} for own in self.tries for rate in self.rates]
+
+
+def _options(name, *values):
+    return tuple({name: value} for value in values)
+
+
+def _with_and_without(name, cost, **attributes):
+    """LC with a cost that has no budget, with multipliers and without."""
+    for multipliers in (True, False):
+        yield (
+            name if multipliers else f"{name}, no multipliers",
+            Contender(
+                lambda strength, norm, multipliers=multipliers, **settings: LearningCompression(
+                    cost(strength, norm), multipliers=multipliers, **settings
+                ),
+                tuned_as="LC",
+                **attributes,
+            ),
+        )
+
+
+CONTENDERS = {
+    "LC": Contender(
+        lambda keep, **settings: LearningCompression(L0Constraint(keep), **settings),
+        # Of MNIST, 58 batches and 15.
+        _options("epochs_per_step", 0.25, 0.0625),
+    ),
+    "LC per layer": Contender(
+        lambda keep, **settings: LearningCompression(Task(L0Constraint(keep), per_layer=True), **settings),
+        tuned_as="LC",
+    ),
+    "LC without multipliers": Contender(
+        lambda keep, **settings: LearningCompression(L0Constraint(keep), multipliers=False, **settings),
+        tuned_as="LC",
+    ),
+    **dict(_with_and_without("LC ℓ0 penalty", lambda alpha, norm: L0Penalty(alpha), strength=1e-5)),
+    **dict(_with_and_without("LC ℓ1 penalty", lambda alpha, norm: L1Penalty(alpha), strength=1e-4)),
+    **dict(
+        # The strength is a fraction of the reference's norm.
+        _with_and_without(
+            "LC ℓ1 constraint", lambda part, norm: L1Constraint(part * norm), strength=0.1, slope=1
+        )
+    ),
+    "gradual": Contender(
+        lambda keep, **settings: GradualPruning(L0Constraint(keep), **settings),
+        _options("until", 0.75, 0.5),
+    ),
+    "magnitude": Contender(
+        lambda keep, **settings: MagnitudePruning(L0Constraint(keep), **settings),
+        _options("rounds", 1, 5),
+    ),
+    "magnitude, 5 rounds": Contender(lambda keep: MagnitudePruning(L0Constraint(keep), rounds=5)),
+    # In environments of their own, made where they are asked for.
+    "TensorFlow's toolkit": Contender(peer={"name": "tfmot"}, tries=_options("until", 0.75, 0.5)),
+    "PQuantML, PDP": Contender(
+        # At the reference's learning rate it diverges.
+        peer={"name": "pquant", "method": "pdp", "rate": 0.1},
+        tries=_options("tuned", 1 / 6, 1 / 2),
+        rates=(0.1, 0.03, 0.3),
+    ),
+    "PQuantML, Wanda": Contender(
+        peer={"name": "pquant", "method": "wanda"}, tries=_options("seen", 100, 1000)
+    ),
+}
+TUNABLE = [name for name, contender in CONTENDERS.items() if contender.tries]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What all contenders of a comparison start from.
+
+    Attributes:
+        net: `Net`.
+        optimizer: String.
+        validation: Bool, whether images are held out and measured on.
+        reference: `keras.Model`.
+        train: Tuple of arrays.
+        measured: Tuple of arrays.
+        seed: Int, of the order of the batches.
+    """
+
+    net: Net
+    optimizer: str
+    validation: bool
+    reference: keras.Model
+    train: tuple
+    measured: tuple
+    seed: int
+
+
+def run(start, name, keep, epochs, settings, strength=None):
+    """Prunes a copy of the reference.
+
+    Args:
+        start: `Start`.
+        name: String, the contender.
+        keep: Float, the fraction to keep.
+        epochs: Int.
+        settings: Dict, of `Contender.settings`; empty for the defaults.
+        strength: Float, for a contender that is not told what to keep.
+
+    Returns:
+        Dict of figures: `kept`, `density`, `error` in %, `density_by_layer` and `seconds`.
+    """
+    began = time.perf_counter()
+    contender = CONTENDERS[name]
+    if contender.peer:
+        figures = peer.run(
+            reference=start.reference,
+            net=start.net.name,
+            optimizer=start.optimizer,
+            validation=start.validation,
+            keep=keep,
+            epochs=epochs,
+            seed=start.seed,
+            **contender.peer | settings,
+        )
+        figures["density"] = figures["kept"] / lc_keras.report(start.reference).weights
+    else:
+        own = {option: value for option, value in settings.items() if option != "rate"}
+        norm = sum(float(np.abs(kernel.numpy()).sum()) for kernel in default_kernels(start.reference))
+        callback = (
+            contender.prune(keep, **own) if strength is None else contender.prune(strength, norm, **own)
+        )
+        model = tradeoff.copy_of(start.reference)
+        keras.utils.set_random_seed(start.seed)
+        label = f"{name} {100 * keep:g} %"
+        start.net.fit(
+            model,
+            start.train,
+            epochs,
+            label,
+            [callback],
+            optimizer=start.optimizer,
+            seed=start.seed,
+            rate=settings.get("rate", 1.0),
+            # An L step may be shorter than usual, but not than an execution.
+            executions=max(8, math.ceil(1 / settings.get("epochs_per_step", 1))),
+        )
+        point = tradeoff.measure(name, model, start.measured)
+        densities = {row.path: row.density for row in lc_keras.report(model).rows}
+        figures = {"kept": point.kept, "density": point.density, "error": point.error}
+        figures["density_by_layer"] = densities
+    return figures | {"seconds": time.perf_counter() - began}

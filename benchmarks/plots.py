@@ -1,0 +1,115 @@
+"""The curves of the training benchmarks."""
+
+import statistics
+
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+
+def errors(rows, stem):
+    """Draws what rows of `error.py` show: error against what is kept, against epochs, and layer by layer.
+
+    Args:
+        rows: List of dicts, of one net, optimizer and measured part.
+        stem: Path; to its name is added what a plot shows, and `.png`.
+
+    Returns:
+        List of paths, of what there was enough to draw.
+    """
+    paths = []
+    budgets, epochs = ({row[name] for row in rows} for name in ("keep", "epochs"))
+    if len(budgets) > 1:
+        paths.append(_of(stem, "kept"))
+        _curves(paths[-1], _by_epochs(rows), "density", "kept, % of the kernels' weights", 100)
+    if len(epochs) > 1:
+        paths.append(_of(stem, "epochs"))
+        panels = {
+            f"{100 * keep:g} % kept": [row for row in rows if row["keep"] == keep]
+            for keep in sorted(budgets, reverse=True)
+        }
+        _curves(paths[-1], panels, "epochs", "epochs", 1)
+    if len(budgets) > 1 and any(row["contender"] == "LC" for row in rows):
+        paths.append(_of(stem, "layers"))
+        layers([row for row in rows if row["contender"] == "LC"], paths[-1])
+    return paths
+
+
+def step_length(rows, path):
+    """Draws error against the length of an L step, a panel for each budget."""
+    panels = {}
+    for row in rows:
+        label = f"{100 * row['keep']:g} % kept, {row['epochs']} epochs"
+        panels.setdefault(label, []).append({**row, "contender": "LC"})
+    _curves(path, panels, "epochs_per_step", "length of an L step, epochs", 1)
+
+
+def layers(rows, path):
+    """Draws the fraction kept of each layer against that of the whole net."""
+    epochs = max(row["epochs"] for row in rows)
+    rows = [row for row in rows if row["epochs"] == epochs]
+    # The names of a layer differ from seed to seed, its place does not.
+    names = [name.split("/")[-2] for name in rows[0]["density_by_layer"]]
+    axes, shades = Figure(figsize=(6, 4), layout="constrained").subplots(), colormaps["viridis"]
+    for i, name in enumerate(names):
+        label = name if len(names) < 12 else None
+        own = [{"kept": 100 * r["keep"], "own": 100 * list(r["density_by_layer"].values())[i]} for r in rows]
+        axes.plot(*_means(own, "kept", "own"), ".-", label=label, color=shades(i / max(1, len(names) - 1)))
+    _logarithmic(axes, "kept, % of all weights", f"kept, % of a layer's, LC in {epochs} epochs")
+    if len(names) < 12:
+        axes.legend()
+    else:
+        axes.set_title(f"dark: {names[0]}, light: {names[-1]}", fontsize="medium")
+    axes.figure.savefig(path, dpi=100)
+
+
+def _of(stem, what):
+    return stem.with_name(f"{stem.name}_{what}.png")
+
+
+def _by_epochs(rows):
+    panels = {}
+    for row in sorted(rows, key=lambda row: row["epochs"]):
+        panels.setdefault(f"{row['epochs']} epochs", []).append(row)
+    return panels
+
+
+def _curves(path, panels, x, label, factor):
+    """Draws mean errors, a panel for each list of rows and a curve for each contender."""
+    figure = Figure(figsize=(1 + 4.2 * len(panels), 4), layout="constrained")
+    names = list(dict.fromkeys(row["contender"] for rows in panels.values() for row in rows))
+    curves = {}
+    drawn = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, rows) in zip(drawn, panels.items(), strict=True):
+        for i, name in enumerate(names):
+            own = [row for row in rows if row["contender"] == name]
+            if own:
+                positions, means = _means(own, x, "error")
+                style = {"color": f"C{i % 10}", "linestyle": "-" if i < 10 else "--"}
+                (curves[name],) = axes.plot([factor * v for v in positions], means, marker=".", **style)
+        reference = statistics.mean(row["reference_error"] for row in rows)
+        curves["reference"] = axes.axhline(reference, color="black", linestyle=":")
+        axes.set_title(title, fontsize="medium")
+        _logarithmic(axes, label, f"{rows[0]['measured_on']} error, %")
+        if x != "density":
+            axes.set_xticks(sorted({row[x] for row in rows}))
+    figure.legend(curves.values(), curves, loc="outside right center", fontsize="small")
+    figure.savefig(path, dpi=100)
+
+
+def _means(rows, x, y):
+    """Mean of y over the seeds, at the mean of x where that was found by a search."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(row["keep" if x == "density" else x], []).append(row)
+    means = [[statistics.mean(row[name] for row in group) for name in (x, y)] for group in groups.values()]
+    return zip(*sorted(means), strict=True)
+
+
+def _logarithmic(axes, x, y):
+    axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
+    axes.grid(which="both", alpha=0.3)

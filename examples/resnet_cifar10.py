@@ -1,0 +1,269 @@
+"""ResNets of the LC paper on CIFAR-10: LC beside magnitude pruning with retraining, at equal epochs.
+
+    python examples/resnet_cifar10.py --depth 32 --mixed-precision     # as in the paper; for a GPU
+    python examples/resnet_cifar10.py --reduced                        # twenty minutes on two cores
+
+The nets are those of He et al. with shortcuts that have no weights, the reference is trained as the paper
+trains it: batches of 128, SGD with Nesterov 0.9 and a learning rate of 0.1 that is divided by 10 after a half
+and after three quarters of 200 epochs, random flips and crops, 1e-4 Σw² on every kernel and scale.
+
+What was cut off goes on where it was when it is started again with the same options. `--reduced` is not the
+paper's experiment: a ResNet-8 of the same family, 10,000 images, few epochs.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+import data
+import lc_keras
+import tradeoff
+from lc_keras.tasks import default_kernels
+from progress import OneLine
+
+# Kernels of convolutions and of the dense layer, as the paper counts them.
+PRUNABLE = {32: 461_872, 56: 848_944, 110: 1_719_856}
+REDUCED = {"depth": 8, "samples": 10_000, "reference_epochs": 20, "epochs": 8}
+
+
+def build(depth):
+    """A ResNet of three stages, 16, 32 and 64 filters wide.
+
+    Args:
+        depth: Int, 6n + 2 for n residual blocks in a stage.
+    """
+    blocks, left = divmod(depth - 2, 6)
+    if left or blocks < 1:
+        raise ValueError(f"Expected `depth` to be 6n + 2, such as 8, 32 or 110. Received: depth={depth}")
+    inputs = keras.Input((32, 32, 3), name="image")
+    x = layers.ReLU()(_normed(inputs, 16))
+    for stage, width in enumerate((16, 32, 64)):
+        for block in range(blocks):
+            narrows = stage > 0 and block == 0
+            inner = layers.ReLU()(_normed(x, width, stride=2 if narrows else 1))
+            x = layers.Add()([_shortcut(x, width // 4) if narrows else x, _normed(inner, width)])
+            x = layers.ReLU()(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    # In float32 under any policy, as the loss needs it.
+    logits = layers.Dense(10, name="logits", dtype="float32", **_weights())(x)
+    model = keras.Model(inputs, logits, name=f"resnet{depth}")
+    prunable = sum(int(np.prod(kernel.shape)) for kernel in default_kernels(model))
+    assert prunable == PRUNABLE.get(depth, prunable), f"ResNet-{depth} with {prunable:,} prunable weights"
+    return model
+
+
+def _weights():
+    return {"kernel_initializer": "he_normal", "kernel_regularizer": keras.regularizers.L2(1e-4)}
+
+
+def _normed(x, width, stride=1):
+    padding = "same"
+    if stride > 1:
+        # The taps are centred on the pixels that the shortcut keeps.
+        x, padding = layers.ZeroPadding2D(1)(x), "valid"
+    x = layers.Conv2D(width, 3, strides=stride, padding=padding, use_bias=False, **_weights())(x)
+    return layers.BatchNormalization(momentum=0.9, gamma_regularizer=keras.regularizers.L2(1e-4))(x)
+
+
+def _shortcut(x, more):
+    """Every other pixel, and channels of zeros on both sides: option A of He et al., without weights."""
+    x = layers.MaxPooling2D(1, strides=2)(x)
+    x = layers.Permute((3, 1, 2))(x)
+    x = layers.ZeroPadding2D(((more, more), (0, 0)), data_format="channels_last")(x)
+    return layers.Permute((2, 3, 1))(x)
+
+
+def load(samples=None, test_samples=None):
+    """The first so many images, with each channel of the training images at mean 0 and deviation 1."""
+    train, test = data.cifar10()
+    mean, deviation = (getattr(train[0], name)(axis=(0, 1, 2)) for name in ("mean", "std"))
+    train, test = (((images - mean) / deviation, labels) for images, labels in (train, test))
+    return tuple(array[:samples] for array in train), tuple(array[:test_samples] for array in test)
+
+
+def augmented(part, size, seed):
+    """Batches in a new order in each epoch, each image flipped or not and shifted by up to 4 pixels."""
+    # Not seeds of operations: those would repeat one epoch's shifts in all of them.
+    seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
+    batches = tf.data.Dataset.zip(data.batches(part, size, seed=seed), seeds)
+    return batches.map(_augment, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def _augment(batch, seed):
+    images, labels = batch
+    count = tf.shape(images)[0]
+    images = tf.pad(images, [[0, 0], [4, 4], [4, 4], [0, 0]])
+    *offsets, flips = tf.unstack(
+        tf.cast(tf.random.stateless_uniform([count, 3], seed) * [9.0, 9.0, 2.0], tf.int32), axis=1
+    )
+    for axis, offset in enumerate(offsets, start=1):
+        images = tf.gather(images, offset[:, None] + tf.range(32), axis=axis, batch_dims=1)
+    return tf.where(flips[:, None, None, None] == 1, tf.reverse(images, [2]), images), labels
+
+
+def fit(model, train, epochs, label, args, callbacks=(), part=slice(None)):
+    """Trains as the paper does, with the learning rate divided by 10 after 1/2 and 3/4 of the epochs.
+
+    Args:
+        model: `keras.Model`.
+        train: Tuple of images and labels.
+        epochs: Int, of the whole run.
+        label: String.
+        args: The options.
+        callbacks: Sequence of callbacks.
+        part: Slice of the epochs of the run that are trained, all by default.
+    """
+    first, end, _ = part.indices(epochs)
+    train = augmented(train, 128, args.seed + first)
+    batches = int(train.cardinality())
+    rate = args.learning_rate
+    # The step after which a rate is the next one: below 0 where the part begins later.
+    falls = [int(share * epochs * batches) - first * batches - 1 for share in (0.5, 0.75)]
+    falling = keras.optimizers.schedules.PiecewiseConstantDecay(falls, [rate, rate / 10, rate / 100])
+    model.compile(
+        keras.optimizers.SGD(falling, momentum=0.9, nesterov=True),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        steps_per_execution=max(1, batches // 8),
+        jit_compile=bool(tf.config.list_physical_devices("GPU")),
+    )
+    model.fit(
+        train,
+        epochs=end - first,
+        shuffle=False,  # the batches are already
+        verbose=0,
+        callbacks=[*callbacks, OneLine(label)],
+    )
+
+
+def _backup(label, args):
+    return keras.callbacks.BackupAndRestore(args.output / "backup" / label)
+
+
+def trained(train, args):
+    """Returns the reference: as an earlier run left it, or trained."""
+    keras.utils.set_random_seed(args.seed)
+    model, path = build(args.depth), args.output / "reference.weights.h5"
+    if path.exists():
+        model.load_weights(path)
+        return model
+    fit(model, train, args.reference_epochs, "reference", args, [_backup("reference", args)])
+    model.save_weights(path)
+    return model
+
+
+def learning_compression(model, keep, train, label, args):
+    """LC to a fraction of the weights at the high learning rate, and what is left trained on as it falls."""
+    end = args.epochs - round(args.retraining * args.epochs)
+    steps = {}
+    if args.long_steps:
+        steps = {"mu": lc_keras.Exponential(9e-5, 1.1), "epochs_per_step": 20, "reset_optimizer": True}
+    compress = lc_keras.LearningCompression(
+        lc_keras.L0Constraint(keep), checkpoint_dir=args.output / "backup" / label, **steps
+    )
+    fit(model, train, args.epochs, label, args, [compress], slice(end))
+    if end < args.epochs:
+        magnitude(model, keep, train, f"{label} retrained", args, slice(end, None))
+
+
+def magnitude(model, keep, train, label, args, part=slice(None)):
+    """The largest weights of all layers together, retrained."""
+    prune = lc_keras.baselines.MagnitudePruning(lc_keras.L0Constraint(keep))
+    fit(model, train, args.epochs, label, args, [_backup(label, args), prune], part)
+
+
+METHODS = {"LC": learning_compression, "magnitude, retrained": magnitude}
+
+
+def run(args):
+    """Prunes copies of the reference by each method at each κ, what is not in the output already.
+
+    Args:
+        args: The options.
+
+    Returns:
+        List of dicts of figures.
+    """
+    args.output.mkdir(parents=True, exist_ok=True)
+    path = args.output / "rows.json"
+    rows = json.loads(path.read_text()) if path.exists() else []
+    train, test = load(args.samples, args.test_samples)
+    reference = trained(train, args)
+    start = tradeoff.measure("reference", reference, test)
+    names = "depth samples test_samples reference_epochs epochs learning_rate retraining long_steps seed"
+    settings = {name: getattr(args, name) for name in names.split()}
+    for keep in args.keep:
+        for method, prune in METHODS.items():
+            row = {"contender": method, "keep": keep, **settings}
+            if any(row.items() <= done.items() for done in rows):
+                continue
+            model = tradeoff.copy_of(reference)
+            keras.utils.set_random_seed(args.seed)
+            prune(model, keep, train, f"{method} {100 * keep:g} %", args)
+            point = tradeoff.measure(method, model, test)
+            densities = {v.path: v.density for v in lc_keras.report(model).rows}
+            rows.append(
+                row
+                | {"measured_on": "test", "kept": point.kept, "weights": start.kept, "density": point.density}
+                | {"error": point.error, "reference_error": start.error, "density_by_layer": densities}
+            )
+            path.write_text(json.dumps(rows, indent=1) + "\n")
+    return rows
+
+
+def table(rows):
+    """Test errors, a line for each method and a column for each κ."""
+    first = rows[0]
+    keeps = sorted({row["keep"] for row in rows}, reverse=True)
+    lines = [
+        "ResNet-{depth}, {weights:,} prunable weights, {samples:,} images, seed {seed}".format(**first),
+        "reference {reference_error:.2f} % after {reference_epochs} epochs".format(**first),
+        "test error, %, after {epochs} more".format(**first),
+        f"{'':24}" + "".join(f"{100 * keep:>8g} %" for keep in keeps),
+    ]
+    for method in METHODS:
+        errors = {row["keep"]: row["error"] for row in rows if row["contender"] == method}
+        lines.append(f"{method:24}" + "".join(f"{errors[keep]:>10.2f}" for keep in keeps))
+    return "\n".join(lines)
+
+
+def options(arguments=None):
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--depth", type=int, default=32, help="6n + 2; the paper has 32, 56 and 110")
+    add("--keep", type=float, nargs="+", default=[0.15, 0.1, 0.05, 0.03])
+    add("--epochs", type=int, default=200, help="of each pruning, retraining included")
+    add("--reference-epochs", type=int, default=200)
+    add("--retraining", type=float, default=0.5, help="share of LC's epochs that train what is left")
+    add("--learning-rate", type=float, default=0.1)
+    add("--samples", type=int, default=50_000, help="trains on the first so many images only")
+    add("--test-samples", type=int, default=10_000, help="measures on the first so many only")
+    add("--long-steps", action="store_true", help="L steps of 20 epochs with a fresh optimizer and "
+        "μ = 9e-5 · 1.1^i, as in the authors' code for LeNet-300; needs hundreds of epochs")
+    add("--mixed-precision", action="store_true", help="float16 where it is safe")
+    add("--reduced", action="store_true", help=f"a small case for CPUs: {REDUCED}")
+    add("--seed", type=int, default=0)
+    add("--output", type=Path, help="outputs/resnet and the depth by default")
+    parser.set_defaults(**(REDUCED if parser.parse_args(arguments).reduced else {}))
+    args = parser.parse_args(arguments)
+    args.output = args.output or Path(f"outputs/resnet{args.depth}")
+    return args
+
+
+def main():
+    args = options()
+    if args.mixed_precision:
+        keras.mixed_precision.set_global_policy("mixed_float16")
+    rows = run(args)
+    print(f"\n{table(rows)}\n\nIn {args.output}/: rows.json, reference.weights.h5")
+
+
+if __name__ == "__main__":
+    main()
