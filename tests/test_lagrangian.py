@@ -199,8 +199,9 @@ def test_memory(multipliers, arrays):
         lagrangian.show_training()
     size = 6 * 5 + 5 * 4 + 4 * 3
     assert lagrangian.size == size
-    # The one is μ, shared by all penalties.
-    assert sum(v.shape.num_elements() for v in created) == arrays * size + 1
+    # And two numbers a weight: its μ, and how much its distance counts.
+    numbers = 2 * len(lagrangian.variables)
+    assert sum(v.shape.num_elements() for v in created) == arrays * size + numbers
 
 
 # Which weights the model shows.
