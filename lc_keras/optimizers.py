@@ -84,11 +84,12 @@ class LearningRateLimit:
 
     def highest(self) -> float:
         """The highest learning rate from now on, without the limit, as far as it is known."""
-        return max(map(self._highest, self.updating))
+        return max(map(self._highest, self.updating), default=0.0)
 
     def effective(self) -> float:
         """`effective_rate` at the highest learning rate from now on."""
-        return max(effective_rate(o, self._variables, self._highest(o)) for o in self.updating)
+        rates = (effective_rate(o, self._variables, self._highest(o)) for o in self.updating)
+        return max(rates, default=0.0)
 
     def _highest(self, optimizer: keras.optimizers.Optimizer) -> float:
         now = float(tf.convert_to_tensor(self._rate_of(optimizer)()))
@@ -129,7 +130,8 @@ def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     """
     parts = tf.train.TrackableView(model).descendants()
     kept = [part for part in parts if isinstance(part, keras.optimizers.Optimizer)]
-    return list({id(o): o for o in map(inner_optimizer, [model.optimizer, *kept])}.values())
+    found = [optimizer for optimizer in (model.optimizer, *kept) if optimizer is not None]
+    return list({id(optimizer): optimizer for optimizer in map(inner_optimizer, found)}.values())
 
 
 def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:

@@ -60,6 +60,7 @@ class LCPenalty(keras.regularizers.Regularizer):
         return any(map(_is_used, self._gradients))
 
     def __call__(self, weight: tf.Tensor) -> tf.Tensor:
+        weight = tf.convert_to_tensor(weight)
         penalty = self.pull(weight)
         if self.regularizer is not None:
             penalty += tf.cast(self.regularizer(weight), penalty.dtype)
