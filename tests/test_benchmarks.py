@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("script", ["automatic_mu", "c_step", "error", "l_step", "on_device", "serving", "shrink"])
+@pytest.mark.parametrize("script", ["automatic_mu", "c_step", "error", "kill", "l_step", "on_device", "serving", "shrink"])
 def test_a_tiny_pass(script, tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / f"{script}.py", "--tiny", "--output", tmp_path / "result.json"],
@@ -32,6 +32,10 @@ def test_a_tiny_pass(script, tmp_path):
     elif script == "c_step":
         assert [row["tensors"] for row in rows] == [1, 50]
         assert all(time > 0 for row in rows for time in row["median_ms"].values())
+    elif script == "kill":
+        killed_in = [phase for row in rows for phase in row["killed_in"]]
+        assert len(killed_in) == 6 and set(killed_in) == {"L step", "C step", "checkpoint"}
+        assert all(row["same"] for row in rows)
     elif script == "on_device":
         assert rows[0]["smaller"] > 2
     elif script == "serving":
