@@ -1,6 +1,7 @@
 """The Learning-Compression algorithm inside `fit`."""
 
 import contextlib
+import itertools
 import math
 import warnings
 
@@ -11,9 +12,10 @@ import tensorflow as tf
 from lc_keras import schedules
 from lc_keras.averages import Averages
 from lc_keras.checkpoints import Checkpoints
+from lc_keras.groups import Neurons
 from lc_keras.guard import Guard, Snapshot
 from lc_keras.lagrangian import Lagrangian
-from lc_keras.optimizers import LearningRateLimit, effective_rate, reset_state
+from lc_keras.optimizers import LearningRateLimit, optimizers_of, relative_curvature, reset_state
 from lc_keras.run_state import RunState, check_same
 from lc_keras.tasks import as_tasks, bind_tasks
 
@@ -118,11 +120,11 @@ class LearningCompression(keras.callbacks.Callback):
         if steps is not None and (isinstance(steps, bool) or steps != int(steps) or steps < 1):
             raise ValueError(f"Expected `steps` to be a whole number ≥ 1 or None. Received: steps={steps}")
         self.steps = None if steps is None else int(steps)
-        self.epochs_per_step = _positive("epochs_per_step", epochs_per_step)
+        self.epochs_per_step = schedules.positive("epochs_per_step", epochs_per_step)
         self.first_step_epochs = (
             self.epochs_per_step
             if first_step_epochs is None
-            else _positive("first_step_epochs", first_step_epochs)
+            else schedules.positive("first_step_epochs", first_step_epochs)
         )
         self.multipliers = bool(multipliers)
         self.limit_learning_rate = bool(limit_learning_rate)
@@ -152,12 +154,14 @@ class LearningCompression(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         model = self.model
         Guard.dismiss_other(model, self.params)
-        lagrangian = Lagrangian(bind_tasks(self.tasks, model), self.multipliers)
-        self._rate = LearningRateLimit(model.optimizer)
+        shared = bind_tasks(self.tasks, model)
+        with model.distribute_strategy.scope():
+            lagrangian = Lagrangian(shared, self.multipliers)
+            self._rate = LearningRateLimit(*optimizers_of(model), variables=lagrangian.variables)
         self._batches = self.params.get("steps")
         self._first_epoch = self._schedule = self._resumed = None
         self._step, self._mu = 0, math.nan
-        self._finished = False
+        self._finished = self._is_pulled = False
         self._check_resumed_alone()
         self._averages = Averages(model.optimizer, lagrangian)
         if self._checkpoints:
@@ -349,11 +353,26 @@ class LearningCompression(keras.callbacks.Callback):
     def _mu_of(self, step) -> float:
         if not self._is_automatic:
             return self._schedule[step]
-        rate = effective_rate(
-            self.model.optimizer, self._lagrangian.variables, self._rate.highest()
-        )
         batches = self._epochs * (self._batches or _UNKNOWN_BATCHES)
-        return self._schedule(step, rate, batches, self.gap)
+        return self._schedule(step, self._rate.effective(), batches, self.gap, self._rate.guessed)
+
+    def _scales(self, step):
+        """How much the distance counts in each variable in an L step; `None`: as before."""
+        lagrangian = self._lagrangian
+        neurons = [
+            isinstance(getattr(part.compression, "groups", None), Neurons)
+            for part in lagrangian.shared
+            for _ in part.variables
+        ]
+        if not (self._is_automatic and any(neurons)):
+            return None
+        making = list(itertools.compress(lagrangian.variables, neurons))
+        curvature = relative_curvature(self._rate.updating[0], making)
+        if curvature is None:
+            return None
+        scales = lagrangian.scales.numpy()
+        scales[neurons] = self._schedule.scales(step, scales[neurons], curvature)
+        return scales
 
     def _execute(self, train_function, iterator):
         """Runs an execution of the L step, and what is due if it is the last of the epoch."""
@@ -367,6 +386,8 @@ class LearningCompression(keras.callbacks.Callback):
             except (StopIteration, tf.errors.OutOfRangeError):
                 self._end_epoch()
                 raise
+            if not (self._is_pulled or self.model.run_eagerly):
+                self._check_pull()
             if self._batch + self.model.steps_per_execution >= (self._batches or math.inf):
                 self._end_epoch()
         return {**self._metrics, **self._logs} if isinstance(self._metrics, dict) else self._metrics
@@ -378,14 +399,11 @@ class LearningCompression(keras.callbacks.Callback):
             self._c_step(step)
 
     def _c_step(self, next_step):
-        if not all(penalty.called for penalty in self._lagrangian.penalties):
-            raise ValueError(
-                "The training step of the model leaves out `model.losses`, where the penalty of the "
-                "L step is. Expected a `train_step` that calls `compute_loss` of `keras.Model`."
-            )
+        if not self._is_pulled:
+            self._check_pull()
         self._check_others()
         next_mu = self._mu_of(next_step) if next_step < self._steps else self._mu
-        self._check(self._lagrangian.c_step(self._mu, next_mu))
+        self._check(self._lagrangian.c_step(self._mu, next_mu, self._scales(next_step)))
         self._others.save()
         self._step, self._mu = next_step, next_mu
         self._logs.update(gap=self.gap, density=self.density)
@@ -395,7 +413,24 @@ class LearningCompression(keras.callbacks.Callback):
         else:
             self._limit_rate()
             if self.reset_optimizer:
-                reset_state(self.model.optimizer)
+                self._reset_optimizers()
+
+    def _check_pull(self):
+        lagrangian = self._lagrangian
+        free = [
+            v.path
+            for v, penalty in zip(lagrangian.variables, lagrangian.penalties, strict=True)
+            if not penalty.pulls
+        ]
+        if free:
+            more = f" and {len(free) - 1} more" if len(free) > 1 else ""
+            raise ValueError(
+                "The training step of the model leaves out `model.losses`, where the penalty of the "
+                f"L step is, for {free[0]}{more}. Expected a `train_step` that calls `compute_loss` of "
+                "`keras.Model`, or adds the `losses` of the model, or of the part that holds these "
+                "weights, to the loss whose gradient trains them; or a `Task` that leaves them out."
+            )
+        self._is_pulled = True
 
     def _check_others(self):
         bad = self._others.not_finite()
@@ -403,10 +438,8 @@ class LearningCompression(keras.callbacks.Callback):
             self._diverge(f"NaN or infinite values in {', '.join(v.path for v in bad)}")
 
     def _check(self, result):
-        finite = result.finite.numpy()
-        if not finite.all():
-            names = [v.path for v, ok in zip(self._lagrangian.variables, finite, strict=True) if not ok]
-            self._diverge(f"NaN or infinite values in {', '.join(names)}")
+        if bad := self._lagrangian.not_finite(result):
+            self._diverge(f"NaN or infinite values in {', '.join(bad)}")
         self.gap = float(result.gap)
         self.density = float(result.density)
 
@@ -418,9 +451,13 @@ class LearningCompression(keras.callbacks.Callback):
             "compressed weights of the last C step. Try a lower learning rate, or gradient clipping."
         )
 
+    def _reset_optimizers(self):
+        for optimizer in self._rate.updating:
+            reset_state(optimizer)
+
     def _limit_rate(self):
         if self.limit_learning_rate:
-            self._rate.set(1 / self._mu)
+            self._rate.set(1 / max(float(mu) for mu in self._lagrangian.mus))
 
     def _end_epoch(self):
         """Leaves the compressed weights in the model until the next epoch begins."""
@@ -458,7 +495,7 @@ class LearningCompression(keras.callbacks.Callback):
                 usable = bool(lagrangian.c_step(self._mu, self._mu).finite.numpy().all())
             if not usable:
                 self._others.restore()
-                reset_state(self.model.optimizer)
+                self._reset_optimizers()
             self._show_compressed()
             self._warn(f"Training was interrupted ({type(error).__name__})")
         self._detach()
@@ -481,11 +518,3 @@ class LearningCompression(keras.callbacks.Callback):
             "suffer if it is above a few percent.",
             stacklevel=3,
         )
-
-
-def _positive(name, value) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"Expected `{name}` to be a positive number. Received: {name}={value!r}")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"Expected `{name}` to be a positive number. Received: {name}={value}")
-    return float(value)

@@ -73,7 +73,8 @@ class RunState:
             "target": lagrangian.targets,
             "theta": lagrangian.thetas if lagrangian.thetas is not lagrangian.targets else [],
             "average": self._averages.trained,
-            "mu": [lagrangian.mu],
+            "mu": lagrangian.mus,
+            "scales": [lagrangian.scales],
         }
         for group, variables in groups.items():
             for i, variable in enumerate(variables):

@@ -1,4 +1,4 @@
-"""What every test file shares: a quiet TensorFlow, seeds, and MNIST where it is at hand."""
+"""What every test file shares: a quiet TensorFlow, several devices, seeds, and MNIST where it is at hand."""
 
 import os
 import re
@@ -10,6 +10,19 @@ os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
 import keras
 import pytest
+import tensorflow as tf
+
+# One that the machine has, and two in the place of accelerators.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 3
+)
+
+
+@pytest.fixture
+def gpus():
+    """The names of the GPUs; what is marked `gpu` and does not ask for them runs there by itself."""
+    names = [device.name.removeprefix("/device:") for device in tf.config.list_logical_devices("GPU")]
+    return names or pytest.skip("no GPU")
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +38,17 @@ def mnist_dir():
     if not (folder / "mnist").is_dir():
         pytest.skip("TFDS_DATA_DIR holds no MNIST")
     return str(folder)
+
+
+# The files whose tests compute with TensorFlow alone, on a GPU where there is one.
+ON_GPU = {"baselines", "callback", "costs", "distribution", "groups", "known_answers", "lagrangian", "numbers"}
+ON_GPU |= {"optimizers", "penalty", "run_state", "thresholds"}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem.removeprefix("test_") in ON_GPU:
+            item.add_marker("gpu")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -11,10 +11,19 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("script", ["automatic_mu", "c_step", "error", "kill", "l_step", "on_device", "serving", "shrink"])
+@pytest.mark.parametrize(
+    "script",
+    ["any_model", "automatic_mu", "c_step", "error", "kill", "l_step", "on_device", "serving", "shrink"],
+)
 def test_a_tiny_pass(script, tmp_path):
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / f"{script}.py", "--tiny", "--output", tmp_path / "result.json"],
+        [
+            sys.executable,
+            ROOT / "benchmarks" / f"{script}.py",
+            "--tiny",
+            "--output",
+            tmp_path / "result.json",
+        ],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -27,6 +36,9 @@ def test_a_tiny_pass(script, tmp_path):
         assert [row["contender"] for row in rows] == ["LC", "gradual", "magnitude"]
         assert len({row["kept"] for row in rows}) == 1
         assert all(0 <= row["error"] < 90 and row["contender"] in done.stdout for row in rows)
+    elif script == "any_model":
+        assert [row["model"] for row in rows] == ["nested three deep", "MobileNet"]
+        assert all(row["outcome"] == "ok" and 0 < row["kept"] < row["compressed"] for row in rows)
     elif script == "automatic_mu":
         assert [row["mu"] for row in rows] == ["auto", "0.0001 … 0.01"]
     elif script == "c_step":
