@@ -33,7 +33,9 @@ EPOCHS, SAMPLES, BATCH = 10, 256, 32
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tiny", action="store_true", help="six kills")
@@ -52,15 +54,18 @@ def main():
         plans = (plan(phase, generator, durations) for phase in itertools.cycle(PHASES))
         rows, left = [], kills
         while left > 0:
-            weights, killed = until_done(processes, folder / f"run_{len(rows)}", itertools.islice(plans, left))
+            planned = itertools.islice(plans, left)
+            weights, killed = until_done(processes, folder / f"run_{len(rows)}", planned)
             left -= len(killed)
             same = weights == expected
             rows.append({"killed_in": killed, "same": same})
-            print(f"run {len(rows)}: killed in {', '.join(killed) or 'nothing'}; weights {'the same' if same else 'DIFFER'}")
+            outcome = "the same" if same else "DIFFERENT"
+            print(f"run {len(rows)}: killed in {', '.join(killed) or 'nothing'}; weights {outcome}")
     record.write(options.output, rows)
     count = collections.Counter(phase for row in rows for phase in row["killed_in"])
     print(f"{count.total()} kills: " + ", ".join(f"{count[phase]} in {phase}" for phase in PHASES))
-    print(f"{sum(row['same'] for row in rows)} of {len(rows)} runs ended with the weights of the whole one, bit for bit")
+    same = sum(row["same"] for row in rows)
+    print(f"{same} of {len(rows)} runs ended with the weights of the whole one, bit for bit")
 
 
 def until_done(processes, folder, plans):
@@ -148,7 +153,8 @@ def train(folder, planned, phase):
     model.fit(batches, epochs=EPOCHS, verbose=0, shuffle=False, callbacks=[count, moments, compress])
     medians = {name: sorted(seconds)[len(seconds) // 2] for name, seconds in moments.durations.items()}
     (folder / "durations.json").write_text(json.dumps(medians))
-    (folder / "weights").write_bytes(b"".join(v.numpy().tobytes() for v in model.variables + model.optimizer.variables))
+    variables = model.variables + model.optimizer.variables
+    (folder / "weights").write_bytes(b"".join(variable.numpy().tobytes() for variable in variables))
 
 
 def plan(phase, generator, durations):

@@ -56,7 +56,7 @@ class RunState:
         check_same(self._model_and_tasks(), received, checkpoint)
         variables = self._model.variables
         with self._model.distribute_strategy.scope():
-            for optimizer, described in zip(self._optimizers, optimizers):
+            for optimizer, described in zip(self._optimizers, optimizers, strict=False):
                 if not optimizer.built and described["built_on"] is not None:
                     optimizer.build([variables[i] for i in described["built_on"]])
         check_same({"optimizers": self._described_optimizers()}, {"optimizers": optimizers}, checkpoint)
@@ -131,7 +131,7 @@ def _differences(expected, received, path="") -> Iterator[str]:
     elif isinstance(expected, list) and isinstance(received, list):
         if len(expected) != len(received):
             yield f"{path}: expected {len(expected)} of them, received {len(received)}"
-        for i, pair in enumerate(zip(expected, received)):
+        for i, pair in enumerate(zip(expected, received, strict=False)):
             yield from _differences(*pair, f"{path}[{i}]")
     elif expected != received:
         yield f"{path}: expected {expected}, received {received}"

@@ -4,12 +4,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_callback import KEPT, X, Y, fit, kernels, largest, lc, net, nonzeros, same, spy
 
 from lc_keras import L0Constraint
 from lc_keras.averages import Averages
 from lc_keras.lagrangian import Lagrangian
 from lc_keras.tasks import as_tasks, bind_tasks
+from test_callback import KEPT, X, Y, fit, kernels, largest, lc, net, nonzeros, same, spy
 
 
 def averaging():
@@ -25,7 +25,7 @@ def attached(optimizer):
 @pytest.mark.parametrize("scaled", [True, False])
 def test_averages_are_compressed_while_they_are_shown(scaled):
     optimizer = keras.optimizers.LossScaleOptimizer(averaging()) if scaled else averaging()
-    model, lagrangian, averages = attached(optimizer)
+    model, _, averages = attached(optimizer)
     optimizer.build(model.trainable_variables)
     kept = (optimizer.inner_optimizer if scaled else optimizer)._model_variables_moving_average
     for average in kept:
@@ -69,17 +69,19 @@ def test_without_averages_nothing_happens():
 def test_swapped_averages_are_compressed_and_disturb_nothing(first, on_epoch):
     swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=on_epoch)
     model, plain, seen, compress = net(averaging()), net(averaging()), [], lc()
-    look = spy(on_epoch_end=lambda epoch, logs: seen.append((kernels(model), model.evaluate(X, Y, verbose=0))))
-    callbacks = [swap, compress, look] if first else [compress, swap, look]
+
+    def look(epoch, logs):
+        seen.append((sum(np.count_nonzero(w) for w in kernels(model)), model.evaluate(X, Y, verbose=0)))
+
+    callbacks = [*([swap, compress] if first else [compress, swap]), spy(on_epoch_end=look)]
     logs = fit(model, callbacks, epochs=3, validation_data=(X, Y)).history
     fit(plain, [lc()], epochs=3)
     # SwapEMAWeights swaps by adding and subtracting.
     same(model, plain, rtol=1e-4, atol=1e-6)
     assert nonzeros(model) == KEPT
     np.testing.assert_allclose(logs["val_loss"][-1], model.evaluate(X, Y, verbose=0), rtol=1e-5)
-    for weights, loss in seen:
-        assert sum(np.count_nonzero(w) for w in weights) == KEPT
-    shown = [loss for _, loss in seen]
+    kept, shown = zip(*seen, strict=True)
+    assert kept == 3 * (KEPT,)
     # What is validated is what SwapEMAWeights leaves in the model between epochs, or not.
     assert np.allclose(shown, logs["val_loss"], rtol=1e-5) == on_epoch
 

@@ -405,7 +405,8 @@ def test_tensorboard(tmp_path, first):
     for path in tmp_path.glob("*/events*"):
         for event in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             for value in tf.compat.v1.Event.FromString(event).summary.value:
-                written.setdefault(f"{path.parent.name}/{value.tag}", []).append(tf.make_ndarray(value.tensor))
+                name = f"{path.parent.name}/{value.tag}"
+                written.setdefault(name, []).append(tf.make_ndarray(value.tensor))
     for name in ("loss", "mu", "gap", "density"):
         np.testing.assert_allclose(written[f"train/epoch_{name}"], logs[name], rtol=1e-6)
     np.testing.assert_allclose(written["validation/epoch_loss"], logs["val_loss"], rtol=1e-6)
