@@ -24,6 +24,7 @@ demo: $(INSTALLED)
 
 # Two processes of one thread each: many small nets gain more from that than from threads.
 test: $(INSTALLED)
+	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 \
 	$(BIN)/python -m pytest tests -q -n 2 --durations=10 $(PYTEST_ARGS)
 

@@ -25,7 +25,9 @@ RANGES = [(1e-4, 1e-2), (3e-4, 2.8e-2), (1e-3, 1e-1), (3e-3, 3e-1), (1e-2, 1.0)]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--tiny", action="store_true", help="one epoch of digits")

@@ -121,14 +121,18 @@ def table(rows):
         lines.append(f"\n{row['weights']:,} weights in {row['tensors']} tensor(s)")
         for name, median in medians.items():
             ratio = median / medians["kth_largest"]
-            lines.append(f"  {name:<22}{median:10.1f} ({row['fastest_ms'][name]:.1f})   {ratio:6.1f} x kth_largest")
+            lines.append(
+                f"  {name:<22}{median:10.1f} ({row['fastest_ms'][name]:.1f})   {ratio:6.1f} x kth_largest"
+            )
         if memory is not None:
             lines.append(f"  peak extra memory of kth_largest: {memory:.2f} of one copy of the weights")
     return "\n".join(lines)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[266_200, 5_000_000, 25_000_000])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--tiny", action="store_true", help="one pass over a few thousand weights")

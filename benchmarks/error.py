@@ -41,7 +41,9 @@ PEERS = {"TensorFlow's toolkit": "tfmot"}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--net", choices=NETS, default="lenet300")
     parser.add_argument("--optimizer", choices=["sgd", "adam"], default="sgd")
     parser.add_argument("--contenders", nargs="+", choices=[*CONTENDERS, *PEERS], default=list(CONTENDERS))
@@ -125,7 +127,8 @@ def tables(rows):
     """The table of each net, optimizer and measured part."""
     cases = dict.fromkeys((row["net"], row["optimizer"], row["measured_on"]) for row in rows)
     return "\n\n".join(
-        table([row for row in rows if (row["net"], row["optimizer"], row["measured_on"]) == case]) for case in cases
+        table([row for row in rows if (row["net"], row["optimizer"], row["measured_on"]) == case])
+        for case in cases
     )
 
 
@@ -136,8 +139,10 @@ def table(rows):
     seeds = sorted({row["seed"] for row in rows})
     reference = statistics.mean(row["reference_error"] for row in rows)
     lines = [
-        f"{first['net']}, {first['optimizer']}: {first['measured_on']} error, %, mean (largest) of seeds "
-        f"{', '.join(map(str, seeds))}; reference {reference:.2f}",
+        (
+            f"{first['net']}, {first['optimizer']}: {first['measured_on']} error, %, mean (largest) of seeds "
+            f"{', '.join(map(str, seeds))}; reference {reference:.2f}"
+        ),
         f"{'':28}{'epochs':>6}" + "".join(f"{100 * keep:>13g} %" for keep in keeps),
     ]
     for epochs, contender in sorted({(row["epochs"], row["contender"]) for row in rows}):

@@ -82,8 +82,8 @@ def measure(build, batches, batch_size, rounds, jit_compile, l_step_batches):
 def table(rows):
     """A line for each net, with XLA and without."""
     return "\n".join(
-        f"{row['net']:9} {'XLA' if row['xla'] else '':3}  plain {row['plain_ms_per_batch']:7.2f} ms a batch   "
-        f"L step {row['l_step_ratio']:.3f} x   C step {row['c_step_ms']:6.2f} ms = "
+        f"{row['net']:9} {'XLA' if row['xla'] else '':3}  plain {row['plain_ms_per_batch']:7.2f} ms a batch  "
+        f" L step {row['l_step_ratio']:.3f} x   C step {row['c_step_ms']:6.2f} ms = "
         f"{100 * row['c_step_fraction']:.2f} % of an L step of {row['l_step_batches']} batches"
         for row in rows
     )

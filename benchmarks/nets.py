@@ -94,7 +94,9 @@ def _digits_parts(validation):
 def _mnist_parts(validation, flat=False):
     train, measured = data.mnist()
     if validation:
-        train, measured = zip(*((part[: -mnist.HELD_OUT], part[-mnist.HELD_OUT :]) for part in train))
+        train, measured = zip(
+            *((part[: -mnist.HELD_OUT], part[-mnist.HELD_OUT :]) for part in train), strict=True
+        )
     if flat:
         mean = train[0].mean(axis=0)
         train, measured = (((x - mean).reshape(-1, 784), y) for x, y in (train, measured))

@@ -37,7 +37,12 @@ seed. The columns are ranges of `Geometric`; the learning rate is the reference'
 SECTIONS = (
     ("error", "Error at each budget", ERROR, error.tables),
     ("automatic_mu", "The automatic μ beside fixed ranges", AUTOMATIC, automatic_mu.table),
-    ("l_step", "What L steps and C steps cost", "\nBeside plain `fit`, batches of 256, medians.\n", l_step.table),
+    (
+        "l_step",
+        "What L steps and C steps cost",
+        "\nBeside plain `fit`, batches of 256, medians.\n",
+        l_step.table,
+    ),
     ("c_step", "What the threshold of a C step costs", "\nAll take turns in each round.\n", c_step.table),
 )
 

@@ -52,7 +52,9 @@ NETS = {"mlp": mlp, "pointwise": pointwise, "lenet300": lenet300}
 
 def prune(model, keep):
     kernels = lc_keras.Task(lc_keras.L0Constraint(keep)).select(model)
-    for kernel, theta in zip(kernels, lc_keras.L0Constraint(keep).c_step([k.value for k in kernels], 1.0)):
+    for kernel, theta in zip(
+        kernels, lc_keras.L0Constraint(keep).c_step([k.value for k in kernels], 1.0), strict=True
+    ):
         kernel.assign(theta)
 
 
@@ -131,7 +133,9 @@ def calibrate(rounds):
         nanoseconds, terms = np.array(measured)[:, :1], np.array(measured)[:, 1:]
         # Relative errors count alike, whatever the size of the matrix.
         coefficients, _ = nnls(terms / nanoseconds, np.ones(len(measured)))
-        print(name, "ns =", " + ".join(f"{c:.3g} {t}" for c, t in zip(coefficients, TERMS[name], strict=True)))
+        print(
+            name, "ns =", " + ".join(f"{c:.3g} {t}" for c, t in zip(coefficients, TERMS[name], strict=True))
+        )
 
 
 TERMS = {

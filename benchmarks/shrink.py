@@ -2,7 +2,8 @@
 
     python benchmarks/shrink.py [--rounds 20] [--batch-size 32] [--output shrink.json]
 
-Filters are removed by magnitude to a budget of multiply-adds, from VGG-like and ResNet-like nets with random weights.
+Filters are removed by magnitude to a budget of multiply-adds, from VGG-like and ResNet-like nets with random
+weights.
 """
 
 import argparse
@@ -34,7 +35,9 @@ def resnet():
     """Basic residual blocks, two in each of four stages, on 64 × 64 images."""
 
     def normed(x, width, size, stride):
-        return layers.BatchNormalization()(layers.Conv2D(width, size, stride, padding="same", use_bias=False)(x))
+        return layers.BatchNormalization()(
+            layers.Conv2D(width, size, stride, padding="same", use_bias=False)(x)
+        )
 
     inputs = keras.Input((64, 64, 3))
     x = layers.ReLU()(normed(inputs, 32, 3, 1))
@@ -67,8 +70,13 @@ def measure(build, fractions, batch_size, rounds):
         dense, small, seconds = shrunk(build, keep)
         nets.setdefault(1.0, compiled(dense))
         nets[keep] = compiled(small)
-        rows[keep] = {"budget": keep, "macs": macs(small).dense, "macs_fraction": macs(small).dense / macs(dense).dense,
-                      "parameters_fraction": small.count_params() / dense.count_params(), "shrink_seconds": seconds}
+        rows[keep] = {
+            "budget": keep,
+            "macs": macs(small).dense,
+            "macs_fraction": macs(small).dense / macs(dense).dense,
+            "parameters_fraction": small.count_params() / dense.count_params(),
+            "shrink_seconds": seconds,
+        }
     x = tf.constant(np.random.default_rng(0).normal(size=(batch_size, 64, 64, 3)), tf.float32)
     for run in nets.values():
         run(x)
@@ -86,10 +94,14 @@ def measure(build, fractions, batch_size, rounds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--keep", type=float, nargs="+", default=[0.75, 0.5, 0.25, 0.1], help="of the multiply-adds")
+    parser.add_argument(
+        "--keep", type=float, nargs="+", default=[0.75, 0.5, 0.25, 0.1], help="of the multiply-adds"
+    )
     parser.add_argument("--output", type=Path, help="a json file for the figures")
     parser.add_argument("--tiny", action="store_true", help="one round of a ResNet and two images")
     arguments = parser.parse_args()
@@ -102,7 +114,8 @@ def main():
         for row in measure(build, arguments.keep, arguments.batch_size, arguments.rounds):
             rows.append({"net": name, **row})
             print(
-                f"{name:12} budget {100 * row['budget']:3.0f} %  MACs left {100 * row['macs_fraction']:5.1f} %  "
+                f"{name:12} budget {100 * row['budget']:3.0f} %  "
+                f"MACs left {100 * row['macs_fraction']:5.1f} %  "
                 f"dense {row['dense_ms']:7.1f} ms  shrunk {row['ms']:7.1f} ms  {row['speedup']:5.2f} x",
                 flush=True,
             )

@@ -48,10 +48,8 @@ def main():
         (images.reshape(-1, 784), labels) for images, labels in mnist.load(args, centred=True)
     )
     path = Path(os.environ.get("LC_KERAS_ANCHORS", "")) / "lenet300_classic.npz"
-    if path.exists() and not args.validation:
-        reference = anchor(path)
-    else:
-        reference = mnist.trained(build, train, args)
+    known = path.exists() and not args.validation
+    reference = anchor(path) if known else mnist.trained(build, train, args)
     mnist.run(reference, train, measured, args)
 
 

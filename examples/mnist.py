@@ -66,7 +66,7 @@ def load(args, centred=False):
     """
     train, measured = data.mnist()
     if args.validation:
-        train, measured = zip(*((part[:-HELD_OUT], part[-HELD_OUT:]) for part in train))
+        train, measured = zip(*((part[:-HELD_OUT], part[-HELD_OUT:]) for part in train), strict=True)
     if centred:
         mean = train[0].mean(axis=0)
         train, measured = ((images - mean, labels) for images, labels in (train, measured))

@@ -50,7 +50,9 @@ def resnet():
         inner = _normed(inner, width, 3, 1, f"stage{stage}_b")
         x = x if stride == 1 else _normed(x, width, 1, stride, f"stage{stage}_shortcut")
         x = layers.ReLU()(layers.Add()([x, inner]))
-    return keras.Model(inputs, layers.Dense(10, name="logits")(layers.GlobalAveragePooling2D()(x)), name="resnet")
+    return keras.Model(
+        inputs, layers.Dense(10, name="logits")(layers.GlobalAveragePooling2D()(x)), name="resnet"
+    )
 
 
 def _normed(x, width, size, stride, name):
@@ -92,7 +94,7 @@ def plot(kept, path):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 0.5 + 0.35 * len(kept)), layout="constrained")
-    for axes, (name, row) in zip(figure.subplots(len(kept), squeeze=False)[:, 0], kept.items()):
+    for axes, (name, row) in zip(figure.subplots(len(kept), squeeze=False)[:, 0], kept.items(), strict=True):
         axes.imshow(row[None], aspect="auto", cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
         axes.set(yticks=[], xticks=[])
         axes.set_ylabel(f"{name} {row.sum()}/{len(row)}", rotation=0, ha="right", va="center")
@@ -100,12 +102,19 @@ def plot(kept, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--net", choices=NETS, default="lenet5")
     add("--keep", type=float, nargs="+", help="fractions of the multiply-adds")
     add("--epochs", type=int, default=8, help="of each pruning, and of the retraining beside it")
-    add("--tuning-epochs", type=int, default=2, help="of these, how many at the end train the net that LC left")
+    add(
+        "--tuning-epochs",
+        type=int,
+        default=2,
+        help="of these, how many at the end train the net that LC left",
+    )
     add("--reference-epochs", type=int, default=8)
     add("--optimizer", choices=["sgd", "adam"], default="adam")
     add("--learning-rate", type=float, default=1e-3)
@@ -136,7 +145,9 @@ def main():
         model = tradeoff.copy_of(reference)
         keras.utils.set_random_seed(args.seed)
         compress = lc_keras.LearningCompression(cost)
-        mnist.fit_as_asked(model, train, max(1, args.epochs - args.tuning_epochs), args, f"LC {budget:g}", [compress])
+        mnist.fit_as_asked(
+            model, train, max(1, args.epochs - args.tuning_epochs), args, f"LC {budget:g}", [compress]
+        )
         small = lc_keras.shrink(model)
         if args.tuning_epochs:
             mnist.fit_as_asked(small, train, args.tuning_epochs, args, f"LC {budget:g}, tuning")

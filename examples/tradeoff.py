@@ -63,7 +63,7 @@ def plot(points, path, measured_on="test"):
         if method == "reference":
             axes.axhline(curve[0][1], color="black", linestyle=":", label=method)
         else:
-            axes.plot(*zip(*curve), marker="o", label=method)
+            axes.plot(*zip(*curve, strict=True), marker="o", label=method)
     axes.set(xscale="log", yscale="log")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -1,6 +1,7 @@
 """Learning-Compression pruning for Keras 3: an exact budget, inside `fit`."""
 
 from lc_keras import baselines
+from lc_keras.alternation import Alternation
 from lc_keras.callback import LearningCompression
 from lc_keras.costs import (
     L0Constraint,
@@ -21,6 +22,7 @@ from lc_keras.shrink_report import ShrinkReport, shrink_report
 from lc_keras.tasks import Task
 
 __all__ = [
+    "Alternation",
     "Blocks",
     "Exponential",
     "Geometric",

@@ -152,7 +152,8 @@ def _load(args):
 
     if not os.path.isfile(args.model):
         raise ValueError(f"Expected a .keras file. Received: '{args.model}', which is not a file.")
-    if not zipfile.is_zipfile(args.model):
+    # Keras goes by the name, and its safe mode is for this format.
+    if not (args.model.endswith(".keras") and zipfile.is_zipfile(args.model)):
         raise ValueError(f"Expected a .keras file. Received: '{args.model}', which is none.")
     try:
         return keras.saving.load_model(args.model, compile=False, safe_mode=not args.unsafe)
@@ -168,7 +169,7 @@ def _load(args):
 def _array(path):
     import numpy as np
 
-    return np.load(path)
+    return np.load(path, allow_pickle=False)
 
 
 def _version(text):

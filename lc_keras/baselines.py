@@ -32,9 +32,8 @@ def compress_directly(model, tasks, mu=1.0):
     ```
     """
     lagrangian = Lagrangian(bind_tasks(as_tasks(tasks), model), multipliers=False)
-    finite = lagrangian.direct_compression(mu).finite.numpy()
-    if not finite.all():
-        bad = [v.path for v, ok in zip(lagrangian.variables, finite, strict=True) if not ok]
+    bad = lagrangian.not_finite(lagrangian.direct_compression(mu))
+    if bad:
         raise ValueError(f"Expected a model with finite weights. Received: NaN or infinite values in {bad}")
     lagrangian.show_compressed()
 
@@ -159,7 +158,10 @@ class _Pruning(keras.callbacks.Callback):
         for i, part in enumerate(self._shared):
             masks = self._masks[start : start + len(part.variables)]
             start += len(part.variables)
-            values = [tf.where(m, v.value, tf.zeros([], v.value.dtype)) for v, m in zip(part.variables, masks)]
+            values = [
+                tf.where(m, v.value, tf.zeros([], v.value.dtype))
+                for v, m in zip(part.variables, masks, strict=True)
+            ]
             maps = part.compression.largest(values, kept[i], part.output_axes)
             for variable, mask, value, largest in zip(part.variables, masks, values, maps, strict=True):
                 # Single weights are their own magnitudes; of a group that is kept, a zero may train.

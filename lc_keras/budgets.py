@@ -4,29 +4,30 @@ Given magnitudes $m$, costs $c$ and a budget κ, the C step of an ℓ0 constrain
 
 $$\max_{z \in \{0, 1\}} \sum_g m_g^2 z_g \quad \text{such that} \quad \sum_g c_g z_g \le \kappa,$$
 
-a knapsack. It is solved with a multiplier for the budget: groups are kept in the order of $m_g^2 / c_g$, until the
-next one, $s$, no longer fits. With the cost of all groups alike this is the exact solution; else the energy kept
-falls short of the optimum by less than
+a knapsack. It is solved with a multiplier for the budget: groups are kept in the order of $m_g^2 / c_g$,
+until the next one, $s$, no longer fits. With the cost of all groups alike this is the exact solution; else
+the energy kept falls short of the optimum by less than
 
 $$m_s^2 \, \frac{\kappa - \sum_{g < s} c_g}{c_s} < m_s^2,$$
 
-since cutting $s$ into pieces would reach the optimum of the relaxed problem. The budget is never exceeded. A minimum
-for each layer is taken out of the budget first: its largest groups by the same ratio, whatever the others are.
+since cutting $s$ into pieces would reach the optimum of the relaxed problem. The budget is never exceeded. A
+minimum for each layer is taken out of the budget first: its largest groups by the same ratio, whatever the
+others are.
 
-That holds of weights and blocks. What neurons cost depends on each other: the kernel between two layers costs the
-product of how many are kept in both,
+That holds of weights and blocks. What neurons cost depends on each other: the kernel between two layers costs
+the product of how many are kept in both,
 
 $$f(z) = \sum_k p_k \, \Bigl(\sum_u a_{ku} z_u\Bigr) \Bigl(\sum_u b_{ku} z_u\Bigr) \le \kappa.$$
 
-Units are ranked by $m_u^2$ over what they cost at the margin, $\partial f / \partial z_u$, and kept in that order as
-far as $f$, which grows with each, stays within κ. The margin is first taken where all are kept, then where those
-just found are, which the optimum of the relaxed problem asks for; the best of a few rounds is taken. The budget is
-never exceeded, and the next unit in the ranking would exceed it; how far from the optimum that is, is not bounded.
-Of a single layer f is linear, and the bound above holds.
+Units are ranked by $m_u^2$ over what they cost at the margin, $\partial f / \partial z_u$, and kept in that
+order as far as $f$, which grows with each, stays within κ. The margin is first taken where all are kept, then
+where those just found are, which the optimum of the relaxed problem asks for; the best of a few rounds is
+taken. The budget is never exceeded, and the next unit in the ranking would exceed it; how far from the
+optimum that is, is not bounded. Of a single layer f is linear, and the bound above holds.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -37,7 +38,7 @@ ROUNDS = 4
 
 
 class Product(NamedTuple):
-    """What a tensor costs: its price times the places that are kept of those that make units and that read them.
+    """What a tensor costs: its price times how many places are kept, of those that make and that read units.
 
     Attributes:
         price: Number, what an element costs that has one place of either kind.
@@ -59,21 +60,25 @@ class Product(NamedTuple):
 
 
 @tf.autograph.experimental.do_not_convert
-def choose(magnitudes: tf.Tensor, costs: Sequence[Product], budget: float, parts: Sequence[tuple] = ()) -> tf.Tensor:
+def choose(
+    magnitudes: tf.Tensor, costs: Sequence[Product], budget: float, parts: Sequence[tuple] = ()
+) -> tf.Tensor:
     r"""Which units to keep. They are sorted, $O(U \log U)$ for U units.
 
     Args:
         magnitudes: Vector of magnitudes.
         costs: Sequence of `Product`, whose sum is the cost f.
         budget: Number κ, at least what `parts` cost at most.
-        parts: Sequence of pairs: the units of a layer, as an array of their numbers, and how many of them are kept at
-            least.
+        parts: Sequence of pairs: the units of a layer, as an array of their numbers, and how many of them are
+            kept at least.
 
     Returns:
         bool vector.
     """
     count = int(magnitudes.shape[0])
-    makes, reads = (tf.constant(np.array([c[i] for c in costs]).reshape(-1, count), tf.float64) for i in (1, 2))
+    makes, reads = (
+        tf.constant(np.array([c[i] for c in costs]).reshape(-1, count), tf.float64) for i in (1, 2)
+    )
     price, made, read = (tf.constant([float(c[i]) for c in costs], tf.float64) for i in (0, 3, 4))
     energy = tf.square(tf.cast(magnitudes, tf.float64))
     kept, best, best_energy = tf.ones([count], tf.float64), None, None
@@ -101,7 +106,11 @@ def choose(magnitudes: tf.Tensor, costs: Sequence[Product], budget: float, parts
 
 @tf.autograph.experimental.do_not_convert
 def allocate(
-    tensors: Sequence[tf.Tensor], prices: Sequence[float], budget: float, at_least: Sequence[int]
+    tensors: Sequence[tf.Tensor],
+    prices: Sequence[float],
+    budget: float,
+    at_least: Sequence[int],
+    scales: Sequence[Any] | None = None,
 ) -> list[tf.Tensor]:
     """How many elements of each tensor to keep, the largest ones, where those of a tensor cost the same.
 
@@ -112,6 +121,7 @@ def allocate(
         prices: Sequence of whole numbers ≥ 0, what an element of each tensor costs.
         budget: Number κ, at least what `at_least` costs.
         at_least: Sequence of ints, how many elements of each tensor are kept at least.
+        scales: Sequence of float scalars or `None` (default: 1): what each tensor is multiplied by first.
 
     Returns:
         List of int32 scalars.
@@ -125,13 +135,16 @@ def allocate(
         return [tf.constant(size) for size in sizes]
     dtype = thresholds.common_dtype(tensors)
     bits = tf.int32 if dtype == tf.float32 else tf.int64
-    scales = {i: tf.constant(prices[i] ** -0.5, dtype) for i in priced}
+    given = [1.0] * len(tensors) if scales is None else scales
+    ratios = {i: prices[i] ** -0.5 * tf.cast(given[i], dtype) for i in priced}
     above, ties = dict.fromkeys(priced, tf.constant(0)), {}
     prefix, top = tf.constant(0, bits), bits.size * 8 - 16
     for low in range(top, -1, -16):
         counted, reached, spent = {}, {}, 0.0
         for i in priced:
-            counted[i] = thresholds.histogram([tensors[i]], dtype, None if low == top else prefix, low, scales[i])
+            counted[i] = thresholds.histogram(
+                [tensors[i]], dtype, None if low == top else prefix, low, [ratios[i]]
+            )
             reached[i] = above[i] + tf.cumsum(counted[i], reverse=True)
             spent += float(prices[i]) * tf.cast(tf.maximum(reached[i], at_least[i]), tf.float64)
         # The highest digit down to which all of them would cost too much.
@@ -140,7 +153,9 @@ def allocate(
         for i in priced:
             ties[i] = tf.reduce_sum(tf.where(here, counted[i], 0))
             above[i] = tf.reduce_sum(tf.where(here, reached[i], 0)) - ties[i]
-        prefix = tf.bitwise.bitwise_or(prefix, tf.bitwise.left_shift(tf.cast(digit, bits), tf.constant(low, bits)))
+        prefix = tf.bitwise.bitwise_or(
+            prefix, tf.bitwise.left_shift(tf.cast(digit, bits), tf.constant(low, bits))
+        )
     for i in priced:
         counts[i] = tf.maximum(above[i], at_least[i])
     left = tf.constant(budget, tf.float64)

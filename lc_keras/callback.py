@@ -1,17 +1,21 @@
 """The Learning-Compression algorithm inside `fit`."""
 
 import contextlib
+import itertools
 import math
 import warnings
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from lc_keras import schedules
+from lc_keras.averages import Averages
 from lc_keras.checkpoints import Checkpoints
+from lc_keras.groups import Neurons
 from lc_keras.guard import Guard, Snapshot
 from lc_keras.lagrangian import Lagrangian
-from lc_keras.optimizers import LearningRateLimit, effective_rate, inner_optimizer, reset_state
+from lc_keras.optimizers import LearningRateLimit, optimizers_of, relative_curvature, reset_state
 from lc_keras.run_state import RunState, check_same
 from lc_keras.tasks import as_tasks, bind_tasks
 
@@ -47,9 +51,9 @@ class LearningCompression(keras.callbacks.Callback):
     ($\lVert w - \theta \rVert / \lVert w \rVert$ at the latest C step), `l_step` (the
     number of the running L step) and `l_steps` (how many there are).
 
-    Other callbacks may come before or after it. At the end of an epoch they meet the
-    compressed model, if Keras knows the number of batches in an epoch; in the first epoch
-    of a generator of unknown length, only those after this one do.
+    Other callbacks may come before or after it: at the end of an epoch they meet the
+    compressed model. Where the optimizer keeps averages of the weights (`use_ema`), it is
+    compressed averages that `keras.callbacks.SwapEMAWeights` puts into it.
 
     Args:
         tasks: A compression (over all default kernels jointly), a `Task`, or a list
@@ -116,11 +120,11 @@ class LearningCompression(keras.callbacks.Callback):
         if steps is not None and (isinstance(steps, bool) or steps != int(steps) or steps < 1):
             raise ValueError(f"Expected `steps` to be a whole number ≥ 1 or None. Received: steps={steps}")
         self.steps = None if steps is None else int(steps)
-        self.epochs_per_step = _positive("epochs_per_step", epochs_per_step)
+        self.epochs_per_step = schedules.positive("epochs_per_step", epochs_per_step)
         self.first_step_epochs = (
             self.epochs_per_step
             if first_step_epochs is None
-            else _positive("first_step_epochs", first_step_epochs)
+            else schedules.positive("first_step_epochs", first_step_epochs)
         )
         self.multipliers = bool(multipliers)
         self.limit_learning_rate = bool(limit_learning_rate)
@@ -142,19 +146,26 @@ class LearningCompression(keras.callbacks.Callback):
             return _SUGGESTED_EPOCHS
         return math.ceil(self._end(self.steps - 1) - 1e-9)
 
+    def set_model(self, model):
+        super().set_model(model)
+        # Where an earlier `fit` was resumed; Keras would begin every later one there.
+        model._initial_epoch = None
+
     def on_train_begin(self, logs=None):
         model = self.model
         Guard.dismiss_other(model, self.params)
         shared = bind_tasks(self.tasks, model)
         with model.distribute_strategy.scope():
             lagrangian = Lagrangian(shared, self.multipliers)
-            self._rate = LearningRateLimit(model.optimizer)
+            self._rate = LearningRateLimit(*optimizers_of(model), variables=lagrangian.variables)
         self._batches = self.params.get("steps")
         self._first_epoch = self._schedule = self._resumed = None
         self._step, self._mu = 0, math.nan
-        self._finished = False
+        self._finished = self._is_pulled = False
+        self._check_resumed_alone()
+        self._averages = Averages(model.optimizer, lagrangian)
         if self._checkpoints:
-            self._state = RunState(model, lagrangian)
+            self._state = RunState(model, lagrangian, self._averages)
             self._resume()
         self._lagrangian = lagrangian
         self._others = Snapshot(model, lagrangian.variables)
@@ -164,15 +175,19 @@ class LearningCompression(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         with self._leaving_model_usable():
+            self._check_resumed_alone()
             if self._first_epoch is None:
                 self._begin(epoch)
             self._epoch = epoch - self._first_epoch
             self._batch = 0
-            self._lagrangian.show_training()
 
     def on_train_batch_begin(self, batch, logs=None):
         with self._leaving_model_usable():
             self._batch = batch
+            if self._lagrangian.compressed:
+                # Now that SwapEMAWeights, if it is there, has put the weights back.
+                self._lagrangian.show_training()
+                self._averages.show_training()
             if self._batches:
                 self._advance(batch)
             self._logs.update(mu=self._mu, l_step=self._running + 1)
@@ -192,15 +207,10 @@ class LearningCompression(keras.callbacks.Callback):
             self._save(epoch + 1)
 
     def on_train_end(self, logs=None):
-        lagrangian = self._lagrangian
         if self._checkpoints and self._writes:
             self._checkpoints.delete()
-        if self._first_epoch is not None:
-            # Averaged weights, which Keras has just put in, are not compressed.
-            if getattr(inner_optimizer(self.model.optimizer), "use_ema", False):
-                lagrangian.project(self._mu)
-            if not self._finished:
-                self._warn("Training stopped")
+        if self._first_epoch is not None and not self._finished:
+            self._warn("Training stopped")
         self._detach()
 
     @property
@@ -291,7 +301,18 @@ class LearningCompression(keras.callbacks.Callback):
         self._start()
         # As `keras.callbacks.BackupAndRestore` does.
         over = self._finished or place["stopped"]
-        self.model._initial_epoch = self._resumed = self.params["epochs"] if over else saved.epoch
+        self._resumed = np.int64(self.params["epochs"] if over else saved.epoch)
+        self.model._initial_epoch = self._resumed
+
+    def _check_resumed_alone(self):
+        # Where Keras begins; `is`, since who sets the same epoch has set weights, too.
+        if self.model._initial_epoch is not self._resumed:
+            raise ValueError(
+                "Expected a run to be resumed by `checkpoint_dir` alone, which keeps the model, the "
+                "optimizer, θ, λ and μ together. Received: a model that another callback, such as "
+                f"BackupAndRestore, has taken to epoch {self.model._initial_epoch}. Pass `checkpoint_dir` in "
+                "its stead; what it kept by itself is not enough to go on from."
+            )
 
     def _save(self, epoch):
         facts = {"run": self._state.description(), "settings": self._settings(), "place": self._place()}
@@ -324,7 +345,7 @@ class LearningCompression(keras.callbacks.Callback):
             "density": self.density,
             "batches": self._batches,
             "finished": self._finished,
-            "stopped": self.model.stop_training,
+            "stopped": bool(self.model.stop_training),
             "ahead": self._rate.ahead,
             "automatic": self._schedule.state if self._is_automatic else None,
         }
@@ -332,18 +353,41 @@ class LearningCompression(keras.callbacks.Callback):
     def _mu_of(self, step) -> float:
         if not self._is_automatic:
             return self._schedule[step]
-        rate = effective_rate(
-            self.model.optimizer, self._lagrangian.variables, self._rate.highest()
-        )
         batches = self._epochs * (self._batches or _UNKNOWN_BATCHES)
-        return self._schedule(step, rate, batches, self.gap)
+        return self._schedule(step, self._rate.effective(), batches, self.gap, self._rate.guessed)
+
+    def _scales(self, step):
+        """How much the distance counts in each variable in an L step; `None`: as before."""
+        lagrangian = self._lagrangian
+        neurons = [
+            isinstance(getattr(part.compression, "groups", None), Neurons)
+            for part in lagrangian.shared
+            for _ in part.variables
+        ]
+        if not (self._is_automatic and any(neurons)):
+            return None
+        making = list(itertools.compress(lagrangian.variables, neurons))
+        curvature = relative_curvature(self._rate.updating[0], making)
+        if curvature is None:
+            return None
+        scales = lagrangian.scales.numpy()
+        scales[neurons] = self._schedule.scales(step, scales[neurons], curvature)
+        return scales
 
     def _execute(self, train_function, iterator):
         """Runs an execution of the L step, and what is due if it is the last of the epoch."""
-        # Keras runs a batch more after it was told to stop.
-        if not self._finished:
-            with self._lagrangian.pulling(), self._rate.applied():
-                self._metrics = train_function(iterator)
+        if self._finished:
+            # Keras runs a batch more after it was told to stop.
+            self._end_epoch()
+        else:
+            try:
+                with self._lagrangian.pulling(), self._rate.applied():
+                    self._metrics = train_function(iterator)
+            except (StopIteration, tf.errors.OutOfRangeError):
+                self._end_epoch()
+                raise
+            if not (self._is_pulled or self.model.run_eagerly):
+                self._check_pull()
             if self._batch + self.model.steps_per_execution >= (self._batches or math.inf):
                 self._end_epoch()
         return {**self._metrics, **self._logs} if isinstance(self._metrics, dict) else self._metrics
@@ -355,14 +399,11 @@ class LearningCompression(keras.callbacks.Callback):
             self._c_step(step)
 
     def _c_step(self, next_step):
-        if not all(penalty.called for penalty in self._lagrangian.penalties):
-            raise ValueError(
-                "The training step of the model leaves out `model.losses`, where the penalty of the "
-                "L step is. Expected a `train_step` that calls `compute_loss` of `keras.Model`."
-            )
+        if not self._is_pulled:
+            self._check_pull()
         self._check_others()
         next_mu = self._mu_of(next_step) if next_step < self._steps else self._mu
-        self._check(self._lagrangian.c_step(self._mu, next_mu))
+        self._check(self._lagrangian.c_step(self._mu, next_mu, self._scales(next_step)))
         self._others.save()
         self._step, self._mu = next_step, next_mu
         self._logs.update(gap=self.gap, density=self.density)
@@ -372,7 +413,24 @@ class LearningCompression(keras.callbacks.Callback):
         else:
             self._limit_rate()
             if self.reset_optimizer:
-                reset_state(self.model.optimizer)
+                self._reset_optimizers()
+
+    def _check_pull(self):
+        lagrangian = self._lagrangian
+        free = [
+            v.path
+            for v, penalty in zip(lagrangian.variables, lagrangian.penalties, strict=True)
+            if not penalty.pulls
+        ]
+        if free:
+            more = f" and {len(free) - 1} more" if len(free) > 1 else ""
+            raise ValueError(
+                "The training step of the model leaves out `model.losses`, where the penalty of the "
+                f"L step is, for {free[0]}{more}. Expected a `train_step` that calls `compute_loss` of "
+                "`keras.Model`, or adds the `losses` of the model, or of the part that holds these "
+                "weights, to the loss whose gradient trains them; or a `Task` that leaves them out."
+            )
+        self._is_pulled = True
 
     def _check_others(self):
         bad = self._others.not_finite()
@@ -380,10 +438,8 @@ class LearningCompression(keras.callbacks.Callback):
             self._diverge(f"NaN or infinite values in {', '.join(v.path for v in bad)}")
 
     def _check(self, result):
-        finite = result.finite.numpy()
-        if not finite.all():
-            names = [v.path for v, ok in zip(self._lagrangian.variables, finite, strict=True) if not ok]
-            self._diverge(f"NaN or infinite values in {', '.join(names)}")
+        if bad := self._lagrangian.not_finite(result):
+            self._diverge(f"NaN or infinite values in {', '.join(bad)}")
         self.gap = float(result.gap)
         self.density = float(result.density)
 
@@ -395,9 +451,13 @@ class LearningCompression(keras.callbacks.Callback):
             "compressed weights of the last C step. Try a lower learning rate, or gradient clipping."
         )
 
+    def _reset_optimizers(self):
+        for optimizer in self._rate.updating:
+            reset_state(optimizer)
+
     def _limit_rate(self):
         if self.limit_learning_rate:
-            self._rate.set(1 / self._mu)
+            self._rate.set(1 / max(float(mu) for mu in self._lagrangian.mus))
 
     def _end_epoch(self):
         """Leaves the compressed weights in the model until the next epoch begins."""
@@ -409,7 +469,12 @@ class LearningCompression(keras.callbacks.Callback):
                 # The batch that began and found no data.
                 self._batches = ended = self._batch
             self._advance(min(ended, self._batches))
+            self._show_compressed()
+
+    def _show_compressed(self):
+        if not self._lagrangian.compressed:
             self._lagrangian.show_compressed()
+            self._averages.show_compressed(self._mu)
 
     @contextlib.contextmanager
     def _leaving_model_usable(self):
@@ -430,8 +495,8 @@ class LearningCompression(keras.callbacks.Callback):
                 usable = bool(lagrangian.c_step(self._mu, self._mu).finite.numpy().all())
             if not usable:
                 self._others.restore()
-                reset_state(self.model.optimizer)
-            lagrangian.show_compressed()
+                self._reset_optimizers()
+            self._show_compressed()
             self._warn(f"Training was interrupted ({type(error).__name__})")
         self._detach()
 
@@ -453,11 +518,3 @@ class LearningCompression(keras.callbacks.Callback):
             "suffer if it is above a few percent.",
             stacklevel=3,
         )
-
-
-def _positive(name, value) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"Expected `{name}` to be a positive number. Received: {name}={value!r}")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"Expected `{name}` to be a positive number. Received: {name}={value}")
-    return float(value)

@@ -1,7 +1,7 @@
 """What lives or dies together: a tensor becomes the magnitudes of its groups, and back.
 
-A pruning cost needs two things of a group of weights: one magnitude, and a way to bring a decision or a factor
-for the group back to each of its weights.
+A pruning cost needs two things of a group of weights: one magnitude, and a way to bring a decision or a
+factor for the group back to each of its weights.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ class Layout(tuple):
 
     Args:
         axes: Iterable of ints. Defaults to `(-1,)`.
-        units: Array of ints or `None` (default): the number of the unit at each place of these axes, flattened in
-            their order; -1 where the weights belong to no unit that is pruned. Tensors of one cost that have the
-            same number have the same unit. `None`: the units of this tensor are its own.
+        units: Array of ints or `None` (default): the number of the unit at each place of these axes,
+            flattened in their order; -1 where the weights belong to no unit that is pruned. Tensors of one
+            cost that have the same number have the same unit. `None`: the units of this tensor are its own.
         count: Int, how many units the tensors have together, from 0 on.
-        reads: Array of ints or `None` (default: none of them): the number of the unit that each place along the
-            inputs reads, or -1. Where that unit goes, these weights go too.
+        reads: Array of ints or `None` (default: none of them): the number of the unit that each place along
+            the inputs reads, or -1. Where that unit goes, these weights go too.
         macs: Int or `None` (default: not known): the multiply-adds of one weight, for one example.
         bytes: Int, the size of a weight. Defaults to 4.
     """
@@ -129,10 +129,11 @@ class Weights(Groups):
 class Neurons(Groups):
     r"""All that makes one output unit: a neuron, a filter, a recurrent unit, a head of attention.
 
-    The magnitude of unit $j$ is $\lVert w_j \rVert_2$ over all axes but `output_axes`. A `Task` finds in the graph
-    of a Functional or Sequential model what makes one unit together, in several tensors: the incoming weights, the
-    bias, the scale and shift of a normalisation that follows, the gates of a recurrent unit, a depthwise filter and
-    the filter before it, filters that an addition ties. The magnitude is then the norm over all of these.
+    The magnitude of unit $j$ is $\lVert w_j \rVert_2$ over all axes but `output_axes`. A `Task` finds in the
+    graph of a Functional or Sequential model what makes one unit together, in several tensors: the incoming
+    weights, the bias, the scale and shift of a normalisation that follows, the gates of a recurrent unit, a
+    depthwise filter and the filter before it, filters that an addition ties. The magnitude is then the norm
+    over all of these.
 
     Example:
 
@@ -171,7 +172,7 @@ class Neurons(Groups):
         """
         dtype = thresholds.common_dtype(measured)
         total = tf.zeros([layouts[0].count], tf.float64)
-        for part, layout in zip(measured, layouts):
+        for part, layout in zip(measured, layouts, strict=True):
             squares = tf.square(tf.cast(tf.reshape(part, [-1]), tf.float64))
             # What belongs to no unit falls into one more, which is dropped.
             units = tf.constant(np.where(layout.units < 0, layout.count, layout.units))
@@ -260,9 +261,9 @@ class Blocks(Groups):
 def norm(tensor: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
     r"""The ℓ2 norm over some axes, also where squares overflow or vanish.
 
-    Magnitudes from $10^{-9}$ to $10^{15}$ take the plain way. Others are decomposed into $m \cdot 2^e$ by their
-    bits and scaled by the largest exponent of their group, since arithmetic may flush subnormals to zero. A
-    norm beyond the largest float is returned as the largest float.
+    Magnitudes from $10^{-9}$ to $10^{15}$ take the plain way. Others are decomposed into $m \cdot 2^e$ by
+    their bits and scaled by the largest exponent of their group, since arithmetic may flush subnormals to
+    zero. A norm beyond the largest float is returned as the largest float.
 
     Args:
         tensor: Floating tensor of static shape; half precision is cast to float32.
@@ -335,5 +336,7 @@ def _positive(axes, shape) -> list[int]:
     rank = len(shape)
     positive = sorted({int(a) % rank for a in axes if -rank <= a < rank})
     if len(positive) != len(tuple(axes)) or not positive:
-        raise ValueError(f"`output_axes`: expected distinct axes of a tensor of rank {rank}, received {tuple(axes)}")
+        raise ValueError(
+            f"`output_axes`: expected distinct axes of a tensor of rank {rank}, received {tuple(axes)}"
+        )
     return positive

@@ -1,11 +1,13 @@
 r"""The augmented Lagrangian of $w = \theta$: the copy θ, the multipliers λ, and the C step."""
 
 import contextlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from lc_keras import thresholds
+from lc_keras.costs.compression import Selection
 from lc_keras.penalty import LCPenalty
 
 
@@ -26,10 +28,15 @@ class CStep(NamedTuple):
 class Lagrangian:
     r"""θ and λ of a model's weights.
 
-    Two arrays of each weight's shape are kept, θ and $t = \theta + \lambda/\mu$, the
-    target of the L step; λ is $\mu (t - \theta)$. Without multipliers t is θ and one
-    array serves as both. Nothing here runs weight by weight in Python, and nothing
-    is retraced when μ changes.
+    The distance of w to θ may count more in one variable than in another: variable l has
+    the scale $s_l$, hence $\mu_l = \mu s_l$, and the augmented Lagrangian is
+
+    $$L(w) + \sum_l \frac{\mu_l}{2} \lVert w_l - \theta_l - \lambda_l / \mu_l \rVert^2 + C(\theta)$$
+
+    up to a constant. Two arrays of each weight's shape are kept, θ and
+    $t = \theta + \lambda/\mu$, the target of the L step; λ is $\mu (t - \theta)$. Without
+    multipliers t is θ and one array serves as both. Nothing here runs weight by weight in
+    Python, and nothing is retraced when μ changes.
 
     The arrays are of the weight's own type, at least float32, and live where it lives; made
     in the scope of a `tf.distribute` strategy they are mirrored as it is. The C step runs
@@ -43,12 +50,15 @@ class Lagrangian:
     def __init__(self, shared, multipliers=True):
         self.shared = shared
         self.variables = [v for part in shared for v in part.variables]
-        self.mu = tf.Variable(0.0, trainable=False, name="mu")
+        # Costs that shrink the weights are exact only where all distances count alike.
+        self._scalable = [isinstance(p.compression, Selection) for p in shared for _ in p.variables]
+        self.scales = tf.Variable(tf.ones(len(self.variables)), trainable=False, name="scales")
+        self.mus = [tf.Variable(0.0, trainable=False, name=f"{v.name}_mu") for v in self.variables]
         self.targets = [_slot(v, "target") for v in self.variables]
         self.thetas = [_slot(v, "theta") for v in self.variables] if multipliers else self.targets
         self.penalties = [
-            LCPenalty(target, self.mu, v.regularizer)
-            for v, target in zip(self.variables, self.targets, strict=True)
+            LCPenalty(target, mu, v.regularizer)
+            for v, target, mu in zip(self.variables, self.targets, self.mus, strict=True)
         ]
         self.size = sum(int(target.shape.num_elements()) for target in self.targets)
         self.compressed = False
@@ -59,9 +69,15 @@ class Lagrangian:
     def multipliers(self) -> list:
         """λ, a tensor for each variable."""
         return [
-            tf.cast(self.mu, target.dtype) * (target - theta)
-            for target, theta in zip(self.targets, self.thetas, strict=True)
+            tf.cast(mu, target.dtype) * (target - theta)
+            for mu, target, theta in zip(self.mus, self.targets, self.thetas, strict=True)
         ]
+
+    def penalty(self) -> tf.Tensor:
+        r"""$\frac{\mu}{2} \lVert w - \theta - \lambda/\mu \rVert^2$: what an L step adds to the loss."""
+        return tf.add_n(
+            [penalty.pull(v) for v, penalty in zip(self.variables, self.penalties, strict=True)]
+        )
 
     @contextlib.contextmanager
     def pulling(self):
@@ -83,36 +99,45 @@ class Lagrangian:
         Returns:
             `CStep`.
         """
-        result = self._c_step(tf.constant(mu, tf.float32), tf.constant(0.0, tf.float64))
-        self.mu.assign(mu)
-        return result
+        mu = tf.constant(mu, tf.float64)
+        return self._c_step(mu, mu, self.scales, tf.constant(False))
 
-    def c_step(self, mu: float, next_mu: float) -> CStep:
+    def c_step(self, mu: float, next_mu: float, scales: Sequence[float] | None = None) -> CStep:
         r"""$\theta \leftarrow \Pi(w - \lambda/\mu)$, $\lambda \leftarrow \lambda - \mu(w - \theta)$.
 
         Args:
             mu: Float > 0, μ of the L step that ends.
             next_mu: Float > 0, μ of the L step that begins.
+            scales: Sequence of floats $s_l$ > 0, one for each variable, from the L step that
+                begins on, or `None` (default), which leaves them as they are. Variables whose
+                cost shrinks weights have the scale 1, whatever is given.
 
         Returns:
             `CStep`.
         """
-        result = self._c_step(tf.constant(mu, tf.float32), tf.constant(mu / next_mu, tf.float64))
-        self.mu.assign(tf.where(tf.reduce_all(result.finite), next_mu, self.mu))
-        return result
+        scales = self.scales if scales is None else tf.where(self._scalable, tf.cast(scales, tf.float32), 1.0)
+        mu, next_mu = tf.constant(mu, tf.float64), tf.constant(next_mu, tf.float64)
+        return self._c_step(mu, next_mu, scales, tf.constant(True))
 
-    def project(self, mu: float):
-        r"""Puts $\Pi(w)$ of the model's present weights into the model, λ left aside.
+    def not_finite(self, result: CStep) -> list[str]:
+        """The paths of the variables because of which a C step changed nothing."""
+        finite = result.finite.numpy()
+        return [v.path for v, ok in zip(self.variables, finite, strict=True) if not ok]
+
+    def compress(self, variables, mu):
+        r"""Puts $\Pi(v)$ in the place of each $v$, λ left aside. To be called in a `tf.function`.
 
         Args:
-            mu: Float > 0.
+            variables: List of variables, one for each weight.
+            mu: float32 scalar tensor > 0.
         """
-        for variable, target, theta in zip(self.variables, self.targets, self.thetas, strict=True):
-            target.assign(_read(variable))
-            theta.assign(_read(variable))
-        self.direct_compression(mu)
-        self.compressed = False
-        self.show_compressed()
+        scales, start = tf.unstack(self.scales), 0
+        for part in self.shared:
+            chosen = variables[start : start + len(part.variables)]
+            start += len(chosen)
+            maps = _maps(part, chosen, scales[start - len(chosen) : start], mu)
+            for variable, solve in zip(chosen, maps, strict=True):
+                variable.assign(tf.cast(solve(_read(variable)), variable.dtype))
 
     def show_compressed(self):
         """Puts θ into the model, and w where θ was."""
@@ -132,19 +157,26 @@ class Lagrangian:
             variable.assign(tf.cast(compressed, variable.dtype))
             theta.assign(weight)
 
-    def _c_step(self, mu, ratio):
+    def _c_step(self, mu, next_mu, next_scales, multiply):
+        def update():
+            next_mus = next_mu * tf.cast(next_scales, tf.float64)
+            ratios = tf.where(multiply, mu * tf.cast(self.scales, tf.float64) / next_mus, 0.0)
+            found = self._update(tf.cast(mu, tf.float32), ratios)
+            self.scales.assign(next_scales)
+            for variable, value in zip(self.mus, tf.unstack(next_mus), strict=True):
+                variable.assign(tf.cast(value, tf.float32))
+            return found
+
+        nothing = tf.constant(float("nan"))
         with tf.device(self.variables[0].value.device):
             finite = thresholds.finite([tf.convert_to_tensor(v) for v in self.variables])
-            gap, density = tf.cond(
-                tf.reduce_all(finite),
-                lambda: self._update(mu, ratio),
-                lambda: (tf.constant(float("nan")), tf.constant(float("nan"))),
-            )
+            gap, density = tf.cond(tf.reduce_all(finite), update, lambda: (nothing, nothing))
         return CStep(finite, gap, density)
 
-    def _update(self, mu, ratio):
+    def _update(self, mu, ratios):
         # With v = w − λ/μ the new multipliers are λ − μ(w − θ) = μ(θ − v), so the new
         # target is θ + (μ/μ')(θ − v). v waits where θ will be: no third array.
+        scales, ratios = tf.unstack(self.scales), tf.unstack(ratios)
         with_multipliers = self.thetas is not self.targets
         done = []
         if with_multipliers:
@@ -157,16 +189,14 @@ class Lagrangian:
         start = 0
         for part in self.shared:
             stop = start + len(part.variables)
-            maps = part.compression.maps(
-                [_read(source) for source in sources[start:stop]], mu, part.output_axes
-            )
+            maps = _maps(part, sources[start:stop], scales[start:stop], mu)
             for i, solve in zip(range(start, stop), maps, strict=True):
                 with tf.device(self.variables[i].value.device), tf.control_dependencies(done):
                     shifted, weight = _read(sources[i]), _read(self.variables[i])
                     theta = solve(shifted)
                     done = [self.thetas[i].assign(theta)]
                     if with_multipliers:
-                        target = theta + tf.cast(ratio, theta.dtype) * (theta - shifted)
+                        target = theta + tf.cast(ratios[i], theta.dtype) * (theta - shifted)
                         done.append(self.targets[i].assign(target))
                     squared_gap += tf.cast(tf.nn.l2_loss(weight - theta), tf.float64)
                     squared_norm += tf.cast(tf.nn.l2_loss(weight), tf.float64)
@@ -175,6 +205,11 @@ class Lagrangian:
             start = stop
         gap = tf.sqrt(tf.math.divide_no_nan(squared_gap, squared_norm))
         return tf.cast(gap, tf.float32), tf.cast(kept / self.size, tf.float32)
+
+
+def _maps(part, sources, scales, mu):
+    given = {"scales": scales} if isinstance(part.compression, Selection) else {}
+    return part.compression.maps([_read(source) for source in sources], mu, part.output_axes, **given)
 
 
 def _read(variable):

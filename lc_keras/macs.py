@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from lc_keras.signatures import input_signature_of
+from lc_keras.signatures import input_signature_of, is_built
 from lc_keras.tracing import replaced
 
 _CELLS = (keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell)
@@ -141,7 +141,7 @@ def _counted(model, input_signature):
         counter.trace(model, keras.tree.map_structure(_of_one_example, signature))
     except Exception:
         # A model that cannot be called this way can still be measured in bits.
-        if not model.built:
+        if not is_built(model):
             raise
         counter = _Counter(_kernels(model))
         counter.attention = None
@@ -210,7 +210,7 @@ def _uses(layer, inputs, outputs):
         left, _ = layer.equation.replace(" ", "").replace("...", "").split("->")
         labels, kernel = left.split(",")
         shape = layer._kernel.shape
-        contracted = math.prod(n for label, n in zip(kernel, shape) if label in labels)
+        contracted = math.prod(n for label, n in zip(kernel, shape, strict=True) if label in labels)
         return [(layer._kernel, _divide(_size(inputs.shape), contracted))]
     if isinstance(layer, _CONVOLUTIONS):
         return [(layer._kernel, _divide(_size(outputs.shape), layer.filters))]
@@ -237,7 +237,7 @@ def _uses(layer, inputs, outputs):
 def _products(layer, args, kwargs):
     """How many multiply-adds of activations by one another an attention layer does."""
     if isinstance(layer, _HEADS):
-        names = dict(zip(("query", "value", "key"), args)) | kwargs
+        names = dict(zip(("query", "value", "key"), args, strict=False)) | kwargs
         query, value = names["query"].shape, names["value"].shape
         heads = layer._num_heads if hasattr(layer, "_num_heads") else layer.num_query_heads
         depth = layer._key_dim + layer._value_dim if hasattr(layer, "_key_dim") else 2 * layer.head_dim

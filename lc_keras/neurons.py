@@ -28,7 +28,8 @@ class Makers:
                 variable = find(flow.layer, weight.name)
                 for along, places in ((weight.makes, self._places), (weight.reads, self._reads)):
                     if variable is not None and along:
-                        places[id(variable)] = along.axis, groups[np.tile(flow.ports[along.port], along.tiles)]
+                        tiled = np.tile(flow.ports[along.port], along.tiles)
+                        places[id(variable)] = along.axis, groups[tiled]
         self._macs = uses(model) if count_macs else {}
 
     def priced(self, variable: keras.Variable, axes) -> Layout:
@@ -42,8 +43,8 @@ class Makers:
 
         Args:
             variables: List of `keras.Variable`.
-            axes: List of tuples, for each the axes of its output units: what its units are, where the graph does not
-                say.
+            axes: List of tuples, for each the axes of its output units: what its units are, where the graph
+                does not say.
 
         Returns:
             The variables and those that make units together with them, and their `Layout`s.
@@ -84,4 +85,6 @@ class Makers:
 
 
 def _bytes(variable) -> int:
-    return np.dtype(keras.backend.standardize_dtype(variable.dtype)).itemsize if "bfloat" not in variable.dtype else 2
+    if "bfloat" in variable.dtype:
+        return 2
+    return np.dtype(keras.backend.standardize_dtype(variable.dtype)).itemsize

@@ -1,30 +1,44 @@
-"""What an L step asks of the optimizer: its rate, a limited learning rate, a fresh state."""
+"""What an L step asks of the optimizers: its rate, a limited learning rate, a fresh state."""
 
 import contextlib
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 _LOOKS = 20
 
 
 class LearningRateLimit:
-    r"""Holds an optimizer's learning rate at $\min(\eta, \text{limit})$ while the training runs.
+    r"""Holds a learning rate at $\min(\eta, \text{limit})$ while the training runs.
 
     Works with a fixed rate, a rate that other callbacks set, a schedule or a function: η
     is what the user's own rate says at that moment, and nobody else meets the limit.
+    Of several optimizers, those that update other weights are left alone.
 
     Args:
-        optimizer: `keras.optimizers.Optimizer`.
+        *optimizers: `keras.optimizers.Optimizer`s.
+        variables: Sequence of `keras.Variable`, the compressed weights.
 
     Attributes:
-        ahead: List of pairs of a step and a rate, what `look_ahead` noted.
+        ahead: For each optimizer a list of pairs of a step and a rate, what `look_ahead` noted.
     """
 
-    def __init__(self, optimizer):
-        self._optimizer = inner_optimizer(optimizer)
+    def __init__(self, *optimizers, variables=()):
+        self._optimizers = [inner_optimizer(optimizer) for optimizer in optimizers]
+        self._variables = list(variables)
         self._limit = tf.Variable(float("inf"), trainable=False, name="learning_rate_limit")
-        self.ahead = []
+        self.ahead = [[] for _ in self._optimizers]
+
+    @property
+    def updating(self) -> list:
+        """The optimizers that update the compressed weights; all, while that is not known."""
+        return [optimizer for optimizer in self._optimizers if self._updates(optimizer)] or self._optimizers
+
+    @property
+    def guessed(self) -> bool:
+        """Whether it is not known yet which of several optimizers updates the compressed weights."""
+        return len(self._optimizers) > 1 and not any(map(self._updates, self._optimizers))
 
     def set(self, limit: float):
         """Limits the learning rate from now on.
@@ -36,38 +50,77 @@ class LearningRateLimit:
 
     @contextlib.contextmanager
     def applied(self):
-        """The context in which the optimizer has the limited rate."""
-        optimizer = self._optimizer
-        given = optimizer._learning_rate
-        rate = self._rate_of(given)
-        optimizer._learning_rate = lambda: tf.minimum(tf.cast(rate(), tf.float32), self._limit)
+        """The context in which the optimizers have the limited rate."""
+        given = [optimizer._learning_rate for optimizer in self._optimizers]
+        for optimizer in self._optimizers:
+            optimizer._learning_rate = self._limited(optimizer)
         try:
             yield
         finally:
-            optimizer._learning_rate = given
+            for optimizer, rate in zip(self._optimizers, given, strict=True):
+                optimizer._learning_rate = rate
 
     def look_ahead(self, batches: float):
-        """Notes how a schedule goes on.
+        """Notes how schedules go on.
 
         Args:
             batches: Float, how many batches the run has left.
         """
-        schedule = self._optimizer._learning_rate
-        if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
-            now = _iterations(self._optimizer)
-            steps = (now + int(batches * i / _LOOKS) for i in range(_LOOKS))
-            self.ahead = [(step, float(schedule(tf.constant(step, tf.int64)))) for step in steps]
+        for i, optimizer in enumerate(self._optimizers):
+            schedule = optimizer._learning_rate
+            if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+                now = _iterations(optimizer)
+                steps = (now + int(batches * n / _LOOKS) for n in range(_LOOKS))
+                self.ahead[i] = [(step, float(schedule(tf.constant(step, tf.int64)))) for step in steps]
 
     def highest(self) -> float:
         """The highest learning rate from now on, without the limit, as far as it is known."""
-        now = float(tf.convert_to_tensor(self._rate_of(self._optimizer._learning_rate)()))
-        done = _iterations(self._optimizer)
-        return max([now, *(rate for step, rate in self.ahead if step >= done)])
+        return max(map(self._highest, self.updating))
 
-    def _rate_of(self, given):
+    def effective(self) -> float:
+        """`effective_rate` at the highest learning rate from now on."""
+        return max(effective_rate(o, self._variables, self._highest(o)) for o in self.updating)
+
+    def _highest(self, optimizer):
+        now = float(tf.convert_to_tensor(self._rate_of(optimizer)()))
+        done = _iterations(optimizer)
+        ahead = next(a for o, a in zip(self._optimizers, self.ahead, strict=True) if o is optimizer)
+        return max([now, *(rate for step, rate in ahead if step >= done)])
+
+    def _updates(self, optimizer):
+        own = {id(variable) for variable in optimizer._trainable_variables} if optimizer.built else ()
+        return any(id(variable) in own for variable in self._variables)
+
+    def _limited(self, optimizer):
+        rate = self._rate_of(optimizer)
+
+        def limited():
+            # An optimizer asks for its rate when it is built: it is known by then what it updates.
+            if len(self._optimizers) > 1 and not self._updates(optimizer):
+                return rate()
+            return tf.minimum(tf.cast(rate(), tf.float32), self._limit)
+
+        return limited
+
+    def _rate_of(self, optimizer):
+        given = optimizer._learning_rate
         if isinstance(given, keras.optimizers.schedules.LearningRateSchedule):
-            return lambda: given(self._optimizer.iterations.value)
+            return lambda: given(optimizer.iterations.value)
         return (lambda: given.value) if isinstance(given, keras.Variable) else given
+
+
+def optimizers_of(model) -> list:
+    """The optimizers of a model: the compiled one, and those that a subclass keeps beside it.
+
+    Args:
+        model: Compiled `keras.Model`.
+
+    Returns:
+        List of `keras.optimizers.Optimizer`, each once, without what wraps it.
+    """
+    parts = tf.train.TrackableView(model).descendants()
+    kept = [part for part in parts if isinstance(part, keras.optimizers.Optimizer)]
+    return list({id(o): o for o in map(inner_optimizer, [model.optimizer, *kept])}.values())
 
 
 def inner_optimizer(optimizer):
@@ -99,19 +152,58 @@ def effective_rate(optimizer, variables, learning_rate: float) -> float:
     if isinstance(optimizer, keras.optimizers.SGD):
         return learning_rate / (1 - optimizer.momentum)
     size = 1e-3
-    moments = getattr(optimizer, "_velocities", None) or getattr(optimizer, "_accumulators", None)
-    if moments and optimizer.built and _iterations(optimizer) > 0:
-        selected = {id(variable) for variable in variables}
-        chosen = [
-            moment
-            for moment, variable in zip(moments, optimizer._trainable_variables, strict=True)
-            if id(variable) in selected
-        ]
-        total = sum(float(tf.reduce_sum(tf.cast(moment.value, tf.float32))) for moment in chosen)
-        mean = total / sum(int(moment.value.shape.num_elements()) for moment in chosen)
+    moments = _moments(optimizer, ("_velocities", "_accumulators"), variables)
+    if moments:
+        sizes = [int(moment.value.shape.num_elements()) for moment in moments]
+        mean = np.average([float(m) for m in _means(moments)], weights=sizes)
         mean /= 1 - getattr(optimizer, "beta_2", 0.0) ** _iterations(optimizer)
         size = mean**0.5 if mean > 0 else size
     return learning_rate / size
+
+
+def relative_curvature(optimizer, variables) -> list[float] | None:
+    r"""How curved the loss is in each variable, next to all of them together.
+
+    The mean squared gradient, a diagonal of the empirical Fisher matrix averaged over the variable,
+    from what the optimizer remembers of the gradients: their second moment, or else the square of
+    their momentum, which has about the same ratios.
+
+    Args:
+        optimizer: `keras.optimizers.Optimizer`.
+        variables: List of `keras.Variable`.
+
+    Returns:
+        List of floats, whose mean over all weights is 1 but for the bounds $10^{-2}$ and $10^3$, or
+        `None` where the optimizer remembers no gradients (yet).
+    """
+    optimizer = inner_optimizer(optimizer)
+    moments, power = _moments(optimizer, ("_velocities", "_accumulators"), variables), 1
+    if not moments:
+        moments, power = _moments(optimizer, ("momentums", "_momentums"), variables), 2
+    if not moments:
+        return None
+    sizes = [int(moment.value.shape.num_elements()) for moment in moments]
+    means = np.array([float(m) for m in _means(moments, power)])
+    mean = np.average(means, weights=sizes)
+    return np.clip(means / mean, 1e-2, 1e3).tolist() if mean > 0 else None
+
+
+def _moments(optimizer, names, variables) -> list:
+    """What the optimizer remembers of some variables under the first of the names that it has."""
+    if not optimizer.built or _iterations(optimizer) == 0:
+        return []
+    for name in names:
+        kept = getattr(optimizer, name, None)
+        if kept:
+            by_variable = dict(zip(map(id, optimizer._trainable_variables), kept, strict=True))
+            # Of several optimizers, another one may update them.
+            if all(id(variable) in by_variable for variable in variables):
+                return [by_variable[id(variable)] for variable in variables]
+    return []
+
+
+def _means(moments, power=1) -> list:
+    return [tf.reduce_mean(tf.cast(moment.value, tf.float32) ** power) for moment in moments]
 
 
 def reset_state(optimizer):

@@ -40,24 +40,59 @@ class LCPenalty(keras.regularizers.Regularizer):
             target = tf.Variable(target, trainable=False, dtype=tf.float32, name="target")
         self.target = target
         self.mu = mu
-        self.called = False
+        self._gradients = []
         self.regularizer = keras.regularizers.get(regularizer)
 
+    @property
+    def pulls(self) -> bool:
+        """Whether its gradient has been taken and, as far as a graph shows, been used."""
+        return any(map(_is_used, self._gradients))
+
     def __call__(self, weight):
+        penalty = self.pull(weight)
+        if self.regularizer is not None:
+            penalty += tf.cast(self.regularizer(weight), penalty.dtype)
+        return penalty
+
+    def pull(self, weight):
+        r"""$\frac{\mu}{2}\lVert w - t\rVert^2$ by itself, without the weight's own regularizer.
+
+        Args:
+            weight: Tensor or variable of the target's shape: w.
+
+        Returns:
+            Scalar tensor of type `keras.config.floatx()`.
+
+        Raises:
+            ValueError: If the weight has another shape than the target.
+        """
         weight = tf.convert_to_tensor(weight)
         if not weight.shape.is_compatible_with(self.target.shape):
             raise ValueError(
                 f"Expected a weight of the target's shape {tuple(self.target.shape)}. "
                 f"Received: a weight of shape {tuple(weight.shape)}"
             )
-        self.called = True
         target = self.target.value()
-        penalty = _pull(tf.cast(weight, target.dtype), target, tf.cast(self.mu.value(), target.dtype))
+        penalty = self._pull(tf.cast(weight, target.dtype), target, tf.cast(self.mu.value(), target.dtype))
         # Keras adds it to losses of that type, whatever the weight is.
-        penalty = tf.cast(penalty, keras.config.floatx())
-        if self.regularizer is not None:
-            penalty += tf.cast(self.regularizer(weight), penalty.dtype)
-        return penalty
+        return tf.cast(penalty, keras.config.floatx())
+
+    def _pull(self, weight, target, mu):
+        @tf.custom_gradient
+        def pull(weight, target, mu):
+            difference = weight - target
+
+            def gradient(upstream):
+                pulling = (upstream * mu) * difference
+                if tf.is_symbolic_tensor(pulling):
+                    self._gradients.append(pulling)
+                else:
+                    self._gradients = [None]
+                return pulling, None, None
+
+            return mu * tf.nn.l2_loss(difference), gradient
+
+        return pull(weight, target, mu)
 
     def get_config(self):
         return {
@@ -74,11 +109,20 @@ class LCPenalty(keras.regularizers.Regularizer):
         return cls(**{**config, "target": target})
 
 
-@tf.custom_gradient
-def _pull(weight, target, mu):
-    difference = weight - target
-
-    def gradient(upstream):
-        return (upstream * mu) * difference, None, None
-
-    return mu * tf.nn.l2_loss(difference), gradient
+def _is_used(tensor):
+    """Whether a tensor has an effect: a tape computes gradients that it then throws away."""
+    if tensor is None:
+        # Run eagerly: it leaves no trace.
+        return True
+    seen, todo = set(), [tensor]
+    while todo:
+        tensor = todo.pop()
+        if any(tensor is output for output in getattr(tensor.graph, "outputs", ())):
+            return True
+        for operation in tensor.consumers():
+            if operation.op_def.is_stateful or not operation.outputs:
+                return True
+            if operation.name not in seen:
+                seen.add(operation.name)
+                todo += operation.outputs
+    return False

@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from lc_keras.macs import macs
 from lc_keras.packing import pack
-from lc_keras.tasks import default_kernels
+from lc_keras.signatures import is_built
+from lc_keras.tasks import default_kernels, frozen_kernels
 
 # Where a SavedModel of `export_saved_model` has its report; a model server passes over it.
 REPORT_FILE = os.path.join("assets.extra", "lc_keras_report.json")
@@ -37,6 +38,8 @@ class VariableReport:
         macs: Int, multiply-adds by it for one example, or `None` if not known.
         remaining_macs: Int, those by weights that are not zero, or `None`.
         finite: Bool, whether all its weights are numbers.
+        frozen: Bool, whether it is a kernel that a `Task` leaves alone because it is not
+            trainable.
         density: Float, the fraction of its weights that is kept.
     """
 
@@ -51,6 +54,7 @@ class VariableReport:
     macs: int | None
     remaining_macs: int | None
     finite: bool
+    frozen: bool = False
 
     @property
     def density(self) -> float:
@@ -66,7 +70,7 @@ class PruningReport:
     Attributes:
         rows: Tuple of `VariableReport`, one for each kernel.
         others: Tuple of `VariableReport`, one for each other variable: biases,
-            normalisation, embeddings.
+            normalisation, embeddings, frozen kernels.
         attention_macs: Int, the multiply-adds of activations by one another in
             attention layers, or `None` if not known.
         file_bits: Int, the size of the SavedModel that was read, or `None`.
@@ -78,6 +82,8 @@ class PruningReport:
         gzip_bits: Int, the same, each compressed by gzip, or `None` if not measured.
         macs: Int, the multiply-adds for one example, as far as known.
         remaining_macs: Int, those by weights that are not zero.
+        frozen: Tuple of those of `others` that are kernels and were left out because they
+            are not trainable: frozen, quantised, or under LoRA.
         largest: `VariableReport` that takes the most bits as stored: pruning elsewhere
             gains less. `None` if there is no variable.
     """
@@ -124,6 +130,10 @@ class PruningReport:
         return max(self._all, key=lambda row: row.bits, default=None)
 
     @property
+    def frozen(self) -> tuple[VariableReport, ...]:
+        return tuple(row for row in self.others if row.frozen)
+
+    @property
     def _all(self):
         return (*self.rows, *self.others)
 
@@ -134,13 +144,13 @@ class PruningReport:
             ("all kernels", "", *_cells(self.rows)),
             ("all else", "", *_cells(self.others)),
         ]
-        columns = [max(map(len, column)) for column in zip(*lines)]
+        columns = [max(map(len, column)) for column in zip(*lines, strict=True)]
         room = _WIDTH - 2 * len(_HEAD) - sum(columns[1:])
         columns[0] = min(columns[0], room)
         text = [
             "  ".join(
                 _shortened(cell, width).ljust(width) if i < 2 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, columns))
+                for i, (cell, width) in enumerate(zip(line, columns, strict=True))
             ).rstrip()
             for line in lines
         ]
@@ -162,6 +172,7 @@ class PruningReport:
         if self.rows and self.kept == self.weights:
             yield "No kernel has zeros: nothing is gained."
         for title, paths in (
+            ("Left out, as not trainable", [row.path for row in self.frozen]),
             ("Multiply-adds not known", [row.path for row in self.rows if row.macs is None]),
             ("Not finite", [row.path for row in self._all if not row.finite]),
         ):
@@ -263,7 +274,7 @@ def report(model) -> PruningReport:
             "Expected `model` to be a keras.Model or the path of a SavedModel. "
             f"Received: {model!r} (of type {type(model).__name__})"
         )
-    if not model.built or not model.weights:
+    if not is_built(model) or not model.weights:
         raise ValueError(
             f"Expected a built model with weights. Received: model '{model.name}', which "
             f"{'has no weights' if model.built else 'is not built'}; call it on data, or "
@@ -289,7 +300,11 @@ def measure(model: keras.Model, variables: list, stored: dict | None = None) -> 
     uses = {kernel.path: kernel.uses for kernel in counted.kernels}
     kernels = default_kernels(model)
     prunable = {id(variable) for variable in kernels}
-    rows = {id(v): _variable_report(v, uses.get(v.path), id(v) in prunable, stored) for v in variables}
+    frozen = {id(variable) for variable in frozen_kernels(model)}
+    rows = {
+        id(v): _variable_report(v, uses.get(v.path), id(v) in prunable, id(v) in frozen, stored)
+        for v in variables
+    }
     return PruningReport(
         rows=tuple(rows[id(variable)] for variable in kernels),
         others=tuple(row for key, row in rows.items() if key not in prunable),
@@ -297,7 +312,7 @@ def measure(model: keras.Model, variables: list, stored: dict | None = None) -> 
     )
 
 
-def _variable_report(variable, uses, prunable, stored):
+def _variable_report(variable, uses, prunable, frozen, stored):
     value = keras.ops.convert_to_numpy(variable)
     floating = keras.backend.is_float_dtype(variable.dtype)
     kept = int(np.count_nonzero(value))
@@ -307,7 +322,7 @@ def _variable_report(variable, uses, prunable, stored):
         packed = pack(value) if floating else None
         encoding, nbytes = (packed.encoding, packed.nbytes) if floating else ("dense", value.nbytes)
     # What is no kernel is added or looked up, not multiplied.
-    known = uses if uses is not None or prunable else 0
+    known = uses if uses is not None or prunable or frozen else 0
     return VariableReport(
         path=variable.path,
         shape=tuple(value.shape),
@@ -320,6 +335,7 @@ def _variable_report(variable, uses, prunable, stored):
         macs=None if known is None else known * value.size,
         remaining_macs=None if known is None else known * kept,
         finite=not floating or bool(np.isfinite(value.astype("float32")).all()),
+        frozen=frozen,
     )
 
 
@@ -335,7 +351,9 @@ def _read(path):
     names = [field.name for field in fields(VariableReport)]
     rows, others = (
         tuple(
-            VariableReport(**{name: row[name] for name in names} | {"shape": tuple(row["shape"])})
+            VariableReport(
+                **{name: row[name] for name in names if name in row} | {"shape": tuple(row["shape"])}
+            )
             for row in content[part]
         )
         for part in ("rows", "others")

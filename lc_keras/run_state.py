@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from lc_keras.averages import Averages
 from lc_keras.checkpoints import Checkpoint
 from lc_keras.lagrangian import Lagrangian
 from lc_keras.optimizers import inner_optimizer
@@ -20,16 +21,21 @@ class RunState:
     Args:
         model: Built `keras.Model`.
         lagrangian: `Lagrangian` of its weights.
+        averages: `Averages` of them.
     """
 
-    def __init__(self, model: keras.Model, lagrangian: Lagrangian):
+    def __init__(self, model: keras.Model, lagrangian: Lagrangian, averages: Averages):
         self._model = model
         self._lagrangian = lagrangian
+        self._averages = averages
         self._optimizers = [o for o in vars(model).values() if isinstance(o, keras.optimizers.Optimizer)]
 
     def tensors(self) -> dict:
         """The values of all variables by name, while the model shows its compressed weights."""
-        return {name: tf.convert_to_tensor(variable) for name, variable in self._variables()}
+        swapped = {}
+        for weight, average in self._averages.swapped():
+            swapped |= {id(weight): average, id(average): weight}
+        return {name: tf.convert_to_tensor(swapped.get(id(v), v)) for name, v in self._variables()}
 
     def description(self) -> dict:
         """What the variables belong to, as JSON can hold it."""
@@ -49,10 +55,12 @@ class RunState:
         optimizers = received.pop("optimizers")
         check_same(self._model_and_tasks(), received, checkpoint)
         variables = self._model.variables
-        for optimizer, described in zip(self._optimizers, optimizers):
-            if not optimizer.built and described["built_on"] is not None:
-                optimizer.build([variables[i] for i in described["built_on"]])
+        with self._model.distribute_strategy.scope():
+            for optimizer, described in zip(self._optimizers, optimizers, strict=False):
+                if not optimizer.built and described["built_on"] is not None:
+                    optimizer.build([variables[i] for i in described["built_on"]])
         check_same({"optimizers": self._described_optimizers()}, {"optimizers": optimizers}, checkpoint)
+        self._averages.prepare()
         for name, variable in self._variables():
             variable.assign(checkpoint.read(name))
         self._lagrangian.compressed = True
@@ -64,7 +72,9 @@ class RunState:
             **{f"optimizer_{i}": _variables_of(o) for i, o in enumerate(self._optimizers)},
             "target": lagrangian.targets,
             "theta": lagrangian.thetas if lagrangian.thetas is not lagrangian.targets else [],
-            "mu": [lagrangian.mu],
+            "average": self._averages.trained,
+            "mu": lagrangian.mus,
+            "scales": [lagrangian.scales],
         }
         for group, variables in groups.items():
             for i, variable in enumerate(variables):
@@ -121,7 +131,7 @@ def _differences(expected, received, path="") -> Iterator[str]:
     elif isinstance(expected, list) and isinstance(received, list):
         if len(expected) != len(received):
             yield f"{path}: expected {len(expected)} of them, received {len(received)}"
-        for i, pair in enumerate(zip(expected, received)):
+        for i, pair in enumerate(zip(expected, received, strict=False)):
             yield from _differences(*pair, f"{path}[{i}]")
     elif expected != received:
         yield f"{path}: expected {expected}, received {received}"

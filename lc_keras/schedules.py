@@ -28,7 +28,7 @@ class Exponential:
     factor: float
 
     def __post_init__(self):
-        _check_positive("initial", self.initial)
+        positive("initial", self.initial)
         if not (math.isfinite(self.factor) and self.factor > 1):
             raise ValueError(
                 f"Expected `factor` to be a number above 1, so that μ grows. Received: factor={self.factor}"
@@ -62,8 +62,8 @@ class Geometric:
     last: float
 
     def __post_init__(self):
-        _check_positive("first", self.first)
-        _check_positive("last", self.last)
+        positive("first", self.first)
+        positive("last", self.last)
         if self.last <= self.first:
             raise ValueError(
                 "Expected `last` to be above `first`, so that μ grows. "
@@ -106,6 +106,7 @@ class Automatic:
     _HALFWAY_GAP, _FINAL_GAP = 0.5, 0.02
     _RATE_RANGE, _MOST_BOOST = 10.0, 30.0
     _MOST_BATCHES = 5000
+    _NEW = 0.2
 
     def __init__(self, steps: int):
         self._steps = max(2, steps)
@@ -122,7 +123,9 @@ class Automatic:
     def state(self, state):
         self._boost, self._first_rate, self._previous = state
 
-    def __call__(self, step: int, rate: float, batches: float, gap: float) -> float:
+    def __call__(
+        self, step: int, rate: float, batches: float, gap: float, guessed: bool = False
+    ) -> float:
         """μ of an L step.
 
         Args:
@@ -131,6 +134,7 @@ class Automatic:
                 in a batch.
             batches: Float > 0, T: how many batches the run has.
             gap: Float ≥ 0, the latest ‖w − θ‖ / ‖w‖.
+            guessed: Bool, default `False`. `True`: later rates are not held near this one.
 
         Returns:
             Float, above the value returned before.
@@ -140,12 +144,37 @@ class Automatic:
             expected = self._HALFWAY_GAP * (self._FINAL_GAP / self._HALFWAY_GAP) ** (2 * progress - 1)
             boost = self._boost * max(1.0, gap / expected) ** (10 / self._steps)
             self._boost = min(boost, self._MOST_BOOST)
-        self._first_rate = self._first_rate or rate or 1.0
-        rate = min(max(rate, self._first_rate / self._RATE_RANGE), self._first_rate * self._RATE_RANGE)
+        first_rate = self._first_rate or rate or 1.0
+        if not guessed:
+            self._first_rate = first_rate
+        rate = min(max(rate, first_rate / self._RATE_RANGE), first_rate * self._RATE_RANGE)
         pull = self._FIRST * (self._LAST / self._FIRST) ** progress
         mu = self._boost * pull / (rate * min(batches, self._MOST_BATCHES))
         self._previous = max(mu, 1.001 * self._previous)
         return self._previous
+
+    def scales(self, step: int, before: Sequence[float], curvature: Sequence[float]) -> np.ndarray:
+        r"""How much the distance to θ counts in each variable that makes neurons.
+
+        As much as the loss is curved there. What the removal of a neuron costs grows with the
+        curvature, so the C step compares neurons of unlike layers by what they are worth and not
+        by their size alone; and where the loss holds harder, the pull is stronger. One measurement
+        is noisy: each moves the scales by a fifth of the way, in logarithms. After the first quarter
+        of the run they stay, since what is measured is then more and more the pull itself.
+
+        Args:
+            step: Int, the index of the L step.
+            before: Sequence of floats, the scales so far; all 1 before the first measurement.
+            curvature: Sequence of floats > 0, of each variable, relative to all.
+
+        Returns:
+            Array of floats.
+        """
+        before, curvature = np.asarray(before, float), np.asarray(curvature, float)
+        if step > self._steps / 4:
+            return before
+        weight = 1.0 if np.all(before == 1) else self._NEW
+        return before ** (1 - weight) * curvature**weight
 
 
 def values(schedule: Geometric | Callable | Sequence, steps: int) -> list[float]:
@@ -190,6 +219,22 @@ def values(schedule: Geometric | Callable | Sequence, steps: int) -> list[float]
     return mus
 
 
-def _check_positive(name, value):
+def positive(name: str, value: float) -> float:
+    """Checks an argument.
+
+    Args:
+        name: String, the argument's name.
+        value: What was given.
+
+    Returns:
+        Float, the value.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is not positive and finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"Expected `{name}` to be a positive number. Received: {name}={value!r}")
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"Expected `{name}` to be a positive, finite number. Received: {name}={value}")
+        raise ValueError(f"Expected `{name}` to be a positive number. Received: {name}={value}")
+    return float(value)

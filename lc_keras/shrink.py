@@ -11,11 +11,11 @@ from lc_keras.flow.units import find
 def shrink(model: keras.Model) -> keras.Model:
     """A smaller model that computes the same, without the units that are dead.
 
-    A unit is dead where its output does not depend on the model's input, since all weights into it are zero, or
-    where nothing depends on it. What a dead unit hands out, if it is not zero, is folded into the biases of what
-    follows; where that is not exact, as before a convolution that pads, the unit stays. Units that are tied, by an
-    addition or a shared layer, go together or not at all. Of no layer all units go. Layers of unknown kinds stay
-    as they are, with all that goes in and out of them.
+    A unit is dead where its output does not depend on the model's input, since all weights into it are zero,
+    or where nothing depends on it. What a dead unit hands out, if it is not zero, is folded into the biases
+    of what follows; where that is not exact, as before a convolution that pads, the unit stays. Units that
+    are tied, by an addition or a shared layer, go together or not at all. Of no layer all units go. Layers of
+    unknown kinds stay as they are, with all that goes in and out of them.
 
     Any model with zeros in it will do, however they came there. The model itself is not changed.
 
@@ -23,8 +23,8 @@ def shrink(model: keras.Model) -> keras.Model:
         model: Functional or built Sequential `keras.Model`, of any depth of nesting.
 
     Returns:
-        `keras.Model` with layers of the same names and weights of its own, Sequential or Functional as `model` is,
-        not compiled. A class of the user's is kept if its constructor is that of Keras.
+        `keras.Model` with layers of the same names and weights of its own, Sequential or Functional as
+        `model` is, not compiled. A class of the user's is kept if its constructor is that of Keras.
 
     Raises:
         TypeError: If `model` is not a graph of layers, or not built.
@@ -91,7 +91,12 @@ class _Rebuilt:
         if isinstance(layer, keras.layers.Lambda):
             # Keras does not read a Python function back from a config.
             return keras.layers.Lambda(
-                layer.function, layer._output_shape, layer.mask, layer.arguments, name=layer.name, dtype=layer.dtype_policy
+                layer.function,
+                layer._output_shape,
+                layer.mask,
+                layer.arguments,
+                name=layer.name,
+                dtype=layer.dtype_policy,
             )
         flow = self._graph.layers[id(layer)]
         kept = self._kept(flow)
@@ -108,14 +113,17 @@ class _Rebuilt:
     def _folded(self, flow):
         """The weights of a layer that are cut, or changed by what is folded in, by name."""
         kept = self._kept(flow)
-        arrays = {w.name: _cut(array, w, kept) for w in flow.weights if (array := flow.array(w.name)) is not None}
+        arrays = {
+            w.name: _cut(array, w, kept) for w in flow.weights if (array := flow.array(w.name)) is not None
+        }
         return arrays | flow.fold(kept, arrays)
 
     def _weights(self, flow):
         folded = self._folded(flow)
         named = {id(variable): name for name in folded if (variable := find(flow.layer, name)) is not None}
         weights = [
-            folded.pop(named[id(v)]) if id(v) in named else keras.ops.convert_to_numpy(v) for v in flow.layer.weights
+            folded.pop(named[id(v)]) if id(v) in named else keras.ops.convert_to_numpy(v)
+            for v in flow.layer.weights
         ]
         # A bias that the layer did not have comes last.
         return [*weights, *folded.values()]

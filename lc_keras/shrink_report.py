@@ -74,8 +74,8 @@ def shrink_report(model: keras.Model, batch_size: int | None = None) -> ShrinkRe
 
     Args:
         model: Functional or built Sequential `keras.Model`.
-        batch_size: Int ≥ 1 or `None` (default). With an int the time of such a batch, random where the inputs are
-            floats and zero where not, is measured before and after.
+        batch_size: Int ≥ 1 or `None` (default). With an int the time of such a batch, random where the inputs
+            are floats and zero where not, is measured before and after.
 
     Returns:
         `ShrinkReport`.
@@ -91,7 +91,9 @@ def shrink_report(model: keras.Model, batch_size: int | None = None) -> ShrinkRe
     ```
     """
     if batch_size is not None and (isinstance(batch_size, bool) or not int(batch_size) == batch_size >= 1):
-        raise ValueError(f"Expected `batch_size` to be an int >= 1 or None. Received: batch_size={batch_size}")
+        raise ValueError(
+            f"Expected `batch_size` to be an int >= 1 or None. Received: batch_size={batch_size}"
+        )
     graph, small = Graph(model), shrink(model)
     counted = macs(model), macs(small)
     return ShrinkReport(
@@ -116,7 +118,9 @@ def _rows(graph) -> tuple:
             dead = np.flatnonzero(kept & ~out.needed)
             why = ""
             if len(dead):
-                why = reasons.get(int(groups[out.ids[dead[0]]]), "tied to units that live, or the last of a layer")
+                why = reasons.get(
+                    int(groups[out.ids[dead[0]]]), "tied to units that live, or the last of a layer"
+                )
             rows.append(LayerSize(flow.layer.name, len(kept), int(kept.sum()), len(dead), why))
     return tuple(rows)
 

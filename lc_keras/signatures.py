@@ -9,6 +9,22 @@ import tensorflow as tf
 _AUTOMATIC_INPUT = re.compile(r"(input_layer|keras_tensor)(_\d+)?")
 
 
+def is_built(model: keras.Model) -> bool:
+    """Whether a model has all its weights.
+
+    One that is never called itself, such as a pair of nets that play against each other,
+    has them when its parts do.
+
+    Args:
+        model: `keras.Model`.
+
+    Returns:
+        Bool.
+    """
+    parts = model._flatten_layers(include_self=False)
+    return model.built or (bool(model.variables) and all(layer.built for layer in parts))
+
+
 def input_signature_of(model: keras.Model) -> list:
     """The inputs that a model was built for, with any batch size.
 
@@ -77,7 +93,7 @@ def named(structure: list) -> list[tf.TensorSpec]:
         names.append(re.sub(r"\W", "_", key or spec.name or default))
     if len(set(names)) < len(names):
         raise ValueError(f"Expected inputs of different names. Received: {', '.join(names)}.")
-    return [tf.TensorSpec(spec.shape, spec.dtype, name) for spec, name in zip(specs, names)]
+    return [tf.TensorSpec(spec.shape, spec.dtype, name) for spec, name in zip(specs, names, strict=True)]
 
 
 def named_outputs(model: keras.Model) -> Callable:
@@ -102,7 +118,9 @@ def named_outputs(model: keras.Model) -> Callable:
         keys = _keys(outputs)
         found = [re.sub(r"\W", "_", k or g or "") for k, g in zip(keys, given, strict=True)]
         unique = len(set(found)) == len(found)
-        return {n if n and unique else f"output_{i}": t for i, (n, t) in enumerate(zip(found, flat))}
+        return {
+            n if n and unique else f"output_{i}": t for i, (n, t) in enumerate(zip(found, flat, strict=True))
+        }
 
     return names
 

@@ -160,7 +160,7 @@ class Task:
             if makers and isinstance(self.compression.groups, Neurons):
                 variables, axes = makers.with_companions(variables, axes)
             elif makers:
-                axes = [makers.priced(*pair) for pair in zip(variables, axes)]
+                axes = [makers.priced(*pair) for pair in zip(variables, axes, strict=True)]
             try:
                 self.compression.check([tuple(v.shape) for v in variables], axes)
             except ValueError as error:
@@ -228,6 +228,19 @@ def default_kernels(model: keras.Model) -> list:
         attention, recurrent and custom layers, each once.
     """
     return [v for v in model.trainable_variables if _is_kernel(v)]
+
+
+def frozen_kernels(model: keras.Model) -> list:
+    """The weights that a `Task` would take by default if they could be trained.
+
+    Args:
+        model: Built `keras.Model`.
+
+    Returns:
+        List of `keras.Variable`: the kernels of layers with `trainable=False`, of
+        quantised ones, and those beside which LoRA trains others.
+    """
+    return [v for v in model.non_trainable_variables if _is_kernel(v)]
 
 
 def _is_kernel(variable) -> bool:

@@ -73,12 +73,17 @@ def at_least(tensor: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
         wide, tau = tf.cast(tensor, dtype), tf.bitcast(bits, dtype)
         return (wide >= tau) | (wide <= -tau)
 
-    # By value it needs no buffer of the size of the tensor but booleans; a subnormal τ may be flushed to zero.
+    # By value it needs no buffer of the tensor's size but booleans; a subnormal τ may be flushed to zero.
     normal = tf.bitcast(bits, dtype) > (1e-37 if dtype == tf.float32 else 1e-307)
     return tf.cond(normal, by_value, lambda: magnitude_bits(tensor, dtype) >= bits, name="normal")
 
 
-def fold(tensors: Sequence[Any], initial: Any, update: Callable[[Any, tf.Tensor], Any]) -> Any:
+def fold(
+    tensors: Sequence[Any],
+    initial: Any,
+    update: Callable[[Any, tf.Tensor], Any],
+    scales: Sequence[Any] | None = None,
+) -> Any:
     """Carry a small state over all elements of all tensors, a chunk at a time.
 
     Args:
@@ -86,38 +91,45 @@ def fold(tensors: Sequence[Any], initial: Any, update: Callable[[Any, tf.Tensor]
         initial: Tensor or nest of tensors, the state before the first chunk.
         update: Called with the state and a flat chunk; returns the new state. The order of elements is not
             kept: small tensors and remainders are packed into chunks together, a few `CHUNK`s at most.
+        scales: Sequence of float scalars or `None` (default: 1): what each tensor is multiplied by first.
 
     Returns:
         The state after the last chunk.
     """
     state, packed, held = initial, [], 0
-    same = len({t.dtype for t in tensors}) == 1
-    for tensor in tensors:
+    dtype = tensors[0].dtype if len({t.dtype for t in tensors}) == 1 else None
+    dtype = common_dtype(tensors) if dtype is None or scales is not None else dtype
+
+    def scaled(chunk, scale):
+        return tf.cast(chunk, dtype) * tf.cast(scale, dtype) if scales is not None else tf.cast(chunk, dtype)
+
+    for tensor, scale in zip(tensors, [1] * len(tensors) if scales is None else scales, strict=True):
         flat = tf.reshape(tensor, [-1])
         size = flat.shape[0] if flat.shape[0] is not None else tf.size(flat)
         whole = size // CHUNK
         if not isinstance(size, int) or whole > 1:
             state = tf.while_loop(
-                lambda i, _: i < whole,
-                lambda i, s: (i + 1, update(s, tf.slice(flat, [i * CHUNK], [CHUNK]))),
+                lambda i, _: i < whole,  # noqa: B023, called at once
+                lambda i, s: (i + 1, update(s, scaled(tf.slice(flat, [i * CHUNK], [CHUNK]), scale))),  # noqa: B023
                 (tf.constant(0), state),
                 parallel_iterations=2,
             )[1]
             flat = flat[whole * CHUNK :]
-        packed.append(flat if same else tf.cast(flat, common_dtype(tensors)))
+        packed.append((flat, scale))
         held += CHUNK if flat.shape[0] is None else flat.shape[0]
         if held >= CHUNK:
-            state, packed, held = _update(update, state, packed), [], 0
-    return _update(update, state, packed) if held else state
+            state, packed, held = _update(update, state, packed, scaled), [], 0
+    return _update(update, state, packed, scaled) if held else state
 
 
-def _update(update, state, parts):
+def _update(update, state, parts, scaled):
     # After the previous chunk, or all of them would be in memory at once.
     with tf.control_dependencies(tf.nest.flatten(state)):
-        return update(state, parts[0] if len(parts) == 1 else tf.concat(parts, 0))
+        chunks = [scaled(*part) for part in parts]
+        return update(state, chunks[0] if len(chunks) == 1 else tf.concat(chunks, 0))
 
 
-def histogram(tensors, dtype, prefix, low, scale=None) -> tf.Tensor:
+def histogram(tensors, dtype, prefix, low, scales=None) -> tf.Tensor:
     """Counts of the 16 bits from bit `low` up, among the magnitudes that agree with `prefix` above those.
 
     Args:
@@ -125,7 +137,7 @@ def histogram(tensors, dtype, prefix, low, scale=None) -> tf.Tensor:
         dtype: `tf.float32` or `tf.float64`, the type to compare in.
         prefix: Integer scalar, or `None` for all magnitudes.
         low: Int, the lowest of the bits.
-        scale: Scalar of type `dtype` or `None` (default): what the tensors are multiplied by first.
+        scales: Sequence of float scalars or `None` (default: 1): what each tensor is multiplied by first.
 
     Returns:
         int32 vector of $2^{16}$ counts, $2^{15}$ for the highest bits.
@@ -135,18 +147,18 @@ def histogram(tensors, dtype, prefix, low, scale=None) -> tf.Tensor:
 
     def update(counts, chunk):
         # Where the higher bits differ from the prefix the result is >= size, and bincount drops it.
-        digits = magnitude_bits(chunk if scale is None else tf.cast(chunk, dtype) * scale, dtype)
+        digits = magnitude_bits(chunk, dtype)
         digits = digits if prefix is None else tf.bitwise.bitwise_xor(digits, prefix)
         digits = tf.bitwise.right_shift(digits, tf.constant(low, bits)) if low else digits
         return counts + tf.raw_ops.DenseBincount(
             input=digits, size=tf.constant(size, bits), weights=tf.constant([], tf.int32)
         )
 
-    return fold(tensors, tf.zeros([size], tf.int32), update)
+    return fold(tensors, tf.zeros([size], tf.int32), update, scales)
 
 
 @tf.autograph.experimental.do_not_convert
-def kth_largest(tensors: Sequence[Any], k: Any) -> Threshold:
+def kth_largest(tensors: Sequence[Any], k: Any, scales: Sequence[Any] | None = None) -> Threshold:
     r"""The κ-th largest magnitude over all tensors together, exactly, in $O(N)$.
 
     A radix search over the bits of $|x|$: one histogram of the high 15 bits finds the bin of
@@ -158,6 +170,7 @@ def kth_largest(tensors: Sequence[Any], k: Any) -> Threshold:
     Args:
         tensors: Sequence of floating tensors of any shapes, fewer than $2^{31}$ elements together.
         k: Python int or int32 scalar tensor κ, from 0 (the threshold is then +inf) to the number of elements.
+        scales: Sequence of float scalars or `None` (default: 1): what each tensor is multiplied by first.
 
     Returns:
         A `Threshold`.
@@ -174,14 +187,16 @@ def kth_largest(tensors: Sequence[Any], k: Any) -> Threshold:
     top = bits.size * 8 - 16
     prefix, above = tf.constant(0, bits), tf.constant(0)
     for low in range(top, -1, -16):
-        counts = histogram(tensors, dtype, None if low == top else prefix, low)
+        counts = histogram(tensors, dtype, None if low == top else prefix, low, scales)
         at_least = tf.cumsum(counts, reverse=True)
         digit = tf.reduce_sum(tf.cast(at_least >= k - above, tf.int32)) - 1
         # Maxima over all bins: an index into the cumulative sum takes XLA minutes to compile.
         below = tf.reduce_max(tf.where(at_least < k - above, at_least, 0))
         ties = tf.reduce_min(tf.where(at_least >= k - above, at_least, tf.int32.max)) - below
         above += below
-        prefix = tf.bitwise.bitwise_or(prefix, tf.bitwise.left_shift(tf.cast(digit, bits), tf.constant(low, bits)))
+        prefix = tf.bitwise.bitwise_or(
+            prefix, tf.bitwise.left_shift(tf.cast(digit, bits), tf.constant(low, bits))
+        )
     infinity = tf.bitcast(tf.constant(float("inf"), dtype), bits)
     return Threshold(tf.minimum(prefix, infinity), above, ties)
 

@@ -79,7 +79,9 @@ class CSession:
         fetches = (_Output * len(outputs))(*(self._output(signature.outputs[name]) for name in outputs))
         values = (ctypes.c_void_p * len(inputs))(
             *(
-                self._tensor(np.ascontiguousarray(value, tf.as_dtype(signature.inputs[name].dtype).as_numpy_dtype))
+                self._tensor(
+                    np.ascontiguousarray(value, tf.as_dtype(signature.inputs[name].dtype).as_numpy_dtype)
+                )
                 for name, value in inputs.items()
             )
         )
@@ -91,7 +93,9 @@ class CSession:
         for value in values:
             self._c.TF_DeleteTensor(ctypes.c_void_p(value))
         self._check()
-        return {name: self._array(ctypes.c_void_p(result)) for name, result in zip(outputs, results)}
+        return {
+            name: self._array(ctypes.c_void_p(result)) for name, result in zip(outputs, results, strict=True)
+        }
 
     def _check(self):
         if self._c.TF_GetCode(self._status):

@@ -28,18 +28,28 @@ class Builder:
 
     def image(self, x):
         one = layers.Conv2D(4, 1)
-        steps = [
-            lambda: layers.Conv2D(self.width(), self.choose([1, 3]), padding=self.choose(PADDINGS), **self.options()),
+        return [
+            lambda: layers.Conv2D(
+                self.width(), self.choose([1, 3]), padding=self.choose(PADDINGS), **self.options()
+            ),
             lambda: layers.Conv2D(4, 3, strides=2, padding="same", **self.options()),
             lambda: layers.Conv2D(4, 3, dilation_rate=2, padding=self.choose(PADDINGS), **self.options()),
-            lambda: layers.Conv2DTranspose(4, 3, strides=self.choose([1, 2]), padding="same", **self.options()),
+            lambda: layers.Conv2DTranspose(
+                4, 3, strides=self.choose([1, 2]), padding="same", **self.options()
+            ),
             lambda: layers.DepthwiseConv2D(
                 3, padding=self.choose(PADDINGS), depth_multiplier=self.choose([1, 2]), **self.options()
             ),
             lambda: layers.SeparableConv2D(
-                self.width(), 3, padding=self.choose(PADDINGS), depth_multiplier=self.choose([1, 2]), **self.options()
+                self.width(),
+                3,
+                padding=self.choose(PADDINGS),
+                depth_multiplier=self.choose([1, 2]),
+                **self.options(),
             ),
-            lambda: keras.Sequential([layers.Conv2D(6, 1), layers.Conv2D(6, 3, groups=3, padding="same", **self.options())]),
+            lambda: keras.Sequential(
+                [layers.Conv2D(6, 1), layers.Conv2D(6, 3, groups=3, padding="same", **self.options())]
+            ),
             lambda: layers.BatchNormalization(scale=self.choose([True, False])),
             lambda: layers.GroupNormalization(self.choose([1, 2, -1])),
             lambda: layers.LayerNormalization(),
@@ -62,11 +72,12 @@ class Builder:
             lambda: self.merged(one),
             lambda: self.squeezed(),
         ]
-        return steps
 
     def sequence(self, x):
         return [
-            lambda: layers.Conv1D(self.width(), 3, padding=self.choose(["valid", "same", "causal"]), **self.options()),
+            lambda: layers.Conv1D(
+                self.width(), 3, padding=self.choose(["valid", "same", "causal"]), **self.options()
+            ),
             lambda: layers.Dense(self.width(), **self.options()),
             lambda: layers.LSTM(4, return_sequences=True, use_bias=self.choose([True, False])),
             lambda: layers.GRU(4, return_sequences=True, reset_after=self.choose([True, False])),
@@ -102,7 +113,9 @@ class Builder:
 
     def merged(self, change):
         """Adds a tensor, multiplies by it, or appends it, after `change` where it does not fit."""
-        kind = self.choose([layers.Add, layers.Multiply, layers.Concatenate, layers.Average, layers.Maximum, layers.Subtract])
+        kind = self.choose(
+            [layers.Add, layers.Multiply, layers.Concatenate, layers.Average, layers.Maximum, layers.Subtract]
+        )
         picked = self.choose([0, 1, 2, 3])
 
         def call(x):
@@ -195,7 +208,8 @@ def model(data):
 
 
 def randomize(model, seed):
-    """Weights at random; of many layers, those into some units are zero, as are some biases, scales and shifts.
+    """Weights at random; of many layers, those into some units are zero, as are some biases, scales and
+    shifts.
 
     Layers of the same width often lose the same units, so that tied ones die together.
     """
@@ -208,7 +222,9 @@ def randomize(model, seed):
             if not variable.dtype.startswith("float"):
                 continue
             shape = variable.shape
-            value = generator.normal(size=shape) * (1 if len(shape) < 2 else max(np.prod(shape[:-1]), 1) ** -0.5)
+            value = generator.normal(size=shape) * (
+                1 if len(shape) < 2 else max(np.prod(shape[:-1]), 1) ** -0.5
+            )
             if variable.name == "moving_variance":
                 value = generator.uniform(0.5, 2, shape)
             elif generator.random() < 0.8:
@@ -218,7 +234,11 @@ def randomize(model, seed):
 
 def _mask(generator, dead, layer, variable):
     axis = -2 if "Transpose" in type(layer).__name__ and variable.name == "kernel" else -1
-    axis = -2 if "depthwise" in variable.name or "Depthwise" in type(layer).__name__ and variable.name == "kernel" else axis
+    axis = (
+        -2
+        if "depthwise" in variable.name or ("Depthwise" in type(layer).__name__ and variable.name == "kernel")
+        else axis
+    )
     if len(variable.shape) == 3 and variable.name == "kernel" and layer.name in ("query", "key", "value"):
         axis = 1
     count = variable.shape[axis]
@@ -227,4 +247,8 @@ def _mask(generator, dead, layer, variable):
     if units not in dead or generator.random() < 0.2:
         dead[units] = generator.random(units) < 0.4
     alive = np.tile(~dead[units], tiles)
-    return alive if axis == -1 else alive.reshape([-1] + [1] * (-1 - axis if axis < 0 else len(variable.shape) - 1 - axis))
+    return (
+        alive
+        if axis == -1
+        else alive.reshape([-1] + [1] * (-1 - axis if axis < 0 else len(variable.shape) - 1 - axis))
+    )

@@ -1,7 +1,8 @@
+import itertools
+
 import keras
 import numpy as np
 import pytest
-from test_callback import KEPT, WEIGHTS, X, Y, fit, kernels, largest, lc, net, nonzeros, same, spy
 
 from lc_keras import L0Constraint, L1Penalty, Neurons, Task
 from lc_keras.baselines import (
@@ -10,6 +11,7 @@ from lc_keras.baselines import (
     MagnitudePruning,
     compress_directly,
 )
+from test_callback import KEPT, WEIGHTS, X, Y, fit, kernels, largest, lc, net, nonzeros, same, spy
 
 BUDGET = L0Constraint(KEPT)
 BASELINES = {
@@ -43,7 +45,7 @@ def test_what_is_removed_stays_so_and_the_others_train(name):
     model, seen = net(keras.optimizers.SGD(0.1, momentum=0.9)), []
     look = spy(on_train_batch_end=lambda batch, logs: seen.append(kernels(model)))
     fit(model, [BASELINES[name](), look], epochs=4)
-    for before, after in zip(seen, seen[1:]):
+    for before, after in itertools.pairwise(seen):
         for one, two in zip(before, after, strict=True):
             assert not np.any(two[one == 0])
     alive = [two != 0 for two in seen[-1]]

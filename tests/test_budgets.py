@@ -80,11 +80,15 @@ def chain(*widths):
     layer = [(ids == i).astype(int) for i in range(len(widths))]
     nothing = np.zeros(len(ids), int)
     inner = [budgets.Product(1, b, a, 0, 0) for a, b in itertools.pairwise(layer)]
-    return [budgets.Product(5, layer[0], nothing, 0, 1), *inner, budgets.Product(1, nothing, layer[-1], 3, 0)], ids
+    return [
+        budgets.Product(5, layer[0], nothing, 0, 1),
+        *inner,
+        budgets.Product(1, nothing, layer[-1], 3, 0),
+    ], ids
 
 
 CHAIN, IDS = chain(4, 3, 2)
-ONE_OF_EACH = [(np.flatnonzero(IDS == i), 1) for i in range(3)]
+ONE_OF_EACH = [(np.flatnonzero(i == IDS), 1) for i in range(3)]
 in_chain = tf.function(lambda m, budget: budgets.choose(m, CHAIN, budget, ONE_OF_EACH), autograph=False)
 
 
@@ -125,18 +129,18 @@ SHAPES = [(2, 2), (3,), (3, 1)]
 )
 def test_allocate_is_near_the_optimum(magnitudes, prices, budget, at_least):
     flat = np.float32(magnitudes)
-    tensors = [tf.constant(t.reshape(s)) for t, s in zip(np.split(flat, [4, 7]), SHAPES)]
+    tensors = [tf.constant(t.reshape(s)) for t, s in zip(np.split(flat, [4, 7]), SHAPES, strict=True)]
     budget = max(budget, int(np.dot(prices, at_least)))
     counts = [int(n) for n in budgets.allocate(tensors, prices, budget, at_least)]
     costs = np.repeat(prices, [4, 3, 3]).astype("float64")
     energy = flat.astype("float64") ** 2
     kept = np.zeros(10, bool)
-    for n, part in zip(counts, np.split(np.arange(10), [4, 7])):
+    for n, part in zip(counts, np.split(np.arange(10), [4, 7]), strict=True):
         kept[part[np.argsort(-flat[part], kind="stable")[:n]]] = True
     assert costs[kept].sum() <= budget
     assert all(costs[kept].sum() + c > budget for c in costs[~kept])
-    assert all(n >= least for n, least in zip(counts, at_least))
-    parts = [(part, n) for part, n in zip(np.split(np.arange(10), [4, 7]), at_least)]
+    assert all(n >= least for n, least in zip(counts, at_least, strict=True))
+    parts = [(part, n) for part, n in zip(np.split(np.arange(10), [4, 7]), at_least, strict=True)]
     best = optimum(energy, lambda kept: costs[kept].sum(), budget, largest(flat, parts))
     assert energy[kept].sum() >= best - energy[~kept].max(initial=0) - 1e-5
 
@@ -157,16 +161,21 @@ def test_single_weights_in_macs(jit):
     cost = L0Constraint(budget, measure="macs")
 
     def step(tensors):
-        return [f(t) for f, t in zip(cost.maps(tensors, tf.constant(1.0), layouts(*prices)), tensors)]
+        return [
+            f(t) for f, t in zip(cost.maps(tensors, tf.constant(1.0), layouts(*prices)), tensors, strict=True)
+        ]
 
-    thetas = [t.numpy() for t in tf.function(step, jit_compile=jit, autograph=False)([tf.constant(w) for w in weights])]
-    spent = sum(np.count_nonzero(t) * n for t, n in zip(thetas, prices))
+    thetas = [
+        t.numpy()
+        for t in tf.function(step, jit_compile=jit, autograph=False)([tf.constant(w) for w in weights])
+    ]
+    spent = sum(np.count_nonzero(t) * n for t, n in zip(thetas, prices, strict=True))
     assert budget - 30 < spent <= budget
-    ratio = [np.abs(w) / n**0.5 for w, n in zip(weights, prices)]
+    ratio = [np.abs(w) / n**0.5 for w, n in zip(weights, prices, strict=True)]
     kept = [t != 0 for t in thetas]
-    lowest = min(r[k].min() for r, k in zip(ratio[1:], kept[1:]))
-    assert max(r[~k].max() for r, k in zip(ratio, kept)) <= lowest * (1 + 1e-6)
-    for theta, w, k in zip(thetas, weights, kept):
+    lowest = min(r[k].min() for r, k in zip(ratio[1:], kept[1:], strict=True))
+    assert max(r[~k].max() for r, k in zip(ratio, kept, strict=True)) <= lowest * (1 + 1e-6)
+    for theta, w, k in zip(thetas, weights, kept, strict=True):
         np.testing.assert_array_equal(theta[k], w[k])
 
 
@@ -179,13 +188,17 @@ def test_no_measure_is_exceeded_and_each_layer_keeps_some(groups, measure):
     shapes = [w.shape for w in weights]
     weights[2] *= 1e-3
     maps = cost.maps([tf.constant(w) for w in weights], tf.constant(1.0), layouts(*prices))
-    thetas = [f(tf.constant(w)).numpy() for f, w in zip(maps, weights)]
+    thetas = [f(tf.constant(w)).numpy() for f, w in zip(maps, weights, strict=True)]
     price = {"groups": (1, 1, 1), "parameters": (1, 1, 1), "macs": prices, "bytes": (4, 4, 4)}[measure]
     count = [np.count_nonzero(groups.measure(tf.constant(t))) for t in thetas]
     sizes = [1 if measure == "groups" else groups.size(s) for s in shapes]
     assert min(count) >= 2
-    spent = sum(n * p * s for n, p, s in zip(count, price, sizes))
-    assert spent <= cost.kept(shapes, layouts(*prices)) < spent + max(p * s for p, s in zip(price, sizes))
+    spent = sum(n * p * s for n, p, s in zip(count, price, sizes, strict=True))
+    assert (
+        spent
+        <= cost.kept(shapes, layouts(*prices))
+        < spent + max(p * s for p, s in zip(price, sizes, strict=True))
+    )
 
 
 def test_a_minimum_beyond_the_budget():
@@ -193,14 +206,20 @@ def test_a_minimum_beyond_the_budget():
     with pytest.raises(ValueError, match="at least 6"):
         cost.check([(4,), (4,), (4,)])
     L0Constraint(6, keep_at_least=2).check([(4,), (4,), (4,)])
-    assert L0Constraint(3, keep_at_least=0.5).c_step(random((3,), (2,)), 1.0)[0].numpy().astype(bool).sum() == 2
+    assert (
+        L0Constraint(3, keep_at_least=0.5).c_step(random((3,), (2,)), 1.0)[0].numpy().astype(bool).sum() == 2
+    )
 
 
 @pytest.mark.parametrize(
     "options, kind",
-    [({"measure": "flops"}, ValueError), ({"keep_at_least": -1}, ValueError), ({"keep_at_least": 1.5}, ValueError),
-     ({"keep_at_least": "1"}, TypeError)],
-)  # fmt: skip
+    [
+        ({"measure": "flops"}, ValueError),
+        ({"keep_at_least": -1}, ValueError),
+        ({"keep_at_least": 1.5}, ValueError),
+        ({"keep_at_least": "1"}, TypeError),
+    ],
+)
 def test_bad_options(options, kind):
     with pytest.raises(kind, match=next(iter(options))):
         L0Constraint(0.5, **options)

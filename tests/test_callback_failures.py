@@ -2,9 +2,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_callback import KEPT, WEIGHTS, XENT, X, Y, fit, lc, net, nonzeros, same, spy
 
 from lc_keras import Exponential, L0Constraint, LearningCompression
+from test_callback import KEPT, WEIGHTS, XENT, X, Y, fit, lc, net, nonzeros, same, spy
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Training was interrupted"),
@@ -89,7 +89,10 @@ def test_exponential(arguments):
 @pytest.mark.parametrize(
     "compress, message",
     [
-        (lambda: LearningCompression(L0Constraint(WEIGHTS + 1)), f"at most {WEIGHTS}.*received {WEIGHTS + 1}"),
+        (
+            lambda: LearningCompression(L0Constraint(WEIGHTS + 1)),
+            f"at most {WEIGHTS}.*received {WEIGHTS + 1}",
+        ),
         (lambda: LearningCompression([L0Constraint(3), L0Constraint(4)]), "belongs to two tasks"),
     ],
     ids=["κ too large", "two tasks"],
@@ -192,6 +195,18 @@ def test_a_loss_that_becomes_nan_in_a_later_epoch():
     is_recovered(model)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_terminate_on_nan_ends_the_epoch_at_once(first):
+    model, ended = net(keras.optimizers.SGD(0.1, momentum=0.9)), []
+    stop = keras.callbacks.TerminateOnNaN()
+    callbacks = [lc(), stop] if first else [stop, lc()]
+    count = spy(on_train_batch_end=lambda batch, logs: ended.append(batch))
+    with pytest.raises(ValueError, match="L step 2 of 8 diverged"):
+        fit(model, [*callbacks, count], x=nan_at(2))
+    assert ended == [0, 1, 2]
+    is_recovered(model)
+
+
 def test_a_learning_rate_far_too_high():
     model = net(keras.optimizers.SGD(1e20))
     with pytest.raises(ValueError, match="diverged.*lower learning rate"):
@@ -232,7 +247,9 @@ def test_an_error_in_the_training_step(error, at):
     model.at, model.error = at, error
     Interrupted.at, Interrupted.error = at, None
     with (
-        pytest.warns(UserWarning, match=rf"interrupted \({type(error).__name__}\) in L step {at // 2 + 1} of 8"),
+        pytest.warns(
+            UserWarning, match=rf"interrupted \({type(error).__name__}\) in L step {at // 2 + 1} of 8"
+        ),
         pytest.raises(type(error)),
     ):
         fit(model, [compress])

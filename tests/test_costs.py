@@ -21,7 +21,7 @@ from lc_keras.costs import (
     L2Penalty,
     NMConstraint,
 )
-from lc_keras.groups import Blocks, Neurons, Weights
+from lc_keras.groups import Blocks, Layout, Neurons, Weights
 
 SHAPES = [(2, 3), (4,), (1, 1, 2)]
 SIZES = [6, 4, 2]
@@ -45,11 +45,14 @@ def flat(tensors):
 
 def split(vector, shapes=SHAPES):
     ends = np.cumsum([int(np.prod(s)) for s in shapes])[:-1]
-    return [part.reshape(s) for part, s in zip(np.split(vector, ends), shapes)]
+    return [part.reshape(s) for part, s in zip(np.split(vector, ends), shapes, strict=True)]
 
 
 def same_bits(a, b):
-    return all(np.array_equal(np.asarray(x).view(np.int32), np.asarray(y).view(np.int32)) for x, y in zip(a, b))
+    return all(
+        np.array_equal(np.asarray(x).view(np.int32), np.asarray(y).view(np.int32))
+        for x, y in zip(a, b, strict=True)
+    )
 
 
 # One instance for each cost, so that one graph serves all examples.
@@ -60,7 +63,14 @@ L1S = {r: L1Constraint(r) for r in RADII}
 L2S = {r: L2Constraint(r) for r in RADII}
 PENALTIES = [kind(a) for kind in (L0Penalty, L1Penalty, L2Penalty) for a in ALPHAS]
 EVERY = [*KAPPAS.values(), *L1S.values(), *L2S.values(), *PENALTIES]
-MIDDLE = [L0Constraint(5), L1Constraint(3.0), L2Constraint(1.0), L0Penalty(0.5), L1Penalty(0.5), L2Penalty(0.5)]
+MIDDLE = [
+    L0Constraint(5),
+    L1Constraint(3.0),
+    L2Constraint(1.0),
+    L0Penalty(0.5),
+    L1Penalty(0.5),
+    L2Penalty(0.5),
+]
 GROUPED = [
     cost(value, groups)
     for groups in (Neurons(), Blocks((2, 2)))
@@ -128,8 +138,9 @@ class TestL0Constraint:
 
     @pytest.mark.parametrize(
         "keep, n, kappa",
-        [(0.05, 266200, 13310), (0.02, 266200, 5324), (0.29, 100, 29), (0.57, 100, 57), (1.0, 7, 7), (1, 7, 1),
-         (0.0, 7, 0), (0, 7, 0), (0.999, 10, 9), (np.float32(0.05), 266200, 13310), (np.int64(3), 7, 3), (1e-9, 7, 0)],
+        [(0.05, 266200, 13310), (0.02, 266200, 5324), (0.29, 100, 29), (0.57, 100, 57), (1.0, 7, 7),
+         (1, 7, 1), (0.0, 7, 0), (0, 7, 0), (0.999, 10, 9), (np.float32(0.05), 266200, 13310),
+         (np.int64(3), 7, 3), (1e-9, 7, 0)],
     )  # fmt: skip
     def test_kappa(self, keep, n, kappa):
         assert L0Constraint(keep).kept([(n,)]) == kappa
@@ -244,15 +255,15 @@ class TestGroups:
     def test_against_the_groups_one_by_one(self, cost, weights):
         theta = cost.c_step(weights, MU)
         groups = []
-        for v, t in zip(weights, theta):
+        for v, t in zip(weights, theta, strict=True):
             m = cost.groups.measure(tf.constant(v))
             label = cost.groups.spread(tf.reshape(tf.range(tf.size(m)), m.shape), v.shape).numpy()
             groups += [(v[label == g], t.numpy()[label == g]) for g in range(label.max() + 1)]
         norms = np.array([np.linalg.norm(v.astype(np.float64)) for v, _ in groups])
         if isinstance(cost, L0Constraint):
             alive = [np.array_equal(v, t) for v, t in groups]
-            assert all(a or not t.any() for a, (_, t) in zip(alive, groups))
-            lost = sum(n for n, (v, t) in zip(norms**2, groups) if not np.array_equal(v, t))
+            assert all(a or not t.any() for a, (_, t) in zip(alive, groups, strict=True))
+            lost = sum(n for n, (v, t) in zip(norms**2, groups, strict=True) if not np.array_equal(v, t))
             assert lost == pytest.approx(np.sum(np.sort(norms**2)[: len(norms) - 2]), rel=1e-5)
             assert sum(t.any() for _, t in groups) <= 2
             return
@@ -263,7 +274,7 @@ class TestGroups:
             tau = reference_l1_threshold(norms, cost.radius) if isinstance(cost, L1Constraint) else 0.5
             factors = np.maximum(1 - tau / np.maximum(norms, 1e-30), 0) if tau else np.ones_like(norms)
             sure = np.ones_like(norms, bool)
-        for (v, t), factor, s in zip(groups, factors, sure):
+        for (v, t), factor, s in zip(groups, factors, sure, strict=True):
             if s:
                 np.testing.assert_allclose(t, v * factor, atol=4e-6)
 
@@ -274,9 +285,16 @@ class TestGroups:
 
     def test_subnormal_and_huge_groups(self):
         weights = [np.float32([[1e-42, 3e-42, 0], [0, 0, 0]]), np.float32([[1e38, 3e38]])]
-        for keep, alive in ((1, [0, 0, 0, 0, 1]), (2, [0, 0, 0, 1, 1]), (3, [0, 1, 0, 1, 1]), (4, [1, 1, 0, 1, 1])):
+        for keep, alive in (
+            (1, [0, 0, 0, 0, 1]),
+            (2, [0, 0, 0, 1, 1]),
+            (3, [0, 1, 0, 1, 1]),
+            (4, [1, 1, 0, 1, 1]),
+        ):
             theta = L0Constraint(keep, Neurons()).c_step(weights, MU)
-            assert [bool(t.any()) for w in theta for t in w.numpy().view(np.int32).T] == [bool(a) for a in alive]
+            assert [bool(t.any()) for w in theta for t in w.numpy().view(np.int32).T] == [
+                bool(a) for a in alive
+            ]
         theta = L1Constraint(1.0, Neurons()).c_step(weights, MU)
         assert np.isfinite(flat(theta)).all() and np.abs(flat(theta)).sum() <= 1.000001
 
@@ -318,7 +336,7 @@ def test_mixed_types():
 
 
 # Compiling with XLA takes seconds: each cost, and each kind of groups, once.
-@pytest.mark.parametrize("cost", MIDDLE + [GROUPED[0], GROUPED[7]], ids=str)
+@pytest.mark.parametrize("cost", [*MIDDLE, GROUPED[0], GROUPED[7]], ids=str)
 def test_inside_a_function(cost):
     shapes = GROUPED_SHAPES if cost in GROUPED else SHAPES
     rng = np.random.default_rng(1)
@@ -438,13 +456,17 @@ def test_copies():
 
 
 def test_unequal():
-    assert L0Constraint(1) != L0Constraint(1.0) != L0Constraint(1.0, Neurons()) and L1Penalty(1) != L0Penalty(1)
+    assert L0Constraint(1) != L0Constraint(1.0) != L0Constraint(1.0, Neurons()) and L1Penalty(1) != L0Penalty(
+        1
+    )
     assert L0Constraint(3).groups == Weights()
 
 
 class TestNMConstraint:
     @pytest.mark.parametrize("n, m", [(2, 4), (1, 4), (0, 2), (3, 3), (1, 5)])
-    @pytest.mark.parametrize("shape, axes, along", [((10, 3), (-1,), 0), ((3, 3, 6, 2), (-1,), 2), ((3, 2, 6), (1,), 2)])
+    @pytest.mark.parametrize(
+        "shape, axes, along", [((10, 3), (-1,), 0), ((3, 3, 6, 2), (-1,), 2), ((3, 2, 6), (1,), 2)]
+    )
     def test_against_a_stable_sort(self, n, m, shape, axes, along):
         value = np.random.default_rng(0).integers(-3, 4, shape).astype(np.float32)
         theta = NMConstraint(n, m).maps([value], MU, [axes])[0](tf.constant(value)).numpy()
@@ -454,7 +476,10 @@ class TestNMConstraint:
         assert np.array_equal(np.moveaxis(theta, along, -1).ravel(), wanted)
 
     def test_compiles(self):
-        cost, value = NMConstraint(2, 4), tf.constant(np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32))
+        cost, value = (
+            NMConstraint(2, 4),
+            tf.constant(np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)),
+        )
         compiled = tf.function(lambda v: cost.c_step([v], MU)[0], jit_compile=True)(value)
         assert same_bits([compiled], cost.c_step([value], MU)) and np.count_nonzero(compiled) == 5 * 5
 
@@ -466,3 +491,36 @@ class TestNMConstraint:
     def test_a_tensor_without_inputs(self):
         with pytest.raises(ValueError, match="axis of inputs"):
             NMConstraint(2, 4).c_step([np.zeros(4, np.float32)], MU)
+
+
+SCALED = [
+    L0Constraint(7),
+    L0Constraint(3, Neurons()),
+    L0Constraint(3, Blocks((2, 1))),
+    L0Constraint(0.6, measure="macs"),
+    L0Constraint(0.6, Neurons(), measure="macs"),
+    L0Constraint(4, keep_at_least=1),
+    L0Penalty(0.4),
+    L0Penalty(4.0, Neurons()),
+    NMConstraint(1, 2),
+]
+
+
+@pytest.mark.parametrize("cost", SCALED, ids=repr)
+def test_scaled_distances_are_those_of_scaled_weights(cost):
+    r"""$s \lVert v - \theta \rVert^2 = \lVert \sqrt{s} (v - \theta) \rVert^2$, and what is kept is v."""
+    weights = [np.random.normal(size=s).astype("float32") for s in GROUPED_SHAPES]
+    scales = [0.25, 16.0]
+    axes = [Layout((-1,), macs=1), Layout((-1,), macs=3)]
+    mu = tf.constant(MU)
+
+    def c_step(values, **options):
+        maps = cost.maps([tf.constant(v) for v in values], mu, axes, **options)
+        return [theta(tf.constant(v)).numpy() for theta, v in zip(maps, values, strict=True)]
+
+    roots = np.sqrt(scales).astype("float32")
+    scaled = c_step([w * root for w, root in zip(weights, roots, strict=True)])
+    expected = [np.where(theta != 0, w, 0) for theta, w in zip(scaled, weights, strict=True)]
+    assert same_bits(c_step(weights, scales=scales), expected)
+    if not isinstance(cost, NMConstraint):
+        assert not same_bits(expected, c_step(weights))

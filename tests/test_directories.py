@@ -34,10 +34,9 @@ def test_a_directory_appears_when_it_is_complete(tmp_path):
 def test_nothing_appears_when_writing_fails(tmp_path):
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "file").write_text("old")
-    with pytest.raises(KeyboardInterrupt):
-        with appearing(str(tmp_path / "1"), overwrite=True) as unfinished:
-            (tmp_path / unfinished / "file").write_text("new")
-            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), appearing(str(tmp_path / "1"), overwrite=True) as unfinished:
+        (tmp_path / unfinished / "file").write_text("new")
+        raise KeyboardInterrupt
     assert names(tmp_path) == ["1"] and (tmp_path / "1" / "file").read_text() == "old"
 
 
@@ -52,17 +51,18 @@ def test_what_was_replaced_comes_back_when_renaming_fails(tmp_path, monkeypatch)
         rename(source, target, overwrite)
 
     monkeypatch.setattr(tf.io.gfile, "rename", fails)
-    with pytest.raises(OSError, match="no"):
-        with appearing(str(tmp_path / "1"), overwrite=True):
-            pass
+    with pytest.raises(OSError, match="no"), appearing(str(tmp_path / "1"), overwrite=True):
+        pass
     assert names(tmp_path) == ["1"] and (tmp_path / "1" / "file").read_text() == "old"
 
 
 def test_a_directory_that_another_process_wrote_stays(tmp_path):
-    with pytest.raises(tf.errors.FailedPreconditionError):
-        with appearing(str(tmp_path / "1"), overwrite=False):
-            (tmp_path / "1").mkdir()
-            (tmp_path / "1" / "file").write_text("theirs")
+    with (
+        pytest.raises(tf.errors.FailedPreconditionError),
+        appearing(str(tmp_path / "1"), overwrite=False),
+    ):
+        (tmp_path / "1").mkdir()
+        (tmp_path / "1" / "file").write_text("theirs")
     assert names(tmp_path) == ["1"] and (tmp_path / "1" / "file").read_text() == "theirs"
 
 

@@ -82,7 +82,10 @@ def test_neuron_budget(tmp_path, mnist_dir):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     points = json.loads((tmp_path / "lenet5/points.json").read_text())
-    assert methods(points) == ["reference", *(f"{m} 0.25" for m in ("direct compression", "magnitude, retrained", "LC"))]
+    assert methods(points) == [
+        "reference",
+        *(f"{m} 0.25" for m in ("direct compression", "magnitude, retrained", "LC")),
+    ]
     assert all(0.2 < point["macs_fraction"] <= 0.25 for point in points[1:])
     assert (tmp_path / "lenet5/filters-0.25.png").stat().st_size > 1000
 
@@ -121,7 +124,7 @@ def test_batches_cover_the_data_in_a_new_order_each_epoch(module):
     epochs = [[(x.numpy(), y.numpy()) for x, y in batches] for _ in range(2)]
     assert [len(x) for x, _ in epochs[0]] == [32, 32, 32, 4]
     orders = [np.concatenate([x for x, _ in epoch]) for epoch in epochs]
-    for epoch, order in zip(epochs, orders):
+    for epoch, order in zip(epochs, orders, strict=True):
         assert sorted(order) == list(range(100))
         np.testing.assert_array_equal(np.concatenate([y for _, y in epoch]), 2 * order)
     assert not np.array_equal(*orders)

@@ -4,7 +4,13 @@ import tensorflow as tf
 
 from lc_keras.groups import Blocks, Groups, Neurons, Weights, norm
 
-CASES = [((6, 4), (-1,)), ((3, 3, 2, 5), (-1,)), ((3, 3, 2, 5), (2,)), ((2, 3, 4), (1, 2)), ((4, 3, 2), (0, 2))]
+CASES = [
+    ((6, 4), (-1,)),
+    ((3, 3, 2, 5), (-1,)),
+    ((3, 3, 2, 5), (2,)),
+    ((2, 3, 4), (1, 2)),
+    ((4, 3, 2), (0, 2)),
+]
 
 
 def random(shape, seed=0):
@@ -17,7 +23,9 @@ def matrix(x, axes):
     return x.transpose(rows + axes).reshape(-1, int(np.prod([x.shape[a] for a in axes])))
 
 
-@pytest.mark.parametrize("groups", [Weights(), Neurons(), Blocks((1, 1)), Blocks((2, 3)), Blocks((100, 1))], ids=str)
+@pytest.mark.parametrize(
+    "groups", [Weights(), Neurons(), Blocks((1, 1)), Blocks((2, 3)), Blocks((100, 1))], ids=str
+)
 @pytest.mark.parametrize("shape, axes", CASES)
 def test_spread_partitions_the_weights(groups, shape, axes):
     x = random(shape)
@@ -47,7 +55,8 @@ def test_blocks_tile_the_matrix(shape, axes, block):
     m = matrix(x, axes)
     r, c = block
     tiles = [
-        [np.linalg.norm(m[i : i + r, j : j + c]) for j in range(0, m.shape[1], c)] for i in range(0, m.shape[0], r)
+        [np.linalg.norm(m[i : i + r, j : j + c]) for j in range(0, m.shape[1], c)]
+        for i in range(0, m.shape[0], r)
     ]
     np.testing.assert_allclose(Blocks(block).measure(tf.constant(x), axes), tiles, rtol=1e-6)
 

@@ -191,7 +191,9 @@ def transcript(weights, x, y, x_test, y_test, mus, own):
     logs, step = [], 0
     for _ in range(EPOCHS):
         losses = []
-        for batch, (x_batch, y_batch) in enumerate(zip(np.split(x, BATCHES), np.split(y, BATCHES))):
+        for batch, (x_batch, y_batch) in enumerate(
+            zip(np.split(x, BATCHES), np.split(y, BATCHES), strict=True)
+        ):
             mu = mus[step]
             with tf.GradientTape() as tape:
                 watched = [tf.constant(w) for w in weights]
@@ -209,7 +211,10 @@ def transcript(weights, x, y, x_test, y_test, mus, own):
                 theta = compress({i: weights[i] - lambdas[i] / mu for i in KERNELS})
                 lambdas = {i: lambdas[i] - mu * (weights[i] - theta[i]) for i in KERNELS}
                 step += 1
-        norm = lambda arrays: np.sqrt(sum(np.sum(a**2) for a in arrays))
+
+        def norm(arrays):
+            return np.sqrt(sum(np.sum(a**2) for a in arrays))
+
         compressed = [theta.get(i, w) for i, w in enumerate(weights)]
         logs.append(
             {

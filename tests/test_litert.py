@@ -7,7 +7,7 @@ import pytest
 from lc_keras.export import export_litert, litert
 
 pytest.importorskip("ai_edge_litert")
-from ai_edge_litert.interpreter import Interpreter  # noqa: E402
+from ai_edge_litert.interpreter import Interpreter
 
 
 def prune(model, density):

@@ -7,6 +7,8 @@ from lc_keras.optimizers import (
     LearningRateLimit,
     effective_rate,
     inner_optimizer,
+    optimizers_of,
+    relative_curvature,
     reset_state,
 )
 
@@ -85,7 +87,10 @@ def test_schedule_is_limited_step_by_step(wrap):
 
 def test_callable_rate_is_limited_and_given_back():
     rate = tf.Variable(0.4)
-    given = lambda: rate
+
+    def given():
+        return rate
+
     optimizer, weight = SGD(given), fresh()
     limit = LearningRateLimit(optimizer)
     np.testing.assert_allclose(limited_move(optimizer, weight, limit, 0.2), -0.2, rtol=1e-5)
@@ -118,7 +123,7 @@ def test_a_new_limit_reaches_a_traced_update(rate):
 
 
 def test_highest_rate_of_a_warm_up_is_seen_from_its_start():
-    optimizer, weight = SGD(keras.optimizers.schedules.PolynomialDecay(0.0, 10, 0.5)), fresh()
+    optimizer = SGD(keras.optimizers.schedules.PolynomialDecay(0.0, 10, 0.5))
     limit = LearningRateLimit(optimizer)
     assert limit.highest() == 0
     limit.look_ahead(10)
@@ -162,7 +167,7 @@ def test_reset_gives_the_state_of_a_new_optimizer(kind, wrap):
     new.build([weight])
     stays = {id(used.iterations), id(used._learning_rate)}
     # Keras does not count Nadam's last variable when it is built inside a LossScaleOptimizer.
-    slots = [(v, n) for v, n in zip(used.variables, new.variables) if id(v) not in stays]
+    slots = [(v, n) for v, n in zip(used.variables, new.variables, strict=True) if id(v) not in stays]
     assert slots
     for variable, expected in slots:
         np.testing.assert_array_equal(variable.numpy(), expected.numpy())
@@ -218,3 +223,79 @@ def test_effective_rate_of_adam_is_relative_to_the_gradient():
     optimizer.apply([tf.fill((2, 2), 4.0), tf.fill((2, 2), 400.0)], [compressed, other])
     assert effective_rate(optimizer, [compressed], 0.1) == pytest.approx(0.1 / 4, rel=1e-4)
     assert effective_rate(optimizer, [other], 0.1) == pytest.approx(0.1 / 400, rel=1e-4)
+
+
+# How curved the loss is in each variable.
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        keras.optimizers.Adam(0.1),
+        keras.optimizers.RMSprop(0.1),
+        keras.optimizers.Adagrad(0.1, initial_accumulator_value=0.0),
+        keras.optimizers.SGD(0.1, momentum=0.9),
+        keras.optimizers.Lion(0.1),
+        keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.1), initial_scale=8.0),
+    ],
+    ids=lambda optimizer: type(optimizer).__name__,
+)
+def test_relative_curvature_goes_with_squared_gradients(optimizer):
+    """Three weights for one: the mean over the weights is 1, and other variables do not count."""
+    large, small, other = keras.Variable(np.zeros(1)), keras.Variable(np.zeros(3)), fresh()
+    assert relative_curvature(optimizer, [small, large]) is None
+    scale = getattr(optimizer, "initial_scale", 1.0)
+    gradients = [tf.fill(v.shape, g * scale) for v, g in [(large, 4.0), (small, 1.0), (other, 50.0)]]
+    optimizer.apply(gradients, [large, small, other])
+    np.testing.assert_allclose(
+        relative_curvature(optimizer, [small, large]), [4 / 19, 64 / 19], rtol=1e-4
+    )
+
+
+def test_relative_curvature_is_bounded():
+    optimizer, flat, steep = keras.optimizers.Adam(0.1), keras.Variable(np.zeros(10**5)), fresh()
+    optimizer.apply([tf.fill(flat.shape, 1e-6), tf.fill(steep.shape, 1e3)], [flat, steep])
+    assert relative_curvature(optimizer, [flat, steep]) == [1e-2, 1e3]
+
+
+@pytest.mark.parametrize("optimizer", [SGD(0.1), keras.optimizers.Adam(0.1)])
+def test_relative_curvature_is_unknown_where_no_gradient_is_remembered(optimizer):
+    variable = fresh()
+    optimizer.apply([tf.zeros((2, 2))], [variable])
+    assert relative_curvature(optimizer, [variable]) is None
+
+
+# Several optimizers.
+
+
+class Two(keras.Sequential):
+    def compile(self, other, **options):
+        super().compile(**options)
+        self.kept = {"other": other}
+
+
+def test_optimizers_of_a_model():
+    other = SGD(0.2)
+    model = Two([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(other, optimizer=keras.optimizers.LossScaleOptimizer(SGD(0.1)))
+    found = optimizers_of(model)
+    assert len(found) == 2 and found[0] is model.optimizer.inner_optimizer and found[1] is other
+    plain = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    plain.compile("sgd")
+    assert optimizers_of(plain) == [plain.optimizer]
+
+
+def test_only_what_updates_the_compressed_weights_is_limited_and_sets_the_scale():
+    compressed, others = fresh(), fresh()
+    ours, theirs = SGD(0.1), SGD(schedule(), momentum=0.9)
+    limit = LearningRateLimit(theirs, ours, variables=[compressed])
+    limit.look_ahead(10)
+    assert limit.updating == [theirs, ours] and limit.guessed
+    limit.set(0.01)
+    with limit.applied():
+        np.testing.assert_allclose(move(ours, compressed), -0.01, rtol=1e-5)
+        free = float(theirs._learning_rate())
+        np.testing.assert_allclose(move(theirs, others), -free, rtol=1e-5)
+        assert free > 0.01
+    assert limit.updating == [ours] and not limit.guessed
+    assert limit.highest() == pytest.approx(0.1) and limit.effective() == pytest.approx(0.1)

@@ -64,12 +64,12 @@ def test_new_mu_and_target_retrace_nothing(jit_compile):
         traces.append(1)
         return gradient(penalty, weight)
 
-    for mu, target in [(0.7, target), (5.0, target), (5.0, 2 * target)]:
+    for mu, scale in [(0.7, 1), (5.0, 1), (5.0, 2)]:
         penalty.mu.assign(mu)
-        penalty.target.assign(target)
+        penalty.target.assign(scale * target)
         value, slope = value_and_gradient(tf.constant(weight))
-        np.testing.assert_allclose(value, mu / 2 * np.sum((weight - target) ** 2), rtol=1e-5)
-        np.testing.assert_allclose(slope, mu * (weight - target), rtol=1e-5)
+        np.testing.assert_allclose(value, mu / 2 * np.sum((weight - scale * target) ** 2), rtol=1e-5)
+        np.testing.assert_allclose(slope, mu * (weight - scale * target), rtol=1e-5)
     assert len(traces) == 1
 
 
@@ -136,3 +136,35 @@ def test_model_is_saved_and_loaded_with_its_penalty(tmp_path):
     np.testing.assert_array_equal(loaded.layers[0].kernel, weight)
     (loss,) = loaded.losses
     np.testing.assert_allclose(loss, penalty(weight), rtol=1e-6)
+
+
+def test_whether_it_pulls():
+    """A gradient that is taken and thrown away moves nothing."""
+    used, unused, left_out = (LCPenalty(np.zeros(3), 1.0) for _ in range(3))
+    weights = [tf.Variable(np.ones(3, "float32")) for _ in range(3)]
+
+    @tf.function
+    def step(rate):
+        with tf.GradientTape(persistent=True) as tape:
+            left_out(weights[2])
+            loss = used(weights[0]) + unused(weights[1]) + tf.reduce_sum(weights[0] * weights[1])
+        weights[0].assign_sub(rate * tape.gradient(loss, weights[0]))
+
+    assert not used.pulls
+    step(0.1)
+    assert used.pulls and not unused.pulls and not left_out.pulls
+
+
+def test_whether_it_pulls_eagerly():
+    used, left_out = LCPenalty(np.zeros(3), 1.0), LCPenalty(np.zeros(3), 1.0)
+    for _ in range(3):
+        gradient(used, np.ones(3, "float32"))
+    left_out(np.ones(3, "float32"))
+    assert used.pulls and not left_out.pulls
+    assert used._gradients == [None], "holds gradients"
+
+
+def test_the_pull_leaves_the_own_regularizer_out():
+    penalty = LCPenalty(np.zeros(3), 2.0, keras.regularizers.L2(10.0))
+    weight = np.ones(3, "float32")
+    assert float(penalty.pull(weight)) == 3.0 and float(penalty(weight)) == 33.0

@@ -107,7 +107,9 @@ def test_what_is_not_finite_is_said(pruned):
     assert "Not finite" not in str(report(pruned))
     pruned.layers[1].gamma.assign([1.0, np.nan, 1.0, np.inf])
     found = report(pruned)
-    assert [row.path for row in (*found.rows, *found.others) if not row.finite] == [pruned.layers[1].gamma.path]
+    assert [row.path for row in (*found.rows, *found.others) if not row.finite] == [
+        pruned.layers[1].gamma.path
+    ]
     assert f"Not finite: {pruned.layers[1].gamma.path}" in str(found)
 
 
@@ -144,7 +146,9 @@ def test_table_is_aligned_and_complete(pruned):
 def test_table_fits_a_hundred_columns(pruned, depth):
     (row, *_), path = report(pruned).rows, "a_long_name/" * depth + "kernel"
     size, macs = 8 * 126_000_000, 31_500_000_000
-    large = VariableReport(path, (3, 3, 5000, 700), 31_500_000, 31_400_000, "dense", size, size, size, macs, macs, True)
+    large = VariableReport(
+        path, (3, 3, 5000, 700), 31_500_000, 31_400_000, "dense", size, size, size, macs, macs, True
+    )
     text = str(PruningReport((row, large), (), 10**13))
     assert 90 < max(map(len, text.splitlines())) <= 100
     assert "31,400,000" in text and "3×3×5000×700" in text and "31.5G" in text and "126M" in text
@@ -194,3 +198,53 @@ def test_not_a_built_model():
         report(keras.Sequential([keras.Input((3,)), keras.layers.Flatten()]))
     with pytest.raises(TypeError, match="Expected `model` to be a keras.Model"):
         report(keras.layers.Dense(3))
+
+
+def test_frozen_kernels_are_named_and_do_not_count(tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            keras.layers.Dense(4, name="frozen", trainable=False),
+            keras.layers.Dense(4, name="adapted"),
+            keras.layers.Dense(4, name="quantised"),
+            keras.layers.Dense(2, name="free"),
+        ]
+    )
+    model.get_layer("adapted").enable_lora(2)
+    model.quantize("int8", filters="quantised")
+    found = report(model)
+    names = ["frozen/kernel", "adapted/kernel", "quantised/kernel"]
+    assert [row.path for row in found.rows] == [f"{model.name}/free/kernel"] and found.weights == 8
+    assert [row.path for row in found.frozen] == [f"{model.name}/{name}" for name in names]
+    assert [row.macs for row in found.frozen] == [8 * 4, 4 * 4, 4 * 4]
+    assert f"Left out, as not trainable: {model.name}/frozen/kernel and 2 more" in str(found)
+    assert not report(net()).frozen
+    assert [row["frozen"] for row in json.loads(found.to_json())["others"]].count(True) == 3
+    plain = keras.Sequential([keras.Input((8,)), model.layers[0], model.layers[3]])
+    export_saved_model(plain, tmp_path / "1")
+    assert [row.path for row in report(tmp_path / "1").frozen] == [model.layers[0].kernel.path]
+
+
+def test_a_report_that_was_written_before_frozen_kernels_were_named(tmp_path):
+    export_saved_model(net(), tmp_path / "1")
+    file = tmp_path / "1" / "assets.extra" / "lc_keras_report.json"
+    content = json.loads(file.read_text())
+    for row in content["rows"] + content["others"]:
+        del row["frozen"]
+    file.write_text(json.dumps(content))
+    assert report(tmp_path / "1").weights == report(net()).weights
+
+
+class NeverCalled(keras.Model):
+    """Two nets, none of which is the model's own."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.nets = [keras.Sequential(layers)]
+
+
+def test_a_model_that_is_never_called_itself():
+    built = NeverCalled(keras.Input((3,)), keras.layers.Dense(2))
+    assert report(built).weights == 6 and not built.built
+    with pytest.raises(ValueError, match="not built"):
+        report(NeverCalled(keras.layers.Dense(2)))

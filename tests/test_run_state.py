@@ -6,6 +6,11 @@ import pytest
 import tensorflow as tf
 
 import lc_keras
+from lc_keras.averages import Averages
+from lc_keras.checkpoints import Checkpoints
+from lc_keras.lagrangian import Lagrangian
+from lc_keras.run_state import RunState
+from lc_keras.tasks import as_tasks, bind_tasks
 
 pytestmark = pytest.mark.filterwarnings("ignore:Training (was interrupted|stopped)")
 
@@ -62,7 +67,7 @@ class CutOff(keras.callbacks.Callback):
             raise RuntimeError("cut off")
 
 
-def prune(folder, epochs=6, extra=(), model=None, known=True, tasks=None, **options):
+def prune(folder, epochs=4, extra=(), model=None, known=True, tasks=None, **options):
     model, data = model or net(), Data()
     compress = lc_keras.LearningCompression(
         tasks or lc_keras.L0Constraint(0.2), checkpoint_dir=folder, **options
@@ -70,11 +75,11 @@ def prune(folder, epochs=6, extra=(), model=None, known=True, tasks=None, **opti
     batches = data.batches
     if known:
         batches = batches.apply(tf.data.experimental.assert_cardinality(SAMPLES // BATCH))
-    history = model.fit(batches, epochs=epochs, verbose=0, callbacks=[data, *extra, compress])
+    history = model.fit(batches, epochs=epochs, verbose=0, shuffle=False, callbacks=[data, *extra, compress])
     return model, history.history
 
 
-def cut_off(folder, epoch=3, hook="on_epoch_begin", **options):
+def cut_off(folder, epoch=2, hook="on_epoch_begin", **options):
     with pytest.raises(RuntimeError, match="cut off"):
         prune(folder, extra=[CutOff(epoch, hook)], **options)
 
@@ -113,11 +118,146 @@ def test_a_restarted_fit_ends_where_an_uninterrupted_one_does(tmp_path, optimize
 
     whole, expected = run()
     with pytest.raises(RuntimeError, match="cut off"):
-        run(extra=[CutOff(3)])
+        run(extra=[CutOff(1)])
     with pytest.raises(RuntimeError, match="cut off"):
-        run(extra=[CutOff(4, "on_epoch_end")])
+        run(extra=[CutOff(2, "on_epoch_end")])
     resumed, history = run()
-    assert {name: values[4:] for name, values in expected.items()} == history
+    assert {name: values[2:] for name, values in expected.items()} == history
     same(whole, resumed)
     assert not (tmp_path / "run").exists()
     assert resumed._initial_epoch is None
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "averages"])
+def test_cut_off_after_the_last_epoch(tmp_path, optimizer):
+    whole, _ = prune(tmp_path / "whole", epochs=2, model=net(OPTIMIZERS[optimizer]()))
+    end = keras.callbacks.LambdaCallback(on_train_end=lambda logs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prune(tmp_path / "run", epochs=2, model=net(OPTIMIZERS[optimizer]()), extra=[end])
+    resumed, history = prune(tmp_path / "run", epochs=2, model=net(OPTIMIZERS[optimizer]()))
+    assert history == {}
+    same(whole, resumed)
+
+
+def test_a_run_that_had_stopped_trains_no_further(tmp_path):
+    def stop():
+        return keras.callbacks.EarlyStopping("loss", min_delta=1e9, patience=1)
+
+    whole, history = prune(tmp_path / "whole", extra=[stop()])
+    assert len(history["loss"]) == 2
+    end = keras.callbacks.LambdaCallback(on_train_end=lambda logs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prune(tmp_path / "run", extra=[stop(), end])
+    resumed, history = prune(tmp_path / "run", extra=[stop()])
+    assert history == {}
+    same(whole, resumed)
+
+
+def test_damaged_checkpoints(tmp_path):
+    whole, _ = prune(tmp_path / "whole")
+    for damaged, left in [(1, 3), (2, 4)]:
+        cut_off(tmp_path / "run")
+        for path in sorted((tmp_path / "run").glob("*.data*"))[-damaged:]:
+            path.write_bytes(path.read_bytes()[:-1])
+        with pytest.warns(UserWarning, match="is damaged"):
+            resumed, history = prune(tmp_path / "run")
+        assert len(history["loss"]) == left
+        same(whole, resumed)
+
+
+def test_a_later_fit_begins_anew(tmp_path):
+    cut_off(tmp_path)
+    model, history = prune(tmp_path)
+    assert len(history["loss"]) == 2
+    model, history = prune(tmp_path, model=model)
+    assert len(history["loss"]) == 4
+    # As where an earlier `fit` was resumed by another callback, which Keras does not forget.
+    model._initial_epoch = 3
+    assert len(prune(tmp_path, model=model)[1]["loss"]) == 4
+
+
+# What is refused
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("interrupted")
+    cut_off(folder, epoch=1)
+    return folder
+
+
+L0 = lc_keras.L0Constraint
+
+
+@pytest.mark.parametrize(
+    "options, difference",
+    [
+        ({"model": lambda: net(units=8)}, r"model\[0\]: expected .*dense/kernel \(12, 8\) float32, rec.*16"),
+        ({"model": lambda: net(keras.optimizers.SGD(0.1))}, r"s\[0\].class: expected SGD, received Adam"),
+        ({"tasks": L0(0.3)}, r"tasks\[0\].cost: expected L0Constraint\(keep=0.3.*received.*0.2"),
+        ({"tasks": lc_keras.Task(L0(0.2), lambda v: v.shape == (12, 16))}, "expected 1 of them, received 2"),
+        ({"epochs": 7}, "epochs: expected 7, received 4"),
+        ({"steps": 9}, "L steps: expected 9, received 16"),
+        ({"mu": lc_keras.Geometric(0.1, 1.0)}, r"mu: expected \[0.1, .*received auto"),
+        ({"multipliers": False}, "multipliers: expected False, received True"),
+        ({"first_step_epochs": 1}, "first_step_epochs: expected 1.0, received 0.25"),
+        ({"known": False}, "batches in an epoch: expected None, received 8"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_checkpoint_of_another_run_is_refused(interrupted, options, difference):
+    model = options.pop("model", net)()
+    before, files = [v.numpy() for v in model.variables], sorted(interrupted.iterdir())
+    function = model.train_function
+    with pytest.raises(ValueError, match=f"(?s)'{interrupted}/epoch-000001'.*this run.*{difference}"):
+        prune(interrupted, model=model, **options)
+    for one, variable in zip(before, model.variables, strict=True):
+        np.testing.assert_array_equal(one, variable.numpy())
+    assert sorted(interrupted.iterdir()) == files
+    assert model._initial_epoch is None
+    assert function is None and not isinstance(model.train_function, lc_keras.callback.Guard)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("first", [True, False])
+def test_backup_and_restore_beside_it_is_refused_and_needless(tmp_path, first, alone):
+    def fit(keep, cut=()):
+        model, data = net(), Data()
+        batches = data.batches.apply(tf.data.experimental.assert_cardinality(SAMPLES // BATCH))
+        compress = lc_keras.LearningCompression(L0(0.2), checkpoint_dir=None if alone else tmp_path / "lc")
+        pair = ([keep, compress] if first else [compress, keep]) if keep else [compress]
+        history = model.fit(batches, epochs=3, verbose=0, shuffle=False, callbacks=[data, *cut, *pair])
+        return model, history.history
+
+    with pytest.raises(RuntimeError, match="cut off"):
+        fit(keras.callbacks.BackupAndRestore(tmp_path / "keras"), [CutOff(2)])
+    with pytest.raises(ValueError, match="BackupAndRestore, has taken to epoch 2. Pass `checkpoint_dir`"):
+        fit(keras.callbacks.BackupAndRestore(tmp_path / "keras"))
+    if not alone:
+        model, history = fit(None)
+        assert len(history["loss"]) == 1
+        same(model, prune(tmp_path / "whole", epochs=3)[0])
+
+
+# What a state holds
+
+
+def test_the_state_of_several_optimizers(tmp_path):
+    def model_with_two():
+        model = net()
+        model.second = keras.optimizers.SGD(0.1, momentum=0.9)
+        lagrangian = Lagrangian(bind_tasks(as_tasks(L0(0.2)), model))
+        return model, RunState(model, lagrangian, Averages(model.optimizer, lagrangian))
+
+    model, state = model_with_two()
+    model.second.build(model.layers[-1].trainable_variables)
+    for variable in [*model.variables, *model.second.variables]:
+        variable.assign(tf.ones_like(variable) * 3)
+    Checkpoints(tmp_path).save(1, {"run": state.description()}, state.tensors())
+    other, restored = model_with_two()
+    saved = Checkpoints(tmp_path).latest()
+    restored.restore(saved, saved.facts["run"])
+    assert not other.optimizer.built
+    assert [tuple(v.shape) for v in other.second.variables] == [(), (), (16, 4), (4,)]
+    for variable in [*other.variables, *other.second.variables]:
+        assert np.all(variable.numpy() == 3)

@@ -135,7 +135,7 @@ def test_two_copies_in_one_process_do_not_share_weights(tmp_path):
     gone = tf.saved_model.load(str(tmp_path / "0"))
     loaded = [tf.saved_model.load(str(tmp_path / str(i))) for i in range(2)]
     del gone
-    for model, copy in zip(models, loaded):
+    for model, copy in zip(models, loaded, strict=True):
         np.testing.assert_allclose(copy.serve(x), model(x), rtol=1e-5, atol=1e-5)
 
 
@@ -279,7 +279,7 @@ def test_does_not_write_over_things(tmp_path):
 
 def test_a_failed_export_leaves_nothing(tmp_path):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    with pytest.raises(Exception):
+    with pytest.raises(ValueError, match="incompatible with the layer"):
         export_saved_model(model, tmp_path / "net", input_signature=[tf.TensorSpec([None, 3])])
     assert list(tmp_path.iterdir()) == []
 
@@ -346,7 +346,13 @@ CHOICES = {
 
 @pytest.mark.parametrize(
     "build, choice",
-    [(mlp, "plain"), (mlp, "sparse"), (convolutions, "packed"), (convolutions, "sparse"), (several, "packed")],
+    [
+        (mlp, "plain"),
+        (mlp, "sparse"),
+        (convolutions, "packed"),
+        (convolutions, "sparse"),
+        (several, "packed"),
+    ],
 )
 def test_serves_through_the_c_api(tmp_path, build, choice):
     model = prune(build(), 0.05)
@@ -364,7 +370,7 @@ def test_serves_through_the_c_api(tmp_path, build, choice):
             (only,) = x.values() if len(x) == 1 else (x,)
             expected = model(only, training=False)
             if not isinstance(expected, dict):
-                expected = {name: expected for name in served}
+                expected = dict.fromkeys(served, expected)
             assert set(served) == set(expected)
             for name in served:
                 assert served[name].dtype == "float32"

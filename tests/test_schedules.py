@@ -123,7 +123,8 @@ def test_automatic_grows_faster_where_the_gap_lags():
 
 def test_automatic_stays_finite_where_the_rate_decays_to_zero():
     schedule = Automatic(5)
-    assert np.isfinite([schedule(i, rate, 100, 0.9) for i, rate in enumerate([1.0, 0.1, 1e-3, 1e-9, 0.0])]).all()
+    rates = [1.0, 0.1, 1e-3, 1e-9, 0.0]
+    assert np.isfinite([schedule(i, rate, 100, 0.9) for i, rate in enumerate(rates)]).all()
 
 
 def test_automatic_grows_even_where_the_rate_does():
@@ -133,3 +134,18 @@ def test_automatic_grows_even_where_the_rate_does():
 
 def test_automatic_of_one_step():
     assert automatic(steps=1)[0] == automatic()[0]
+
+
+def test_automatic_scales_follow_the_curvature_slowly():
+    schedule = Automatic(20)
+    first = schedule.scales(1, [1.0, 1.0], [0.5, 100.0])
+    np.testing.assert_allclose(first, [0.5, 100.0])
+    np.testing.assert_allclose(schedule.scales(5, first, [0.5, 1.0]), [0.5, 100.0**0.8])
+    np.testing.assert_allclose(schedule.scales(6, first, [0.5, 1.0]), first)
+
+
+def test_automatic_is_not_held_near_a_guess():
+    guessed, known = Automatic(5), Automatic(5)
+    guessed(0, 1.0, 100, 0.1, guessed=True)
+    known(0, 1e-4, 100, 0.1)
+    assert guessed(1, 1e-4, 100, 0.1) == known(1, 1e-4, 100, 0.1)

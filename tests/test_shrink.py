@@ -40,7 +40,10 @@ def randomized(model):
     """Random weights, none of them zero."""
     generator = np.random.default_rng(0)
     for v in model.weights:
-        v.assign(generator.uniform(0.5, 1.5, v.shape) * (1 if "variance" in v.name else generator.choice([-1, 1], v.shape)))
+        v.assign(
+            generator.uniform(0.5, 1.5, v.shape)
+            * (1 if "variance" in v.name else generator.choice([-1, 1], v.shape))
+        )
     return model
 
 
@@ -57,7 +60,11 @@ def kill(layer, units):
 
 
 def widths(model):
-    return {layer.name: layer.output.shape[-1] for layer in model.layers if not isinstance(layer, layers.InputLayer)}
+    return {
+        layer.name: layer.output.shape[-1]
+        for layer in model.layers
+        if not isinstance(layer, layers.InputLayer)
+    }
 
 
 def sequential(shape, *stack):
@@ -70,8 +77,12 @@ def test_dense_units_go_and_others_stay_bit_for_bit():
     small = shrink(model)
     assert type(small) is keras.Sequential and small.name == model.name
     assert widths(small) == {"a": 4, "b": 4}
-    np.testing.assert_array_equal(small.layers[0].kernel, np.delete(model.layers[0].kernel.numpy(), [1, 4], 1))
-    np.testing.assert_array_equal(small.layers[1].kernel, np.delete(model.layers[1].kernel.numpy(), [1, 4], 0))
+    np.testing.assert_array_equal(
+        small.layers[0].kernel, np.delete(model.layers[0].kernel.numpy(), [1, 4], 1)
+    )
+    np.testing.assert_array_equal(
+        small.layers[1].kernel, np.delete(model.layers[1].kernel.numpy(), [1, 4], 0)
+    )
     np.testing.assert_array_equal(small.layers[1].bias, model.layers[1].bias)
     assert_same_outputs(model, small)
 
@@ -91,7 +102,9 @@ def test_constants_are_folded_through_activations_and_into_a_new_bias():
 
 
 def test_units_that_nothing_reads_go():
-    model = sequential((5,), layers.Dense(6, "tanh", name="a"), layers.Dense(6, name="b"), layers.Dense(2, name="c"))
+    model = sequential(
+        (5,), layers.Dense(6, "tanh", name="a"), layers.Dense(6, name="b"), layers.Dense(2, name="c")
+    )
     zero(model.get_layer("c").kernel, [3], axis=0)
     zero(model.get_layer("b").kernel, [0, 1], axis=0)
     # Unit 5 of `a` is read only by a unit that itself is not read.
@@ -153,7 +166,10 @@ def test_depthwise_goes_with_the_layer_before_it():
 
 def test_a_group_of_a_convolution_goes_as_a_whole():
     model = sequential(
-        (8, 8, 2), layers.Conv2D(6, 1, name="a"), layers.Conv2D(9, 3, groups=3, name="b"), layers.Dense(2, name="c")
+        (8, 8, 2),
+        layers.Conv2D(6, 1, name="a"),
+        layers.Conv2D(9, 3, groups=3, name="b"),
+        layers.Dense(2, name="c"),
     )
     kill(model.get_layer("a"), [0, 1, 2])
     kill(model.get_layer("b"), [0, 1, 2, 3])
@@ -164,7 +180,10 @@ def test_a_group_of_a_convolution_goes_as_a_whole():
 
 def test_a_group_whose_outputs_must_stay_keeps_its_inputs():
     model = sequential(
-        (8, 8, 2), layers.Conv2D(6, 1, name="a"), layers.Conv2D(9, 3, groups=3, name="b"), layers.Conv2D(2, 3, padding="same")
+        (8, 8, 2),
+        layers.Conv2D(6, 1, name="a"),
+        layers.Conv2D(9, 3, groups=3, name="b"),
+        layers.Conv2D(2, 3, padding="same"),
     )
     # What the first group hands out is its bias, before padding.
     kill(model.get_layer("a"), [0, 1])
@@ -175,7 +194,10 @@ def test_a_group_whose_outputs_must_stay_keeps_its_inputs():
 
 def test_groups_of_a_normalization_go_as_a_whole():
     model = sequential(
-        (6, 6, 2), layers.Conv2D(8, 3, name="a"), layers.GroupNormalization(4, name="norm"), layers.Conv2D(2, 3)
+        (6, 6, 2),
+        layers.Conv2D(8, 3, name="a"),
+        layers.GroupNormalization(4, name="norm"),
+        layers.Conv2D(2, 3),
     )
     kill(model.get_layer("a"), [0, 1, 2])
     small = shrink(model)
@@ -183,7 +205,10 @@ def test_groups_of_a_normalization_go_as_a_whole():
     assert_same_outputs(model, small)
 
 
-@pytest.mark.parametrize("norm, width", [(layers.RMSNormalization, 3), (layers.UnitNormalization, 3), (layers.LayerNormalization, 5)])
+@pytest.mark.parametrize(
+    "norm, width",
+    [(layers.RMSNormalization, 3), (layers.UnitNormalization, 3), (layers.LayerNormalization, 5)],
+)
 def test_zeros_before_a_norm(norm, width):
     model = sequential((4,), layers.Dense(5, "relu", name="a"), norm(), layers.Dense(2))
     kill(model.get_layer("a"), [1, 2])
@@ -258,7 +283,13 @@ def test_embedding_units_under_a_mask():
 
 
 def test_of_no_layer_all_units_go():
-    model = sequential((6, 6, 2), layers.Conv2D(4, 3, name="a"), layers.Conv2D(4, 3, name="b"), layers.Flatten(), layers.Dense(2))
+    model = sequential(
+        (6, 6, 2),
+        layers.Conv2D(4, 3, name="a"),
+        layers.Conv2D(4, 3, name="b"),
+        layers.Flatten(),
+        layers.Dense(2),
+    )
     for name in "ab":
         kill(model.get_layer(name), range(4))
     small = shrink(model)
@@ -285,13 +316,21 @@ def test_shared_layers_lose_what_is_dead_in_all_calls():
 
 def test_nested_models_are_shrunk_inside():
     inner_input = keras.Input((4,))
-    inner = keras.Model(inner_input, layers.Dense(6, name="deep")(layers.Dense(5, "relu", name="in")(inner_input)), name="inner")
+    inner = keras.Model(
+        inner_input,
+        layers.Dense(6, name="deep")(layers.Dense(5, "relu", name="in")(inner_input)),
+        name="inner",
+    )
     stack = keras.Sequential([keras.Input((6,)), layers.Dense(4, name="stacked")], name="stack")
     inputs = keras.Input((3,))
     x = inner(layers.Dense(4, name="before")(inputs), training=False)
     model = randomized(keras.Model(inputs, layers.Dense(2)(stack(x))))
-    for layer, units in ((model.get_layer("before"), [0]), (inner.get_layer("in"), [1, 2]), (inner.get_layer("deep"), [5]),
-                         (stack.layers[0], [3])):
+    for layer, units in (
+        (model.get_layer("before"), [0]),
+        (inner.get_layer("in"), [1, 2]),
+        (inner.get_layer("deep"), [5]),
+        (stack.layers[0], [3]),
+    ):
         kill(layer, units)
     small = shrink(model)
     assert small.get_layer("inner").input_shape == (None, 3)
@@ -309,9 +348,18 @@ class Reversed(layers.Layer):
         return self.scale * x[..., ::-1]
 
 
-@pytest.mark.parametrize("wall", [Reversed, lambda: layers.Lambda(lambda x: x[..., ::-1]), lambda: layers.Softmax()])
+@pytest.mark.parametrize(
+    "wall", [Reversed, lambda: layers.Lambda(lambda x: x[..., ::-1]), lambda: layers.Softmax()]
+)
 def test_nothing_goes_across_a_layer_of_another_kind(wall):
-    model = sequential((4,), layers.Dense(5, name="a"), layers.Dense(6, name="b"), wall(), layers.Dense(3, name="c"), layers.Dense(2))
+    model = sequential(
+        (4,),
+        layers.Dense(5, name="a"),
+        layers.Dense(6, name="b"),
+        wall(),
+        layers.Dense(3, name="c"),
+        layers.Dense(2),
+    )
     for name in "abc":
         kill(model.get_layer(name), [0, 1])
     small = shrink(model)
@@ -321,8 +369,12 @@ def test_nothing_goes_across_a_layer_of_another_kind(wall):
 
 def test_inputs_and_outputs_keep_names_structure_and_size():
     inputs = {"left": keras.Input((3,), name="left"), "right": keras.Input((4,), name="right")}
-    hidden = layers.Add()([layers.Dense(5, name="a")(inputs["left"]), layers.Dense(5, name="b")(inputs["right"])])
-    model = randomized(keras.Model(inputs, {"one": layers.Dense(3, name="c")(hidden), "two": layers.Dense(2)(hidden)}))
+    hidden = layers.Add()(
+        [layers.Dense(5, name="a")(inputs["left"]), layers.Dense(5, name="b")(inputs["right"])]
+    )
+    model = randomized(
+        keras.Model(inputs, {"one": layers.Dense(3, name="c")(hidden), "two": layers.Dense(2)(hidden)})
+    )
     for name, units in {"a": [0], "b": [0], "c": [0, 1]}.items():
         kill(model.get_layer(name), units)
     small = shrink(model)
@@ -374,7 +426,13 @@ def test_applications(name):
 
 
 def test_it_trains_on_and_loads_without_this_package(tmp_path):
-    model = sequential((6, 6, 2), layers.Conv2D(6, 3, activation="relu"), layers.BatchNormalization(), layers.Flatten(), layers.Dense(3))
+    model = sequential(
+        (6, 6, 2),
+        layers.Conv2D(6, 3, activation="relu"),
+        layers.BatchNormalization(),
+        layers.Flatten(),
+        layers.Dense(3),
+    )
     model.layers[0].trainable = False
     kill(model.layers[0], [0, 1])
     small = shrink(model)

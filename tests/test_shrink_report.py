@@ -35,7 +35,9 @@ def test_what_goes_and_what_stays():
     assert report.macs == (36 * 9 * (2 * 6 + 6 * 4) + 144 * 3, 36 * 9 * (2 * 5 + 5 * 4) + 144 * 3)
     assert report.parameters[0] - report.parameters[1] == 9 * 2 + 1 + 9 * 4
     text = str(report)
-    assert all(part in text for part in ("first", "1 dead stay: 'padded' pads", "macs", "across them: unknown"))
+    assert all(
+        part in text for part in ("first", "1 dead stay: 'padded' pads", "macs", "across them: unknown")
+    )
 
 
 def test_time_is_measured_where_asked_for():

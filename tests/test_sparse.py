@@ -4,9 +4,9 @@ import pytest
 import tensorflow as tf
 
 from lc_keras.export import export_saved_model
-from lc_keras.packing import pack
 from lc_keras.export.sparse import multiply, pays, sparse_layers
 from lc_keras.export.stored import StoredSparse
+from lc_keras.packing import pack
 
 
 def sparse_matrix(shape, density):
@@ -38,7 +38,9 @@ def test_a_dense_kernel_is_not_in_memory(tmp_path):
     model.layers[0].kernel.assign(sparse_matrix((300, 400), 0.02))
     export_saved_model(model, tmp_path, compute="sparse")
     loaded = tf.saved_model.load(str(tmp_path))
-    variables = [v for weight in loaded.stored for v in (weight.values, weight.places, weight.entries, weight.indices)]
+    variables = [
+        v for weight in loaded.stored for v in (weight.values, weight.places, weight.entries, weight.indices)
+    ]
     assert sum(v.numpy().size for v in variables) < 0.15 * 120_000
     functions = loaded.serve.get_concrete_function(tf.zeros([2, 300])).graph.as_graph_def().library.function
     operations = {n.op for f in functions for n in f.node_def}

@@ -80,7 +80,7 @@ def paths(variables):
 
 
 def same(variables, expected):
-    return len(variables) == len(expected) and all(v is e for v, e in zip(variables, expected))
+    return len(variables) == len(expected) and all(v is e for v, e in zip(variables, expected, strict=True))
 
 
 # The default selection.
@@ -101,7 +101,11 @@ DEFAULTS = [
     (layers.LSTM(3), (5, 4), LSTM),
     (layers.GRU(3), (5, 4), ["gru_cell/kernel", "gru_cell/recurrent_kernel"]),
     (
-        layers.RNN(layers.StackedRNNCells([layers.LSTMCell(n, name=s) for n, s in ((3, "a"), (2, "b"))], name="stacked")),
+        layers.RNN(
+            layers.StackedRNNCells(
+                [layers.LSTMCell(n, name=s) for n, s in ((3, "a"), (2, "b"))], name="stacked"
+            )
+        ),
         (5, 4),
         [f"stacked/{cell}/{name}" for cell in "ab" for name in ("kernel", "recurrent_kernel")],
     ),
@@ -192,7 +196,10 @@ def test_frozen_layers_are_left_alone():
         (lambda m: ["third/kernel", m.get_layer("first")], ["first/kernel", "third/kernel"]),
         (lambda m: (m.get_layer("first").bias, "first/"), ["first/kernel", "first/bias"]),
         (lambda m: {"third/k", "second/k"}, ["second/kernel", "third/kernel"]),
-        (lambda m: (l for l in m.layers if "kernel" in dir(l)), ["first/kernel", "second/kernel", "third/kernel"]),
+        (
+            lambda m: (layer for layer in m.layers if "kernel" in dir(layer)),
+            ["first/kernel", "second/kernel", "third/kernel"],
+        ),
         (lambda m: [None, "third/bias"], ["first/kernel", "second/kernel", "third/kernel", "third/bias"]),
         (lambda m: None, ["first/kernel", "second/kernel", "third/kernel"]),
     ],
@@ -202,7 +209,7 @@ def test_selectors(choose, expected):
     model = dense_net()
     task = Task(HALF, choose(model))
     if expected is None:
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="matches no trainable weights"):
             task.select(model)
     else:
         assert paths(task.select(model)) == expected
@@ -224,7 +231,9 @@ def test_wrappers_and_attention_as_layers():
             assert len(Task(HALF, layer).select(model_of(layer, shape))) == len(names)
 
 
-@pytest.mark.parametrize("choose", [lambda l: l, lambda l: l.matrix, lambda l: "matrix", lambda l: [l.matrix]])
+@pytest.mark.parametrize(
+    "choose", [lambda x: x, lambda x: x.matrix, lambda x: "matrix", lambda x: [x.matrix]]
+)
 def test_custom_layer(choose):
     """A layer without kernels gives its weights of two or more axes."""
     layer = Scaled(name="scaled")
@@ -320,7 +329,11 @@ def test_output_axes(layer, shape, axes):
 
 @pytest.mark.parametrize(
     "layer, shape",
-    [(l, s) for l, s, axes in UNITS if len(axes) == 1 and getattr(l, "groups", 1) == 1 and axes != [(-2, -1)]],
+    [
+        (layer, shape)
+        for layer, shape, axes in UNITS
+        if len(axes) == 1 and getattr(layer, "groups", 1) == 1 and axes != [(-2, -1)]
+    ],
     ids=lambda x: getattr(x, "name", ""),
 )
 def test_pruned_neurons_leave_whole_output_channels(layer, shape):
@@ -334,7 +347,10 @@ def test_pruned_neurons_leave_whole_output_channels(layer, shape):
     after = model(x).numpy()
 
     channels = before.ndim - (2 if "de" in getattr(layer, "equation", "") else 1)
-    flat = lambda y: y.reshape(int(np.prod(y.shape[:channels])), -1)
+
+    def flat(y):
+        return y.reshape(int(np.prod(y.shape[:channels])), -1)
+
     before, after = flat(before), flat(after)
     alive = after.any(axis=0)
     assert alive.sum() == 2 and len(alive) > 2
@@ -473,7 +489,11 @@ def test_a_model_without_trainable_weights():
 @pytest.mark.parametrize(
     "task, limit, listed",
     [
-        (Task(L0Constraint(63)), "62", ["first/kernel (6, 5)", "second/kernel (5, 4)", "third/kernel (4, 3)"]),
+        (
+            Task(L0Constraint(63)),
+            "62",
+            ["first/kernel (6, 5)", "second/kernel (5, 4)", "third/kernel (4, 3)"],
+        ),
         (Task(L0Constraint(21), "second/kernel"), "20", ["second/kernel (5, 4)"]),
         (Task(L0Constraint(13), per_layer=True), "12", ["third/kernel (4, 3)"]),
         (Task(L0Constraint(13, groups=Neurons())), "9", ["first/kernel (6, 5)", "norm/gamma (5,)"]),

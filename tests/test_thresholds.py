@@ -50,6 +50,17 @@ def check_kth(tensors, k, result):
     assert (int(result.bits), int(result.above), int(result.ties)) == (tau, above, ties)
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["graph", "xla"])
+def test_kth_largest_of_scaled_tensors(monkeypatch, compiled):
+    """Tensors of several chunks and small ones, which share a chunk, each with its own scale."""
+    monkeypatch.setattr(thresholds, "CHUNK", 64)
+    tensors = [np.random.default_rng(n).normal(size=n).astype("float32") for n in (200, 7, 64, 30)]
+    scales = np.array([0.5, 8.0, 3.0, 1.0], "float32")
+    compiled = tf.function(thresholds.kth_largest, jit_compile=compiled, autograph=False)
+    found = compiled([tf.constant(t) for t in tensors], tf.constant(40), list(map(tf.constant, scales)))
+    check_kth([t * s for t, s in zip(tensors, scales, strict=True)], 40, found)
+
+
 @settings(max_examples=100, deadline=None)
 @given(arrays(VALUES), st.integers(1, 16))
 def test_kth_largest_is_that_of_a_sort(kth, tensors, k):
@@ -109,7 +120,9 @@ def test_other_types(dtype):
     x = tf.cast(tf.random.stateless_normal([3, 50], [1, 2], dtype=tf.float64), dtype)
     for k in (1, 20, 150):
         result = thresholds.kth_largest([x, x[:1] * 2], k)
-        wide = np.abs(np.concatenate([tf.cast(x, tf.float64).numpy().ravel(), tf.cast(x[0] * 2, tf.float64).numpy()]))
+        wide = np.abs(
+            np.concatenate([tf.cast(x, tf.float64).numpy().ravel(), tf.cast(x[0] * 2, tf.float64).numpy()])
+        )
         tau = np.sort(wide)[-k]
         assert float(result.value) == tau
         assert (int(result.above), int(result.ties)) == ((wide > tau).sum(), (wide == tau).sum())
@@ -179,7 +192,8 @@ def test_l2_norm_of_nothing():
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_finite(dtype, bad):
     good = tf.constant([1.0, -2.0], dtype)
-    assert thresholds.finite([good, tf.constant([[0.0, bad]], dtype), good]).numpy().tolist() == [True, False, True]
+    found = thresholds.finite([good, tf.constant([[0.0, bad]], dtype), good])
+    assert found.numpy().tolist() == [True, False, True]
 
 
 def test_huge_is_finite():

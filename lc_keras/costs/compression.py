@@ -38,16 +38,16 @@ class Compression:
 
         Raises:
             ValueError: If there are no weights, if μ is not positive and finite, if a tensor is not floating
-                or holds an infinity or a NaN, or if the budget does not fit the shapes. Inside a `tf.function`,
-                where values are not known yet, an infinity or a NaN is a `tf.errors.InvalidArgumentError`, and
-                under `jit_compile=True` it is not looked for.
+                or holds an infinity or a NaN, or if the budget does not fit the shapes. Inside a
+                `tf.function`, where values are not known yet, an infinity or a NaN is a
+                `tf.errors.InvalidArgumentError`, and under `jit_compile=True` it is not looked for.
         """
         if isinstance(weights, (tf.Tensor, tf.Variable, np.ndarray)) or not isinstance(weights, Sequence):
             raise TypeError(f"`weights`: expected a list of tensors, received {type(weights).__name__}")
         if not weights:
             raise ValueError("`weights`: expected at least one tensor, received an empty list")
         tensors = [tf.convert_to_tensor(w) for w in weights]
-        for index, (weight, tensor) in enumerate(zip(weights, tensors)):
+        for index, (weight, tensor) in enumerate(zip(weights, tensors, strict=True)):
             if not tensor.dtype.is_floating:
                 raise ValueError(
                     f"{_describe(index, weight)}: expected a floating dtype, received {tensor.dtype.name}"
@@ -78,15 +78,18 @@ class Compression:
 
         Args:
             shapes: Sequence of static shapes.
-            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of `Layout`s.
-                Defaults to the last axis.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of
+                `Layout`s. Defaults to the last axis.
 
         Raises:
             ValueError: If the cost cannot be applied to tensors of these shapes.
         """
 
     def maps(
-        self, weights: Sequence[Any], mu: Any, output_axes: Sequence[Sequence[int]] | None = None
+        self,
+        weights: Sequence[Any],
+        mu: Any,
+        output_axes: Sequence[Sequence[int]] | None = None,
     ) -> list[Map]:
         """The C step as one callable per tensor, with what the tensors share already computed.
 
@@ -95,8 +98,8 @@ class Compression:
         Args:
             weights: Sequence of floating tensors or variables $v$ of static shapes.
             mu: float32 scalar tensor μ.
-            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of `Layout`s.
-                Defaults to the last axis.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of
+                `Layout`s. Defaults to the last axis.
 
         Returns:
             List of callables: `maps[i]` takes the value of `weights[i]` and returns θ, same shape and dtype.
@@ -108,7 +111,7 @@ class Compression:
         return {}
 
     def _step(self, tensors, mu):
-        return [theta(tensor) for theta, tensor in zip(self.maps(tensors, mu), tensors)]
+        return [theta(tensor) for theta, tensor in zip(self.maps(tensors, mu), tensors, strict=True)]
 
     def _step_and_finite(self, tensors, mu):
         return self._step(tensors, mu), thresholds.finite(tensors)
@@ -125,6 +128,36 @@ class Compression:
 
     def __getstate__(self):
         return {k: v for k, v in self.__dict__.items() if k != "_compiled"}
+
+
+class Selection(Compression):
+    """Base class of costs whose C step keeps each weight bit for bit or zeroes it.
+
+    The distance to the given weights decides which, and nothing else; so it may count more in one
+    tensor than in another.
+    """
+
+    def maps(
+        self,
+        weights: Sequence[Any],
+        mu: Any,
+        output_axes: Sequence[Sequence[int]] | None = None,
+        scales: Sequence[Any] | None = None,
+    ) -> list[Map]:
+        r"""As of `Compression`, with distances that have scales.
+
+        Args:
+            weights: Sequence of floating tensors or variables $v$ of static shapes.
+            mu: float32 scalar tensor μ.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of
+                `Layout`s. Defaults to the last axis.
+            scales: Sequence of float scalars $s_l > 0$, one for each tensor, or `None` (default: 1): the
+                distance is $\sum_l s_l \lVert v_l - \theta_l \rVert^2$.
+
+        Returns:
+            List of callables, as of `Compression`.
+        """
+        raise NotImplementedError
 
 
 def axes_of(output_axes, weights) -> list[Sequence[int]]:

@@ -30,8 +30,8 @@ class Grouped(Compression):
 
         Args:
             shapes: Sequence of static shapes.
-            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of `Layout`s.
-                Defaults to the last axis.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of
+                `Layout`s. Defaults to the last axis.
 
         Returns:
             Python int.
@@ -39,19 +39,29 @@ class Grouped(Compression):
         output_axes = axes_of(output_axes, shapes)
         if self._shared(output_axes):
             return output_axes[0].count
-        return sum(self.groups.count(shape, axes) for shape, axes in zip(shapes, output_axes))
+        return sum(self.groups.count(shape, axes) for shape, axes in zip(shapes, output_axes, strict=True))
+
+    @property
+    def _single(self) -> bool:
+        return isinstance(self.groups, Weights)
 
     def _shared(self, output_axes) -> bool:
         """Whether groups reach over several tensors."""
         return isinstance(self.groups, Neurons) and self.groups.are_shared(output_axes)
 
-    def _measure(self, weights, output_axes) -> list[tf.Tensor]:
-        """The magnitudes of the groups: those of each tensor, or, if they are shared, of all in one tensor."""
+    def _measure(self, weights, output_axes, units=None) -> list[tf.Tensor]:
+        """The magnitudes of the groups: of each tensor, or, if they are shared, of all in one tensor.
+
+        Single weights are their own magnitudes, not yet in the units of `units`.
+        """
         measured = []
-        for weight, axes in zip(weights, output_axes):
+        for i, (weight, axes) in enumerate(zip(weights, output_axes, strict=True)):
             # One after the other: the squares of one tensor at a time are alive.
             with tf.control_dependencies(measured[-1:]):
-                measured.append(self.groups.measure(tf.convert_to_tensor(weight), axes))
+                magnitudes = self.groups.measure(tf.convert_to_tensor(weight), axes)
+                if units is not None and not self._single:
+                    magnitudes *= tf.cast(units[i], magnitudes.dtype)
+                measured.append(magnitudes)
         return [self.groups.join(measured, output_axes)] if self._shared(output_axes) else measured
 
     def _spread(self, per_group, value, axes, otherwise) -> tf.Tensor:
@@ -63,7 +73,7 @@ class Grouped(Compression):
         """For each tensor the index of its magnitudes, the magnitudes, and the axes."""
         if self._shared(output_axes):
             return [(0, measured[0], axes) for axes in output_axes]
-        return list(zip(range(len(measured)), measured, output_axes))
+        return list(zip(range(len(measured)), measured, output_axes, strict=True))
 
     def _hard(self, decide, measured, output_axes) -> list[Map]:
         """Maps that keep the groups chosen by `decide(index, magnitudes)`, bit for bit."""
@@ -71,7 +81,7 @@ class Grouped(Compression):
         def of(index, magnitudes, axes):
             def theta(value):
                 # Single weights are their own magnitudes: taken from the value, nothing is held meanwhile.
-                kept = decide(index, value if isinstance(self.groups, Weights) else magnitudes)
+                kept = decide(index, value if self._single else magnitudes)
                 return tf.where(self._spread(kept, value, axes, True), value, tf.zeros([], value.dtype))
 
             return theta
@@ -85,7 +95,7 @@ class Grouped(Compression):
             def theta(value):
                 wide = tf.cast(value, thresholds.common_dtype([value]))
                 cut = tf.cast(tau, wide.dtype)
-                if isinstance(self.groups, Weights):
+                if self._single:
                     shrunk = wide - tf.clip_by_value(wide, -cut, cut)
                 else:
                     factor = tf.math.divide_no_nan(tf.nn.relu(magnitudes - cut), magnitudes)

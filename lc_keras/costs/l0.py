@@ -9,34 +9,36 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras import budgets, thresholds
-from lc_keras.costs.compression import Map, axes_of, non_negative
+from lc_keras.costs.compression import Map, Selection, axes_of, non_negative
 from lc_keras.costs.grouped import Grouped
 from lc_keras.groups import Groups, Layout
 
 MEASURES = ("groups", "parameters", "macs", "bytes")
 
 
-class L0Constraint(Grouped):
+class L0Constraint(Grouped, Selection):
     r"""At most κ groups are not zero: $\lVert \theta \rVert_0 \le \kappa$; or they cost at most κ together.
 
     The C step keeps the κ groups of largest magnitude, of all tensors together, bit for bit, and zeroes the
     others. Of groups of equal magnitude the first in the order of the tensors, then of the elements, is kept.
 
-    With another `measure` groups have costs, which together stay within κ. They are kept in the order of energy for
-    cost, $m_g^2 / c_g$, while the budget lasts; it is never exceeded. How near that is to the optimum, the docs page
-    "Budgets of unequal costs" says. Neurons that a `Task` finds in a model's graph cost what the weights cost that
-    stay in the smaller net: those that make them out of units that stay, and none of those that do not.
+    With another `measure` groups have costs, which together stay within κ. They are kept in the order of
+    energy for cost, $m_g^2 / c_g$, while the budget lasts; it is never exceeded. How near that is to the
+    optimum, the docs page "Budgets of unequal costs" says. Neurons that a `Task` finds in a model's graph
+    cost what the weights cost that stay in the smaller net: those that make them out of units that stay, and
+    none of those that do not.
 
     Args:
-        keep: Int κ ≥ 0, or float in [0, 1]: the fraction of the groups, or of what all weights cost, to keep, rounded
-            down so that the budget is never exceeded. `1` is one group, `1.0` is all of them.
+        keep: Int κ ≥ 0, or float in [0, 1]: the fraction of the groups, or of what all weights cost, to keep,
+            rounded down so that the budget is never exceeded. `1` is one group, `1.0` is all of them.
         groups: `Weights()`, `Neurons()` or `Blocks(shape)`. Defaults to `Weights()`.
-        measure: `"groups"` (default): each group counts one. `"parameters"`: as many as it has weights. `"macs"`: the
-            multiply-adds of one example, which are the output positions for each weight of a convolution. `"bytes"`:
-            the size of its weights. Of `Blocks` each counts whole, though it may stick out of the tensor.
-        keep_at_least: Int ≥ 0, or float in [0, 1]: how many groups of each layer, or what fraction of them, rounded
-            up, to keep whatever it takes. `None` (default): one neuron of each layer, where a `Task` finds neurons in
-            a model's graph, else none.
+        measure: `"groups"` (default): each group counts one. `"parameters"`: as many as it has weights.
+            `"macs"`: the multiply-adds of one example, which are the output positions for each weight of a
+            convolution. `"bytes"`: the size of its weights. Of `Blocks` each counts whole, though it may
+            stick out of the tensor.
+        keep_at_least: Int ≥ 0, or float in [0, 1]: how many groups of each layer, or what fraction of them,
+            rounded up, to keep whatever it takes. `None` (default): one neuron of each layer, where a `Task`
+            finds neurons in a model's graph, else none.
 
     Raises:
         TypeError: If an argument is of another type.
@@ -73,8 +75,8 @@ class L0Constraint(Grouped):
 
         Args:
             shapes: Sequence of static shapes.
-            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of `Layout`s.
-                Defaults to the last axis.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of
+                `Layout`s. Defaults to the last axis.
 
         Returns:
             Python int.
@@ -89,62 +91,73 @@ class L0Constraint(Grouped):
 
         Args:
             shapes: Sequence of static shapes.
-            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of `Layout`s.
-                Defaults to the last axis.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of
+                `Layout`s. Defaults to the last axis.
 
         Returns:
             Python int.
 
         Raises:
-            ValueError: If κ exceeds what all groups cost, or is less than what is kept whatever it takes, or if it
-                is not known what the weights cost.
+            ValueError: If κ exceeds what all groups cost, or is less than what is kept whatever it takes, or
+                if it is not known what the weights cost.
         """
         total = self.total(shapes, output_axes)
         # As a decimal, so that 5 % of 266,200 is 13,310 and not a rounding error below.
         kappa = int(decimal.Decimal(repr(self.keep)) * total) if isinstance(self.keep, float) else self.keep
         if kappa > total:
-            what = "the number of groups" if self.measure == "groups" else f"the {self.measure} of all weights"
+            each = self.measure == "groups"
+            what = "the number of groups" if each else f"the {self.measure} of all weights"
             raise ValueError(f"`keep`: expected at most {total}, {what}, received {kappa}")
         least = self._cost(shapes, axes_of(output_axes, shapes), 0)
         if kappa < least:
             raise ValueError(
-                f"`keep`: expected at least {least} {self.measure}, which may be needed for what is kept in any case "
-                f"(of each layer {self.keep_at_least or 'one unit'}, and units that cannot be removed), received {kappa}"
+                f"`keep`: expected at least {least} {self.measure}, which may be needed for what is kept in "
+                f"any case (of each layer {self.keep_at_least or 'one unit'}, and units that cannot be "
+                f"removed), received {kappa}"
             )
         return kappa
 
     def check(self, shapes, output_axes=None):
         self.kept(shapes, output_axes)
 
-    def maps(self, weights, mu, output_axes=None):
-        return self.largest(weights, self.kept([w.shape for w in weights], output_axes), output_axes)
+    def maps(self, weights, mu, output_axes=None, scales=None):
+        kappa = self.kept([w.shape for w in weights], output_axes)
+        return self.largest(weights, kappa, output_axes, scales)
 
     def largest(
-        self, weights: Sequence[Any], kappa: Any, output_axes: Sequence[Sequence[int]] | None = None
+        self,
+        weights: Sequence[Any],
+        kappa: Any,
+        output_axes: Sequence[Sequence[int]] | None = None,
+        scales: Sequence[Any] | None = None,
     ) -> list[Map]:
         """The C step with another κ than the budget's.
 
         Args:
             weights: Sequence of floating tensors or variables of static shapes.
             kappa: Int κ, up to `total`, and as much as is kept in any case.
-            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of `Layout`s.
-                Defaults to the last axis.
+            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of
+                `Layout`s. Defaults to the last axis.
+            scales: Sequence of float scalars or `None`, as of `maps`.
 
         Returns:
             List of callables, as of `maps`.
         """
         output_axes = axes_of(output_axes, weights)
         shapes = [w.shape for w in weights]
-        measured = self._measure(weights, output_axes)
+        units = _units(scales)
+        measured = self._measure(weights, output_axes, units)
+        units = units if self._single else None
         parts = self._parts(shapes, output_axes)
         if self.measure == "groups" and not any(at_least for _, at_least in parts):
-            return self._hard(_largest(measured, kappa), measured, output_axes)
+            return self._hard(_largest(measured, kappa, units), measured, output_axes)
         if self._shared(output_axes):
             chosen = budgets.choose(measured[0], self._products(shapes, output_axes), kappa, parts)
             return self._hard(lambda *_: chosen, measured, output_axes)
-        prices = [self._price(shape, axes) for shape, axes in zip(shapes, output_axes)]
-        counts = budgets.allocate(measured, prices, kappa, [at_least for _, at_least in parts])
-        each = [_largest([m], count) for m, count in zip(measured, counts)]
+        prices = [self._price(shape, axes) for shape, axes in zip(shapes, output_axes, strict=True)]
+        counts = budgets.allocate(measured, prices, kappa, [at_least for _, at_least in parts], units)
+        # In a tensor of its own a scale changes no order.
+        each = [_largest([m], count) for m, count in zip(measured, counts, strict=True)]
         return self._hard(lambda index, magnitudes: each[index](0, magnitudes), measured, output_axes)
 
     def get_config(self):
@@ -159,8 +172,8 @@ class L0Constraint(Grouped):
         price = {"groups": 1, "parameters": 1, "macs": layout.macs, "bytes": layout.bytes}[self.measure]
         if price is None:
             raise ValueError(
-                "`measure`: expected weights whose multiply-adds are known, those of Keras layers in a Functional or "
-                "Sequential model with inputs of known size"
+                "`measure`: expected weights whose multiply-adds are known, those of Keras layers in a "
+                "Functional or Sequential model with inputs of known size"
             )
         return price
 
@@ -176,9 +189,9 @@ class L0Constraint(Grouped):
         if not self._shared(output_axes):
             counts = (
                 self.groups.count(shape, axes) if everything else at_least
-                for shape, axes, (_, at_least) in zip(shapes, output_axes, parts)
+                for shape, axes, (_, at_least) in zip(shapes, output_axes, parts, strict=True)
             )
-            return sum(n * self._price(s, a) for n, s, a in zip(counts, shapes, output_axes))
+            return sum(n * self._price(s, a) for n, s, a in zip(counts, shapes, output_axes, strict=True))
 
         def most(places):
             if everything:
@@ -198,11 +211,13 @@ class L0Constraint(Grouped):
             return np.bincount(units[units >= 0], minlength=count), int((units < 0).sum())
 
         products = []
-        for shape, layout in zip(shapes, output_axes):
+        for shape, layout in zip(shapes, output_axes, strict=True):
             (makes, made), (reads, read) = places(layout.units), (np.zeros(count, int), 1)
             if layout.reads is not None:
                 reads, read = places(layout.reads)
-            size = math.prod(shape) // (len(layout.units) * (1 if layout.reads is None else len(layout.reads)))
+            size = math.prod(shape) // (
+                len(layout.units) * (1 if layout.reads is None else len(layout.reads))
+            )
             products.append(budgets.Product(size * self._weight_price(layout), makes, reads, made, read))
         return [p for p in products if p.price]
 
@@ -210,7 +225,7 @@ class L0Constraint(Grouped):
         """The groups of each layer, as numbers if they are shared, and how many to keep whatever it takes."""
         shared = self._shared(output_axes)
         parts, seen = [], set()
-        for shape, axes in zip(shapes, output_axes):
+        for shape, axes in zip(shapes, output_axes, strict=True):
             if shared:
                 groups = np.unique(axes.units[axes.units >= 0])
                 # A layer's other weights, and layers tied to it, have the same units.
@@ -227,7 +242,7 @@ class L0Constraint(Grouped):
         return parts
 
 
-class L0Penalty(Grouped):
+class L0Penalty(Grouped, Selection):
     r"""Each group that is not zero costs α: $C(\theta) = \alpha \lVert \theta \rVert_0$.
 
     The C step keeps the groups of magnitude $m > \sqrt{2\alpha/\mu}$ bit for bit and zeroes the others.
@@ -250,15 +265,18 @@ class L0Penalty(Grouped):
         super().__init__(groups)
         self.alpha = non_negative("alpha", alpha)
 
-    def maps(self, weights, mu, output_axes=None):
+    def maps(self, weights, mu, output_axes=None, scales=None):
         output_axes = axes_of(output_axes, weights)
-        measured = self._measure(weights, output_axes)
+        units = _units(scales)
+        measured = self._measure(weights, output_axes, units)
+        units = units if self._single else None
         tau = tf.sqrt(2 * self.alpha / tf.cast(mu, tf.float64))
 
         def decide(index, magnitudes):
             # Above τ is at or above the next float.
-            next_float = thresholds.magnitude_bits(tau, thresholds.common_dtype([magnitudes])) + 1
-            return thresholds.at_least(magnitudes, next_float)
+            dtype = thresholds.common_dtype([magnitudes])
+            next_float = thresholds.magnitude_bits(tau, dtype) + 1
+            return thresholds.at_least(_in_units(magnitudes, units, index, dtype), next_float)
 
         return self._hard(decide, measured, output_axes)
 
@@ -266,27 +284,38 @@ class L0Penalty(Grouped):
         return {"alpha": self.alpha, "groups": self.groups}
 
 
-def _largest(measured, kappa):
-    """Decides for the κ largest of all magnitudes together; of ties, for the first."""
+def _units(scales):
+    """What magnitudes are multiplied by, so that squares of distances have these scales."""
+    return None if scales is None else [tf.sqrt(tf.convert_to_tensor(scale)) for scale in scales]
+
+
+def _in_units(magnitudes, units, index, dtype):
+    return magnitudes if units is None else tf.cast(magnitudes, dtype) * tf.cast(units[index], dtype)
+
+
+def _largest(measured, kappa, units=None):
+    """Decides for the κ largest of all magnitudes together, each in its units; of ties, for the first."""
     dtype = thresholds.common_dtype(measured)
-    threshold = thresholds.kth_largest(measured, kappa)
+    threshold = thresholds.kth_largest(measured, kappa, units)
     left = kappa - threshold.above
     crowded = tf.logical_and(threshold.ties > left, threshold.bits > 0)
 
     def count_ties():
-        def of(tensor):
+        def of(tensor, unit):
             def update(n, chunk):
                 tie = thresholds.magnitude_bits(chunk, dtype) == threshold.bits
                 return n + tf.math.count_nonzero(tie, dtype=tf.int32)
 
-            return thresholds.fold([tensor], tf.constant(0), update)
+            return thresholds.fold([tensor], tf.constant(0), update, unit)
 
-        return tf.stack([of(m) for m in measured])
+        return tf.stack([of(m, units and units[i : i + 1]) for i, m in enumerate(measured)])
 
     ties = tf.cond(crowded, count_ties, lambda: tf.zeros([len(measured)], tf.int32), name="crowded")
     quota = left - tf.cumsum(ties, exclusive=True)
 
     def decide(index, magnitudes):
+        magnitudes = _in_units(magnitudes, units, index, dtype)
+
         def first_come():
             bits = thresholds.magnitude_bits(magnitudes, dtype)
             tie = tf.reshape(bits == threshold.bits, [-1])

@@ -11,8 +11,8 @@ from lc_keras.groups import Groups
 class L1Constraint(Grouped):
     r"""The sum of the magnitudes is bounded: $\lVert \theta \rVert_1 \le r$.
 
-    The C step projects on the ℓ1 ball: $\theta_g = (1 - \tau/m_g)_+ v_g$ with the τ ≥ 0 that brings the sum of
-    magnitudes of all tensors together down to $r$.
+    The C step projects on the ℓ1 ball: $\theta_g = (1 - \tau/m_g)_+ v_g$ with the τ ≥ 0 that brings the sum
+    of magnitudes of all tensors together down to $r$.
 
     Args:
         radius: Float r ≥ 0.

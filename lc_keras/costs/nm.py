@@ -4,15 +4,15 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras import thresholds
-from lc_keras.costs.compression import Compression, Map, axes_of
+from lc_keras.costs.compression import Map, Selection, axes_of
 
 
-class NMConstraint(Compression):
+class NMConstraint(Selection):
     r"""Of every m weights in a row along the inputs of an output unit, at most n are not zero.
 
-    The pattern of sparse matrix units in hardware, 2 of every 4. A row runs along the last axis that is not one of
-    the output units, the channels of a convolution; at its end it may be shorter than m. The C step keeps the n
-    weights of largest magnitude of each, bit for bit; of equal ones the first.
+    The pattern of sparse matrix units in hardware, 2 of every 4. A row runs along the last axis that is not
+    one of the output units, the channels of a convolution; at its end it may be shorter than m. The C step
+    keeps the n weights of largest magnitude of each, bit for bit; of equal ones the first.
 
     Args:
         n: Int ≥ 0, how many are kept.
@@ -34,16 +34,22 @@ class NMConstraint(Compression):
         self.n, self.m = int(n), int(m)
 
     def check(self, shapes, output_axes=None):
-        for shape, axes in zip(shapes, axes_of(output_axes, shapes)):
+        for shape, axes in zip(shapes, axes_of(output_axes, shapes), strict=True):
             self._input_axis(len(shape), axes)
 
-    def maps(self, weights, mu, output_axes=None):
-        return [self._map(self._input_axis(len(w.shape), a)) for w, a in zip(weights, axes_of(output_axes, weights))]
+    def maps(self, weights, mu, output_axes=None, scales=None):
+        # A group lies in one tensor, where a scale changes no order.
+        return [
+            self._map(self._input_axis(len(w.shape), a))
+            for w, a in zip(weights, axes_of(output_axes, weights), strict=True)
+        ]
 
     def _input_axis(self, rank, axes) -> int:
         inputs = set(range(rank)) - {a % rank for a in axes}
         if not inputs:
-            raise ValueError(f"NMConstraint: expected a tensor with an axis of inputs, received one of rank {rank}")
+            raise ValueError(
+                f"NMConstraint: expected a tensor with an axis of inputs, received one of rank {rank}"
+            )
         return max(inputs)
 
     def _map(self, axis) -> Map:

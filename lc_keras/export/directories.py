@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 
@@ -37,10 +38,8 @@ def appearing(path: str, overwrite: bool) -> Iterator[str]:
                 tf.io.gfile.rename(replaced, path)
             raise
     finally:
-        if tf.io.gfile.exists(unfinished):
-            tf.io.gfile.rmtree(unfinished)
-    if tf.io.gfile.exists(replaced):
-        tf.io.gfile.rmtree(replaced)
+        _remove(unfinished)
+    _remove(replaced)
 
 
 def version_directory(path: str, version: int | str | None) -> str:
@@ -83,9 +82,12 @@ def check_free(path: str, overwrite: bool):
         overwrite: Bool, whether a SavedModel that is there may be replaced.
 
     Raises:
-        ValueError: If `path` is a file, or lies in one, or holds anything that may
-            not be replaced.
+        ValueError: If `path` does not end in a name, is a file, or lies in one, or holds
+            anything that may not be replaced.
     """
+    # What is written appears beside `path` first, and beside ".." is somewhere else.
+    if os.path.basename(path) in ("", os.curdir, os.pardir):
+        raise ValueError(f"Expected `path` to end in the name of a directory. Received: '{path}'")
     parent = path
     while parent and not tf.io.gfile.exists(parent):
         parent = os.path.dirname(parent)
@@ -111,6 +113,17 @@ def size_of(path: str) -> int:
         for folder, _, names in tf.io.gfile.walk(path)
         for name in names
     )
+
+
+def _remove(path):
+    """Removes a directory if it is there, and nothing that links in it lead to."""
+    if os.path.islink(path):
+        os.unlink(path)
+    elif os.path.isdir(path):
+        # TensorFlow's own would follow the links.
+        shutil.rmtree(path)
+    elif tf.io.gfile.exists(path):
+        tf.io.gfile.rmtree(path)
 
 
 def _versions(path):

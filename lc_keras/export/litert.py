@@ -191,8 +191,10 @@ def _batches(representative_data: Iterable | None, specs, batch_size):
     for given in representative_data if representative_data is not None else ():
         (inputs,) = as_requests([given], any_size)
         size = min(len(array) for array in inputs.values())
-        for start in range(0, size - batch_size + 1, batch_size):
-            cut.append({name: array[start : start + batch_size] for name, array in inputs.items()})
+        cut += [
+            {name: array[start : start + batch_size] for name, array in inputs.items()}
+            for start in range(0, size - batch_size + 1, batch_size)
+        ]
     if representative_data is not None and not cut:
         raise ValueError(
             f"Expected `representative_data` of at least {batch_size} examples. Received: fewer."

@@ -65,10 +65,14 @@ class SavedModelExport:
         packed = [weight for weight in self.weights if weight.encoding != "dense"]
         sparse = [weight for weight in self.weights if weight.compute == "sparse"]
         lines = [
-            f"Wrote '{self.path}': {self.nbytes / 1000:,.0f} kB, of weights that take "
-            f"{dense / 1000:,.0f} kB dense.",
-            f"Weights packed: {len(packed)}; multiplied sparse: {len(sparse)}; "
-            f"signatures: {', '.join(self.signatures)}.",
+            (
+                f"Wrote '{self.path}': {self.nbytes / 1000:,.0f} kB, of weights that take "
+                f"{dense / 1000:,.0f} kB dense."
+            ),
+            (
+                f"Weights packed: {len(packed)}; multiplied sparse: {len(sparse)}; "
+                f"signatures: {', '.join(self.signatures)}."
+            ),
         ]
         if not packed:
             lines.append("Nothing is gained by packing: no weight has enough zeros.")

@@ -18,7 +18,7 @@ class MultiHeadAttention(Flow):
         names = ("query", "value", "key")
         signals = [self.along(x, last(x.shape)) for x in self.inputs]
         signals += signals[len(signals) - 1 :] * (3 - len(signals))
-        self.signals = dict(zip(names, signals))
+        self.signals = dict(zip(names, signals, strict=False))
         self.kernels = {name: self.array(f"_{name}_dense.kernel") for name in names}
         for x in signals:
             self.hold(x, "projects what is constant", x.constant & (x.value != 0))
@@ -58,5 +58,6 @@ class MultiHeadAttention(Flow):
 
     def fold(self, kept, arrays):
         gone = ~kept["heads"] & self.heads.constant
-        left = np.einsum("hv,hvd->d", self.constants[gone], self.array("_output_dense.kernel")[gone])[kept["out"]]
+        left = np.einsum("hv,hvd->d", self.constants[gone], self.array("_output_dense.kernel")[gone])
+        left = left[kept["out"]]
         return {"_output_dense.bias": arrays["_output_dense.bias"] + left} if left.any() else {}

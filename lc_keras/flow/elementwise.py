@@ -107,7 +107,9 @@ class Rescaling(EachUnit):
         return super().forward()
 
     def constant(self, value):
-        return value * self.layer.scale + self.layer.offset if self.one_for_all else np.full_like(value, np.nan)
+        return (
+            value * self.layer.scale + self.layer.offset if self.one_for_all else np.full_like(value, np.nan)
+        )
 
 
 @describes(layers.PReLU)
@@ -117,7 +119,9 @@ class PReLU(EachUnit):
 
     def forward(self):
         alpha = self.array("alpha")
-        self.weights = (Weight("alpha", makes=Along(-1, "out")),) if alpha.shape[-1] == self.shapes[0][-1] else ()
+        self.weights = (
+            (Weight("alpha", makes=Along(-1, "out")),) if alpha.shape[-1] == self.shapes[0][-1] else ()
+        )
         return super().forward()
 
     def constant(self, value):

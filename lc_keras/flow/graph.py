@@ -43,13 +43,15 @@ class Graph:
     @property
     def signals(self) -> list[Signal]:
         found = [s for f in self.flows for s in (*f.inputs, *f.outputs, *f.hidden)]
-        return list({id(s): s for s in (*found, *(s for signals in self.models.values() for s in signals))}.values())
+        return list(
+            {id(s): s for s in (*found, *(s for signals in self.models.values() for s in signals))}.values()
+        )
 
     def kept(self) -> np.ndarray:
         """Which units stay, as bools by number.
 
-        A group of tied units goes if at each place each is constant or not read, and none is pinned. The first
-        unit of a tensor stays if all would go.
+        A group of tied units goes if at each place each is constant or not read, and none is pinned. The
+        first unit of a tensor stays if all would go.
         """
         groups = self.units.groups()
         stays = np.zeros(len(groups), bool)
@@ -70,7 +72,7 @@ class Graph:
         """The outputs of a model, called on signals."""
         functional = as_functional(model)
         known = self.models.setdefault(id(model), inputs)
-        for first, signal in zip(known, inputs):
+        for first, signal in zip(known, inputs, strict=True):
             self.units.tie(first.ids, signal.ids)
         signals = dict(zip(map(id, functional.inputs), inputs, strict=True))
         for depth in sorted(functional._nodes_by_depth, reverse=True):
@@ -82,7 +84,9 @@ class Graph:
 
     def _call(self, node, signals) -> list[Signal]:
         layer = node.operation
-        masks = {id(v) for name, v in node.arguments.kwargs.items() if name.endswith("mask") and v is not None}
+        masks = {
+            id(v) for name, v in node.arguments.kwargs.items() if name.endswith("mask") and v is not None
+        }
         for mask in (signals[id(t)] for t in node.input_tensors if id(t) in masks):
             self.units.pin(mask.ids, f"is a mask of '{layer.name}'")
             mask.read[:] = True
@@ -107,7 +111,7 @@ class Graph:
         why = f"'{again.layer.name}' is shared and given unlike constants"
         for port, ids in again.ports.items():
             self.units.tie(first.ports[port], ids)
-        for one, other in zip(first.inputs, again.inputs):
+        for one, other in zip(first.inputs, again.inputs, strict=False):
             unlike = one.constant & other.constant & (one.value != other.value)
             self.units.hold(one.ids[unlike], why)
 

@@ -226,7 +226,7 @@ class SeparableConv(Linear):
 
 
 def depthwise(layer, kernel, value=np.nan):
-    """Which outputs of a depthwise convolution have weights that are not zero, and what is constant of them."""
+    """Which outputs of a depthwise convolution have weights other than zero, and what is constant of them."""
     spatial = tuple(range(kernel.ndim - 2))
     touch = (kernel != 0).any(axis=spatial).ravel()
     result = value * kernel.sum(axis=spatial, dtype="float64").ravel()

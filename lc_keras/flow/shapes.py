@@ -58,7 +58,9 @@ class Reshape(Moved):
     def config(self, count):
         shape = list(self.shapes[0][1:])
         shape[self.outputs[0].axis - 1] = count("out")
-        return {"target_shape": tuple(-1 if n is None else n for n in shape)} if self.where is not None else {}
+        return (
+            {"target_shape": tuple(-1 if n is None else n for n in shape)} if self.where is not None else {}
+        )
 
 
 @describes(layers.Flatten)
@@ -104,7 +106,11 @@ class Concatenate(Flow):
     def backward(self):
         needed = self.outputs[0].needed
         ends = np.cumsum([len(x.ids) for x in self.signals])[:-1]
-        for x, part in zip(self.signals, np.split(needed, ends) if self.in_line else [needed] * len(self.signals)):
+        for x, part in zip(
+            self.signals,
+            np.split(needed, ends) if self.in_line else [needed] * len(self.signals),
+            strict=True,
+        ):
             x.read |= part
 
 

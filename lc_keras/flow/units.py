@@ -1,8 +1,8 @@
 """Units, the signals that carry them from layer to layer, and what a kind of layer says about both.
 
 A unit is one channel of a tensor: a neuron's output, the map of a filter. Most layers pass units on, so one
-unit is found at places of many tensors; some layers tie units of several tensors into one, as an addition does.
-What is tied lives or dies together.
+unit is found at places of many tensors; some layers tie units of several tensors into one, as an addition
+does. What is tied lives or dies together.
 """
 
 from collections.abc import Callable
@@ -101,7 +101,7 @@ class Along(NamedTuple):
 class Weight(NamedTuple):
     """A weight of a layer: the axis on which it makes units, and the one on which it reads them.
 
-    What makes a unit dies with it: a kernel's column, a bias, a scale. What reads it is taken away when it is.
+    What makes a unit dies with it: a kernel's column, a bias, a scale. What reads it goes when it does.
     """
 
     name: str
@@ -243,7 +243,12 @@ def channels(layer, shape) -> int:
     return 1 if getattr(layer, "data_format", None) == "channels_first" else last(shape)
 
 
-_MIXING = (keras.activations.softmax, keras.activations.log_softmax, keras.activations.sparsemax, keras.activations.glu)
+_MIXING = (
+    keras.activations.softmax,
+    keras.activations.log_softmax,
+    keras.activations.sparsemax,
+    keras.activations.glu,
+)
 _ELEMENTWISE = {
     f
     for name in dir(keras.activations)
@@ -262,5 +267,7 @@ def apply(function, value: np.ndarray) -> np.ndarray:
     result = np.array(value)
     known = ~np.isnan(value)
     if known.any():
-        result[known] = keras.ops.convert_to_numpy(function(keras.ops.convert_to_tensor(value[known], "float32")))
+        result[known] = keras.ops.convert_to_numpy(
+            function(keras.ops.convert_to_tensor(value[known], "float32"))
+        )
     return result

@@ -1,0 +1,262 @@
+"""Compresses models that nobody tuned this library for: does each survive, and what is left of it?
+
+    python benchmarks/any_model.py [--only RESNET] [--output any_model.json] [--docs docs/models.md]
+
+Every builder in `keras.applications`, with random weights and small images, and the kinds in
+`kinds.py`. Each is attached, goes through two short L steps, must then keep its budget with w = θ
+and nothing of lc_keras on it, is saved, and reloaded in a process without lc_keras, where its
+outputs must be the same.
+"""
+
+import argparse
+import functools
+import gc
+import inspect
+import math
+import re
+import tempfile
+import traceback
+from pathlib import Path
+
+import keras
+import numpy as np
+import record
+from kinds import KINDS, Kind
+from reload import Reloader
+
+import lc_keras
+from lc_keras.tasks import bind_tasks
+
+KEEP = 0.3
+# Keras' smallest images, from small to large: each builder takes the first that fits.
+SIZES = (32, 71, 75, 96, 224)
+# Weights, gradients, θ, t, the saved file and its copies in two processes, and graphs.
+COPIES = 10
+
+HEAD = """# Any model
+
+Written by `benchmarks/any_model.py`, whose text says what each model goes through. "compressed" counts
+the weights that share the budget, 30 % of them; "kept" those that are not zero at the end. The first
+models are of [kinds.py](../benchmarks/kinds.py), the others are all builders of `keras.applications`.
+"""
+
+
+def builders():
+    """Returns the functions of `keras.applications` that build a model, by name."""
+    functions = inspect.getmembers(keras.applications, inspect.isfunction)
+    return {name: f for name, f in functions if "weights" in inspect.signature(f).parameters}
+
+
+def application(builder):
+    """A model of ten classes from a builder, with the smallest images that it takes, as a `Kind`.
+
+    Args:
+        builder: Function of `keras.applications`.
+
+    Returns:
+        `Kind`.
+    """
+    for size in SIZES:
+        try:
+            model = builder(weights=None, input_shape=(size, size, 3), classes=10)
+            break
+        except ValueError as error:
+            if size == SIZES[-1]:
+                raise error
+    # Normalised over two examples of one pixel, gradients have no bound.
+    optimizer = keras.optimizers.SGD(1e-3, global_clipnorm=1.0)
+    model.compile(optimizer, "sparse_categorical_crossentropy")
+    random = np.random.default_rng(0)
+    images = random.uniform(0, 255, (2, size, size, 3)).astype("float32")
+    return Kind(model, images, random.integers(0, 10, 2))
+
+
+def survives(kind, reloader, folder):
+    """Compresses a model in two L steps, and checks all that should hold thereafter.
+
+    Args:
+        kind: `Kind`.
+        reloader: `Reloader`.
+        folder: Path, a folder to write into.
+
+    Returns:
+        Dictionary of what was found.
+
+    Raises:
+        AssertionError: If something does not hold.
+    """
+    model = kind.model
+    task = lc_keras.Task(lc_keras.L0Constraint(KEEP), weights=kind.compressed)
+    (shared,) = bind_tasks([task], model)
+    weights, described = list(model.weights), described_as(kind.shipped)
+    fixed = [(v, v.numpy()) for v in model.non_trainable_weights if v.path.endswith("kernel")]
+    start = [keras.ops.convert_to_numpy(v) for v in shared.variables]
+
+    compress = lc_keras.LearningCompression(task, mu=[0.01, 0.1], steps=2, epochs_per_step=1)
+    theta = Theta(compress)
+    model.fit(kind.x, kind.y, batch_size=2, epochs=2, callbacks=[compress, theta], verbose=0)
+
+    end = [keras.ops.convert_to_numpy(v) for v in shared.variables]
+    total, kept = sum(w.size for w in end), sum(int(np.count_nonzero(w)) for w in end)
+    expect(kept == int(KEEP * total), f"{kept} of {total} weights kept")
+    expect(all(map(np.array_equal, end, theta.values)), "w is not θ")
+    expect(all(np.isfinite(w).all() for w in end), "weights are not finite")
+    moved = any((w != v)[w != 0].any() for v, w in zip(start, end, strict=True))
+    expect(moved, "nothing was trained")
+    expect(all(np.array_equal(v.numpy(), value) for v, value in fixed), "a frozen weight moved")
+    expect(list(map(id, weights)) == list(map(id, model.weights)), "the variables are others")
+    expect(described == described_as(kind.shipped), "the config is another")
+    left = left_over(model)
+    expect(not left, f"left on the model: {left[:3]}")
+    frozen = [variable.path for variable, _ in fixed]
+    expect(bool(frozen) == bool(kind.left_out), f"frozen: {frozen}")
+    if frozen:
+        reported = [row.path for row in lc_keras.report(model).frozen]
+        expect(reported == frozen, f"reported frozen: {reported}, frozen: {frozen}")
+        expect(all(any(name in path for path in frozen) for name in kind.left_out), f"frozen: {frozen}")
+    difference = reloader.difference(kind.shipped, kind.x if kind.served is None else kind.served, folder)
+    expect(difference == 0, f"outputs differ by {difference}")
+    return {"compressed": total, "kept": kept, "frozen": len(frozen)}
+
+
+class Theta(keras.callbacks.Callback):
+    """Notes θ at the end of an epoch, as the callback itself holds it."""
+
+    def __init__(self, compress):
+        super().__init__()
+        self._compress = compress
+
+    def on_train_begin(self, logs=None):
+        self._lagrangian = self._compress._lagrangian
+
+    def on_epoch_end(self, epoch, logs=None):
+        # While the model shows θ, w waits where θ was.
+        self._lagrangian.show_training()
+        self.values = [theta.numpy() for theta in self._lagrangian.thetas]
+        self._lagrangian.show_compressed()
+
+
+def expect(holds, otherwise):
+    if not holds:
+        raise AssertionError(otherwise)
+
+
+def described_as(model):
+    return keras.saving.serialize_keras_object(model)
+
+
+def left_over(model):
+    """Where something of lc_keras can be reached from a model.
+
+    Args:
+        model: `keras.Model`.
+
+    Returns:
+        List of strings, the ways to it.
+    """
+    found, seen, todo = [], {id(model)}, [("model", model)]
+    while todo:
+        way, item = todo.pop()
+        # Of an object, the module of its class; of a function or a class, its own.
+        if "lc_keras" in (_package(item), _package(type(item))):
+            found.append(way)
+            continue
+        for name, part in _parts(item):
+            if id(part) not in seen:
+                seen.add(id(part))
+                todo.append((f"{way}.{name}", part))
+    return found
+
+
+def _package(item):
+    module = getattr(item, "__module__", None)
+    return module.split(".")[0] if isinstance(module, str) else None
+
+
+def _parts(item):
+    if isinstance(item, dict):
+        return [(str(key), part) for key, part in item.items()]
+    if isinstance(item, (list, tuple, set, frozenset)):
+        return [(str(i), part) for i, part in enumerate(item)]
+    if inspect.ismethod(item):
+        return [("__self__", item.__self__), ("__func__", item.__func__)]
+    if inspect.isfunction(item):
+        return [("closure", cell.cell_contents) for cell in item.__closure__ or () if _filled(cell)]
+    if inspect.ismodule(item) or inspect.isclass(item) or _package(type(item)) in ("tensorflow", "numpy"):
+        return []
+    return list(getattr(item, "__dict__", {}).items())
+
+
+def _filled(cell):
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
+
+
+def _available():
+    """The bytes of memory that are free, or infinity where that is not known."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return float("inf")
+    return 1024 * int(re.search(r"MemAvailable:\s+(\d+)", text)[1])
+
+
+def row_of(name, build, reloader):
+    """Builds and compresses a model; whatever happens becomes a row."""
+    row = {"model": name}
+    try:
+        kind = build()
+        row["parameters"] = sum(math.prod(v.shape) for v in kind.model.weights)
+        needed = 4 * COPIES * row["parameters"]
+        if needed > _available():
+            return {**row, "outcome": f"skipped: needs some {needed / 1e9:.0f} GB of memory"}
+        with tempfile.TemporaryDirectory() as folder:
+            row |= survives(kind, reloader, Path(folder))
+        row["outcome"] = "ok"
+    except MemoryError:
+        row["outcome"] = "skipped: out of memory"
+    except Exception as error:
+        row["outcome"] = f"failed: {type(error).__name__}: {str(error).splitlines()[0]}"
+        row["traceback"] = traceback.format_exc()
+    finally:
+        keras.backend.clear_session()
+        gc.collect()
+    return row
+
+
+def table(rows):
+    """Returns the rows as a Markdown table."""
+    lines = ["| model | parameters | compressed | kept | outcome |", "|---|---|---|---|---|"]
+    for row in rows:
+        counts = (f"{row[key]:,}" if key in row else "" for key in ("parameters", "compressed", "kept"))
+        lines.append(f"| {row['model']} | {' | '.join(counts)} | {row['outcome']} |")
+    return "\n".join(lines)
+
+
+def main():
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--only", default="", help="models whose name matches this regular expression")
+    parser.add_argument("--tiny", action="store_true", help="two models, to see that it runs")
+    parser.add_argument("--output", type=Path, help="json file to write; rows of other models in it stay")
+    parser.add_argument("--docs", type=Path, help="Markdown file to write")
+    args = parser.parse_args()
+
+    models = {kind.__name__.replace("_", " "): kind for kind in KINDS}
+    models |= {name: functools.partial(application, builder) for name, builder in builders().items()}
+    only = "^(nested three deep|MobileNet)$" if args.tiny else args.only
+    found = {row["model"]: row for row in record.read(args.output)} if args.output else {}
+    with Reloader() as reloader:
+        for name, build in models.items():
+            if re.search(only, name):
+                found[name] = row_of(name, build, reloader)
+                print(f"{name:<28}{found[name]['outcome']}", flush=True)
+                record.write(args.output, [found[name] for name in models if name in found])
+    if args.docs:
+        args.docs.write_text(f"{HEAD}\n{table([found[name] for name in models if name in found])}\n")
+
+
+if __name__ == "__main__":
+    main()

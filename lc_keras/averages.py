@@ -1,0 +1,73 @@
+"""The averaged weights that an optimizer keeps, compressed while the model is."""
+
+import tensorflow as tf
+
+from lc_keras.lagrangian import Lagrangian
+from lc_keras.optimizers import inner_optimizer
+
+
+class Averages:
+    """What `use_ema` of an optimizer keeps of the compressed weights.
+
+    Keras puts averages into the model when `fit` ends, and `keras.callbacks.SwapEMAWeights`
+    whenever it pleases. What they put there while the model shows its compressed weights
+    is compressed, too. This takes a third array of each weight's shape.
+
+    Args:
+        optimizer: `keras.optimizers.Optimizer`; without `use_ema` nothing happens.
+        lagrangian: `Lagrangian`.
+    """
+
+    def __init__(self, optimizer, lagrangian: Lagrangian):
+        self._optimizer = inner_optimizer(optimizer)
+        self._lagrangian = lagrangian
+        self._averages, self.trained = [], []
+        self._exchange = tf.function(self._exchange, autograph=False)
+
+    def prepare(self):
+        """Finds the averages, once the optimizer is built."""
+        kept = getattr(self._optimizer, "_model_variables_moving_average", [])
+        if self._averages or not kept:
+            return
+        average = {id(v): a for v, a in zip(self._optimizer._trainable_variables, kept, strict=True)}
+        # Unless weights are trained by another optimizer, too, of which Keras swaps nothing.
+        if all(id(v) in average for v in self._lagrangian.variables):
+            self._averages = [average[id(v)] for v in self._lagrangian.variables]
+            self.trained = [tf.Variable(average.value, trainable=False) for average in self._averages]
+
+    def show_compressed(self, mu: float):
+        r"""Puts $\Pi$ of the averages in their place.
+
+        Args:
+            mu: Float > 0.
+        """
+        self.prepare()
+        if self._averages:
+            self._exchange(tf.constant(mu, tf.float32))
+
+    def show_training(self):
+        """Puts the averages of the trained weights back."""
+        for trained, average in zip(self.trained, self._averages, strict=True):
+            average.assign(trained)
+
+    def swapped(self) -> list[tuple]:
+        """The pairs of weights and averages that have changed places in the model, if they have.
+
+        Of the compressed weights and the compressed averages, the latter are nearer to
+        the averages.
+        """
+        if not self._averages:
+            return []
+        if self._distance(self._lagrangian.variables) >= self._distance(self._averages):
+            return []
+        kept = self._optimizer._model_variables_moving_average
+        return list(zip(self._optimizer._trainable_variables, kept, strict=True))
+
+    def _exchange(self, mu):
+        for trained, average in zip(self.trained, self._averages, strict=True):
+            trained.assign(tf.convert_to_tensor(average))
+        self._lagrangian.compress(self._averages, mu)
+
+    def _distance(self, variables) -> float:
+        pairs = zip(variables, self.trained, strict=True)
+        return sum(float(tf.nn.l2_loss(tf.cast(tf.convert_to_tensor(v) - t, tf.float32))) for v, t in pairs)

@@ -1,0 +1,152 @@
+"""Models of kinds that nobody tuned for come through a compression whole."""
+
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from lc_keras import L0Constraint, LCPenalty, LearningCompression, Task, report
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+import any_model
+import kinds
+from reload import Reloader
+
+SGD = keras.optimizers.SGD
+
+
+@pytest.fixture(scope="module")
+def reloader():
+    """A process without lc_keras, for all tests."""
+    with Reloader() as process:
+        yield process
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS, ids=lambda kind: kind.__name__)
+def test_a_kind(kind, reloader, tmp_path):
+    any_model.survives(kind(), reloader, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["MobileNetV3Small", "EfficientNetB0"])
+def test_an_application(name, reloader, tmp_path):
+    any_model.survives(any_model.application(any_model.builders()[name]), reloader, tmp_path)
+
+
+# What the checks themselves are worth.
+
+
+def test_what_is_left_on_a_model_is_found():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dense(2)])
+    assert not any_model.left_over(model)
+    penalty = LCPenalty(np.zeros((3, 2)))
+    first = model.layers[0]
+    first.kernel.regularizer = penalty
+    assert any("regularizer" in way for way in any_model.left_over(model))
+    first.kernel.regularizer = None
+    model.hook = lambda: penalty
+    assert any("closure" in way for way in any_model.left_over(model))
+    del model.hook
+    first.notes = {"of": [penalty.get_config]}
+    assert any("notes.of.0" in way for way in any_model.left_over(model))
+
+
+def test_a_model_that_needs_the_package_is_not_reloaded(reloader, tmp_path):
+    layer = keras.layers.Dense(2, kernel_regularizer=LCPenalty(np.zeros((3, 2))))
+    model = keras.Sequential([keras.Input((3,)), layer])
+    with pytest.raises(RuntimeError, match="not reloaded"):
+        reloader.difference(model, np.ones((1, 3), "float32"), tmp_path)
+
+
+# Two nets with an optimizer each.
+
+
+def gan(*losses, **options):
+    kind = kinds.gan(*losses)
+    rates = {"generator_optimizer": SGD(0.01), "discriminator_optimizer": SGD(0.01)}
+    kind.model.compile(**rates | options)
+    return kind.model, kind.x
+
+
+def fit(model, x, task, **options):
+    """Two epochs of two batches; returns the logs of each batch."""
+    compress = LearningCompression(task, **({"mu": [1.0, 10.0], "epochs_per_step": 1} | options))
+    history = []
+    note = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: history.append(logs))
+    model.fit(x, batch_size=4, epochs=2, callbacks=[compress, note], verbose=0)
+    return history
+
+
+def of_all(model):
+    return model.losses
+
+
+def of_none(model):
+    return []
+
+
+BOTH = L0Constraint(0.3)
+
+
+def kernels(*nets):
+    return [v for net in nets for v in net.trainable_weights if v.name == "kernel"]
+
+
+def kept(*nets):
+    weights = [v.numpy() for v in kernels(*nets)]
+    return sum(map(np.count_nonzero, weights)), int(0.3 * sum(w.size for w in weights))
+
+
+def test_a_gan_that_adds_all_its_losses_is_compressed_whole():
+    model, x = gan(of_all, of_all)
+    fit(model, x, BOTH)
+    found, budget = kept(model.generator, model.discriminator)
+    assert found == budget == report(model).kept
+
+
+@pytest.mark.parametrize(
+    "losses, compressed, named, eager",
+    [
+        ((of_none, of_none), "generator", "generator/dense.* and 2 more", False),
+        ((of_none, of_none), "generator", "generator/dense.* and 2 more", True),
+        # In a loss, but not in the one whose gradient trains these weights.
+        ((of_all, of_none), None, "discriminator/conv2d.* and 1 more", False),
+        ((of_none, of_all), "generator", "generator/dense.* and 2 more", False),
+    ],
+    ids=["none", "none, eagerly", "one net", "the other net"],
+)
+def test_a_net_without_the_pull_is_an_error_that_names_it(losses, compressed, named, eager):
+    model, x = gan(*losses)
+    # `compile` of this model takes optimizers only.
+    model.run_eagerly = eager
+    task = Task(BOTH, weights=compressed and getattr(model, compressed))
+    message = f"leaves out `model.losses`.* for .*{named}. Expected a `train_step`"
+    with pytest.warns(UserWarning, match="interrupted"), pytest.raises(ValueError, match=message):
+        fit(model, x, task)
+    assert not any_model.left_over(model)
+
+
+def test_only_the_optimizer_of_the_compressed_net_is_limited():
+    def first_losses(mu):
+        keras.utils.set_random_seed(0)
+        model, x = gan(of_all, generator_optimizer=SGD(0.1))
+        logs = fit(model, x, Task(BOTH, weights=model.generator), mu=[mu, 2 * mu])
+        assert float(model.generator_optimizer.learning_rate) == np.float32(0.1)
+        return [batch["d_loss"] for batch in logs], model
+
+    # At 0.1 the pull alone would send the generator's weights to infinity.
+    losses, model = first_losses(1e6)
+    assert all(np.abs(v.numpy()).max() < 10 for v in model.generator.trainable_weights)
+    assert losses[1] != losses[0] and np.isfinite(losses).all()
+
+
+def test_mu_comes_from_the_optimizer_of_the_compressed_net():
+    def last_mu(rate):
+        keras.utils.set_random_seed(0)
+        model, x = gan(of_all, generator_optimizer=SGD(rate), discriminator_optimizer=SGD(1e-4))
+        task = Task(BOTH, weights=model.generator)
+        return fit(model, x, task, mu="auto", epochs_per_step=0.5)[-1]["mu"]
+
+    assert last_mu(0.01) == pytest.approx(4 * last_mu(0.04), rel=0.3)
