@@ -59,8 +59,8 @@ def main():
             left -= len(killed)
             same = weights == expected
             rows.append({"killed_in": killed, "same": same})
-            verdict = "the same" if same else "DIFFER"
-            print(f"run {len(rows)}: killed in {', '.join(killed) or 'nothing'}; weights {verdict}")
+            outcome = "the same" if same else "DIFFERENT"
+            print(f"run {len(rows)}: killed in {', '.join(killed) or 'nothing'}; weights {outcome}")
     record.write(options.output, rows)
     count = collections.Counter(phase for row in rows for phase in row["killed_in"])
     print(f"{count.total()} kills: " + ", ".join(f"{count[phase]} in {phase}" for phase in PHASES))
@@ -154,7 +154,7 @@ def train(folder, planned, phase):
     medians = {name: sorted(seconds)[len(seconds) // 2] for name, seconds in moments.durations.items()}
     (folder / "durations.json").write_text(json.dumps(medians))
     variables = model.variables + model.optimizer.variables
-    (folder / "weights").write_bytes(b"".join(v.numpy().tobytes() for v in variables))
+    (folder / "weights").write_bytes(b"".join(variable.numpy().tobytes() for variable in variables))
 
 
 def plan(phase, generator, durations):

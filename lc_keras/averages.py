@@ -32,8 +32,11 @@ class Averages:
     def prepare(self) -> None:
         """Finds the averages, once the optimizer is built."""
         kept = getattr(self._optimizer, "_model_variables_moving_average", [])
-        if kept and not self._averages:
-            average = {id(v): a for v, a in zip(self._optimizer._trainable_variables, kept, strict=True)}
+        if self._averages or not kept:
+            return
+        average = {id(v): a for v, a in zip(self._optimizer._trainable_variables, kept, strict=True)}
+        # Unless weights are trained by another optimizer, too, of which Keras swaps nothing.
+        if all(id(v) in average for v in self._lagrangian.variables):
             self._averages = [average[id(v)] for v in self._lagrangian.variables]
             self.trained = [tf.Variable(average.value, trainable=False) for average in self._averages]
 

@@ -184,9 +184,12 @@ class Lagrangian:
         # target is θ + (μ/μ')(θ − v). v waits where θ will be: no third array.
         scales, ratios = tf.unstack(self.scales), tf.unstack(ratios)
         with_multipliers = self.thetas is not self.targets
+        done: list[tf.Tensor] = []
         if with_multipliers:
             for variable, target, theta in zip(self.variables, self.targets, self.thetas, strict=True):
-                theta.assign(_read(variable) - (target - theta))
+                # One after the other, here and below: the buffers of one tensor at a time are alive.
+                with tf.control_dependencies(done):
+                    done = [theta.assign(_read(variable) - (target - theta))]
         sources = self.thetas if with_multipliers else self.variables
         squared_gap = squared_norm = kept = tf.constant(0.0, tf.float64)
         start = 0
@@ -194,15 +197,17 @@ class Lagrangian:
             stop = start + len(part.variables)
             maps = _maps(part, sources[start:stop], scales[start:stop], mu)
             for i, solve in zip(range(start, stop), maps, strict=True):
-                with tf.device(self.variables[i].value.device):
+                with tf.device(self.variables[i].value.device), tf.control_dependencies(done):
                     shifted, weight = _read(sources[i]), _read(self.variables[i])
                     theta = solve(shifted)
-                    self.thetas[i].assign(theta)
+                    done = [self.thetas[i].assign(theta)]
                     if with_multipliers:
-                        self.targets[i].assign(theta + tf.cast(ratios[i], theta.dtype) * (theta - shifted))
+                        target = theta + tf.cast(ratios[i], theta.dtype) * (theta - shifted)
+                        done.append(self.targets[i].assign(target))
                     squared_gap += tf.cast(tf.nn.l2_loss(weight - theta), tf.float64)
                     squared_norm += tf.cast(tf.nn.l2_loss(weight), tf.float64)
                     kept += tf.cast(tf.math.count_nonzero(theta, dtype=tf.int32), tf.float64)
+                    done += [squared_gap, squared_norm, kept]
             start = stop
         gap = tf.sqrt(tf.math.divide_no_nan(squared_gap, squared_norm))
         return tf.cast(gap, tf.float32), tf.cast(kept / self.size, tf.float32)

@@ -54,9 +54,10 @@ class RunState:
         optimizers = received.pop("optimizers")
         check_same(self._model_and_tasks(), received, checkpoint)
         variables = self._model.variables
-        for optimizer, described in zip(self._optimizers, optimizers, strict=False):
-            if not optimizer.built and described["built_on"] is not None:
-                optimizer.build([variables[i] for i in described["built_on"]])
+        with self._model.distribute_strategy.scope():
+            for optimizer, described in zip(self._optimizers, optimizers, strict=False):
+                if not optimizer.built and described["built_on"] is not None:
+                    optimizer.build([variables[i] for i in described["built_on"]])
         check_same({"optimizers": self._described_optimizers()}, {"optimizers": optimizers}, checkpoint)
         self._averages.prepare()
         for name, variable in self._variables():

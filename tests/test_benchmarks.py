@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 
 SCRIPTS = """
-any_model automatic_mu c_step error l_step on_device resnet serving shrink step_length tune
+any_model automatic_mu c_step error kill l_step on_device resnet serving shrink step_length tune
 whole_run
 """.split()
 
@@ -64,6 +64,10 @@ def test_a_tiny_pass(script, tmp_path, request):
     elif script == "c_step":
         assert [row["tensors"] for row in rows] == [1, 50]
         assert all(time > 0 for row in rows for time in row["median_ms"].values())
+    elif script == "kill":
+        killed_in = [phase for row in rows for phase in row["killed_in"]]
+        assert len(killed_in) == 6 and set(killed_in) == {"L step", "C step", "checkpoint"}
+        assert all(row["same"] for row in rows)
     elif script == "on_device":
         assert rows[0]["smaller"] > 2
     elif script == "serving":

@@ -346,6 +346,7 @@ def test_learning_rate_scheduler_beside_it(first):
     np.testing.assert_allclose(float(model.optimizer.learning_rate), 0.15, rtol=1e-5)
 
 
+@pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize(
     "reducer",
     [
@@ -354,9 +355,9 @@ def test_learning_rate_scheduler_beside_it(first):
     ],
     ids=["plateau", "scheduler"],
 )
-def test_relative_changes_start_from_the_rate_of_the_user(reducer):
+def test_relative_changes_start_from_the_rate_of_the_user(reducer, first):
     model = net(kind=RateSeen)
-    fit(model, [lc(), reducer()])
+    fit(model, [lc(), reducer()] if first else [reducer(), lc()])
     # Halved once: before the second epoch, or after it.
     np.testing.assert_allclose(float(model.optimizer.learning_rate), 0.05, rtol=1e-5)
 
@@ -379,9 +380,11 @@ def test_reset_optimizer(reset, name):
 # What is seen while it runs
 
 
-def test_logs(tmp_path):
+@pytest.mark.parametrize("first", [True, False])
+def test_logs(tmp_path, first):
     csv, compress = keras.callbacks.CSVLogger(tmp_path / "log.csv"), lc(epochs_per_step=1)
-    logs = fit(net(), [compress, csv], epochs=3, validation_data=(X, Y)).history
+    callbacks = [compress, csv] if first else [csv, compress]
+    logs = fit(net(), callbacks, epochs=3, validation_data=(X, Y)).history
     np.testing.assert_allclose(logs["mu"], RANGE.over(3), rtol=1e-6)
     np.testing.assert_allclose(logs["density"], 3 * [KEPT / WEIGHTS], rtol=1e-6)
     assert logs["l_step"] == [1, 2, 3] and logs["l_steps"] == [3, 3, 3]
@@ -391,6 +394,26 @@ def test_logs(tmp_path):
     table = np.array([[float(value) for value in row.split(",")] for row in rows])
     for name in ("mu", "density", "gap", "l_step", "l_steps"):
         np.testing.assert_allclose(table[:, header.split(",").index(name)], logs[name])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_tensorboard(tmp_path, first):
+    pytest.importorskip("tensorboard")
+    board, model = keras.callbacks.TensorBoard(tmp_path, histogram_freq=1), net()
+    logs = fit(model, [lc(), board] if first else [board, lc()], validation_data=(X, Y)).history
+    written = {}
+    for path in tmp_path.glob("*/events*"):
+        for event in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            for value in tf.compat.v1.Event.FromString(event).summary.value:
+                name = f"{path.parent.name}/{value.tag}"
+                written.setdefault(name, []).append(tf.make_ndarray(value.tensor))
+    for name in ("loss", "mu", "gap", "density"):
+        np.testing.assert_allclose(written[f"train/epoch_{name}"], logs[name], rtol=1e-6)
+    np.testing.assert_allclose(written["validation/epoch_loss"], logs["val_loss"], rtol=1e-6)
+    kernel = model.layers[0].kernel
+    # Buckets of a lower end, an upper end and a count.
+    buckets = written[f"train/{kernel.path}/histogram"][-1]
+    assert sum(count for low, high, count in buckets if low <= 0 <= high) >= np.sum(kernel.numpy() == 0)
 
 
 def test_progress_bar_shows_the_l_step(capsys):

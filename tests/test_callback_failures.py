@@ -195,6 +195,18 @@ def test_a_loss_that_becomes_nan_in_a_later_epoch():
     is_recovered(model)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_terminate_on_nan_ends_the_epoch_at_once(first):
+    model, ended = net(keras.optimizers.SGD(0.1, momentum=0.9)), []
+    stop = keras.callbacks.TerminateOnNaN()
+    callbacks = [lc(), stop] if first else [stop, lc()]
+    count = spy(on_train_batch_end=lambda batch, logs: ended.append(batch))
+    with pytest.raises(ValueError, match="L step 2 of 8 diverged"):
+        fit(model, [*callbacks, count], x=nan_at(2))
+    assert ended == [0, 1, 2]
+    is_recovered(model)
+
+
 def test_a_learning_rate_far_too_high():
     model = net(keras.optimizers.SGD(1e20))
     with pytest.raises(ValueError, match="diverged.*lower learning rate"):

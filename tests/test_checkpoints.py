@@ -109,8 +109,8 @@ def test_a_checkpoint_after_a_damaged_one_removes_it(tmp_path):
     with pytest.warns(UserWarning, match="damaged"):
         again.latest()
     again.save(2, {"place": "again"}, TENSORS)
-    indices = [name for name in names(tmp_path) if name.endswith("index")]
-    assert indices == ["epoch-000001.index", "epoch-000002.index"]
+    index = [name for name in names(tmp_path) if name.endswith(".index")]
+    assert index == ["epoch-000001.index", "epoch-000002.index"]
     assert not any("tempstate" in name for name in names(tmp_path))
     assert Checkpoints(tmp_path).latest().facts["place"] == "again"
 
@@ -139,7 +139,7 @@ def test_removal_that_is_cut_off_leaves_what_is_whole(tmp_path, monkeypatch, aft
 def test_another_format_is_refused(tmp_path, monkeypatch):
     Checkpoints(tmp_path).save(1, FACTS, TENSORS)
     monkeypatch.setattr(checkpoints, "_FORMAT", 2)
-    with pytest.raises(ValueError, match="of format 2. Received: format 1, in '.*epoch-000001'"):
+    with pytest.raises(ValueError, match="format 2. Received: format 1, in '.*epoch-000001'"):
         Checkpoints(tmp_path).latest()
 
 

@@ -192,19 +192,10 @@ L0 = lc_keras.L0Constraint
 @pytest.mark.parametrize(
     "options, difference",
     [
-        (
-            {"model": lambda: net(units=8)},
-            r"model\[0\]: expected sequential/dense/kernel \(12, 8\) float32, received .*16",
-        ),
-        (
-            {"model": lambda: net(keras.optimizers.SGD(0.1))},
-            r"optimizers\[0\].class: expected SGD, received Adam",
-        ),
+        ({"model": lambda: net(units=8)}, r"model\[0\]: expected .*dense/kernel \(12, 8\) float32, rec.*16"),
+        ({"model": lambda: net(keras.optimizers.SGD(0.1))}, r"s\[0\].class: expected SGD, received Adam"),
         ({"tasks": L0(0.3)}, r"tasks\[0\].cost: expected L0Constraint\(keep=0.3.*received.*0.2"),
-        (
-            {"tasks": [lc_keras.Task(L0(0.2), lambda v: v.shape == (12, 16))]},
-            r"tasks\[0\].weights: expected 1 of them, received 2",
-        ),
+        ({"tasks": lc_keras.Task(L0(0.2), lambda v: v.shape == (12, 16))}, "expected 1 of them, received 2"),
         ({"epochs": 7}, "epochs: expected 7, received 4"),
         ({"steps": 9}, "L steps: expected 9, received 16"),
         ({"mu": lc_keras.Geometric(0.1, 1.0)}, r"mu: expected \[0.1, .*received auto"),
