@@ -154,14 +154,20 @@ def _next(contender, similar, done, keep, most):
 
 
 def best_placed(rows):
-    """Of the runs of each case, the one that kept what is nearest to what was asked for."""
+    """Of the runs of each case, the one that kept what is nearest to what was asked for.
+
+    Contenders with settings of their own are called tuned.
+    """
     placed = {}
     for row in rows:
         case = tuple(str(row[name]) for name in ("net", "optimizer", "measured_on", "contender", "settings"))
         case += row["keep"], row["epochs"], row["seed"]
         other = placed.get(case, row)
         placed[case] = min(other, row, key=lambda r: abs(r["density"] / r["keep"] - 1))
-    return list(placed.values())
+    return [
+        {**row, "contender": f"{row['contender']}, tuned"} if row["settings"] else row
+        for row in placed.values()
+    ]
 
 
 def tables(rows):
