@@ -150,7 +150,8 @@ def _next(contender, similar, done, keep, most):
     if len(done) == most or any(strength.near(row["density"], keep) for row in done):
         return None
     points = [(row["strength"], row["density"]) for row in similar]
-    return {"strength": strength.propose(points, keep, contender.strength, contender.slope)}
+    value = strength.propose(points, keep, contender.strength, contender.slope)
+    return None if value is None else {"strength": value}
 
 
 def best_placed(rows):

@@ -118,6 +118,7 @@ def test_a_strength_is_found_in_few_runs(slope, target, monkeypatch):
         value = strength.propose(points, target, first=1e-5, slope=slope)
         points.append((value, kept(value)))
         assert len(points) <= 6
+    assert strength.propose([(1e-4, 0.5), (1e-4 * 10 ** (-slope), 0.6)], target, 1e-5, slope) is None
     # Another seed takes over what was found.
     assert strength.propose(points, target, first=1.0, slope=slope) == pytest.approx(points[-1][0])
 
