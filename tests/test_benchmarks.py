@@ -47,7 +47,7 @@ def test_a_tiny_pass(script, tmp_path, request):
         assert [row["kept"] for row in rows] == [7480, 7480]
         assert "ResNet-8, 74,800 prunable weights, 128 images" in done.stdout
     elif script == "tune":
-        assert len({json.dumps(row["settings"]) for row in rows}) == len(rows) == 6
+        assert [row["settings"] for row in rows] == [{"rate": 1.0, "rounds": 1}, {"rate": 1.0, "rounds": 5}]
         best = min(rows, key=lambda row: row["error"])
         assert best["measured_on"] == "validation" and f"{best['error']:.2f} *" in done.stdout
     elif script == "step_length":
