@@ -150,18 +150,25 @@ def _next(contender, similar, done, keep, most):
     if len(done) == most or any(strength.near(row["density"], keep) for row in done):
         return None
     points = [(row["strength"], row["density"]) for row in similar]
-    return {"strength": strength.propose(points, keep, contender.strength, contender.slope)}
+    value = strength.propose(points, keep, contender.strength, contender.slope)
+    return None if value is None else {"strength": value}
 
 
 def best_placed(rows):
-    """Of the runs of each case, the one that kept what is nearest to what was asked for."""
+    """Of the runs of each case, the one that kept what is nearest to what was asked for.
+
+    Contenders with settings of their own are called tuned.
+    """
     placed = {}
     for row in rows:
         case = tuple(str(row[name]) for name in ("net", "optimizer", "measured_on", "contender", "settings"))
         case += row["keep"], row["epochs"], row["seed"]
         other = placed.get(case, row)
         placed[case] = min(other, row, key=lambda r: abs(r["density"] / r["keep"] - 1))
-    return list(placed.values())
+    return [
+        {**row, "contender": f"{row['contender']}, tuned"} if row["settings"] else row
+        for row in placed.values()
+    ]
 
 
 def tables(rows):

@@ -29,9 +29,11 @@ def errors(rows, stem):
             for keep in sorted(budgets, reverse=True)
         }
         _curves(paths[-1], panels, "epochs", "epochs", 1)
-    if len(budgets) > 1 and any(row["contender"] == "LC" for row in rows):
-        paths.append(_of(stem, "layers"))
-        layers([row for row in rows if row["contender"] == "LC"], paths[-1])
+    for name in ("LC", "LC, tuned"):
+        own = [row for row in rows if row["contender"] == name]
+        if len({row["keep"] for row in own}) > 1:
+            paths.append(_of(stem, "layers" if name == "LC" else "layers-tuned"))
+            layers(own, paths[-1])
     return paths
 
 

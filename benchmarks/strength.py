@@ -11,7 +11,8 @@ def near(kept, target):
 
 
 def propose(points, target, first, slope):
-    """Returns the strength to try next.
+    """Returns the strength to try next, or `None` where going on leads away: a net that is pulled too
+    hard falls apart and keeps more again.
 
     The logarithm of what is kept is taken to be linear in that of the strength: between the points
     nearest above and below, or beyond all of them.
@@ -32,6 +33,9 @@ def propose(points, target, first, slope):
     if above and below:
         (y1, x1), (y2, x2) = above[0], below[-1]
         return math.exp(x1 - y1 * (x2 - x1) / (y2 - y1))
+    ahead = math.copysign(1, -nearest[0] / slope)
+    if any(ahead * (log[1] - nearest[1]) > 0 for log in logs):
+        return None
     others = [log for log in logs if log[0] != nearest[0] and log[1] != nearest[1]]
     if others:
         other = min(others, key=lambda log: abs(log[0]))
