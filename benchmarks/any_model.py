@@ -1,6 +1,6 @@
 """Compresses models that nobody tuned this library for: does each survive, and what is left of it?
 
-    python benchmarks/any_model.py [--only RESNET] [--output any_model.json] [--docs docs/models.md]
+    python benchmarks/any_model.py [--only ResNet] [--output any_model.json] [--docs docs/models.md]
 
 Every builder in `keras.applications`, with random weights and small images, and the kinds in
 `kinds.py`. Each is attached, goes through two short L steps, must then keep its budget with w = θ
@@ -37,7 +37,8 @@ HEAD = """# Any model
 
 Written by `benchmarks/any_model.py`, whose text says what each model goes through. "compressed" counts
 the weights that share the budget, 30 % of them; "kept" those that are not zero at the end. The first
-models are of [kinds.py](../benchmarks/kinds.py), the others are all builders of `keras.applications`.
+models are of [kinds.py](../benchmarks/kinds.py), the others are all builders of `keras.applications`,
+with random weights and the smallest images that each takes.
 """
 
 
@@ -255,7 +256,8 @@ def main():
                 print(f"{name:<28}{found[name]['outcome']}", flush=True)
                 record.write(args.output, [found[name] for name in models if name in found])
     if args.docs:
-        args.docs.write_text(f"{HEAD}\n{table([found[name] for name in models if name in found])}\n")
+        rows = [found.get(name, {"model": name, "outcome": "not run"}) for name in models]
+        args.docs.write_text(f"{HEAD}\n{table(rows)}\n")
 
 
 if __name__ == "__main__":

@@ -122,15 +122,19 @@ class LearningRateLimit:
 def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     """The optimizers of a model: the compiled one, and those that a subclass keeps beside it.
 
+    Those of models inside it are not among them: a net that was trained before and is
+    part of a new one still has its own.
+
     Args:
         model: Compiled `keras.Model`.
 
     Returns:
         List of `keras.optimizers.Optimizer`, each once, without what wraps it.
     """
-    parts = tf.train.TrackableView(model).descendants()
-    kept = [part for part in parts if isinstance(part, keras.optimizers.Optimizer)]
-    found = [optimizer for optimizer in (model.optimizer, *kept) if optimizer is not None]
+    attributes = [model.optimizer, *vars(model).values()]
+    kept = [item for part in attributes if isinstance(part, (list, tuple)) for item in part]
+    kept += [item for part in attributes if isinstance(part, dict) for item in part.values()]
+    found = [part for part in attributes + kept if isinstance(part, keras.optimizers.Optimizer)]
     return list({id(optimizer): optimizer for optimizer in map(inner_optimizer, found)}.values())
 
 

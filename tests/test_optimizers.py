@@ -271,13 +271,16 @@ def test_relative_curvature_is_unknown_where_no_gradient_is_remembered(optimizer
 class Two(keras.Sequential):
     def compile(self, other, **options):
         super().compile(**options)
-        self.kept = {"other": other}
+        self.kept = other
 
 
-def test_optimizers_of_a_model():
+@pytest.mark.parametrize("keep", [lambda o: o, lambda o: [o], lambda o: {"other": o}], ids=["one", "list", "dict"])
+def test_optimizers_of_a_model(keep):
     other = SGD(0.2)
-    model = Two([keras.Input((2,)), keras.layers.Dense(1)])
-    model.compile(other, optimizer=keras.optimizers.LossScaleOptimizer(SGD(0.1)))
+    inside = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    inside.compile("adam")
+    model = Two([inside, keras.layers.Dense(1)])
+    model.compile(keep(other), optimizer=keras.optimizers.LossScaleOptimizer(SGD(0.1)))
     found = optimizers_of(model)
     assert len(found) == 2 and found[0] is model.optimizer.inner_optimizer and found[1] is other
     plain = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
