@@ -125,10 +125,8 @@ def test_filters_go_for_good_with_all_that_makes_them():
     seen = []
 
     def look(batch, logs):
-        parts = [
-            [v for name in names for v in model.get_layer(name).trainable_weights]
-            for names in (("trunk", "back"), ("inner", "norm"))
-        ]
+        weights = {layer.name: layer.trainable_weights for layer in model.layers}
+        parts = weights["trunk"] + weights["back"], weights["inner"] + weights["norm"]
         alive = [[np.any(v.numpy().reshape(-1, v.shape[-1]), axis=0) for v in part] for part in parts]
         assert all(np.array_equal(one, part[0]) for part in alive for one in part)
         seen.append(np.concatenate([part[0] for part in alive]))
