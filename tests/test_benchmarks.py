@@ -54,7 +54,7 @@ def test_a_tiny_pass(script, tmp_path, request):
         assert [row["settings"]["epochs_per_step"] for row in rows] == [0.25, 1.0]
         assert (tmp_path / "result.png").stat().st_size > 5000
     elif script == "whole_run":
-        assert rows[0]["c_steps"] == 8 and 0 < rows[0]["c_step_fraction"] < 1
+        assert rows[0]["c_steps"] >= 8 and 0 < rows[0]["c_step_fraction"] < 1
         assert rows[0]["ratio"] > 0 and rows[0]["lc_peak_mb"] > rows[0]["weights_mb"] > 0
     elif script == "any_model":
         assert [row["model"] for row in rows] == ["nested three deep", "MobileNet"]
