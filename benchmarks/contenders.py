@@ -183,7 +183,7 @@ def run(start, name, keep, epochs, settings, strength=None):
             seed=start.seed,
             rate=settings.get("rate", 1.0),
             # An L step may be shorter than usual, but not than an execution.
-            executions=max(8, math.ceil(1 / settings.get("epochs_per_step", 1))),
+            executions=max(16, math.ceil(1 / settings.get("epochs_per_step", 1))),
         )
         point = tradeoff.measure(name, model, start.measured)
         densities = {row.path: row.density for row in lc_keras.report(model).rows}

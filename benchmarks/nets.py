@@ -44,7 +44,7 @@ class Net:
     keep: float
     anchor: Callable = lambda: None
 
-    def fit(self, model, train, epochs, label, callbacks=(), *, optimizer, seed, rate=1.0, executions=8):
+    def fit(self, model, train, epochs, label, callbacks=(), *, optimizer, seed, rate=1.0, executions=16):
         """Trains `model` as every contender is trained, the learning rate times `rate`."""
         mnist.fit(
             model,

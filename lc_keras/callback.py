@@ -23,6 +23,8 @@ from lc_keras.run_state import RunState, check_same
 from lc_keras.tasks import Tasks, as_tasks, bind_tasks
 
 _SUGGESTED_EPOCHS = 20
+# The length of an L step in epochs, and what it may be cut to in order to have so many of them.
+_LENGTH, _STEPS, _FEWEST_BATCHES = 0.25, 80, 15
 # How long an epoch is taken to be until the first one has ended, if Keras does not know.
 _UNKNOWN_BATCHES = 100
 _SETTINGS = (
@@ -66,8 +68,10 @@ class LearningCompression(keras.callbacks.Callback):
             μ must be positive and grow.
         steps: Int ≥ 1 or `None` (default). The number of L steps. `None`: as many as
             the epochs that `fit` is given hold, or as `mu` has elements.
-        epochs_per_step: Float > 0, default 0.25: the length of an L step in epochs. A
-            C step runs where an L step ends, at the next boundary between executions.
+        epochs_per_step: Float > 0 or `None` (default): the length of an L step in epochs. A
+            C step runs where an L step ends, at the next boundary between executions. `None`:
+            a quarter of an epoch; where that makes fewer than 80 L steps and `steps` is not
+            given, as short as makes 80, but no shorter than 15 batches.
         first_step_epochs: Float > 0 or `None` (default, as the others): the length of
             the first L step in epochs.
         multipliers: Bool, default `True`. `False`: the plain quadratic penalty, which
@@ -107,7 +111,7 @@ class LearningCompression(keras.callbacks.Callback):
         tasks: Tasks,
         mu: Literal["auto"] | schedules.Schedule = "auto",
         steps: int | None = None,
-        epochs_per_step: float = 0.25,
+        epochs_per_step: float | None = None,
         first_step_epochs: float | None = None,
         multipliers: bool = True,
         limit_learning_rate: bool = True,
@@ -123,12 +127,9 @@ class LearningCompression(keras.callbacks.Callback):
         if steps is not None and (isinstance(steps, bool) or steps != int(steps) or steps < 1):
             raise ValueError(f"Expected `steps` to be a whole number ≥ 1 or None. Received: steps={steps}")
         self.steps = None if steps is None else int(steps)
-        self.epochs_per_step = schedules.positive("epochs_per_step", epochs_per_step)
-        self.first_step_epochs = (
-            self.epochs_per_step
-            if first_step_epochs is None
-            else schedules.positive("first_step_epochs", first_step_epochs)
-        )
+        self.epochs_per_step = _positive_or_none("epochs_per_step", epochs_per_step)
+        self.first_step_epochs = _positive_or_none("first_step_epochs", first_step_epochs)
+        self._set_lengths(_LENGTH)
         self.multipliers = bool(multipliers)
         self.limit_learning_rate = bool(limit_learning_rate)
         self.reset_optimizer = bool(reset_optimizer)
@@ -226,7 +227,7 @@ class LearningCompression(keras.callbacks.Callback):
 
     def _end(self, step: int) -> float:
         """The position, in epochs, where an L step ends."""
-        return self.first_step_epochs + step * self.epochs_per_step
+        return self._first_length + step * self._length
 
     def _ended(self, position: float) -> int:
         """How many L steps end up to a position, in epochs."""
@@ -256,7 +257,7 @@ class LearningCompression(keras.callbacks.Callback):
                 "which the model is compressed at an early stage of the schedule.",
                 stacklevel=2,
             )
-        shortest = min(self.epochs_per_step, self.first_step_epochs) * (self._batches or math.inf)
+        shortest = min(self._length, self._first_length) * (self._batches or math.inf)
         if self.model.steps_per_execution > shortest:
             warnings.warn(
                 f"An L step of {shortest:g} batches is shorter than steps_per_execution="
@@ -275,13 +276,22 @@ class LearningCompression(keras.callbacks.Callback):
     def _plan(self, first_epoch: int) -> None:
         """Finds how many L steps there are, and their μ."""
         self._epochs = self.params["epochs"] - first_epoch
-        beyond = (self._epochs - self.first_step_epochs) / self.epochs_per_step
+        if self.steps is None:
+            fewest = max(_FEWEST_BATCHES, self.model.steps_per_execution)
+            shortest = fewest / self._batches if self._batches else _LENGTH
+            self._set_lengths(min(_LENGTH, max(self._epochs / _STEPS, shortest)))
+        beyond = (self._epochs - self._first_length) / self._length
         self._steps = self.steps or 1 + max(0, math.ceil(beyond - 1e-9))
         self._schedule = (
             schedules.Automatic(self._steps)
             if self._is_automatic
             else schedules.values(self.mu, self._steps)
         )
+
+    def _set_lengths(self, default: float) -> None:
+        """Sets the lengths of the L steps, in epochs."""
+        self._length = self.epochs_per_step or default
+        self._first_length = self.first_step_epochs or self._length
 
     def _start(self) -> None:
         self._limit_rate()
@@ -520,3 +530,7 @@ class LearningCompression(keras.callbacks.Callback):
             "suffer if it is above a few percent.",
             stacklevel=3,
         )
+
+
+def _positive_or_none(name: str, value: float | None) -> float | None:
+    return None if value is None else schedules.positive(name, value)

@@ -44,7 +44,8 @@ def lc(**options):
 
 
 def fit(model, callbacks=None, **options):
-    data = {"x": X, "y": Y, "batch_size": 8} | {k: options.pop(k) for k in ("x", "y") if k in options}
+    data = {"x": X, "y": Y, "batch_size": 8}
+    data |= {name: options.pop(name) for name in data.keys() & options.keys()}
     if isinstance(data["x"], tf.data.Dataset):
         data = {"x": data["x"]}
     return model.fit(
@@ -547,6 +548,9 @@ def test_epochs(options, epochs):
         ({"epochs_per_step": 9.5}, {}, [16]),
         ({"steps": 3, "epochs_per_step": 0.5}, {"epochs": 9}, [4, 8, 12]),
         ({"mu": [2.0, 50.0], "epochs_per_step": 1}, {}, [8, 16]),
+        # Quarters of an epoch would be 4 L steps.
+        ({}, {"epochs": 1, "batch_size": 1}, [15, 30, 45, 60, 64]),
+        ({"steps": 2}, {"epochs": 1, "batch_size": 1}, [16, 32]),
     ],
     ids=str,
 )

@@ -274,7 +274,9 @@ class Two(keras.Sequential):
         self.kept = other
 
 
-@pytest.mark.parametrize("keep", [lambda o: o, lambda o: [o], lambda o: {"other": o}], ids=["one", "list", "dict"])
+@pytest.mark.parametrize(
+    "keep", [lambda o: o, lambda o: [o], lambda o: {"other": o}], ids=["one", "list", "dict"]
+)
 def test_optimizers_of_a_model(keep):
     other = SGD(0.2)
     inside = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
