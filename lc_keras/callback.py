@@ -169,6 +169,8 @@ class LearningCompression(keras.callbacks.Callback):
             self._resume()
         self._lagrangian = lagrangian
         self._others = Snapshot(model, lagrangian.variables)
+        if self._resumed is not None:
+            self._start()
         model.train_function = Guard(
             model, self.params, self._execute, self._abandon, self._detach
         )
@@ -298,7 +300,6 @@ class LearningCompression(keras.callbacks.Callback):
         self._rate.ahead = place["ahead"]
         if self._is_automatic:
             self._schedule.state = place["automatic"]
-        self._start()
         # As `keras.callbacks.BackupAndRestore` does.
         over = self._finished or place["stopped"]
         self._resumed = np.int64(self.params["epochs"] if over else saved.epoch)
