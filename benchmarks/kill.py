@@ -36,7 +36,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--kills", type=int, default=100, help="at least")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tiny", action="store_true", help="six kills")
     parser.add_argument("--output", type=Path, default=None)
@@ -52,17 +52,17 @@ def main():
         expected, _ = until_done(processes, folder / "whole", iter([]))
         durations = json.loads((folder / "whole" / "durations.json").read_text())
         plans = (plan(phase, generator, durations) for phase in itertools.cycle(PHASES))
-        rows, left = [], kills
-        while left > 0:
-            planned = itertools.islice(plans, left)
+        rows, count = [], collections.Counter()
+        # A kill may come late, when its phase is over: more of them, until each phase was hit.
+        while count.total() < kills or len(count) < len(PHASES):
+            planned = itertools.islice(plans, max(kills - count.total(), len(PHASES)))
             weights, killed = until_done(processes, folder / f"run_{len(rows)}", planned)
-            left -= len(killed)
+            count.update(killed)
             same = weights == expected
             rows.append({"killed_in": killed, "same": same})
             outcome = "the same" if same else "DIFFERENT"
             print(f"run {len(rows)}: killed in {', '.join(killed) or 'nothing'}; weights {outcome}")
     record.write(options.output, rows)
-    count = collections.Counter(phase for row in rows for phase in row["killed_in"])
     print(f"{count.total()} kills: " + ", ".join(f"{count[phase]} in {phase}" for phase in PHASES))
     same = sum(row["same"] for row in rows)
     print(f"{same} of {len(rows)} runs ended with the weights of the whole one, bit for bit")

@@ -176,6 +176,8 @@ class LearningCompression(keras.callbacks.Callback):
                 self._resume(saved)
         self._lagrangian = lagrangian
         self._others = Snapshot(model, lagrangian.variables)
+        if self._resumed is not None:
+            self._start()
         model.train_function = Guard(
             model, self.params, self._execute, self._abandon, self._detach
         )
@@ -309,7 +311,6 @@ class LearningCompression(keras.callbacks.Callback):
         self._rate.ahead = place["ahead"]
         if isinstance(self._schedule, schedules.Automatic):
             self._schedule.state = place["automatic"]
-        self._start()
         # As `keras.callbacks.BackupAndRestore` does.
         over = self._finished or place["stopped"]
         self._resumed = np.int64(self.params["epochs"] if over else saved.epoch)

@@ -66,7 +66,7 @@ def test_a_tiny_pass(script, tmp_path, request):
         assert all(time > 0 for row in rows for time in row["median_ms"].values())
     elif script == "kill":
         killed_in = [phase for row in rows for phase in row["killed_in"]]
-        assert len(killed_in) == 6 and set(killed_in) == {"L step", "C step", "checkpoint"}
+        assert len(killed_in) >= 6 and set(killed_in) == {"L step", "C step", "checkpoint"}
         assert all(row["same"] for row in rows)
     elif script == "on_device":
         assert rows[0]["smaller"] > 2
