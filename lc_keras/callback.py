@@ -470,7 +470,7 @@ class LearningCompression(keras.callbacks.Callback):
 
     def _limit_rate(self) -> None:
         if self.limit_learning_rate:
-            self._rate.set(1 / max(float(mu) for mu in self._lagrangian.mus))
+            self._rate.set(1 / max(float(mu.numpy()) for mu in self._lagrangian.mus))
 
     def _end_epoch(self) -> None:
         """Leaves the compressed weights in the model until the next epoch begins."""

@@ -104,7 +104,7 @@ class Lagrangian:
             `CStep`.
         """
         mu = tf.constant(mu, tf.float64)
-        return self._c_step(mu, mu, self.scales, tf.constant(False))
+        return self._c_step(mu, mu, tf.convert_to_tensor(self.scales), tf.constant(False))
 
     def c_step(self, mu: float, next_mu: float, scales: Sequence[float] | np.ndarray | None = None) -> CStep:
         r"""$\theta \leftarrow \Pi(w - \lambda/\mu)$, $\lambda \leftarrow \lambda - \mu(w - \theta)$.
@@ -119,7 +119,8 @@ class Lagrangian:
         Returns:
             `CStep`.
         """
-        scales = self.scales if scales is None else tf.where(self._scalable, tf.cast(scales, tf.float32), 1.0)
+        scales = tf.convert_to_tensor(self.scales) if scales is None else tf.cast(scales, tf.float32)
+        scales = tf.where(self._scalable, scales, 1.0)
         mu, next_mu = tf.constant(mu, tf.float64), tf.constant(next_mu, tf.float64)
         return self._c_step(mu, next_mu, scales, tf.constant(True))
 

@@ -121,7 +121,7 @@ def test_theta_and_multipliers_are_mirrored(replicas):
 
     def look(batch, logs):
         lagrangian = compress._lagrangian
-        for held in [*lagrangian.thetas, *lagrangian.targets, lagrangian.mu]:
+        for held in [*lagrangian.thetas, *lagrangian.targets, *lagrangian.mus]:
             copies = model.distribute_strategy.experimental_local_results(held)
             assert [name(copy.device) for copy in copies] == replicas
             values = [copy.numpy() for copy in copies]
@@ -228,8 +228,8 @@ def test_replicas_are_given_the_result_and_asked_for_nothing(replicas):
     assert {"ReadVariableOp", "AssignVariableOp", "L2Loss", "DenseBincount"} <= operations(placed[first])
     for other in others:
         assert operations(placed[other]) <= PLUMBING | {"AssignVariableOp"}
-        # v, θ and the target of each of two kernels
-        assert sum(node.op == "AssignVariableOp" for node in placed[other]) == 6
+        # v, θ, the target and μ of each of two kernels, and the scales of μ
+        assert sum(node.op == "AssignVariableOp" for node in placed[other]) == 9
         assert not {node.op for node in sources(placed[other])} - {"AssignVariableOp", "Const", "NoOp"}
     assert operations(placed["CPU:0"]) <= PLUMBING
 
@@ -289,8 +289,9 @@ def test_the_c_step_has_kernels_in_the_memory_of_a_gpu(cost, dtype):
         lagrangian = lagrangian_of(cost, tf.device("CPU:0"), units=(4000, 100))
     finally:
         keras.config.set_dtype_policy("float32")
-    arguments = tf.TensorSpec([], tf.float32), tf.TensorSpec([], tf.float64)
-    graph = lagrangian._c_step.get_concrete_function(*arguments).graph
+    mu = tf.TensorSpec([], tf.float64)
+    scales = tf.TensorSpec([2], tf.float32)
+    graph = lagrangian._c_step.get_concrete_function(mu, mu, scales, tf.TensorSpec([], tf.bool)).graph
     assert list(taken_to_the_host(graph)) == []
 
 
