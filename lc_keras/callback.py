@@ -74,8 +74,8 @@ class LearningCompression(keras.callbacks.Callback):
     Raises:
         TypeError: If an argument is of another type than described.
         ValueError: If an argument is out of range; in `fit`, if a task does not fit the
-            model, its `train_step` leaves out the penalty, or an L step diverges. The model then holds the last compressed
-            weights, all finite.
+            model, its `train_step` leaves out the penalty, or an L step diverges. The model
+            then holds the last compressed weights, all finite.
 
     Example:
 
