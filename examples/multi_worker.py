@@ -30,9 +30,9 @@ BATCH = 40  # of all workers together
 class AcrossWorkers(keras.Sequential):
     """A model that `fit` trains on several workers.
 
-    Keras 3.15 does not do so by itself (keras-team/keras issue 20585). Before the first batch it takes the mean of
-    a batch over the workers, of which TensorFlow can make no tensor here; and after each step it reduces metrics,
-    which are scalars, along their first axis.
+    Keras 3.15 does not do so by itself (keras-team/keras issue 20585). Before the first batch it takes the
+    mean of a batch over the workers, of which TensorFlow can make no tensor here; and after each step it
+    reduces metrics, which are scalars, along their first axis.
     """
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
@@ -159,7 +159,8 @@ def free_ports(count):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--keep", type=float, default=0.1)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2, help="how many to start on this machine")

@@ -4,8 +4,8 @@ Every function takes a sequence of tensors and treats it as one long vector with
 vector: a tensor is read in chunks that fit the cache, and only counts and sums are kept. The functions can
 be called eagerly, inside `tf.function`, and inside `tf.function(jit_compile=True)`.
 
-On a GPU nothing of the size of the weights leaves it, but for thresholds that are subnormal or tied: TensorFlow
-compares int32 in the memory of the host, so that the usual case compares floats.
+On a GPU nothing of the size of the weights leaves it, but for thresholds that are subnormal or tied:
+TensorFlow compares int32 in the memory of the host, so that the usual case compares floats.
 """
 
 from collections.abc import Callable, Sequence

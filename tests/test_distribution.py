@@ -170,7 +170,7 @@ def lagrangian_of(cost, scope, units=(40, 30)):
 
 
 def compiled(function):
-    """The nodes by device, as TensorFlow has placed and cut the graph of the function that is called first here."""
+    """The nodes by device, as TensorFlow placed and cut the graph of the function called first here."""
     context.context().enable_graph_collection()
     try:
         function()
@@ -237,7 +237,8 @@ def test_replicas_are_given_the_result_and_asked_for_nothing(replicas):
 LARGE = 100_000
 # Branches for weights that are subnormal, huge or tied at the threshold.
 RARE = re.compile(r"crowded(_\d+)?_true|normal(_\d+)?_false")
-CALLS = {"If", "StatelessIf", "While", "StatelessWhile", "PartitionedCall", "StatefulPartitionedCall", "Placeholder"}
+CALLS = {"If", "StatelessIf", "While", "StatelessWhile", "Placeholder"}
+CALLS |= {"PartitionedCall", "StatefulPartitionedCall"}
 
 
 def graphs(graph, seen):
@@ -264,7 +265,9 @@ def taken_to_the_host(graph):
     """Operations that would have a GPU send tensors of the weights' size to the host."""
     for inside in graphs(graph, set()):
         for op in inside.get_operations():
-            names = [a.name for a in op.op_def.input_arg for _ in range(op.get_attr(a.number_attr) if a.number_attr else 1)]
+            names = []
+            for a in op.op_def.input_arg:
+                names += [a.name] * (op.get_attr(a.number_attr) if a.number_attr else 1)
             for argument, tensor in zip(names, op.inputs):
                 size = tensor.shape.num_elements()
                 if op.type not in CALLS and tensor.dtype != tf.resource and (size is None or size >= LARGE):

@@ -1,15 +1,17 @@
-"""Types, sizes and optimizers at their ends: half and double precision, extreme μ, zeros, one weight, 10⁸ weights."""
+"""Half and double precision, extreme μ, zeros, one weight, 10⁸ weights, and what optimizers do beside a step."""
 
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from nets import Builder, randomize
-from test_callback import BATCHES, KEPT, XENT, X, Y, fit, kernels, largest, lc, linear, net, nonzeros, rng, same
+from test_callback import BATCHES, KEPT, XENT, X, Y, fit, kernels, largest
+from test_callback import lc, linear, net, nonzeros, rng, same
 
 from lc_keras import (
     Blocks,
@@ -29,9 +31,11 @@ from lc_keras.tasks import bind_tasks
 
 pytestmark = pytest.mark.filterwarnings("error:Training (stopped|was interrupted)")
 
-WEIGHTS = [L0Constraint(0.3), L0Penalty(0.02), L1Constraint(2.0), L1Penalty(0.02), L2Constraint(1.0), L2Penalty(0.1)]
+WEIGHTS = [L0Constraint(0.3), L0Penalty(0.02), L1Constraint(2.0), L1Penalty(0.02)]
+WEIGHTS += [L2Constraint(1.0), L2Penalty(0.1)]
 GROUPED = [
-    *(kind(0.6, groups) for kind in (L0Constraint, L0Penalty, L1Penalty) for groups in (Neurons(), Blocks((2, 2)))),
+    *(kind(0.6, Neurons()) for kind in (L0Constraint, L0Penalty, L1Penalty)),
+    *(kind(0.6, Blocks((2, 2))) for kind in (L0Constraint, L0Penalty, L1Penalty)),
     L1Constraint(2.0, Neurons()),
     NMConstraint(1, 2),
 ]
@@ -90,7 +94,8 @@ def test_mixed_precision_follows_single_precision(policy):
     single, mixed = net(), net(dtype=policy)
     if policy == "mixed_float16":
         mixed.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)), XENT)
-    expected, received = fit(single, [lc(**LONG)], epochs=6).history, fit(mixed, [lc(**LONG)], epochs=6).history
+    expected = fit(single, [lc(**LONG)], epochs=6).history
+    received = fit(mixed, [lc(**LONG)], epochs=6).history
     assert nonzeros(mixed) == KEPT
     np.testing.assert_allclose(received["loss"], expected["loss"], rtol=0.02)
     assert received["gap"][-1] == pytest.approx(expected["gap"][-1], abs=0.01)
@@ -118,9 +123,10 @@ def test_jit_compiled_double_precision():
 
 @pytest.mark.parametrize("mu", [[2.0, 4.0, 8.0, 16.0], "auto"], ids=["fixed", "auto"])
 def test_accumulated_gradients_are_those_of_a_larger_batch(mu):
+    data = tf.data.Dataset.from_tensor_slices((X, Y))
     whole, parts = net(), net(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2))
     expected, received = (
-        fit(model, [lc(mu=mu, epochs_per_step=0.5)], x=tf.data.Dataset.from_tensor_slices((X, Y)).batch(size)).history
+        fit(model, [lc(mu=mu, epochs_per_step=0.5)], x=data.batch(size)).history
         for model, size in ((whole, 16), (parts, 8))
     )
     np.testing.assert_allclose(received["mu"], expected["mu"], rtol=1e-5)
@@ -284,10 +290,11 @@ print(float(result.density), before / held.size, (resident("VmHWM") - before) / 
 
 
 def test_a_hundred_million_weights():
-    """The peak of a C step beside w, θ and λ, in bytes a weight, of ten tensors that have a tenth of them each."""
+    """The peak of a C step beside w, θ and λ, in bytes a weight, of ten tensors alike."""
     if sys.platform != "linux":
         pytest.skip("memory is measured on Linux")
-    available = next(int(line.split()[1]) for line in open("/proc/meminfo") if line.startswith("MemAvailable"))
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     if available < 4_000_000:
         pytest.skip("less than 4 GB of free memory")
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
@@ -302,7 +309,7 @@ def test_a_hundred_million_weights():
 
 
 def objective(lagrangian, mu, weights, multipliers):
-    r"""$C(\theta) + \mu/2 \lVert w - \lambda/\mu - \theta \rVert^2$: the augmented Lagrangian, up to what θ leaves alone."""
+    r"""$C(\theta) + \mu/2 \lVert w - \lambda/\mu - \theta \rVert^2$: the augmented Lagrangian, but for a constant."""
     total, start = 0.0, 0
     for part in lagrangian.shared:
         stop = start + len(part.variables)
