@@ -170,7 +170,7 @@ def lagrangian_of(cost, scope, units=(40, 30)):
 
 
 def compiled(function):
-    """The nodes by device, as TensorFlow places and cuts the graph of the first function called here."""
+    """The nodes by device, as TensorFlow placed and cut the graph of the function called first here."""
     context.context().enable_graph_collection()
     try:
         function()
@@ -265,11 +265,9 @@ def taken_to_the_host(graph):
     """Operations that would have a GPU send tensors of the weights' size to the host."""
     for inside in graphs(graph, set()):
         for op in inside.get_operations():
-            names = [
-                argument.name
-                for argument in op.op_def.input_arg
-                for _ in range(op.get_attr(argument.number_attr) if argument.number_attr else 1)
-            ]
+            names = []
+            for a in op.op_def.input_arg:
+                names += [a.name] * (op.get_attr(a.number_attr) if a.number_attr else 1)
             # Not strict: lists of several types are not spelt out.
             for argument, tensor in zip(names, op.inputs, strict=False):
                 size = tensor.shape.num_elements()

@@ -1,4 +1,4 @@
-"""Types, sizes and optimizers at their ends: half and double precision, extreme μ, zeros, 10⁸ weights."""
+"""Half and double precision, extreme μ, zeros, one weight, 10⁸ weights, and what else optimizers do."""
 
 import itertools
 import random
@@ -46,17 +46,11 @@ from test_callback import (
 
 pytestmark = pytest.mark.filterwarnings("error:Training (stopped|was interrupted)")
 
-WEIGHTS = [
-    *(L0Constraint(0.3), L0Penalty(0.02)),
-    *(L1Constraint(2.0), L1Penalty(0.02)),
-    *(L2Constraint(1.0), L2Penalty(0.1)),
-]
+WEIGHTS = [L0Constraint(0.3), L0Penalty(0.02), L1Constraint(2.0), L1Penalty(0.02)]
+WEIGHTS += [L2Constraint(1.0), L2Penalty(0.1)]
 GROUPED = [
-    *(
-        kind(0.6, groups)
-        for kind in (L0Constraint, L0Penalty, L1Penalty)
-        for groups in (Neurons(), Blocks((2, 2)))
-    ),
+    *(kind(0.6, Neurons()) for kind in (L0Constraint, L0Penalty, L1Penalty)),
+    *(kind(0.6, Blocks((2, 2))) for kind in (L0Constraint, L0Penalty, L1Penalty)),
     L1Constraint(2.0, Neurons()),
     NMConstraint(1, 2),
 ]
@@ -116,7 +110,8 @@ def test_mixed_precision_follows_single_precision(policy):
     single, mixed = net(), net(dtype=policy)
     if policy == "mixed_float16":
         mixed.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)), XENT)
-    expected, received = (fit(model, [lc(**LONG)], epochs=6).history for model in (single, mixed))
+    expected = fit(single, [lc(**LONG)], epochs=6).history
+    received = fit(mixed, [lc(**LONG)], epochs=6).history
     assert nonzeros(mixed) == KEPT
     np.testing.assert_allclose(received["loss"], expected["loss"], rtol=0.02)
     assert received["gap"][-1] == pytest.approx(expected["gap"][-1], abs=0.01)
@@ -144,8 +139,8 @@ def test_jit_compiled_double_precision():
 
 @pytest.mark.parametrize("mu", [[2.0, 4.0, 8.0, 16.0], "auto"], ids=["fixed", "auto"])
 def test_accumulated_gradients_are_those_of_a_larger_batch(mu):
-    whole, parts = net(), net(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2))
     data = tf.data.Dataset.from_tensor_slices((X, Y))
+    whole, parts = net(), net(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2))
     expected, received = (
         fit(model, [lc(mu=mu, epochs_per_step=0.5)], x=data.batch(size)).history
         for model, size in ((whole, 16), (parts, 8))
@@ -311,7 +306,7 @@ print(float(result.density), before / held.size, (resident("VmHWM") - before) / 
 
 
 def test_a_hundred_million_weights():
-    """The peak of a C step beside w, θ and λ, in bytes a weight, of ten tensors with a tenth of them each."""
+    """The peak of a C step beside w, θ and λ, in bytes a weight, of ten tensors alike."""
     if sys.platform != "linux":
         pytest.skip("memory is measured on Linux")
     lines = Path("/proc/meminfo").read_text().splitlines()
@@ -330,7 +325,7 @@ def test_a_hundred_million_weights():
 
 
 def objective(lagrangian, mu, weights, multipliers):
-    r"""$C(\theta) + \mu/2 \lVert w - \lambda/\mu - \theta \rVert^2$, but for terms without θ."""
+    r"""$C(\theta) + \mu/2 \lVert w - \lambda/\mu - \theta \rVert^2$, but for a constant."""
     total, start = 0.0, 0
     for part in lagrangian.shared:
         stop = start + len(part.variables)
