@@ -27,14 +27,7 @@ _SUGGESTED_EPOCHS = 20
 _LENGTH, _STEPS, _FEWEST_BATCHES = 0.25, 80, 15
 # How long an epoch is taken to be until the first one has ended, if Keras does not know.
 _UNKNOWN_BATCHES = 100
-_SETTINGS = (
-    "epochs_per_step",
-    "first_step_epochs",
-    "multipliers",
-    "limit_learning_rate",
-    "reset_optimizer",
-    "tolerance",
-)
+_SETTINGS = ("multipliers", "limit_learning_rate", "reset_optimizer", "tolerance")
 
 
 class LearningCompression(keras.callbacks.Callback):
@@ -344,6 +337,8 @@ class LearningCompression(keras.callbacks.Callback):
             "batches in an epoch": self.params.get("steps"),
             "L steps": self._steps,
             "mu": "auto" if self._is_automatic else self._schedule,
+            "epochs_per_step": self._length,
+            "first_step_epochs": self._first_length,
             **{name: getattr(self, name) for name in _SETTINGS},
         }
 
