@@ -152,7 +152,7 @@ def _export(args: argparse.Namespace) -> None:
     )
 
 
-def _load(args: argparse.Namespace) -> keras.Model:
+def _load(args: argparse.Namespace) -> "keras.Model":
     import keras
 
     if not os.path.isfile(args.model):
@@ -171,7 +171,7 @@ def _load(args: argparse.Namespace) -> keras.Model:
         raise
 
 
-def _array(path: str) -> np.ndarray:
+def _array(path: str) -> "np.ndarray":
     import numpy as np
 
     return np.load(path, allow_pickle=False)

@@ -18,7 +18,7 @@ from lc_keras.checkpoints import Checkpoint, Checkpoints, Facts
 from lc_keras.groups import Neurons
 from lc_keras.guard import Guard, Logs, Snapshot, TrainFunction
 from lc_keras.lagrangian import CStep, Lagrangian
-from lc_keras.optimizers import LearningRateLimit, optimizers_of, relative_curvature, reset_state
+from lc_keras.optimizers import LearningRateLimit, optimizers_of, relative_gradients, reset_state
 from lc_keras.run_state import RunState, check_same
 from lc_keras.tasks import Tasks, as_tasks, bind_tasks
 
@@ -375,11 +375,11 @@ class LearningCompression(keras.callbacks.Callback):
         if not (isinstance(self._schedule, schedules.Automatic) and any(neurons)):
             return None
         making = list(itertools.compress(lagrangian.variables, neurons))
-        curvature = relative_curvature(self._rate.updating[0], making)
-        if curvature is None:
+        gradients = relative_gradients(self._rate.updating[0], making)
+        if gradients is None:
             return None
         scales = lagrangian.scales.numpy()
-        scales[neurons] = self._schedule.scales(step, scales[neurons], curvature)
+        scales[neurons] = self._schedule.scales(step, scales[neurons], gradients)
         return scales
 
     def _execute(self, train_function: TrainFunction, iterator: Iterator[object]) -> Logs:

@@ -178,21 +178,20 @@ def effective_rate(
     return learning_rate / size
 
 
-def relative_curvature(
+def relative_gradients(
     optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
 ) -> list[float] | None:
-    r"""How curved the loss is in each variable, next to all of them together.
+    r"""How large the gradients of each variable are, next to those of all of them together.
 
-    The mean squared gradient, a diagonal of the empirical Fisher matrix averaged over the variable,
-    from what the optimizer remembers of the gradients: their second moment, or else the square of
-    their momentum, which has about the same ratios.
+    Root mean squares, from what the optimizer remembers of the gradients: their second moment, or
+    else the square of their momentum, which has about the same ratios.
 
     Args:
         optimizer: `keras.optimizers.Optimizer`.
         variables: List of `keras.Variable`.
 
     Returns:
-        List of floats, whose mean over all weights is 1 but for the bounds $10^{-2}$ and $10^3$, or
+        List of floats, whose mean square over all weights is 1 but for the bounds 0.1 and 100, or
         `None` where the optimizer remembers no gradients (yet).
     """
     optimizer = inner_optimizer(optimizer)
@@ -204,7 +203,7 @@ def relative_curvature(
     sizes = [int(moment.value.shape.num_elements()) for moment in moments]
     means = np.array([float(m) for m in _means(moments, power)])
     mean = np.average(means, weights=sizes)
-    return np.clip(means / mean, 1e-2, 1e3).tolist() if mean > 0 else None
+    return np.clip(np.sqrt(means / mean), 0.1, 100.0).tolist() if mean > 0 else None
 
 
 def _moments(

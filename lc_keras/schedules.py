@@ -157,29 +157,28 @@ class Automatic:
         return self._previous
 
     def scales(
-        self, step: int, before: Sequence[float] | np.ndarray, curvature: Sequence[float] | np.ndarray
+        self, step: int, before: Sequence[float] | np.ndarray, gradients: Sequence[float] | np.ndarray
     ) -> np.ndarray:
         r"""How much the distance to θ counts in each variable that makes neurons.
 
-        As much as the loss is curved there. What the removal of a neuron costs grows with the
-        curvature, so the C step compares neurons of unlike layers by what they are worth and not
-        by their size alone; and where the loss holds harder, the pull is stronger. One measurement
-        is noisy: each moves the scales by a fifth of the way, in logarithms. After the first quarter
-        of the run they stay, since what is measured is then more and more the pull itself.
+        In proportion to the gradients there: where the loss holds harder, the pull is stronger,
+        and the gaps of unlike layers close together. One measurement is noisy: each moves the
+        scales by a fifth of the way, in logarithms. After the first quarter of the run they stay,
+        since what is measured is then more and more the pull itself.
 
         Args:
             step: Int, the index of the L step.
             before: Sequence of floats, the scales so far; all 1 before the first measurement.
-            curvature: Sequence of floats > 0, of each variable, relative to all.
+            gradients: Sequence of floats > 0, the size of each variable's, relative to all.
 
         Returns:
             Array of floats.
         """
-        before, curvature = np.asarray(before, float), np.asarray(curvature, float)
+        before, gradients = np.asarray(before, float), np.asarray(gradients, float)
         if step > self._steps / 4:
             return before
         weight = 1.0 if np.all(before == 1) else self._NEW
-        return before ** (1 - weight) * curvature**weight
+        return before ** (1 - weight) * gradients**weight
 
 
 def values(schedule: Schedule | str, steps: int) -> list[float]:

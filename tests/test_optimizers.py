@@ -8,7 +8,7 @@ from lc_keras.optimizers import (
     effective_rate,
     inner_optimizer,
     optimizers_of,
-    relative_curvature,
+    relative_gradients,
     reset_state,
 )
 
@@ -225,7 +225,7 @@ def test_effective_rate_of_adam_is_relative_to_the_gradient():
     assert effective_rate(optimizer, [other], 0.1) == pytest.approx(0.1 / 400, rel=1e-4)
 
 
-# How curved the loss is in each variable.
+# How large the gradients of each variable are.
 
 
 @pytest.mark.parametrize(
@@ -240,29 +240,29 @@ def test_effective_rate_of_adam_is_relative_to_the_gradient():
     ],
     ids=lambda optimizer: type(optimizer).__name__,
 )
-def test_relative_curvature_goes_with_squared_gradients(optimizer):
-    """Three weights for one: the mean over the weights is 1, and other variables do not count."""
+def test_relative_gradients(optimizer):
+    """Three weights for one: the mean square over the weights is 1, and other variables do not count."""
     large, small, other = keras.Variable(np.zeros(1)), keras.Variable(np.zeros(3)), fresh()
-    assert relative_curvature(optimizer, [small, large]) is None
+    assert relative_gradients(optimizer, [small, large]) is None
     scale = getattr(optimizer, "initial_scale", 1.0)
     gradients = [tf.fill(v.shape, g * scale) for v, g in [(large, 4.0), (small, 1.0), (other, 50.0)]]
     optimizer.apply(gradients, [large, small, other])
     np.testing.assert_allclose(
-        relative_curvature(optimizer, [small, large]), [4 / 19, 64 / 19], rtol=1e-4
+        relative_gradients(optimizer, [small, large]), np.sqrt([4 / 19, 64 / 19]), rtol=1e-4
     )
 
 
-def test_relative_curvature_is_bounded():
+def test_relative_gradients_are_bounded():
     optimizer, flat, steep = keras.optimizers.Adam(0.1), keras.Variable(np.zeros(10**5)), fresh()
     optimizer.apply([tf.fill(flat.shape, 1e-6), tf.fill(steep.shape, 1e3)], [flat, steep])
-    assert relative_curvature(optimizer, [flat, steep]) == [1e-2, 1e3]
+    assert relative_gradients(optimizer, [flat, steep]) == [0.1, 100.0]
 
 
 @pytest.mark.parametrize("optimizer", [SGD(0.1), keras.optimizers.Adam(0.1)])
-def test_relative_curvature_is_unknown_where_no_gradient_is_remembered(optimizer):
+def test_relative_gradients_are_unknown_where_no_gradient_is_remembered(optimizer):
     variable = fresh()
     optimizer.apply([tf.zeros((2, 2))], [variable])
-    assert relative_curvature(optimizer, [variable]) is None
+    assert relative_gradients(optimizer, [variable]) is None
 
 
 # Several optimizers.

@@ -136,7 +136,7 @@ def test_automatic_of_one_step():
     assert automatic(steps=1)[0] == automatic()[0]
 
 
-def test_automatic_scales_follow_the_curvature_slowly():
+def test_automatic_scales_follow_the_gradients_slowly():
     schedule = Automatic(20)
     first = schedule.scales(1, [1.0, 1.0], [0.5, 100.0])
     np.testing.assert_allclose(first, [0.5, 100.0])
