@@ -12,30 +12,44 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+# Those of a line share a process: to import TensorFlow takes as long as a tiny pass.
 SCRIPTS = """
-any_model automatic_mu c_step error kill l_step on_device resnet serving shrink step_length tune
+any_model
+kill
+resnet
 whole_run
-""".split()
+c_step on_device serving shrink
+automatic_mu error l_step step_length tune
+""".strip().splitlines()
+
+RUN = """
+import runpy, sys
+folder, output, *scripts = sys.argv[1:]
+for script in scripts:
+    sys.argv = [script, "--tiny", "--output", f"{output}/{script}.json"]
+    runpy.run_path(f"{folder}/{script}.py", run_name="__main__")
+"""
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_tiny_pass(script, tmp_path, request):
-    if script == "resnet":
+@pytest.mark.parametrize("scripts", SCRIPTS)
+def test_a_tiny_pass(scripts, tmp_path, request):
+    if scripts == "resnet":
         request.getfixturevalue("cifar10_dir")
+    benchmarks = ROOT / "benchmarks"
     done = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "benchmarks" / f"{script}.py",
-            "--tiny",
-            "--output",
-            tmp_path / "result.json",
-        ],
+        [sys.executable, "-c", RUN, benchmarks, tmp_path, *scripts.split()],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": f"{benchmarks}{os.pathsep}{ROOT}"},
     )
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "result.json").read_text())
+    for script in scripts.split():
+        check(script, tmp_path, done)
+
+
+def check(script, folder, done):
+    """Checks what a script has written and shown."""
+    result = json.loads((folder / f"{script}.json").read_text())
     rows = result["rows"]
     assert result["environment"]["tensorflow"] and result["environment"]["cores"] > 0
     if script == "error":
@@ -53,7 +67,7 @@ def test_a_tiny_pass(script, tmp_path, request):
         assert best["measured_on"] == "validation" and f"{best['error']:.2f} *" in done.stdout
     elif script == "step_length":
         assert [row["settings"]["epochs_per_step"] for row in rows] == [0.25, 1.0]
-        assert (tmp_path / "result.png").stat().st_size > 5000
+        assert (folder / f"{script}.png").stat().st_size > 5000
     elif script == "whole_run":
         assert rows[0]["c_steps"] >= 8 and 0 < rows[0]["c_step_fraction"] < 1
         assert rows[0]["ratio"] > 0 and rows[0]["lc_peak_mb"] > rows[0]["weights_mb"] > 0
