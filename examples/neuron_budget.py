@@ -124,8 +124,14 @@ def main():
     add(
         "--tuning-epochs",
         type=int,
-        default=2,
+        default=4,
         help="of these, how many at the end train the net that LC left",
+    )
+    add(
+        "--keep-at-least",
+        type=float,
+        default=0.2,
+        help="fraction of each layer that both keep whatever it takes",
     )
     add("--reference-epochs", type=int, default=8)
     add("--optimizer", choices=["sgd", "adam"], default="adam")
@@ -147,7 +153,9 @@ def main():
     reference = mnist.trained(build, train, args)
     points = [point("reference", reference, measured, reference)]
     for budget in args.keep or keep:
-        cost = lc_keras.L0Constraint(budget, lc_keras.Neurons(), measure="macs")
+        cost = lc_keras.L0Constraint(
+            budget, lc_keras.Neurons(), measure="macs", keep_at_least=args.keep_at_least
+        )
         direct = tradeoff.copy_of(reference)
         compress_directly(direct, cost)
         points.append(point(f"direct compression {budget:g}", lc_keras.shrink(direct), measured, reference))

@@ -1,3 +1,4 @@
+import itertools
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from lc_keras import Geometric, L0Constraint, LearningCompression
+from lc_keras import Geometric, L0Constraint, LearningCompression, Neurons, Weights
 
 # A fit that runs to its end has nothing to warn of.
 pytestmark = pytest.mark.filterwarnings(
@@ -575,6 +576,17 @@ def test_fewer_epochs_than_the_schedule():
     ):
         fit(model, [lc(steps=8)], epochs=1)
     assert nonzeros(model) == KEPT
+
+
+@pytest.mark.parametrize("groups, scaled", [(Neurons(), True), (Weights(), False)], ids=str)
+def test_distances_of_neurons_have_scales(groups, scaled):
+    """By the gradients in the first quarter of the run: 2 of 8 L steps of 2 batches."""
+    seen, compress = [], LearningCompression(L0Constraint(0.5, groups))
+    look = spy(on_train_batch_end=lambda batch, logs: seen.append(compress._lagrangian.scales.numpy()))
+    fit(net(keras.optimizers.Adam(0.02)), [compress, look])
+    assert (np.array(seen[:2]) == 1).all() and len(seen) == 16
+    changes = [(one != two).any() for one, two in itertools.pairwise(seen)]
+    assert changes == [scaled and batch in (2, 4) for batch in range(1, 16)]
 
 
 @pytest.mark.parametrize(
