@@ -30,7 +30,8 @@ def test_a_kind(kind, reloader, tmp_path):
     any_model.survives(kind(), reloader, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["MobileNetV3Small"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MobileNetV3Small", "EfficientNetB0"])
 def test_an_application(name, reloader, tmp_path):
     any_model.survives(any_model.application(any_model.builders()[name]), reloader, tmp_path)
 

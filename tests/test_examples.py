@@ -66,6 +66,7 @@ def test_lenet300_at_each_cost(tmp_path, mnist_dir):
         assert points[1]["error"] > 20
 
 
+@pytest.mark.slow
 def test_lenet5_on_validation_images(tmp_path, mnist_dir):
     options = ("--keep", "0.01", "--epochs", "1", "--reference-epochs", "1", "--samples", "600")
     points, printed = run("lenet5_mnist.py", tmp_path, *options, "--validation")

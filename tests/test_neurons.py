@@ -140,7 +140,7 @@ def test_half_of_each_layer(name):
     assert_same_outputs(model, small)
 
 
-@pytest.mark.parametrize("measure", ["groups", "macs"])
+@pytest.mark.parametrize("measure", [pytest.param("groups", marks=pytest.mark.slow), "macs"])
 def test_compiled_by_xla(measure):
     model = tiny()
     fit(model, L0Constraint(0.5, Neurons(), measure), jit_compile=True)

@@ -442,8 +442,11 @@ def kill_filters(model, fraction, seed=0):
                     kill(node.operation, dead)
 
 
-# DenseNet121 and EfficientNetB0 as well, at full size: benchmarks/shrink.py --applications
-@pytest.mark.parametrize("name", ["VGG16", "ResNet50", "MobileNetV2"])
+APPLICATIONS = ["VGG16", "ResNet50", "MobileNetV2"]
+APPLICATIONS += [pytest.param(name, marks=pytest.mark.slow) for name in ("DenseNet121", "EfficientNetB0")]
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
 def test_applications(name):
     options = {"classifier_activation": None} | ({"alpha": 0.35} if name == "MobileNetV2" else {})
     model = getattr(keras.applications, name)(weights=None, input_shape=(32, 32, 3), classes=10, **options)

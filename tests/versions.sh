@@ -28,7 +28,7 @@ for environment in "${environments[@]}"; do
             touch "$folder/installed" ||
             { failed+=("$name: not installed"); continue; }
     fi
-    "$folder/bin/python" -m pytest -q -p no:cacheprovider "${@:-tests}" || failed+=("$name")
+    "$folder/bin/python" -m pytest -q -p no:cacheprovider -m "" "${@:-tests}" || failed+=("$name")
 done
 if ((${#failed[@]})); then
     printf 'Failed: %s\n' "${failed[@]}" >&2
