@@ -47,7 +47,7 @@ def run(model, lc_steps, mus=MUS, limited=False, each_l_step=lambda i: None):
 
 
 @pytest.mark.parametrize("multipliers", [True, False])
-@pytest.mark.parametrize("limited", [True, False])
+@pytest.mark.parametrize("limited", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "optimizer",
     [lambda: keras.optimizers.SGD(0.02, 0.9, nesterov=True), lambda: keras.optimizers.Adam(0.01)],

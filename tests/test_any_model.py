@@ -25,7 +25,12 @@ def reloader():
         yield process
 
 
-@pytest.mark.parametrize("kind", kinds.KINDS, ids=lambda kind: kind.__name__)
+# Like others in the list, or in a tiny pass of benchmarks/any_model.py.
+SLOW = (kinds.nested_three_deep, kinds.shared_weights, kinds.lora_alone, kinds.lstm_tagger)
+KINDS = [pytest.param(kind, marks=[pytest.mark.slow] * (kind in SLOW)) for kind in kinds.KINDS]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_kind(kind, reloader, tmp_path):
     any_model.survives(kind(), reloader, tmp_path)
 

@@ -273,7 +273,7 @@ HOOKS = [
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("first", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_interrupt_in_another_callback(hook, first):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt

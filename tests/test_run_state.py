@@ -105,8 +105,8 @@ OPTIMIZERS = {
     "optimizer, options",
     [
         ("momentum", {"multipliers": False}),
-        ("decay", {"epochs_per_step": 0.3}),
-        ("loss scale", {"mu": lc_keras.Geometric(0.01, 1.0)}),
+        pytest.param("decay", {"epochs_per_step": 0.3}, marks=pytest.mark.slow),
+        pytest.param("loss scale", {"mu": lc_keras.Geometric(0.01, 1.0)}, marks=pytest.mark.slow),
         ("accumulation", {"known": False}),
         ("averages", {"reset_optimizer": True, "epochs_per_step": 1}),
     ],
