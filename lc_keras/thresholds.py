@@ -99,11 +99,12 @@ def fold(
         The state after the last chunk.
     """
     state, packed, held = initial, [], 0
-    dtype = tensors[0].dtype if len({t.dtype for t in tensors}) == 1 else None
-    dtype = common_dtype(tensors) if dtype is None or scales is not None else dtype
+    alike = scales is None and len({t.dtype for t in tensors}) == 1
+    dtype = tensors[0].dtype if alike else common_dtype(tensors)
 
     def scaled(chunk: tf.Tensor, scale: float | tf.Tensor) -> tf.Tensor:
-        return tf.cast(chunk, dtype) * tf.cast(scale, dtype) if scales is not None else tf.cast(chunk, dtype)
+        chunk = tf.cast(chunk, dtype)
+        return chunk if scales is None else chunk * tf.cast(scale, dtype)
 
     for tensor, scale in zip(tensors, [1] * len(tensors) if scales is None else scales, strict=True):
         flat = tf.reshape(tensor, [-1])
