@@ -44,8 +44,21 @@ class Contender:
     slope: int = -1
 
     def settings(self):
-        """What to tune: the learning rates times the tries."""
+        """What to tune at first: the learning rates times the tries."""
         return [{"rate": rate, **own} for own in self.tries for rate in self.rates]
+
+
+    def regularized(self, settings, optimizer):
+        """What to tune next, with the settings that were found best."""
+        decay = {"weight_decay": WEIGHT_DECAYS[optimizer]}
+        smooth = {"label_smoothing": LABEL_SMOOTHING}
+        return [{**settings, **more} for more in (decay, smooth, decay | smooth)]
+
+
+# Decoupled from the gradient: what goes of a weight in a batch is this times the learning rate.
+WEIGHT_DECAYS = {"sgd": 1e-3, "adam": 0.1}
+LABEL_SMOOTHING = 0.05
+_OF_TRAINING = {"rate": 1.0, "weight_decay": None, "label_smoothing": 0.0}
 
 
 def _options(name, *values):
@@ -165,7 +178,7 @@ def run(start, name, keep, epochs, settings, strength=None):
         )
         figures["density"] = figures["kept"] / lc_keras.report(start.reference).weights
     else:
-        own = {option: value for option, value in settings.items() if option != "rate"}
+        own = {option: value for option, value in settings.items() if option not in _OF_TRAINING}
         norm = sum(float(np.abs(kernel.numpy()).sum()) for kernel in default_kernels(start.reference))
         callback = (
             contender.prune(keep, **own) if strength is None else contender.prune(strength, norm, **own)
@@ -181,7 +194,7 @@ def run(start, name, keep, epochs, settings, strength=None):
             [callback],
             optimizer=start.optimizer,
             seed=start.seed,
-            rate=settings.get("rate", 1.0),
+            **{name: settings.get(name, default) for name, default in _OF_TRAINING.items()},
             # An L step may be shorter than usual, but not than an execution.
             executions=max(16, math.ceil(1 / settings.get("epochs_per_step", 1))),
         )

@@ -44,7 +44,21 @@ class Net:
     keep: float
     anchor: Callable = lambda: None
 
-    def fit(self, model, train, epochs, label, callbacks=(), *, optimizer, seed, rate=1.0, executions=16):
+    def fit(
+        self,
+        model,
+        train,
+        epochs,
+        label,
+        callbacks=(),
+        *,
+        optimizer,
+        seed,
+        rate=1.0,
+        weight_decay=None,
+        label_smoothing=0.0,
+        executions=16,
+    ):
         """Trains `model` as every contender is trained, the learning rate times `rate`."""
         mnist.fit(
             model,
@@ -55,6 +69,8 @@ class Net:
             optimizer=optimizer,
             learning_rate=rate * self.rates[optimizer],
             seed=seed,
+            weight_decay=weight_decay,
+            label_smoothing=label_smoothing,
             batch_size=self.batch_size,
             executions=executions,
         )
@@ -93,11 +109,7 @@ def _digits_parts(validation):
 
 
 def _mnist_parts(validation, flat=False):
-    train, measured = data.mnist()
-    if validation:
-        train, measured = zip(
-            *((part[: -mnist.HELD_OUT], part[-mnist.HELD_OUT :]) for part in train), strict=True
-        )
+    train, measured = mnist.parts(data.mnist, validation)
     if flat:
         mean = train[0].mean(axis=0)
         train, measured = (((x - mean).reshape(-1, 784), y) for x, y in (train, measured))

@@ -52,7 +52,7 @@ LC with its defaults but the length of its L steps, at equal epochs. 0.0625 epoc
 """
 
 TUNE = """
-Each contender had the same six tries on the same held-out images, which its reference was not trained on.
+Each contender had nine tries on the same held-out images, which its reference was not trained on.
 """
 
 RESNET = """

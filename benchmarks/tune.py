@@ -5,8 +5,8 @@
     python benchmarks/tune.py --tiny                            # seconds
     python benchmarks/error.py --tuned outputs/tune.json        # then, on test images
 
-A try is a learning rate and one option of the contender: three times two of them. The reference is trained
-without the validation images.
+A try is a learning rate and one option of the contender, three times two of them; then, with the best of
+these, weight decay, label smoothing, and both. The reference is trained without the validation images.
 """
 
 import statistics
@@ -29,7 +29,12 @@ def main():
     settings = {name: CONTENDERS[name].settings() for name in options.contenders}
     if options.tiny:
         settings["magnitude"] = settings["magnitude"][::3]
-    print(table(error.measure(options, settings)))
+    rows = error.measure(options, settings)
+    if not options.tiny:
+        best = error.best_settings(rows, options.net, options.optimizer)
+        more = {name: CONTENDERS[name].regularized(best[name], options.optimizer) for name in settings}
+        rows += error.measure(options, more)
+    print(table(rows))
 
 
 def table(rows):

@@ -53,6 +53,21 @@ def _images(name):
     )
 
 
+def smoothed(part, smoothing, classes=10):
+    """A data set whose labels are probabilities: the right class has most, all share the rest alike.
+
+    Args:
+        part: Tuple of images and labels.
+        smoothing: Float, what all classes share.
+        classes: Int.
+
+    Returns:
+        Tuple of the images, and an array of shape `(n, classes)`.
+    """
+    images, labels = part
+    return images, (1 - smoothing) * np.eye(classes, dtype="float32")[labels] + smoothing / classes
+
+
 def batches(part, size, seed=None):
     """Batches of a data set held in memory.
 

@@ -64,30 +64,45 @@ def load(args, centred=False):
         args: The options.
         centred: Bool. `True`: less the mean of the training images.
     """
-    train, measured = data.mnist()
-    if args.validation:
-        train, measured = zip(*((part[:-HELD_OUT], part[-HELD_OUT:]) for part in train), strict=True)
+    train, measured = parts(data.mnist, args.validation)
     if centred:
         mean = train[0].mean(axis=0)
         train, measured = ((images - mean, labels) for images, labels in (train, measured))
     return tuple(part[: args.samples] for part in train), measured
 
 
+def parts(source, validation):
+    """Returns images and labels to train on and to measure on, of a data set as `data.mnist` loads it.
+
+    Args:
+        source: Function without arguments.
+        validation: Bool. `True`: measures on the last training images, which it holds out.
+    """
+    train, measured = source()
+    if validation:
+        train, measured = zip(*((part[:-HELD_OUT], part[-HELD_OUT:]) for part in train), strict=True)
+    return train, measured
+
+
 def fit(
     model, train, epochs, label, callbacks=(), *, optimizer, learning_rate, seed,
-    batch_size=256, jit_compile=False, executions=16,
+    weight_decay=None, label_smoothing=0.0, batch_size=256, jit_compile=False, executions=16,
 ):
     """Trains with a learning rate that falls by 0.98^40 over the run, `executions` in an epoch."""
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    if label_smoothing:
+        train = data.smoothed(train, label_smoothing)
+        loss = keras.losses.CategoricalCrossentropy(from_logits=True)
     train = data.batches(train, batch_size, seed=seed)
     batches = int(train.cardinality())
     falling = keras.optimizers.schedules.ExponentialDecay(
         learning_rate, decay_steps=batches, decay_rate=0.98 ** (40 / epochs), staircase=True
     )
     model.compile(
-        keras.optimizers.Adam(falling)
+        keras.optimizers.Adam(falling, weight_decay=weight_decay)
         if optimizer == "adam"
-        else keras.optimizers.SGD(falling, momentum=0.9, nesterov=True),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        else keras.optimizers.SGD(falling, momentum=0.9, nesterov=True, weight_decay=weight_decay),
+        loss,
         # Short enough for L steps of 15 of MNIST's 235 batches.
         steps_per_execution=max(1, batches // executions),
         jit_compile=jit_compile,

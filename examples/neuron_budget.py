@@ -136,6 +136,11 @@ def main():
     add("--reference-epochs", type=int, default=8)
     add("--optimizer", choices=["sgd", "adam"], default="adam")
     add("--learning-rate", type=float, default=1e-3)
+    add(
+        "--validation",
+        action="store_true",
+        help=f"to choose settings by: measures on the last {mnist.HELD_OUT:,} training images, held out",
+    )
     add("--samples", type=int, help="trains on the first so many images only")
     add("--seed", type=int, default=0)
     add("--jit-compile", action="store_true")
@@ -148,7 +153,7 @@ def main():
     args.output /= args.net
     args.output.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(args.seed)
-    train, measured = load()
+    train, measured = mnist.parts(load, args.validation)
     train = tuple(part[: args.samples] for part in train)
     reference = mnist.trained(build, train, args)
     points = [point("reference", reference, measured, reference)]

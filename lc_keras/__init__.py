@@ -14,8 +14,9 @@ from lc_keras.costs import (
 )
 from lc_keras.export import export_litert, export_saved_model
 from lc_keras.groups import Blocks, Neurons, Weights
+from lc_keras.measuring import report
 from lc_keras.penalty import LCPenalty
-from lc_keras.reports import PruningReport, report
+from lc_keras.reports import PruningReport
 from lc_keras.schedules import Exponential, Geometric
 from lc_keras.shrink import shrink
 from lc_keras.shrink_report import ShrinkReport, shrink_report

@@ -1,12 +1,11 @@
 """The Learning-Compression algorithm inside `fit`."""
 
 import contextlib
-import itertools
 import math
 import os
 import warnings
 from collections.abc import Iterator
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 import keras
 import numpy as np
@@ -15,18 +14,16 @@ import tensorflow as tf
 from lc_keras import schedules
 from lc_keras.averages import Averages
 from lc_keras.checkpoints import Checkpoint, Checkpoints, Facts
-from lc_keras.groups import Neurons
 from lc_keras.guard import Guard, Logs, Snapshot, TrainFunction
 from lc_keras.lagrangian import CStep, Lagrangian
-from lc_keras.optimizers import LearningRateLimit, optimizers_of, relative_gradients, reset_state
+from lc_keras.optimizers import LearningRateLimit, optimizers_of, reset_state
+from lc_keras.pace import Mu, Pace, is_automatic
+from lc_keras.plan import Plan
+from lc_keras.restarts import FirstEpoch, Restarts
 from lc_keras.run_state import RunState, check_same
 from lc_keras.tasks import Tasks, as_tasks, bind_tasks
 
 _SUGGESTED_EPOCHS = 20
-# The length of an L step in epochs, and what it may be cut to in order to have so many of them.
-_LENGTH, _STEPS, _FEWEST_BATCHES = 0.25, 80, 15
-# How long an epoch is taken to be until the first one has ended, if Keras does not know.
-_UNKNOWN_BATCHES = 100
 _SETTINGS = ("multipliers", "limit_learning_rate", "reset_optimizer", "tolerance")
 
 
@@ -102,7 +99,7 @@ class LearningCompression(keras.callbacks.Callback):
     def __init__(
         self,
         tasks: Tasks,
-        mu: Literal["auto"] | schedules.Schedule = "auto",
+        mu: Mu = "auto",
         steps: int | None = None,
         epochs_per_step: float | None = None,
         first_step_epochs: float | None = None,
@@ -122,7 +119,6 @@ class LearningCompression(keras.callbacks.Callback):
         self.steps = None if steps is None else int(steps)
         self.epochs_per_step = _positive_or_none("epochs_per_step", epochs_per_step)
         self.first_step_epochs = _positive_or_none("first_step_epochs", first_step_epochs)
-        self._set_lengths(_LENGTH)
         self.multipliers = bool(multipliers)
         self.limit_learning_rate = bool(limit_learning_rate)
         self.reset_optimizer = bool(reset_optimizer)
@@ -131,8 +127,7 @@ class LearningCompression(keras.callbacks.Callback):
         self.tolerance = float(tolerance)
         self.checkpoint_dir = checkpoint_dir
         self._checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir)
-        self._is_automatic = isinstance(mu, str) and mu == "auto"
-        if not self._is_automatic:
+        if not is_automatic(mu):
             schedules.values(mu, self.steps or 2)
         self.gap = self.density = math.nan
         self._lagrangian: Lagrangian = None  # type: ignore[assignment]  # there while `fit` runs
@@ -141,12 +136,12 @@ class LearningCompression(keras.callbacks.Callback):
     def epochs(self) -> int:
         if self.steps is None:
             return _SUGGESTED_EPOCHS
-        return math.ceil(self._end(self.steps - 1) - 1e-9)
+        return Plan.of(self.steps, self.epochs_per_step, self.first_step_epochs).epochs_needed
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
-        # Where an earlier `fit` was resumed; Keras would begin every later one there.
-        model._initial_epoch = None
+        # Keras would begin every later `fit` where an earlier one was resumed.
+        self._initial_epoch = FirstEpoch(model)
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         model = self.model
@@ -155,29 +150,26 @@ class LearningCompression(keras.callbacks.Callback):
         with model.distribute_strategy.scope():
             lagrangian = Lagrangian(shared, self.multipliers)
             self._rate = LearningRateLimit(*optimizers_of(model), variables=lagrangian.variables)
-        self._batches = self.params.get("steps")
         self._first_epoch: int | None = None
-        self._resumed: np.int64 | None = None
-        self._schedule: schedules.Automatic | list[float] = []
         self._step, self._mu = 0, math.nan
         self._finished = self._is_pulled = False
-        self._check_resumed_alone()
+        self._initial_epoch.check()
         self._averages = Averages(model.optimizer, lagrangian)
+        self._restarts: Restarts | None = None
         if self._checkpoints:
-            self._state = RunState(model, lagrangian, self._averages)
-            if saved := self._checkpoints.latest():
-                self._resume(saved)
+            state = RunState(model, lagrangian, self._averages)
+            self._restarts = Restarts(self._checkpoints, state, model)
+            if saved := self._restarts.latest():
+                self._resume(self._restarts, saved, lagrangian)
         self._lagrangian = lagrangian
         self._others = Snapshot(model, lagrangian.variables)
-        if self._resumed is not None:
+        if self._first_epoch is not None:
             self._start()
-        model.train_function = Guard(
-            model, self.params, self._execute, self._abandon, self._detach
-        )
+        model.train_function = Guard(model, self.params, self._execute, self._abandon, self._detach)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         with self._leaving_model_usable():
-            self._check_resumed_alone()
+            self._initial_epoch.check()
             if self._first_epoch is None:
                 self._begin(epoch)
             self._epoch = epoch - (self._first_epoch or 0)
@@ -190,7 +182,7 @@ class LearningCompression(keras.callbacks.Callback):
                 # Now that SwapEMAWeights, if it is there, has put the weights back.
                 self._lagrangian.show_training()
                 self._averages.show_training()
-            if self._batches:
+            if self._plan.batches:
                 self._advance(batch)
             self._logs.update(mu=self._mu, l_step=self._running + 1)
 
@@ -205,12 +197,12 @@ class LearningCompression(keras.callbacks.Callback):
                 if math.isnan(logs.get("loss", 0.0)):
                     self._diverge("the loss is NaN")
             logs.update(self._logs)
-        if self._checkpoints:
-            self._save(self._checkpoints, epoch + 1)
+        if self._restarts:
+            self._restarts.save(epoch + 1, self._settings(), self._place())
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        if self._checkpoints and self._writes:
-            self._checkpoints.delete()
+        if self._restarts:
+            self._restarts.delete()
         if self._first_epoch is not None and not self._finished:
             self._warn("Training stopped")
         self._detach()
@@ -218,169 +210,87 @@ class LearningCompression(keras.callbacks.Callback):
     @property
     def _running(self) -> int:
         """The index of the running L step, or of the last one if all are done."""
-        return min(self._step, self._steps - 1)
-
-    def _end(self, step: int) -> float:
-        """The position, in epochs, where an L step ends."""
-        return self._first_length + step * self._length
-
-    def _ended(self, position: float) -> int:
-        """How many L steps end up to a position, in epochs."""
-        slack = 0.5 / self._batches if self._batches else 1e-9
-        step = self._step
-        while step < self._steps and self._end(step) <= position + slack:
-            step += 1
-        # Whatever runs when `fit` ends, ends there.
-        cut_off = step == self._step < self._steps and self._epochs <= position + slack
-        return step + cut_off
-
-    def _step_at(self, batch: int) -> int:
-        """The L step of the execution that begins with a batch of this epoch.
-
-        If several end in it, it is the last of them; after the last one, `steps`.
-        """
-        position = self._epoch + batch / self._batches
-        executed = min(self.model.steps_per_execution, self._batches - batch % self._batches)
-        return max(self._ended(position), self._ended(position + executed / self._batches) - 1)
+        return min(self._step, self._plan.steps - 1)
 
     def _begin(self, epoch: int) -> None:
-        self._plan(epoch)
-        epochs, steps = self._epochs, self._steps
-        if self.steps is not None and epochs < self.epochs:
+        lagrangian = self._lagrangian
+        plan = self._plan = self._lay_out(epoch)
+        pace = self._pace = Pace(self.mu, plan, lagrangian, self._rate)
+        if self.steps is not None and plan.epochs < self.epochs:
             warnings.warn(
-                f"{steps} L steps need {self.epochs} epochs. Received: {epochs} epochs, after "
+                f"{plan.steps} L steps need {self.epochs} epochs. Received: {plan.epochs} epochs, after "
                 "which the model is compressed at an early stage of the schedule.",
                 stacklevel=2,
             )
-        shortest = min(self._length, self._first_length) * (self._batches or math.inf)
-        if self.model.steps_per_execution > shortest:
+        if self.model.steps_per_execution > plan.shortest:
             warnings.warn(
-                f"An L step of {shortest:g} batches is shorter than steps_per_execution="
+                f"An L step of {plan.shortest:g} batches is shorter than steps_per_execution="
                 f"{self.model.steps_per_execution}: L steps that end in one execution share a C step.",
                 stacklevel=2,
             )
-        self._epoch = 0
-        self._rate.look_ahead(epochs * (self._batches or _UNKNOWN_BATCHES))
+        pace.look_ahead()
         self._check_others()
-        self._step = self._step_at(0) if self._batches else 0
-        self._mu = self._mu_of(self._step)
-        self._check(self._lagrangian.direct_compression(self._mu))
+        self._step = plan.step_at(0, 0, 0, self.model.steps_per_execution) if plan.batches else 0
+        self._mu = pace.mu(self._step, self.gap)
+        self._check(lagrangian.direct_compression(self._mu))
         self._first_epoch = epoch
         self._start()
 
-    def _plan(self, first_epoch: int) -> None:
-        """Finds how many L steps there are, and their μ."""
-        self._epochs = self.params["epochs"] - first_epoch
-        if self.steps is None:
-            fewest = max(_FEWEST_BATCHES, self.model.steps_per_execution)
-            shortest = fewest / self._batches if self._batches else _LENGTH
-            self._set_lengths(min(_LENGTH, max(self._epochs / _STEPS, shortest)))
-        beyond = (self._epochs - self._first_length) / self._length
-        self._steps = self.steps or 1 + max(0, math.ceil(beyond - 1e-9))
-        self._schedule = (
-            schedules.Automatic(self._steps)
-            if self._is_automatic
-            else schedules.values(self.mu, self._steps)
+    def _lay_out(self, first_epoch: int) -> Plan:
+        return Plan.of(
+            self.steps,
+            self.epochs_per_step,
+            self.first_step_epochs,
+            self.params["epochs"] - first_epoch,
+            self.params.get("steps"),
+            self.model.steps_per_execution,
         )
-
-    def _set_lengths(self, default: float) -> None:
-        """Sets the lengths of the L steps, in epochs."""
-        self._length = self.epochs_per_step or default
-        self._first_length = self.first_step_epochs or self._length
 
     def _start(self) -> None:
         self._limit_rate()
-        self._logs = {"gap": self.gap, "density": self.density, "l_steps": self._steps}
+        self._logs = {"gap": self.gap, "density": self.density, "l_steps": self._plan.steps}
 
-    def _resume(self, saved: Checkpoint) -> None:
+    def _resume(self, restarts: Restarts, saved: Checkpoint, lagrangian: Lagrangian) -> None:
         """Goes back to the last epoch that was completed."""
         place = saved.facts["place"]
-        self._plan(place["first_epoch"])
+        self._plan = self._lay_out(place["first_epoch"])
+        self._pace = Pace(self.mu, self._plan, lagrangian, self._rate)
         check_same(self._settings(), saved.facts["settings"], saved)
-        self._state.restore(saved, saved.facts["run"])
+        restarts.restore(saved)
         self._first_epoch = place["first_epoch"]
         self._step, self._mu, self._finished = place["step"], place["mu"], place["finished"]
-        self.gap, self.density, self._batches = place["gap"], place["density"], place["batches"]
-        self._rate.ahead = place["ahead"]
-        if isinstance(self._schedule, schedules.Automatic):
-            self._schedule.state = place["automatic"]
+        self.gap, self.density, self._plan.batches = place["gap"], place["density"], place["batches"]
+        self._rate.ahead, self._pace.state = place["ahead"], place["automatic"]
         # As `keras.callbacks.BackupAndRestore` does.
         over = self._finished or place["stopped"]
-        self._resumed = np.int64(self.params["epochs"] if over else saved.epoch)
-        self.model._initial_epoch = self._resumed
-
-    def _check_resumed_alone(self) -> None:
-        # Where Keras begins; `is`, since who sets the same epoch has set weights, too.
-        if self.model._initial_epoch is not self._resumed:
-            raise ValueError(
-                "Expected a run to be resumed by `checkpoint_dir` alone, which keeps the model, the "
-                "optimizer, θ, λ and μ together. Received: a model that another callback, such as "
-                f"BackupAndRestore, has taken to epoch {self.model._initial_epoch}. Pass `checkpoint_dir` in "
-                "its stead; what it kept by itself is not enough to go on from."
-            )
-
-    def _save(self, checkpoints: Checkpoints, epoch: int) -> None:
-        facts = {"run": self._state.description(), "settings": self._settings(), "place": self._place()}
-        # Of several workers all read their variables, and one writes.
-        tensors = self._state.tensors()
-        if self._writes:
-            checkpoints.save(epoch, facts, tensors)
-
-    @property
-    def _writes(self) -> bool:
-        return self.model.distribute_strategy.extended.should_checkpoint
+        self._initial_epoch.set(self.params["epochs"] if over else saved.epoch)
 
     def _settings(self) -> Facts:
         """What a run and its restart have in common."""
         return {
             "epochs": self.params["epochs"],
             "batches in an epoch": self.params.get("steps"),
-            "L steps": self._steps,
-            "mu": "auto" if self._is_automatic else self._schedule,
-            "epochs_per_step": self._length,
-            "first_step_epochs": self._first_length,
+            "L steps": self._plan.steps,
+            "mu": self._pace.given,
+            "epochs_per_step": self._plan.length,
+            "first_step_epochs": self._plan.first_length,
             **{name: getattr(self, name) for name in _SETTINGS},
         }
 
     def _place(self) -> Facts:
         """Where the run is."""
-        schedule = self._schedule
         return {
             "first_epoch": self._first_epoch,
             "step": self._step,
             "mu": self._mu,
             "gap": self.gap,
             "density": self.density,
-            "batches": self._batches,
+            "batches": self._plan.batches,
             "finished": self._finished,
             "stopped": bool(self.model.stop_training),
             "ahead": self._rate.ahead,
-            "automatic": schedule.state if isinstance(schedule, schedules.Automatic) else None,
+            "automatic": self._pace.state,
         }
-
-    def _mu_of(self, step: int) -> float:
-        if isinstance(self._schedule, list):
-            return self._schedule[step]
-        batches = self._epochs * (self._batches or _UNKNOWN_BATCHES)
-        return self._schedule(step, self._rate.effective(), batches, self.gap, self._rate.guessed)
-
-    def _scales(self, step: int) -> np.ndarray | None:
-        """How much the distance counts in each variable in an L step; `None`: as before."""
-        lagrangian = self._lagrangian
-        neurons = [
-            isinstance(getattr(part.compression, "groups", None), Neurons)
-            for part in lagrangian.shared
-            for _ in part.variables
-        ]
-        if not (isinstance(self._schedule, schedules.Automatic) and any(neurons)):
-            return None
-        making = list(itertools.compress(lagrangian.variables, neurons))
-        gradients = relative_gradients(self._rate.updating[0], making)
-        if gradients is None:
-            return None
-        scales = lagrangian.scales.numpy()
-        scales[neurons] = self._schedule.scales(step, scales[neurons], gradients)
-        return scales
 
     def _execute(self, train_function: TrainFunction, iterator: Iterator[object]) -> Logs:
         """Runs an execution of the L step, and what is due if it is the last of the epoch."""
@@ -396,13 +306,13 @@ class LearningCompression(keras.callbacks.Callback):
                 raise
             if not (self._is_pulled or self.model.run_eagerly):
                 self._check_pull()
-            if self._batch + self.model.steps_per_execution >= (self._batches or math.inf):
+            if self._batch + self.model.steps_per_execution >= (self._plan.batches or math.inf):
                 self._end_epoch()
         return {**self._metrics, **self._logs} if isinstance(self._metrics, dict) else self._metrics
 
     def _advance(self, batch: int) -> None:
         """Runs the C step that is due before a batch, if one is."""
-        step = self._step_at(batch)
+        step = self._plan.step_at(self._step, self._epoch, batch, self.model.steps_per_execution)
         if step > self._step and not self._finished:
             self._c_step(step)
 
@@ -410,12 +320,13 @@ class LearningCompression(keras.callbacks.Callback):
         if not self._is_pulled:
             self._check_pull()
         self._check_others()
-        next_mu = self._mu_of(next_step) if next_step < self._steps else self._mu
-        self._check(self._lagrangian.c_step(self._mu, next_mu, self._scales(next_step)))
+        last = next_step == self._plan.steps
+        next_mu = self._mu if last else self._pace.mu(next_step, self.gap)
+        self._check(self._lagrangian.c_step(self._mu, next_mu, self._pace.scales(next_step)))
         self._others.save()
         self._step, self._mu = next_step, next_mu
         self._logs.update(gap=self.gap, density=self.density)
-        self._finished = self._step == self._steps or self.gap < self.tolerance
+        self._finished = last or self.gap < self.tolerance
         if self._finished:
             self.model.stop_training = True
         else:
@@ -424,20 +335,7 @@ class LearningCompression(keras.callbacks.Callback):
                 self._reset_optimizers()
 
     def _check_pull(self) -> None:
-        lagrangian = self._lagrangian
-        free = [
-            v.path
-            for v, penalty in zip(lagrangian.variables, lagrangian.penalties, strict=True)
-            if not penalty.pulls
-        ]
-        if free:
-            more = f" and {len(free) - 1} more" if len(free) > 1 else ""
-            raise ValueError(
-                "The training step of the model leaves out `model.losses`, where the penalty of the "
-                f"L step is, for {free[0]}{more}. Expected a `train_step` that calls `compute_loss` of "
-                "`keras.Model`, or adds the `losses` of the model, or of the part that holds these "
-                "weights, to the loss whose gradient trains them; or a `Task` that leaves them out."
-            )
+        self._lagrangian.check_pulls()
         self._is_pulled = True
 
     def _check_others(self) -> None:
@@ -455,7 +353,7 @@ class LearningCompression(keras.callbacks.Callback):
         if self._first_epoch is None:
             raise ValueError(f"Expected a model with finite weights. Received: {why}.")
         raise ValueError(
-            f"L step {self._running + 1} of {self._steps} diverged: {why}. The model holds the "
+            f"L step {self._running + 1} of {self._plan.steps} diverged: {why}. The model holds the "
             "compressed weights of the last C step. Try a lower learning rate, or gradient clipping."
         )
 
@@ -473,10 +371,10 @@ class LearningCompression(keras.callbacks.Callback):
             return
         with self._leaving_model_usable():
             ended = self._batch + self.model.steps_per_execution
-            if self._batches is None:
+            if self._plan.batches is None:
                 # The batch that began and found no data.
-                self._batches = ended = self._batch
-            self._advance(min(ended, self._batches))
+                self._plan.batches = ended = self._batch
+            self._advance(min(ended, self._plan.batches))
             self._show_compressed()
 
     def _show_compressed(self) -> None:
@@ -514,14 +412,13 @@ class LearningCompression(keras.callbacks.Callback):
         if isinstance(self.model.train_function, Guard):
             # The next `fit` traces anew, without the penalty.
             self.model.train_function = None
-        if self._resumed is not None:
-            # Keras would begin there in every later `fit`.
-            self.model._initial_epoch = self._resumed = None
+        if self._initial_epoch.is_set:
+            self._initial_epoch.clear()
         self._lagrangian = self._others = self._rate = None  # type: ignore[assignment]  # as in __init__
 
     def _warn(self, what: str) -> None:
         warnings.warn(
-            f"{what} in L step {self._running + 1} of {self._steps}. The model holds the compressed "
+            f"{what} in L step {self._running + 1} of {self._plan.steps}. The model holds the compressed "
             f"weights; the relative gap to the trained ones was {self.gap:.3g}, expect accuracy to "
             "suffer if it is above a few percent.",
             stacklevel=3,

@@ -79,9 +79,7 @@ class Lagrangian:
 
     def penalty(self) -> tf.Tensor:
         r"""$\frac{\mu}{2} \lVert w - \theta - \lambda/\mu \rVert^2$: what an L step adds to the loss."""
-        return tf.add_n(
-            [penalty.pull(v) for v, penalty in zip(self.variables, self.penalties, strict=True)]
-        )
+        return tf.add_n([penalty.pull(v) for v, penalty in zip(self.variables, self.penalties, strict=True)])
 
     @contextlib.contextmanager
     def pulling(self) -> Iterator[None]:
@@ -93,6 +91,24 @@ class Lagrangian:
         finally:
             for variable, penalty in zip(self.variables, self.penalties, strict=True):
                 variable.regularizer = penalty.regularizer
+
+    def check_pulls(self) -> None:
+        """Checks that an L step, traced in `pulling`, pulls each weight.
+
+        Raises:
+            ValueError: If it leaves one out.
+        """
+        free = [
+            v.path for v, penalty in zip(self.variables, self.penalties, strict=True) if not penalty.pulls
+        ]
+        if free:
+            more = f" and {len(free) - 1} more" if len(free) > 1 else ""
+            raise ValueError(
+                "The training step of the model leaves out `model.losses`, where the penalty of the "
+                f"L step is, for {free[0]}{more}. Expected a `train_step` that calls `compute_loss` of "
+                "`keras.Model`, or adds the `losses` of the model, or of the part that holds these "
+                "weights, to the loss whose gradient trains them; or a `Task` that leaves them out."
+            )
 
     def direct_compression(self, mu: float) -> CStep:
         r"""Starts from $\theta = \Pi(w)$, $\lambda = 0$.

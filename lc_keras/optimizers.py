@@ -1,7 +1,7 @@
 """What an L step asks of the optimizers: its rate, a limited learning rate, a fresh state."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 import keras
@@ -131,11 +131,19 @@ def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     Returns:
         List of `keras.optimizers.Optimizer`, each once, without what wraps it.
     """
+    return _each_once(map(inner_optimizer, wrapped_optimizers_of(model)))
+
+
+def wrapped_optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """As `optimizers_of`, with what wraps them."""
     attributes = [model.optimizer, *vars(model).values()]
     kept = [item for part in attributes if isinstance(part, (list, tuple)) for item in part]
     kept += [item for part in attributes if isinstance(part, dict) for item in part.values()]
-    found = [part for part in attributes + kept if isinstance(part, keras.optimizers.Optimizer)]
-    return list({id(optimizer): optimizer for optimizer in map(inner_optimizer, found)}.values())
+    return _each_once(part for part in attributes + kept if isinstance(part, keras.optimizers.Optimizer))
+
+
+def _each_once(optimizers: Iterable[keras.optimizers.Optimizer]) -> list[keras.optimizers.Optimizer]:
+    return list({id(optimizer): optimizer for optimizer in optimizers}.values())
 
 
 def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:

@@ -9,7 +9,7 @@ import tensorflow as tf
 from lc_keras.averages import Averages
 from lc_keras.checkpoints import Checkpoint, Facts
 from lc_keras.lagrangian import Lagrangian
-from lc_keras.optimizers import inner_optimizer
+from lc_keras.optimizers import inner_optimizer, wrapped_optimizers_of
 
 _SHOWN = 5
 
@@ -27,7 +27,7 @@ class RunState:
         self._model = model
         self._lagrangian = lagrangian
         self._averages = averages
-        self._optimizers = [o for o in vars(model).values() if isinstance(o, keras.optimizers.Optimizer)]
+        self._optimizers = wrapped_optimizers_of(model)
 
     def tensors(self) -> dict[str, tf.Tensor]:
         """The values of all variables by name, while the model shows its compressed weights."""

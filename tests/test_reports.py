@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lc_keras.export import export_saved_model
-from lc_keras.reports import PruningReport, VariableReport, report
+from lc_keras.measuring import report
+from lc_keras.reports import PruningReport, VariableReport
 
 
 def net(dtype="float32"):

@@ -242,22 +242,23 @@ def test_backup_and_restore_beside_it_is_refused_and_needless(tmp_path, first, a
 # What a state holds
 
 
-def test_the_state_of_several_optimizers(tmp_path):
+@pytest.mark.parametrize("keep", [lambda o: o, lambda o: [o], lambda o: {"other": o}])
+def test_the_state_of_several_optimizers(tmp_path, keep):
     def model_with_two():
-        model = net()
-        model.second = keras.optimizers.SGD(0.1, momentum=0.9)
+        model, second = net(), keras.optimizers.SGD(0.1, momentum=0.9)
+        model.second = keep(second)
         lagrangian = Lagrangian(bind_tasks(as_tasks(L0(0.2)), model))
-        return model, RunState(model, lagrangian, Averages(model.optimizer, lagrangian))
+        return model, second, RunState(model, lagrangian, Averages(model.optimizer, lagrangian))
 
-    model, state = model_with_two()
-    model.second.build(model.layers[-1].trainable_variables)
-    for variable in [*model.variables, *model.second.variables]:
+    model, second, state = model_with_two()
+    second.build(model.layers[-1].trainable_variables)
+    for variable in [*model.variables, *second.variables]:
         variable.assign(tf.ones_like(variable) * 3)
     Checkpoints(tmp_path).save(1, {"run": state.description()}, state.tensors())
-    other, restored = model_with_two()
+    other, second, restored = model_with_two()
     saved = Checkpoints(tmp_path).latest()
     restored.restore(saved, saved.facts["run"])
     assert not other.optimizer.built
-    assert [tuple(v.shape) for v in other.second.variables] == [(), (), (16, 4), (4,)]
-    for variable in [*other.variables, *other.second.variables]:
+    assert [tuple(v.shape) for v in second.variables] == [(), (), (16, 4), (4,)]
+    for variable in [*other.variables, *second.variables]:
         assert np.all(variable.numpy() == 3)

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+import lc_keras
 from lc_keras.tracing import compiled, replaced
 
 
@@ -22,6 +23,12 @@ def test_many_objects_are_traced_once_each_without_a_warning(caplog):
         one = Counting()
         assert [float(one.step(keras.ops.ones([]))) for _ in range(3)] == [2.0, 2.0, 2.0]
         assert one.traces == 1
+    assert "retracing" not in caplog.text
+
+
+def test_many_costs_are_traced_once_each_without_a_warning(caplog):
+    for i in range(8):
+        lc_keras.L0Constraint(i + 1).c_step([np.arange(10.0)], mu=1.0)
     assert "retracing" not in caplog.text
 
 

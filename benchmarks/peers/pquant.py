@@ -44,6 +44,8 @@ def main():
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--rate", type=float, default=1.0, help="factor of the learning rate")
+    parser.add_argument("--weight_decay", type=float)
+    parser.add_argument("--label_smoothing", type=float, default=0.0)
     parser.add_argument("--method", choices=["pdp", "wanda"], required=True)
     parser.add_argument("--tuned", type=float, default=TUNED, help="share of PDP's run after all pruning")
     parser.add_argument("--seen", type=int, default=100, help="batches that Wanda sees before it prunes")
@@ -80,7 +82,8 @@ def main():
     )
     keras.utils.set_random_seed(options.seed)
     label = f"PQuantML {100 * options.keep:g} %"
-    chosen = {name: getattr(options, name) for name in ("optimizer", "seed", "rate")}
+    names = "optimizer", "seed", "rate", "weight_decay", "label_smoothing"
+    chosen = {name: getattr(options, name) for name in names}
     net.fit(model, train, options.epochs, label, [prune], **chosen)
 
     kernels = {layer.name: layer.kernel.numpy() for layer in model.layers if hasattr(layer, "kernel")}

@@ -40,6 +40,8 @@ def main():
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--rate", type=float, default=1.0, help="factor of the learning rate")
+    parser.add_argument("--weight_decay", type=float)
+    parser.add_argument("--label_smoothing", type=float, default=0.0)
     parser.add_argument("--until", type=float, default=0.75, help="share of the run that the removing takes")
     parser.add_argument("--validation", action="store_true")
     options = parser.parse_args()
@@ -50,6 +52,11 @@ def main():
     with np.load(options.reference) as arrays:
         model.set_weights([arrays[name] for name in arrays.files])
     tf_keras.utils.set_random_seed(options.seed)
+    losses = tf_keras.losses
+    loss = losses.SparseCategoricalCrossentropy(from_logits=True)
+    if options.label_smoothing:
+        part = data.smoothed(part, options.label_smoothing)
+        loss = losses.CategoricalCrossentropy(from_logits=True)
     train = data.batches(part, net.batch_size, seed=options.seed)
     batches = int(train.cardinality())
 
@@ -67,10 +74,10 @@ def main():
         options.rate * net.rates[options.optimizer], batches, 0.98 ** (40 / options.epochs), staircase=True
     )
     wrapped.compile(
-        optimizers.Adam(falling)
+        optimizers.Adam(falling, weight_decay=options.weight_decay)
         if options.optimizer == "adam"
-        else optimizers.SGD(falling, momentum=0.9, nesterov=True),
-        tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        else optimizers.SGD(falling, momentum=0.9, nesterov=True, weight_decay=options.weight_decay),
+        loss,
     )
     wrapped.fit(train, epochs=options.epochs, verbose=0, callbacks=[pruning.UpdatePruningStep()])
     model = pruning.strip_pruning(wrapped)

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras import thresholds
+from lc_keras.tracing import compiled
 
 Map = Callable[[tf.Tensor], tf.Tensor]
 
@@ -67,7 +68,7 @@ class Compression:
             with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(finite), [message, finite])]):
                 return self._step(tensors, tf.cast(mu, tf.float32))
         if "_compiled" not in self.__dict__:
-            self._compiled = tf.function(self._step_and_finite, autograph=False)
+            self._compiled = compiled(self._step_and_finite)
         compressed, finite = self._compiled(tensors, tf.constant(mu, tf.float32))
         for index, good in enumerate(finite.numpy()):
             if not good:

@@ -15,8 +15,8 @@ from lc_keras.export.sparse import as_matrix, pays, sparse_layers, sparse_method
 from lc_keras.export.stored import LoadOnce, StoredSparse, StoredWeight
 from lc_keras.export.warmup import Requests, as_requests, prediction_log, write_warmup
 from lc_keras.macs import macs
+from lc_keras.measuring import REPORT_FILE, measure
 from lc_keras.packing import Packed, pack
-from lc_keras.reports import REPORT_FILE, measure
 from lc_keras.signatures import Structure, input_signature_of, named, named_outputs
 from lc_keras.tracing import replaced
 

@@ -1,0 +1,102 @@
+"""Where in the epochs of a run its L steps lie."""
+
+import math
+from dataclasses import dataclass
+
+# The length of an L step in epochs, and what it may be cut to in order to have so many of them.
+_LENGTH, _STEPS, _FEWEST_BATCHES = 0.25, 80, 15
+
+
+@dataclass
+class Plan:
+    """Where in the epochs of a run its L steps end.
+
+    Args:
+        steps: Int ≥ 1, how many L steps there are.
+        length: Float > 0, the length of an L step in epochs.
+        first_length: Float > 0, that of the first one.
+        epochs: Float, how many the run has. The L step that runs when they end, ends there.
+        batches: Int, how many an epoch has, or `None` while that is not known.
+    """
+
+    steps: int
+    length: float
+    first_length: float
+    epochs: float
+    batches: int | None
+
+    @classmethod
+    def of(
+        cls,
+        steps: int | None,
+        length: float | None,
+        first_length: float | None,
+        epochs: float = math.inf,
+        batches: int | None = None,
+        execution: int = 1,
+    ) -> "Plan":
+        """Fills in what is not given.
+
+        Args:
+            steps: Int or `None`: as many as the epochs hold.
+            length: Float or `None`: a quarter of an epoch; if `steps` is `None`, too, it may be
+                less, so that there are 80 L steps, but not less than 15 batches.
+            first_length: Float or `None`: as the others.
+            epochs: Float, default infinite, for a number of steps that is given.
+            batches: Int or `None` (default), not known.
+            execution: Int, default 1: how many batches run at once.
+
+        Returns:
+            `Plan`.
+        """
+        if length is None:
+            length = _LENGTH
+            if steps is None:
+                fewest = max(_FEWEST_BATCHES, execution)
+                shortest = fewest / batches if batches else _LENGTH
+                length = min(_LENGTH, max(epochs / _STEPS, shortest))
+        first_length = first_length or length
+        steps = steps or 1 + max(0, math.ceil((epochs - first_length) / length - 1e-9))
+        return cls(steps, length, first_length, epochs, batches)
+
+    @property
+    def epochs_needed(self) -> int:
+        """How many whole epochs all L steps take."""
+        return math.ceil(self._end(self.steps - 1) - 1e-9)
+
+    @property
+    def shortest(self) -> float:
+        """The batches of the shortest L step; infinite while that is not known."""
+        return min(self.length, self.first_length) * (self.batches or math.inf)
+
+    def step_at(self, step: int, epoch: int, batch: int, execution: int) -> int:
+        """Finds the L step of the execution that begins with a batch.
+
+        Args:
+            step: Int, the L step that ran so far.
+            epoch: Int, counted from the start of the run.
+            batch: Int, within the epoch.
+            execution: Int, how many batches run at once.
+
+        Returns:
+            Int. If several L steps end in the execution, the last of them; after the last
+            L step, `steps`.
+        """
+        assert self.batches  # noqa: S101  # for the type checker
+        position = epoch + batch / self.batches
+        executed = min(execution, self.batches - batch % self.batches)
+        ended = self._ended(step, position)
+        return max(ended, self._ended(step, position + executed / self.batches) - 1)
+
+    def _end(self, step: int) -> float:
+        """The position, in epochs, where an L step ends."""
+        return self.first_length + step * self.length
+
+    def _ended(self, step: int, position: float) -> int:
+        """How many L steps end up to a position, in epochs; `step` of them did before."""
+        slack = 0.5 / self.batches if self.batches else 1e-9
+        ended = step
+        while ended < self.steps and self._end(ended) <= position + slack:
+            ended += 1
+        cut_off = ended == step < self.steps and self.epochs <= position + slack
+        return ended + cut_off

@@ -1,0 +1,77 @@
+"""Where L steps end, in epochs and in batches."""
+
+import pytest
+
+from lc_keras.plan import Plan
+
+
+@pytest.mark.parametrize(
+    "epochs, batches, execution, steps, length",
+    [
+        (20, 234, 1, 80, 0.25),  # a quarter of an epoch
+        (60, 234, 1, 240, 0.25),
+        (10, 234, 1, 80, 0.125),  # as short as makes 80 of them
+        (1, 234, 1, 16, 15 / 234),  # but no shorter than 15 batches
+        (1, 234, 39, 6, 39 / 234),  # or than an execution
+        (5, 10, 1, 20, 0.25),
+        (5, None, 1, 20, 0.25),  # of an epoch of unknown length, all that is known is a quarter
+    ],
+)
+def test_default_length(epochs, batches, execution, steps, length):
+    plan = Plan.of(None, None, None, epochs, batches, execution)
+    assert plan.steps == steps
+    assert plan.length == plan.first_length == pytest.approx(length)
+
+
+def test_what_is_given_stays():
+    plan = Plan.of(None, 2.0, 3.0, epochs=9, batches=100)
+    assert (plan.steps, plan.length, plan.first_length) == (4, 2.0, 3.0)
+    assert Plan.of(7, None, None, epochs=1, batches=100).length == 0.25
+
+
+@pytest.mark.parametrize(
+    "steps, length, first_length, epochs", [(40, 0.25, None, 10), (3, 1.0, 4.0, 6), (5, 0.3, None, 2)]
+)
+def test_epochs_needed(steps, length, first_length, epochs):
+    assert Plan.of(steps, length, first_length).epochs_needed == epochs
+
+
+def ends(plan, execution, epochs):
+    """The position, in batches, of each C step, and which L step begins there."""
+    step, found = 0, {}
+    for epoch in range(epochs):
+        for batch in range(0, plan.batches, execution):
+            now = plan.step_at(step, epoch, batch, execution)
+            if now > step:
+                found[epoch * plan.batches + batch] = now
+            step = now
+    return found
+
+
+def test_steps_end_where_they_should():
+    plan = Plan.of(None, 0.5, 1.0, epochs=3, batches=4)
+    assert ends(plan, 1, 3) == {4: 1, 6: 2, 8: 3, 10: 4}
+    assert plan.step_at(4, 2, 4, 1) == plan.steps == 5
+
+
+def test_steps_end_at_boundaries_of_executions():
+    # Of 3 batches, in executions of 2: what ends within one ends where the next begins.
+    plan = Plan.of(None, 3 / 8, None, epochs=2, batches=8)
+    assert ends(plan, 2, 2) == {4: 1, 6: 2, 10: 3, 12: 4}
+
+
+def test_several_steps_in_one_execution_share_a_c_step():
+    plan = Plan.of(None, 1 / 8, None, epochs=1, batches=8)
+    assert plan.step_at(0, 0, 0, 4) == 3
+    assert ends(plan, 4, 1) == {0: 3, 4: 7}
+
+
+def test_what_runs_when_the_epochs_end_ends_there():
+    plan = Plan.of(10, 1.0, None, epochs=2, batches=4)
+    assert plan.step_at(1, 1, 3, 1) == 1
+    assert plan.step_at(1, 1, 4, 1) == 2
+
+
+def test_shortest():
+    assert Plan.of(4, 0.5, 0.25, batches=8).shortest == 2
+    assert Plan.of(4, 0.5, 0.25).shortest == float("inf")
