@@ -64,8 +64,14 @@ def test_without_averages_nothing_happens():
     assert averages.swapped() == averages.trained == []
 
 
-@pytest.mark.parametrize("on_epoch", [True, False])
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    "first, on_epoch",
+    [
+        (True, True),
+        (False, False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((True, False), (False, True))),
+    ],
+)
 def test_swapped_averages_are_compressed_and_disturb_nothing(first, on_epoch):
     swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=on_epoch)
     model, plain, seen, compress = net(averaging()), net(averaging()), [], lc()

@@ -340,6 +340,7 @@ def test_workers_agree_and_go_on_after_one_was_killed(multi_worker, monkeypatch,
     assert sum(np.count_nonzero(w) for w in first if w.ndim == 2) == 740
 
 
+@pytest.mark.slow
 def test_where_keras_alone_stops(multi_worker, tmp_path):
     """Where it goes through, a plain model will do in examples/multi_worker.py and docs/devices.md."""
     program = f"""

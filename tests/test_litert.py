@@ -70,7 +70,7 @@ def test_answers_as_keras(tmp_path, build, quantize, tolerance):
     assert exported.nbytes == (tmp_path / "net.tflite").stat().st_size
 
 
-@pytest.mark.parametrize("density", [1.0, 0.05, 0.01])
+@pytest.mark.parametrize("density", [1.0, pytest.param(0.05, marks=pytest.mark.slow), 0.01])
 def test_the_smaller_of_sparse_and_dense(tmp_path, density):
     model = prune(mlp(), density)
     dense = export_litert(model, tmp_path / "dense.tflite", sparse=False)

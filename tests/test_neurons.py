@@ -118,7 +118,10 @@ def widths(model):
     return found
 
 
-@pytest.mark.parametrize("name", NETS)
+SLOW = "sequences", "tokens"
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in NETS])
 def test_a_budget_of_multiply_adds_holds_in_the_smaller_net(name):
     model = NETS[name]()
     fit(model, L0Constraint(0.6, Neurons(), measure="macs"))

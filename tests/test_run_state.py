@@ -218,8 +218,14 @@ def test_a_checkpoint_of_another_run_is_refused(interrupted, options, difference
     assert function is None and not isinstance(model.train_function, lc_keras.callback.Guard)
 
 
-@pytest.mark.parametrize("alone", [True, False])
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    "first, alone",
+    [
+        (True, True),
+        (False, False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((True, False), (False, True))),
+    ],
+)
 def test_backup_and_restore_beside_it_is_refused_and_needless(tmp_path, first, alone):
     def fit(keep, cut=()):
         model, data = net(), Data()
