@@ -5,6 +5,7 @@
     python benchmarks/error.py --contenders LC gradual --epochs 5 10 20 40 60 120 --output outputs/epochs.json
     python benchmarks/error.py --contenders LC "LC ℓ0 penalty" "LC ℓ1 penalty" --output outputs/costs.json
     python benchmarks/error.py --tuned outputs/tune.json             # each as tune.py found it best
+    python benchmarks/error.py --set rate=2 label_smoothing=0.05     # all with the same settings
     python benchmarks/error.py --tiny                                # seconds
 
 All contenders start from the same reference and see the same batches in the same order. A penalty is not
@@ -63,15 +64,24 @@ def main():
         output=Path("outputs/error.json"),
     )
     parser.add_argument("--tuned", type=Path, help="what tune.py wrote, to take settings from")
+    parser.add_argument("--set", type=_setting, nargs="+", default=[], help="settings of all contenders")
     options = parser.parse_args()
     if options.tiny:
         options.net, options.keep, options.epochs, options.seeds = "digits", [0.1], [1], [0]
         options.contenders = ["LC", "gradual", "magnitude", "LC ℓ1 constraint"]
     best = best_settings(record.read(options.tuned), options.net, options.optimizer) if options.tuned else {}
-    settings = {name: [best.get(CONTENDERS[name].tuned_as or name, {})] for name in options.contenders}
+    settings = {
+        name: [{**best.get(CONTENDERS[name].tuned_as or name, {}), **dict(options.set)}]
+        for name in options.contenders
+    }
     asked = measure(options, settings)
     print(table(asked))
     plots.errors(best_placed(asked), options.output.with_suffix(""))
+
+
+def _setting(text):
+    name, _, value = text.partition("=")
+    return name, float(value)
 
 
 def by_settings(rows):
