@@ -214,7 +214,14 @@ def table(rows):
     lines.append(f"{'direct compression':34}{0:>6}" + "".join(f"{direct[keep]:>20.2f}" for keep in keeps))
     if any("@" in line for line in lines):
         lines.append("@: % kept, where it is not what the column says")
+    tuned = {(row["contender"], tuple(row["settings"].items())) for row in rows if row["settings"]}
+    lines += [f"{name}: {shown(settings)}" for name, settings in sorted(tuned)]
     return "\n".join(lines)
+
+
+def shown(settings):
+    """Returns pairs of an option and its value as text."""
+    return ", ".join(f"{option} {value:g}" for option, value in settings)
 
 
 def _cell(rows, keep):

@@ -47,8 +47,7 @@ def table(rows):
         lines.append(f"{name}: {net}, {optimizer}")
         for mean, settings in tries:
             star = " *" if (mean, settings) == min(tries) else ""
-            shown = ", ".join(f"{option} {value:g}" for option, value in settings)
-            lines.append(f"    {shown:34}{mean:8.2f}{star}")
+            lines.append(f"    {error.shown(settings):75}{mean:8.2f}{star}")
     budgets = ", ".join(f"{100 * keep:g} %" for keep in sorted({row["keep"] for row in rows}))
     epochs = ", ".join(map(str, sorted({row["epochs"] for row in rows})))
     lines.append(f"mean validation error, %, at {budgets} kept in {epochs} epochs")
