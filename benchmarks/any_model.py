@@ -13,9 +13,12 @@ import functools
 import gc
 import inspect
 import math
+import multiprocessing
 import re
 import tempfile
 import traceback
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import keras
@@ -229,6 +232,26 @@ def row_of(name, build, reloader):
     return row
 
 
+def models():
+    """Returns a dict from the name of each model to what builds it, as a `Kind`."""
+    kinds = {kind.__name__.replace("_", " "): kind for kind in KINDS}
+    return kinds | {name: functools.partial(application, builder) for name, builder in builders().items()}
+
+
+def alone(name):
+    """The row of a model, from a process of its own: TensorFlow gives no memory back."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_row_of, name).result()
+        except BrokenProcessPool:
+            return {"model": name, "outcome": "skipped: out of memory"}
+
+
+def _row_of(name):
+    with Reloader() as reloader:
+        return row_of(name, models()[name], reloader)
+
+
 def table(rows):
     """Returns the rows as a Markdown table."""
     lines = ["| model | parameters | compressed | kept | outcome |", "|---|---|---|---|---|"]
@@ -247,18 +270,15 @@ def main():
     parser.add_argument("--docs", type=Path, help="Markdown file to write")
     args = parser.parse_args()
 
-    models = {kind.__name__.replace("_", " "): kind for kind in KINDS}
-    models |= {name: functools.partial(application, builder) for name, builder in builders().items()}
     only = "^(nested three deep|MobileNet)$" if args.tiny else args.only
     found = {row["model"]: row for row in record.read(args.output)} if args.output else {}
-    with Reloader() as reloader:
-        for name, build in models.items():
-            if re.search(only, name):
-                found[name] = row_of(name, build, reloader)
-                print(f"{name:<28}{found[name]['outcome']}", flush=True)
-                record.write(args.output, [found[name] for name in models if name in found])
+    for name in models():
+        if re.search(only, name):
+            found[name] = alone(name)
+            print(f"{name:<28}{found[name]['outcome']}", flush=True)
+            record.write(args.output, [found[name] for name in models() if name in found])
     if args.docs:
-        rows = [found.get(name, {"model": name, "outcome": "not run"}) for name in models]
+        rows = [found.get(name, {"model": name, "outcome": "not run"}) for name in models()]
         args.docs.write_text(f"{HEAD}\n{table(rows)}\n")
 
 
