@@ -194,6 +194,7 @@ def test_an_interrupt_leaves_a_model_that_trains_all_weights(hook):
         fit(model, [MagnitudePruning(BUDGET), spy(**{hook: interrupt})])
     assert all(v.constraint is None for v in model.weights)
     clean.set_weights(model.get_weights())
+    model.reset_metrics()  # Keras 3.14 goes on with those of the interrupted epoch
     assert model.train_on_batch(X, Y) == clean.train_on_batch(X, Y)
     same(model, clean)
 
