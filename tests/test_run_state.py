@@ -105,6 +105,7 @@ OPTIMIZERS = {
     "optimizer, options",
     [
         ("momentum", {"multipliers": False}),
+        ("momentum", {"tasks": lc_keras.L0Constraint(0.5, lc_keras.Neurons())}),
         pytest.param("decay", {"epochs_per_step": 0.3}, marks=pytest.mark.slow),
         pytest.param("loss scale", {"mu": lc_keras.Geometric(0.01, 1.0)}, marks=pytest.mark.slow),
         ("accumulation", {"known": False}),
