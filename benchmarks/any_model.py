@@ -33,7 +33,7 @@ from lc_keras.tasks import bind_tasks
 KEEP = 0.3
 # Keras' smallest images, from small to large: each builder takes the first that fits.
 SIZES = (32, 71, 75, 96, 224)
-# With two images whose last feature map is one pixel, these diverge in plain training as well.
+# With two images whose last feature map is one pixel, these diverge (EfficientNetB6 without LC, too).
 DEEP = "EfficientNetB6", "EfficientNetB7", "EfficientNetV2L", "EfficientNetV2M", "EfficientNetV2S"
 # Weights, gradients, θ, t, the saved file and its copies in two processes, and graphs.
 COPIES = 10
@@ -244,7 +244,7 @@ def alone(name):
         try:
             return pool.submit(_row_of, name).result()
         except BrokenProcessPool:
-            return {"model": name, "outcome": "skipped: out of memory"}
+            return {"model": name, "outcome": "failed: its process died, perhaps for want of memory"}
 
 
 def _row_of(name):
