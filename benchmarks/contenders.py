@@ -47,7 +47,6 @@ class Contender:
         """What to tune at first: the learning rates times the tries."""
         return [{"rate": rate, **own} for own in self.tries for rate in self.rates]
 
-
     def regularized(self, settings, optimizer):
         """What to tune next, with the settings that were found best."""
         decay = {"weight_decay": WEIGHT_DECAYS[optimizer]}

@@ -42,6 +42,7 @@ def options(description, name, sgd, **defaults):
     add("--reference-epochs", type=int)
     add("--optimizer", choices=["sgd", "adam"])
     add("--learning-rate", type=float, help="at the start; it falls by 0.98^40 over a run")
+    add("--batch-size", type=int, default=256)
     add("--jit-compile", action="store_true", help="train with XLA: on CPUs, compiling takes "
         "longer than it saves in 20 epochs, and convolutions are slower")
     add("--mu", help="first:last, such as 3e-4:2.8e-2, instead of the automatic schedule")
@@ -117,17 +118,16 @@ def fit(
 
 
 def fit_as_asked(model, train, epochs, args, label, callbacks=()):
-    """Trains with the optimizer, the learning rate and the seed of the command line."""
-    chosen = {n: getattr(args, n) for n in ("optimizer", "learning_rate", "seed", "jit_compile")}
+    """Trains with what the command line says of the optimizer, the batches and the seed."""
+    names = "optimizer", "learning_rate", "seed", "batch_size", "jit_compile"
+    chosen = {name: getattr(args, name) for name in names}
     fit(model, train, epochs, label, callbacks, **chosen)
 
 
 def trained(build, train, args):
     """Returns a reference: as an earlier run left it in the output folder, or trained."""
-    trained_on = len(train[0])
-    path = args.output / (
-        f"reference-{args.optimizer}-{args.reference_epochs}-epochs-{trained_on}.weights.h5"
-    )
+    how = args.optimizer, args.learning_rate, args.batch_size, args.reference_epochs, len(train[0]), args.seed
+    path = args.output / f"reference-{'-'.join(map(str, how))}.weights.h5"
     model = build()
     if path.exists():
         model.load_weights(path)

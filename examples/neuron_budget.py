@@ -1,7 +1,7 @@
 """Filters and neurons pruned to a budget of multiply-adds, and taken out: error and time of a smaller net.
 
-    python examples/neuron_budget.py                  # LeNet-5 on MNIST, 25 % and 10 % of the multiply-adds
-    python examples/neuron_budget.py --net resnet     # a small ResNet on CIFAR-10, 50 %
+    python examples/neuron_budget.py                                 # LeNet-5 on MNIST, 25 % and 10 % of the multiply-adds
+    python examples/neuron_budget.py --net resnet --batch-size 64    # a small ResNet on CIFAR-10, 50 %
     python examples/neuron_budget.py --net resnet --samples 5000 --epochs 4    # the same in minutes
 
 Beside LC stands what is usual: filters are removed by magnitude to the same budget, at once or in rounds, and
@@ -136,6 +136,7 @@ def main():
     add("--reference-epochs", type=int, default=8)
     add("--optimizer", choices=["sgd", "adam"], default="adam")
     add("--learning-rate", type=float, default=1e-3)
+    add("--batch-size", type=int, default=256)
     add(
         "--validation",
         action="store_true",

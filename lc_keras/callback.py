@@ -322,7 +322,8 @@ class LearningCompression(keras.callbacks.Callback):
         self._check_others()
         last = next_step == self._plan.steps
         next_mu = self._mu if last else self._pace.mu(next_step, self.gap)
-        self._check(self._lagrangian.c_step(self._mu, next_mu, self._pace.scales(next_step)))
+        scales, portions = self._pace.scales(next_step), self._pace.portions(self._step, self._mu)
+        self._check(self._lagrangian.c_step(self._mu, next_mu, scales, portions))
         self._others.save()
         self._step, self._mu = next_step, next_mu
         self._logs.update(gap=self.gap, density=self.density)

@@ -119,11 +119,17 @@ class Lagrangian:
         Returns:
             `CStep`.
         """
-        mu = tf.constant(mu, tf.float64)
-        return self._c_step(mu, mu, tf.convert_to_tensor(self.scales), tf.constant(False))
+        mu, portions = tf.constant(mu, tf.float64), tf.ones(len(self.variables))
+        return self._c_step(mu, mu, tf.convert_to_tensor(self.scales), portions, tf.constant(False))
 
-    def c_step(self, mu: float, next_mu: float, scales: Sequence[float] | np.ndarray | None = None) -> CStep:
-        r"""$\theta \leftarrow \Pi(w - \lambda/\mu)$, $\lambda \leftarrow \lambda - \mu(w - \theta)$.
+    def c_step(
+        self,
+        mu: float,
+        next_mu: float,
+        scales: Sequence[float] | np.ndarray | None = None,
+        portions: Sequence[float] | np.ndarray | None = None,
+    ) -> CStep:
+        r"""$\theta \leftarrow \Pi(w - \lambda/\mu)$, $\lambda \leftarrow \lambda - \phi \mu(w - \theta)$.
 
         Args:
             mu: Float > 0, μ of the L step that ends.
@@ -131,14 +137,16 @@ class Lagrangian:
             scales: Sequence of floats $s_l$ > 0, one for each variable, from the L step that
                 begins on, or `None` (default), which leaves them as they are. Variables whose
                 cost shrinks weights have the scale 1, whatever is given.
+            portions: Sequence of floats φ in [0, 1], one for each variable, or `None` (default), all 1.
 
         Returns:
             `CStep`.
         """
         scales = tf.convert_to_tensor(self.scales) if scales is None else tf.cast(scales, tf.float32)
         scales = tf.where(self._scalable, scales, 1.0)
+        portions = tf.ones(len(self.variables)) if portions is None else tf.cast(portions, tf.float32)
         mu, next_mu = tf.constant(mu, tf.float64), tf.constant(next_mu, tf.float64)
-        return self._c_step(mu, next_mu, scales, tf.constant(True))
+        return self._c_step(mu, next_mu, scales, portions, tf.constant(True))
 
     def not_finite(self, result: CStep) -> list[str]:
         """The paths of the variables because of which a C step changed nothing."""
@@ -179,12 +187,17 @@ class Lagrangian:
             theta.assign(weight)
 
     def _c_step(
-        self, mu: tf.Tensor, next_mu: tf.Tensor, next_scales: tf.Tensor, multiply: tf.Tensor
+        self,
+        mu: tf.Tensor,
+        next_mu: tf.Tensor,
+        next_scales: tf.Tensor,
+        portions: tf.Tensor,
+        multiply: tf.Tensor,
     ) -> CStep:
         def update() -> tuple[tf.Tensor, tf.Tensor]:
             next_mus = next_mu * tf.cast(next_scales, tf.float64)
             ratios = tf.where(multiply, mu * tf.cast(self.scales, tf.float64) / next_mus, 0.0)
-            found = self._update(tf.cast(mu, tf.float32), ratios)
+            found = self._update(tf.cast(mu, tf.float32), ratios, portions)
             self.scales.assign(next_scales)
             for variable, value in zip(self.mus, tf.unstack(next_mus), strict=True):
                 variable.assign(tf.cast(value, tf.float32))
@@ -196,10 +209,12 @@ class Lagrangian:
             gap, density = tf.cond(tf.reduce_all(finite), update, lambda: (nothing, nothing))
         return CStep(finite, gap, density)
 
-    def _update(self, mu: tf.Tensor, ratios: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # With v = w − λ/μ the new multipliers are λ − μ(w − θ) = μ(θ − v), so the new
-        # target is θ + (μ/μ')(θ − v). v waits where θ will be: no third array.
-        scales, ratios = tf.unstack(self.scales), tf.unstack(ratios)
+    def _update(
+        self, mu: tf.Tensor, ratios: tf.Tensor, portions: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        # With v = w − λ/μ the new multipliers are λ − φμ(w − θ) = μ(θ − v − (1 − φ)(θ − w)), and the
+        # new target is θ + λ/μ'. v waits where θ will be: no third array.
+        scales, ratios, rests = tf.unstack(self.scales), tf.unstack(ratios), tf.unstack(1 - portions)
         with_multipliers = self.thetas is not self.targets
         done: list[tf.Tensor] = []
         if with_multipliers:
@@ -219,7 +234,8 @@ class Lagrangian:
                     theta = solve(shifted)
                     done = [self.thetas[i].assign(theta)]
                     if with_multipliers:
-                        target = theta + tf.cast(ratios[i], theta.dtype) * (theta - shifted)
+                        moved = theta - shifted - tf.cast(rests[i], theta.dtype) * (theta - weight)
+                        target = theta + tf.cast(ratios[i], theta.dtype) * moved
                         done.append(self.targets[i].assign(target))
                     squared_gap += tf.cast(tf.nn.l2_loss(weight - theta), tf.float64)
                     squared_norm += tf.cast(tf.nn.l2_loss(weight), tf.float64)

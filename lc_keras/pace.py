@@ -13,6 +13,9 @@ from lc_keras.plan import Plan
 
 # How long an epoch is taken to be until the first one has ended, if Keras does not know.
 _UNKNOWN_BATCHES = 100
+# How many times the gap of neurons counts: a budget of these takes a smaller part of the norm, and what
+# is left of one in front of a batch normalisation moves the statistics of the layers that follow.
+_NEARER = 10
 
 Mu = Literal["auto"] | schedules.Schedule
 
@@ -36,13 +39,15 @@ class Pace:
         self._plan = plan
         self._lagrangian = lagrangian
         self._rate = rate
+        self._making_neurons = np.array(
+            [
+                isinstance(getattr(part.compression, "groups", None), Neurons)
+                for part in lagrangian.shared
+                for _ in part.variables
+            ]
+        )
         self._automatic = schedules.Automatic(plan.steps) if is_automatic(mu) else None
         self._mus = [] if self._automatic else schedules.values(mu, plan.steps)
-        self._making_neurons = [
-            isinstance(getattr(part.compression, "groups", None), Neurons)
-            for part in lagrangian.shared
-            for _ in part.variables
-        ]
 
     @property
     def given(self) -> str | list[float]:
@@ -75,6 +80,8 @@ class Pace:
         """
         if not self._automatic:
             return self._mus[step]
+        if self._making_neurons.any():
+            gap *= _NEARER
         return self._automatic(step, self._rate.effective(), self._all_batches, gap, self._rate.guessed)
 
     def scales(self, step: int) -> np.ndarray | None:
@@ -95,6 +102,27 @@ class Pace:
         scales = self._lagrangian.scales.numpy()
         scales[self._making_neurons] = self._automatic.scales(step, scales[self._making_neurons], gradients)
         return scales
+
+    def portions(self, step: int, mu: float) -> np.ndarray | None:
+        r"""How much of their step the multipliers take when an L step ends.
+
+        Neurons are few and trade places many at a time: had the loss no time to follow, a whole step would
+        bring back at each C step those that the one before removed. What makes neurons takes the part of the
+        gap that the L step had time to close, $1 - e^{-\eta_\text{eff}\,\mu\,T}$ in T batches.
+
+        Args:
+            step: Int, the index of the L step that ends.
+            mu: Float > 0, its μ.
+
+        Returns:
+            Array of floats, or `None`: all of it.
+        """
+        if not (self._automatic and self._making_neurons.any()):
+            return None
+        plan = self._plan
+        batches = (plan.length if step else plan.first_length) * (plan.batches or _UNKNOWN_BATCHES)
+        closed = -np.expm1(-self._rate.effective() * mu * batches)
+        return np.where(self._making_neurons, closed, 1.0)
 
     @property
     def _all_batches(self) -> float:

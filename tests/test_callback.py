@@ -10,6 +10,8 @@ import pytest
 import tensorflow as tf
 
 from lc_keras import Geometric, L0Constraint, LearningCompression, Neurons, Weights
+from lc_keras.lagrangian import Lagrangian
+from lc_keras.schedules import Automatic
 
 # A fit that runs to its end has nothing to warn of.
 pytestmark = pytest.mark.filterwarnings(
@@ -587,6 +589,45 @@ def test_distances_of_neurons_have_scales(groups, scaled):
     assert (np.array(seen[:2]) == 1).all() and len(seen) == 16
     changes = [(one != two).any() for one, two in itertools.pairwise(seen)]
     assert changes == [scaled and batch in (2, 4) for batch in range(1, 16)]
+
+
+@pytest.mark.parametrize("groups, times", [(Neurons(), 10), (Weights(), 1)], ids=str)
+def test_neurons_come_nearer(groups, times, monkeypatch):
+    counted, automatic = [], Automatic.__call__
+
+    def look(self, step, rate, batches, gap, guessed):
+        counted.append(gap / compress.gap)
+        return automatic(self, step, rate, batches, gap, guessed)
+
+    monkeypatch.setattr(Automatic, "__call__", look)
+    compress = LearningCompression(L0Constraint(0.5, groups))
+    fit(net(), [compress])
+    np.testing.assert_allclose(counted[1:], times)
+    assert len(counted) == 8
+
+
+@pytest.mark.parametrize("groups", [Neurons(), Weights()], ids=str)
+def test_multipliers_of_neurons_take_what_the_l_step_had_time_for(groups, monkeypatch):
+    """λ grows by 1 − exp(−η μ T / (1 − m)) of μ(θ − w), with m = 0.9 and T = 2 batches."""
+    taken, c_step = [], Lagrangian.c_step
+
+    def look(self, mu, *args):
+        before, kernel = self.multipliers[0].numpy(), self.variables[0].numpy()
+        found = c_step(self, mu, *args)
+        pulled = mu * scale[0] * (self.thetas[0].numpy() - kernel)
+        scale[0] = self.scales.numpy()[0]
+        here = np.abs(pulled) > 1e-3 * np.abs(pulled).max()
+        taken.append(np.median((self.multipliers[0].numpy() - before)[here] / pulled[here]))
+        mus.append(mu)
+        return found
+
+    mus, scale = [], [1.0]
+    monkeypatch.setattr(Lagrangian, "c_step", look)
+    compress = LearningCompression(L0Constraint(0.5, groups))
+    fit(net(keras.optimizers.SGD(0.01, momentum=0.9)), [compress])
+    expected = -np.expm1(-0.1 * np.array(mus) * 2) if isinstance(groups, Neurons) else np.ones(8)
+    np.testing.assert_allclose(taken, expected, rtol=1e-3)
+    assert len(taken) == 8 and (isinstance(groups, Weights) or expected[0] < 0.5)
 
 
 @pytest.mark.parametrize(

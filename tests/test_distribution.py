@@ -288,8 +288,8 @@ def test_the_c_step_has_kernels_in_the_memory_of_a_gpu(cost, dtype):
     finally:
         keras.config.set_dtype_policy("float32")
     mu = tf.TensorSpec([], tf.float64)
-    scales = tf.TensorSpec([len(lagrangian.variables)], tf.float32)
-    graph = lagrangian._c_step.get_concrete_function(mu, mu, scales, tf.TensorSpec([], tf.bool)).graph
+    each = tf.TensorSpec([len(lagrangian.variables)], tf.float32)
+    graph = lagrangian._c_step.get_concrete_function(mu, mu, each, each, tf.TensorSpec([], tf.bool)).graph
     assert list(taken_to_the_host(graph)) == []
 
 
