@@ -57,6 +57,7 @@ class Net:
         rate=1.0,
         weight_decay=None,
         label_smoothing=0.0,
+        clip_norm=None,
         executions=16,
     ):
         """Trains `model` as every contender is trained, the learning rate times `rate`."""
@@ -71,6 +72,7 @@ class Net:
             seed=seed,
             weight_decay=weight_decay,
             label_smoothing=label_smoothing,
+            clip_norm=clip_norm,
             batch_size=self.batch_size,
             executions=executions,
         )

@@ -87,7 +87,7 @@ def parts(source, validation):
 
 def fit(
     model, train, epochs, label, callbacks=(), *, optimizer, learning_rate, seed,
-    weight_decay=None, label_smoothing=0.0, batch_size=256, jit_compile=False, executions=16,
+    weight_decay=None, label_smoothing=0.0, clip_norm=None, batch_size=256, jit_compile=False, executions=16,
 ):
     """Trains with a learning rate that falls by 0.98^40 over the run, `executions` in an epoch."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -99,10 +99,11 @@ def fit(
     falling = keras.optimizers.schedules.ExponentialDecay(
         learning_rate, decay_steps=batches, decay_rate=0.98 ** (40 / epochs), staircase=True
     )
+    of_gradients = {"weight_decay": weight_decay, "global_clipnorm": clip_norm}
     model.compile(
-        keras.optimizers.Adam(falling, weight_decay=weight_decay)
+        keras.optimizers.Adam(falling, **of_gradients)
         if optimizer == "adam"
-        else keras.optimizers.SGD(falling, momentum=0.9, nesterov=True, weight_decay=weight_decay),
+        else keras.optimizers.SGD(falling, momentum=0.9, nesterov=True, **of_gradients),
         loss,
         # Short enough for L steps of 15 of MNIST's 235 batches.
         steps_per_execution=max(1, batches // executions),

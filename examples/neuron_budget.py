@@ -1,6 +1,6 @@
 """Filters and neurons pruned to a budget of multiply-adds, and taken out: error and time of a smaller net.
 
-    python examples/neuron_budget.py                                 # LeNet-5 on MNIST, 25 % and 10 % of the multiply-adds
+    python examples/neuron_budget.py    # LeNet-5 on MNIST, 25 % and 10 % of the multiply-adds
     python examples/neuron_budget.py --net resnet --batch-size 64    # a small ResNet on CIFAR-10, 50 %
     python examples/neuron_budget.py --net resnet --samples 5000 --epochs 4    # the same in minutes
 

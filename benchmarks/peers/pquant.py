@@ -45,6 +45,7 @@ def main():
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--rate", type=float, default=1.0, help="factor of the learning rate")
     parser.add_argument("--weight_decay", type=float)
+    parser.add_argument("--clip_norm", type=float)
     parser.add_argument("--label_smoothing", type=float, default=0.0)
     parser.add_argument("--method", choices=["pdp", "wanda"], required=True)
     parser.add_argument("--tuned", type=float, default=TUNED, help="share of PDP's run after all pruning")
@@ -82,7 +83,7 @@ def main():
     )
     keras.utils.set_random_seed(options.seed)
     label = f"PQuantML {100 * options.keep:g} %"
-    names = "optimizer", "seed", "rate", "weight_decay", "label_smoothing"
+    names = "optimizer", "seed", "rate", "weight_decay", "label_smoothing", "clip_norm"
     chosen = {name: getattr(options, name) for name in names}
     net.fit(model, train, options.epochs, label, [prune], **chosen)
 

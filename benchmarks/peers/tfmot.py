@@ -41,6 +41,7 @@ def main():
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--rate", type=float, default=1.0, help="factor of the learning rate")
     parser.add_argument("--weight_decay", type=float)
+    parser.add_argument("--clip_norm", type=float)
     parser.add_argument("--label_smoothing", type=float, default=0.0)
     parser.add_argument("--until", type=float, default=0.75, help="share of the run that the removing takes")
     parser.add_argument("--validation", action="store_true")
@@ -73,10 +74,11 @@ def main():
     falling = optimizers.schedules.ExponentialDecay(
         options.rate * net.rates[options.optimizer], batches, 0.98 ** (40 / options.epochs), staircase=True
     )
+    of_gradients = {"weight_decay": options.weight_decay, "global_clipnorm": options.clip_norm}
     wrapped.compile(
-        optimizers.Adam(falling, weight_decay=options.weight_decay)
+        optimizers.Adam(falling, **of_gradients)
         if options.optimizer == "adam"
-        else optimizers.SGD(falling, momentum=0.9, nesterov=True, weight_decay=options.weight_decay),
+        else optimizers.SGD(falling, momentum=0.9, nesterov=True, **of_gradients),
         loss,
     )
     wrapped.fit(train, epochs=options.epochs, verbose=0, callbacks=[pruning.UpdatePruningStep()])
