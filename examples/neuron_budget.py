@@ -106,7 +106,8 @@ def plot(kept, path):
     figure.savefig(path, dpi=150)
 
 
-def main():
+def options(arguments=None):
+    """Reads the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -146,12 +147,16 @@ def main():
     add("--seed", type=int, default=0)
     add("--jit-compile", action="store_true")
     add("--output", type=Path, default=Path("outputs/neuron_budget"))
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if not 0 <= args.tuning_epochs < args.epochs:
         given = f"{args.tuning_epochs} of {args.epochs}"
         parser.error(f"expected fewer --tuning-epochs than --epochs, received {given}")
+    return args
+
+
+def run(args):
+    """Returns the point of the reference, and those of each method at each budget."""
     build, load, keep = NETS[args.net]
-    args.output /= args.net
     args.output.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(args.seed)
     train, measured = mnist.parts(load, args.validation)
@@ -185,6 +190,13 @@ def main():
         kernels = {layer.name: layer.kernel.numpy() for layer in model.layers if hasattr(layer, "kernel")}
         kept = {name: kernel.reshape(-1, kernel.shape[-1]).any(axis=0) for name, kernel in kernels.items()}
         plot(kept, args.output / f"filters-{budget:g}.png")
+    return points
+
+
+def main():
+    args = options()
+    args.output /= args.net
+    points = run(args)
     for p in points:
         print(
             f"{p['method']:28} error {p['error']:5.2f} %  MACs {100 * p['macs_fraction']:5.1f} %  "

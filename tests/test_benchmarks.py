@@ -17,6 +17,7 @@ SCRIPTS = """
 any_model
 kill
 resnet
+neurons
 whole_run
 c_step on_device serving shrink
 automatic_mu error l_step step_length tune
@@ -33,8 +34,8 @@ for script in scripts:
 
 @pytest.mark.parametrize("scripts", SCRIPTS)
 def test_a_tiny_pass(scripts, tmp_path, request):
-    if scripts == "resnet":
-        request.getfixturevalue("cifar10_dir")
+    for dataset in {"resnet": ["cifar10_dir"], "neurons": ["mnist_dir"]}.get(scripts, []):
+        request.getfixturevalue(dataset)
     benchmarks = ROOT / "benchmarks"
     done = subprocess.run(
         [sys.executable, "-c", RUN, benchmarks, tmp_path, *scripts.split()],
@@ -61,6 +62,11 @@ def check(script, folder, done):
         assert [row["contender"] for row in rows] == ["LC", "magnitude, retrained"]
         assert [row["kept"] for row in rows] == [7480, 7480]
         assert "ResNet-8, 74,800 prunable weights, 128 images" in done.stdout
+    elif script == "neurons":
+        methods = "reference", "direct compression 0.25", "magnitude 0.25", "LC 0.25"
+        assert tuple(row["method"] for row in rows) == methods
+        assert all(0.2 < row["macs_fraction"] <= 0.25 for row in rows[1:])
+        assert all(f"{row['error']:.2f}" in done.stdout and row["seed"] == 0 for row in rows)
     elif script == "tune":
         assert [row["settings"] for row in rows] == [{"rate": 1.0, "rounds": 1}, {"rate": 1.0, "rounds": 5}]
         best = min(rows, key=lambda row: row["error"])

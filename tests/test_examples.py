@@ -162,6 +162,7 @@ def test_a_trained_reference_is_kept(module, tmp_path, capsys):
         output=tmp_path / "new",
         optimizer="sgd",
         learning_rate=0.1,
+        batch_size=32,
         reference_epochs=1,
         seed=0,
         jit_compile=False,
@@ -173,6 +174,9 @@ def test_a_trained_reference_is_kept(module, tmp_path, capsys):
     assert capsys.readouterr().out == ""
     for one, other in zip(first.get_weights(), second.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
+    args.seed = 1
+    mnist.trained(lenet300.build, train, args)
+    assert "reference" in capsys.readouterr().out
 
 
 def test_digits_are_always_split_alike(module):
