@@ -65,7 +65,8 @@ class LearningCompression(keras.callbacks.Callback):
         first_step_epochs: Float > 0 or `None` (default, as the others): the length of
             the first L step in epochs.
         multipliers: Bool, default `True`. `False`: the plain quadratic penalty, which
-            fails at low budgets.
+            fails at low budgets. With `mu="auto"` those of neurons move as far in each C step
+            as the L step had time to follow.
         limit_learning_rate: Bool, default `True`: holds the learning rate at
             $\min(\eta, 1/\mu)$ in each L step.
         reset_optimizer: Bool, default `False`: a fresh optimizer state at each L step,
