@@ -18,6 +18,7 @@ import l_step
 import neurons
 import plots
 import resnet_cifar10
+import shrink
 import step_length
 import tune
 import whole_run
@@ -90,6 +91,11 @@ of scikit-learn's digits for a convolutional net with batch normalisation (where
 seed. The columns are ranges of `Geometric`; the learning rate is the reference's.
 """
 
+SHRINK = """
+Batches of 32 through nets with random weights, 64 × 64 images, whose filters were removed by magnitude to a
+budget of multiply-adds and taken out; dense and shrunk take turns, medians.
+"""
+
 L_STEP = """
 Beside plain `fit`, batches of 256, medians.
 """
@@ -129,6 +135,7 @@ SECTIONS = (
     ("neurons", "Budgets of multiply-adds", NEURONS, neurons.table, _nothing),
     ("automatic_mu", "The automatic μ beside fixed ranges", AUTOMATIC, automatic_mu.table, _nothing),
     ("whole_run", "What a whole run costs", WHOLE, whole_run.table, _nothing),
+    ("shrink", "What a budget of multiply-adds gives in time", SHRINK, shrink.table, _nothing),
     ("l_step", "What L steps and C steps cost", L_STEP, l_step.table, _nothing),
     ("c_step", "What the threshold of a C step costs", C_STEP, c_step.table, _nothing),
 )

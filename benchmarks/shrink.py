@@ -157,24 +157,32 @@ def main():
     if arguments.applications is not None:
         nets = []
         for name in arguments.applications or APPLICATIONS:
-            rows.append(row := difference(name))
-            left = 100 * row["parameters_fraction"]
-            print(
-                f"{name:15} {row['parameters']:11,} parameters, {left:5.1f} % left  "
-                f"largest difference {row['relative_difference']:.1e} of the largest output",
-                flush=True,
-            )
+            rows.append(difference(name))
+            print(_line(rows[-1]), flush=True)
     for name, build in nets:
         keras.utils.set_random_seed(0)
         for row in measure(build, arguments.keep, arguments.batch_size, arguments.rounds):
             rows.append({"net": name, **row})
-            print(
-                f"{name:12} budget {100 * row['budget']:3.0f} %  "
-                f"MACs left {100 * row['macs_fraction']:5.1f} %  "
-                f"dense {row['dense_ms']:7.1f} ms  shrunk {row['ms']:7.1f} ms  {row['speedup']:5.2f} x",
-                flush=True,
-            )
+            print(_line(rows[-1]), flush=True)
     record.write(arguments.output, rows)
+
+
+def table(rows):
+    return "\n".join(map(_line, rows))
+
+
+def _line(row):
+    if "relative_difference" in row:
+        left = 100 * row["parameters_fraction"]
+        return (
+            f"{row['net']:15} {row['parameters']:11,} parameters, {left:5.1f} % left  "
+            f"largest difference {row['relative_difference']:.1e} of the largest output"
+        )
+    return (
+        f"{row['net']:12} budget {100 * row['budget']:3.0f} %  "
+        f"MACs left {100 * row['macs_fraction']:5.1f} %  "
+        f"dense {row['dense_ms']:7.1f} ms  shrunk {row['ms']:7.1f} ms  {row['speedup']:5.2f} x"
+    )
 
 
 if __name__ == "__main__":
