@@ -17,6 +17,18 @@ from nets import NETS  # noqa: F401, first: it makes the examples importable
 import neuron_budget
 import record
 
+# What makes runs comparable.
+CASE = (
+    "net",
+    "measured_on",
+    "samples",
+    "optimizer",
+    "learning_rate",
+    "batch_size",
+    "reference_epochs",
+    "epochs",
+    "tuning_epochs",
+)
 TINY = "--samples 300 --reference-epochs 1 --epochs 2 --tuning-epochs 1 --keep 0.25"
 
 
@@ -34,9 +46,8 @@ def main():
         given = *(TINY.split() if own.tiny else ()), *others, "--seed", str(seed)
         args = neuron_budget.options(given)
         args.output = own.output.with_suffix("") / args.net
-        names = "net", "seed", "epochs", "tuning_epochs", "reference_epochs", "samples", "batch_size"
-        case = {name: getattr(args, name) for name in names}
-        case["measured_on"] = "validation" if args.validation else "test"
+        args.measured_on = "validation" if args.validation else "test"
+        case = {name: getattr(args, name) for name in (*CASE, "seed")}
         rows = [row for row in rows if not case.items() <= row.items()]
         rows += [case | point for point in neuron_budget.run(args)]
         record.write(own.output, rows)
@@ -47,8 +58,7 @@ def table(rows):
     """Mean error over the seeds and the median time, a line for each net and method."""
     cases = {}
     for row in rows:
-        names = "net", "measured_on", "samples", "batch_size", "reference_epochs", "epochs", "tuning_epochs"
-        cases.setdefault(tuple(row[name] for name in names), []).append(row)
+        cases.setdefault(tuple(row[name] for name in CASE), []).append(row)
     return "\n\n".join(_table(own) for own in cases.values())
 
 

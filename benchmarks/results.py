@@ -41,8 +41,8 @@ over all layers as LC does; TensorFlow's toolkit prunes each layer alike.
 TUNED = """
 As above, with L steps of 15 batches, weight decay, and labels that are smoothed, since training errors of
 these nets are near 0 and test errors are not. Picked in trials on held-out images in 60 epochs, one seed;
-they are not what `tune.py` finds best in 20. LeNet-5 has twice the learning rate, which with gradients
-clipped does not diverge, and L steps of 29 batches, picked in the same way at 0.5 %.
+they are not what `tune.py` finds best in 20. LeNet-5 has twice the learning rate, gradients that are clipped,
+without which it diverged, and L steps of 29 batches, picked at 0.5 % in 16 epochs, one seed.
 """
 
 COSTS = """
@@ -76,9 +76,10 @@ second what it left is trained. `examples/resnet_cifar10.py --depth 32` is the w
 NEURONS = """
 Filters and neurons under a budget of multiply-adds, at least a fifth of each layer kept, then taken out
 (`shrink`). Magnitude removes them at once and retrains the rest in as many epochs as LC and the training of
-what it left take together. Adam, 1e-3, falling by 0.98^40. `resnet` has three residual blocks of 16, 32 and
-64 filters and little training: compare with the reference beside it. The data set may have gone through
-JPEG once. Times are of batches of 32 in turns with the reference's, beside other work of the machine.
+what it left take together. Adam, 1e-3, falling by 0.98^40; each seed is a run of `examples/neuron_budget.py`.
+`resnet` has three residual blocks of 16, 32 and 64 filters and little training: compare with the reference
+beside it. CIFAR-10 may have gone through JPEG once. Times are of batches of 32 in turns with the
+reference's, beside other work of the machine.
 """
 
 WHOLE = """

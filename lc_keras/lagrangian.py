@@ -137,7 +137,8 @@ class Lagrangian:
             scales: Sequence of floats $s_l$ > 0, one for each variable, from the L step that
                 begins on, or `None` (default), which leaves them as they are. Variables whose
                 cost shrinks weights have the scale 1, whatever is given.
-            portions: Sequence of floats φ in [0, 1], one for each variable, or `None` (default), all 1.
+            portions: Sequence of floats φ in [0, 1], one for each variable, or `None` (default),
+                all 1: how much of their step the multipliers take.
 
         Returns:
             `CStep`.

@@ -119,11 +119,14 @@ class Pace:
         """
         if not (self._automatic and self._making_neurons.any()):
             return None
-        plan = self._plan
-        batches = (plan.length if step else plan.first_length) * (plan.batches or _UNKNOWN_BATCHES)
-        closed = -np.expm1(-self._rate.effective() * mu * batches)
+        epochs = self._plan.length if step else self._plan.first_length
+        closed = -np.expm1(-self._rate.effective() * mu * epochs * self._batches_an_epoch)
         return np.where(self._making_neurons, closed, 1.0)
 
     @property
     def _all_batches(self) -> float:
-        return self._plan.epochs * (self._plan.batches or _UNKNOWN_BATCHES)
+        return self._plan.epochs * self._batches_an_epoch
+
+    @property
+    def _batches_an_epoch(self) -> int:
+        return self._plan.batches or _UNKNOWN_BATCHES

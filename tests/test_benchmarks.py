@@ -23,6 +23,8 @@ c_step on_device serving shrink
 automatic_mu error l_step step_length tune
 """.strip().splitlines()
 
+DATASETS = {"resnet": "cifar10_dir", "neurons": "mnist_dir"}
+
 RUN = """
 import runpy, sys
 folder, output, *scripts = sys.argv[1:]
@@ -34,8 +36,8 @@ for script in scripts:
 
 @pytest.mark.parametrize("scripts", SCRIPTS)
 def test_a_tiny_pass(scripts, tmp_path, request):
-    for dataset in {"resnet": ["cifar10_dir"], "neurons": ["mnist_dir"]}.get(scripts, []):
-        request.getfixturevalue(dataset)
+    if scripts in DATASETS:
+        request.getfixturevalue(DATASETS[scripts])
     benchmarks = ROOT / "benchmarks"
     done = subprocess.run(
         [sys.executable, "-c", RUN, benchmarks, tmp_path, *scripts.split()],
