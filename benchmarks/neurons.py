@@ -62,6 +62,16 @@ def table(rows):
     return "\n\n".join(_table(own) for own in cases.values())
 
 
+def plot(rows, stem):
+    """Draws the filters that LC kept with the first seed, a picture for each net and budget."""
+    paths = []
+    for row in rows:
+        if "filters" in row and row["seed"] == min(row["seed"] for row in rows):
+            paths.append(stem.with_name(f"{stem.name}_{row['net']}_{row['method'].replace(' ', '-')}.png"))
+            neuron_budget.plot(row["filters"], paths[-1])
+    return paths
+
+
 def _table(rows):
     first = rows[0]
     seeds = sorted({row["seed"] for row in rows})

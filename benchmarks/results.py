@@ -134,7 +134,7 @@ SECTIONS = (
     ("step_length", "The length of L steps", LENGTHS, step_length.table, _step_length),
     ("tune", "What was tuned", TUNE, tune.table, _nothing),
     ("resnet", "A small ResNet on CIFAR-10", RESNET, resnet_cifar10.table, plots.errors),
-    ("neurons", "Budgets of multiply-adds", NEURONS, neurons.table, _nothing),
+    ("neurons", "Budgets of multiply-adds", NEURONS, neurons.table, neurons.plot),
     ("automatic_mu", "The automatic μ beside fixed ranges", AUTOMATIC, automatic_mu.table, _nothing),
     ("whole_run", "What a whole run costs", WHOLE, whole_run.table, _nothing),
     ("shrink", "What a budget of multiply-adds gives in time", SHRINK, shrink.table, _nothing),

@@ -94,15 +94,24 @@ def point(method, model, measured, reference):
     }
 
 
-def plot(kept, path):
+def filters(model):
+    """A string for each layer with a kernel: of each filter or unit 1 where it stayed, 0 where it went."""
+    kernels = {layer.name: layer.kernel.numpy() for layer in model.layers if hasattr(layer, "kernel")}
+    alive = {name: kernel.reshape(-1, kernel.shape[-1]).any(axis=0) for name, kernel in kernels.items()}
+    return {name: "".join("01"[int(lives)] for lives in row) for name, row in alive.items()}
+
+
+def plot(stayed, path):
     """Draws a row for each layer and a cell for each of its filters, dark where it stayed."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 0.5 + 0.35 * len(kept)), layout="constrained")
-    for axes, (name, row) in zip(figure.subplots(len(kept), squeeze=False)[:, 0], kept.items(), strict=True):
-        axes.imshow(row[None], aspect="auto", cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
+    figure = Figure(figsize=(8, 0.5 + 0.35 * len(stayed)), layout="constrained")
+    panels = figure.subplots(len(stayed), squeeze=False)[:, 0]
+    for axes, (name, row) in zip(panels, stayed.items(), strict=True):
+        cells = [[int(lives) for lives in row]]
+        axes.imshow(cells, aspect="auto", cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
         axes.set(yticks=[], xticks=[])
-        axes.set_ylabel(f"{name} {row.sum()}/{len(row)}", rotation=0, ha="right", va="center")
+        axes.set_ylabel(f"{name} {row.count('1')}/{len(row)}", rotation=0, ha="right", va="center")
     figure.savefig(path, dpi=150)
 
 
@@ -125,7 +134,7 @@ def options(arguments=None):
     add(
         "--tuning-epochs",
         type=int,
-        default=4,
+        default=6,
         help="of these, how many at the end train the net that LC left",
     )
     add(
@@ -186,10 +195,9 @@ def run(args):
         small = lc_keras.shrink(model)
         if args.tuning_epochs:
             mnist.fit_as_asked(small, train, args.tuning_epochs, args, f"LC {budget:g}, tuning")
-        points.append(point(f"LC {budget:g}", small, measured, reference))
-        kernels = {layer.name: layer.kernel.numpy() for layer in model.layers if hasattr(layer, "kernel")}
-        kept = {name: kernel.reshape(-1, kernel.shape[-1]).any(axis=0) for name, kernel in kernels.items()}
-        plot(kept, args.output / f"filters-{budget:g}.png")
+        stayed = filters(model)
+        points.append(point(f"LC {budget:g}", small, measured, reference) | {"filters": stayed})
+        plot(stayed, args.output / f"filters-{budget:g}.png")
     return points
 
 

@@ -139,6 +139,7 @@ def test_augmented_images_are_shifted_and_flipped_anew_in_each_epoch(module):
     assert len({i for i, _, _ in drawn[0].values()}) > 3 and len({j for _, j, _ in drawn[0].values()}) > 3
 
 
+@pytest.mark.slow
 def test_neuron_budget(tmp_path, mnist_dir):
     options = ("--keep", "0.25", "--epochs", "2", "--tuning-epochs", "1", "--reference-epochs", "1")
     options += ("--samples", "300", "--rounds", "2")

@@ -223,9 +223,9 @@ def test_a_checkpoint_of_another_run_is_refused(interrupted, options, difference
 @pytest.mark.parametrize(
     "first, alone",
     [
-        (True, True),
-        (False, False),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((True, False), (False, True))),
+        pytest.param(first, alone, marks=[pytest.mark.slow] * ((first, alone) != (True, False)))
+        for first in (True, False)
+        for alone in (True, False)
     ],
 )
 def test_backup_and_restore_beside_it_is_refused_and_needless(tmp_path, first, alone):
