@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from nets import Net  # first: it makes the examples importable
 
 import keras
-import mnist
 import numpy as np
 import peer
 import tradeoff
@@ -58,13 +57,7 @@ class Contender:
 # Decoupled from the gradient: what goes of a weight in a batch is this times the learning rate.
 WEIGHT_DECAYS = {"sgd": 1e-3, "adam": 0.1}
 LABEL_SMOOTHING = 0.05
-_OF_TRAINING = {
-    "rate": 1.0,
-    "final_rate": mnist.FINAL_RATE,
-    "weight_decay": None,
-    "label_smoothing": 0.0,
-    "clip_norm": None,
-}
+_OF_TRAINING = {"rate": 1.0, "weight_decay": None, "label_smoothing": 0.0, "clip_norm": None}
 
 
 def _options(name, *values):

@@ -14,8 +14,6 @@ from lc_keras.tasks import default_kernels
 from progress import OneLine
 
 HELD_OUT = 10_000
-# What the learning rate falls to in a run, as a fraction of the first.
-FINAL_RATE = 0.98**40
 
 COSTS = {
     "l0-constraint": lambda keep, reference: lc_keras.L0Constraint(keep),
@@ -89,10 +87,9 @@ def parts(source, validation):
 
 def fit(
     model, train, epochs, label, callbacks=(), *, optimizer, learning_rate, seed,
-    final_rate=FINAL_RATE, weight_decay=None, label_smoothing=0.0, clip_norm=None, batch_size=256,
-    jit_compile=False, executions=16,
+    weight_decay=None, label_smoothing=0.0, clip_norm=None, batch_size=256, jit_compile=False, executions=16,
 ):
-    """Trains with a learning rate that falls to `final_rate` of it over the run, `executions` in an epoch."""
+    """Trains with a learning rate that falls by 0.98^40 over the run, `executions` in an epoch."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if label_smoothing:
         train = data.smoothed(train, label_smoothing)
@@ -100,7 +97,7 @@ def fit(
     train = data.batches(train, batch_size, seed=seed)
     batches = int(train.cardinality())
     falling = keras.optimizers.schedules.ExponentialDecay(
-        learning_rate, decay_steps=batches, decay_rate=final_rate ** (1 / epochs), staircase=True
+        learning_rate, decay_steps=batches, decay_rate=0.98 ** (40 / epochs), staircase=True
     )
     of_gradients = {"weight_decay": weight_decay, "global_clipnorm": clip_norm}
     model.compile(

@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from nets import NETS  # first: it makes the examples importable
 
 import keras
-import mnist
 import numpy as np
 import pquant
 import tradeoff
@@ -45,7 +44,6 @@ def main():
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--rate", type=float, default=1.0, help="factor of the learning rate")
-    parser.add_argument("--final_rate", type=float, default=mnist.FINAL_RATE)
     parser.add_argument("--weight_decay", type=float)
     parser.add_argument("--clip_norm", type=float)
     parser.add_argument("--label_smoothing", type=float, default=0.0)
@@ -85,7 +83,7 @@ def main():
     )
     keras.utils.set_random_seed(options.seed)
     label = f"PQuantML {100 * options.keep:g} %"
-    names = "optimizer", "seed", "rate", "final_rate", "weight_decay", "label_smoothing", "clip_norm"
+    names = "optimizer", "seed", "rate", "weight_decay", "label_smoothing", "clip_norm"
     chosen = {name: getattr(options, name) for name in names}
     net.fit(model, train, options.epochs, label, [prune], **chosen)
 

@@ -15,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from nets import NETS  # first: it makes the examples importable
 
 import data
-import mnist
 import numpy as np
 import tensorflow_model_optimization as tfmot
 import tf_keras
@@ -41,7 +40,6 @@ def main():
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--rate", type=float, default=1.0, help="factor of the learning rate")
-    parser.add_argument("--final_rate", type=float, default=mnist.FINAL_RATE)
     parser.add_argument("--weight_decay", type=float)
     parser.add_argument("--clip_norm", type=float)
     parser.add_argument("--label_smoothing", type=float, default=0.0)
@@ -74,10 +72,7 @@ def main():
     wrapped = pruning.prune_low_magnitude(model, pruning_schedule=schedule)
     optimizers = tf_keras.optimizers
     falling = optimizers.schedules.ExponentialDecay(
-        options.rate * net.rates[options.optimizer],
-        batches,
-        options.final_rate ** (1 / options.epochs),
-        staircase=True,
+        options.rate * net.rates[options.optimizer], batches, 0.98 ** (40 / options.epochs), staircase=True
     )
     of_gradients = {"weight_decay": options.weight_decay, "global_clipnorm": options.clip_norm}
     wrapped.compile(
