@@ -63,19 +63,23 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Leaves the garbage to `pytest_runtest_teardown`, and what was imported out of it.
-
-    Freeing graphs of TensorFlow takes time out of proportion to how many there are: left to Python, it stood
-    still for a minute now and then, a third of the time of all tests.
-    """
-    gc.collect()
-    gc.freeze()
+    _free_garbage()
     gc.disable()
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown():
+    _free_garbage()
+
+
+def _free_garbage():
+    """Frees what nothing uses any more; what is in use is not looked through again.
+
+    Freeing the graphs of many tests at once takes TensorFlow time out of proportion: left to Python, tests
+    stood still for a minute now and then, a third of the time of all.
+    """
     gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

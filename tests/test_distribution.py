@@ -311,11 +311,10 @@ def multi_worker(monkeypatch):
 
 def test_workers_agree_and_go_on_after_one_was_killed(multi_worker, monkeypatch, tmp_path):
     command = [sys.executable, EXAMPLES / "multi_worker.py", "--epochs", "3", "--output", tmp_path]
-    root = str(EXAMPLES.parent)
+    # Unbuffered, a line and its end are two writes, and those of another worker come between.
+    env = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "PYTHONUNBUFFERED": ""}
     killed, epochs = False, collections.defaultdict(list)
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": root}
-    ) as watcher:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as watcher:
         processes = {}
         for line in watcher.stdout:
             if found := re.match(r"worker (\d) is process (\d+)", line):
