@@ -27,7 +27,7 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 \
-	$(BIN)/python -m pytest tests -q -n 3 --durations=10 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests -q -n 3 --dist worksteal --durations=10 $(PYTEST_ARGS)
 
 # The tests again, with the oldest and the newest Python, Keras and TensorFlow that are supported.
 versions:
