@@ -108,6 +108,24 @@ def test_a_resnet_loads_without_lc_keras(module, tmp_path):
     )
 
 
+def test_errors_of_a_resnet_after_as_many_epochs_stand_together(module):
+    resnet = module("resnet_cifar10")
+    case = dict.fromkeys(resnet.SETTINGS, 0) | {"weights": 74_800, "reference_error": 32.4, "keep": 0.1}
+    rows = [
+        {**case, "epochs": epochs, "contender": method, "error": epochs + place}
+        for epochs in (8, 24)
+        for place, method in enumerate(resnet.METHODS)
+    ]
+    tables = resnet.table(rows).split("\n\n")
+    assert ["after 8 more" in table for table in tables] == [True, False]
+    assert [line.split()[-1] for table in tables for line in table.splitlines()[-2:]] == [
+        "8.00",
+        "9.00",
+        "24.00",
+        "25.00",
+    ]
+
+
 def test_shortcuts_take_every_other_pixel_and_add_channels_of_zeros(module):
     inputs = keras.Input((8, 8, 6))
     shortcut = keras.Model(inputs, module("resnet_cifar10")._shortcut(inputs, 3))
