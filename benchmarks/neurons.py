@@ -4,8 +4,8 @@
     python benchmarks/neurons.py --net resnet --samples 20000 --batch-size 64 --reference-epochs 15
     python benchmarks/neurons.py --tiny       # two epochs of a few images
 
-Options but these go to examples/neuron_budget.py, once for each seed. What was run before, with another net
-or of other seeds, stays in the output.
+Options but these go to examples/neuron_budget.py, once for each seed. What was run before, with another net,
+at other budgets or of other seeds, stays in the output.
 """
 
 import argparse
@@ -48,8 +48,9 @@ def main():
         args.output = own.output.with_suffix("") / args.net
         args.measured_on = "validation" if args.validation else "test"
         case = {name: getattr(args, name) for name in (*CASE, "seed")}
-        rows = [row for row in rows if not case.items() <= row.items()]
-        rows += [case | point for point in neuron_budget.run(args)]
+        points = [case | point for point in neuron_budget.run(args)]
+        new = [case | {"method": point["method"]} for point in points]
+        rows = [row for row in rows if not any(known.items() <= row.items() for known in new)] + points
         record.write(own.output, rows)
     print(table(rows))
 
@@ -82,7 +83,7 @@ def _table(rows):
             "batches of {batch_size}, reference {reference_epochs} epochs, then {epochs}, of which LC gives "
             "{tuning_epochs} to the net it left"
         ).format(**first, seeds=", ".join(map(str, seeds)), images=images),
-        f"{'':28}{'error':>16}{'multiply-adds':>16}{'parameters':>14}{'time of a batch':>18}",
+        f"{'':28}{'error':>16}{'multiply-adds':>16}{'parameters':>14}{'time of a batch':>18}{'least':>8}",
     ]
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
@@ -91,7 +92,9 @@ def _table(rows):
         parameters = statistics.mean(row["parameters"] for row in own)
         time = statistics.median(row["ms_per_batch_of_32"] / row["ms_of_reference"] for row in own)
         error = f"{statistics.mean(errors):.2f} ({max(errors):.2f})"
-        lines.append(f"{method:28}{error:>16}{100 * macs:>14.1f} %{parameters:>14,.0f}{time:>16.2f} x")
+        least = own[0].get("keep_at_least")
+        line = f"{method:28}{error:>16}{100 * macs:>14.1f} %{parameters:>14,.0f}{time:>16.2f} x"
+        lines.append(line if least is None else f"{line}{100 * least:>6g} %")
     return "\n".join(lines)
 
 

@@ -69,6 +69,8 @@ def check(script, folder, done):
         assert tuple(row["method"] for row in rows) == methods
         assert all(0.2 < row["macs_fraction"] <= 0.25 for row in rows[1:])
         assert all(f"{row['error']:.2f}" in done.stdout and row["seed"] == 0 for row in rows)
+        # LeNet-5's own minimum at this budget.
+        assert all(row["keep_at_least"] == 0.4 and row["widths"]["conv1"] >= 8 for row in rows[1:])
         assert all(row["ms_per_batch_of_32"] > 0 and row["ms_of_reference"] > 0 for row in rows)
         assert (folder / "neurons/lenet5/filters-0.25.png").stat().st_size > 1000
     elif script == "tune":
