@@ -30,7 +30,9 @@ def test_what_is_given_stays():
 
 
 @pytest.mark.parametrize(
-    "steps, length, first_length, epochs", [(40, 0.25, None, 10), (3, 1.0, 4.0, 6), (5, 0.3, None, 2)]
+    "steps, length, first_length, epochs",
+    # The last adds up to a little more than 3.
+    [(40, 0.25, None, 10), (3, 1.0, 4.0, 6), (5, 0.3, None, 2), (30, 0.1, None, 3)],
 )
 def test_epochs_needed(steps, length, first_length, epochs):
     assert Plan.of(steps, length, first_length).epochs_needed == epochs
@@ -66,8 +68,20 @@ def test_several_steps_in_one_execution_share_a_c_step():
     assert ends(plan, 4, 1) == {0: 3, 4: 7}
 
 
+def test_an_execution_ends_with_its_epoch():
+    # The third of 4 batches each has but 2 left: what ends 2 batches later does not end in it.
+    plan = Plan.of(None, 0.3, None, epochs=2, batches=10)
+    assert plan.step_at(2, 0, 8, 4) == 2
+    assert plan.step_at(2, 1, 0, 4) == 3
+
+
+def test_lengths_that_do_not_add_up_exactly_end_where_they_should():
+    plan = Plan.of(None, 0.1, None, epochs=3, batches=10)
+    assert ends(plan, 1, 3) == {batch: batch for batch in range(1, 30)}
+
+
 def test_what_runs_when_the_epochs_end_ends_there():
-    plan = Plan.of(10, 1.0, None, epochs=2, batches=4)
+    plan = Plan.of(10, 1.5, None, epochs=2, batches=4)
     assert plan.step_at(1, 1, 3, 1) == 1
     assert plan.step_at(1, 1, 4, 1) == 2
 
