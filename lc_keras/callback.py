@@ -416,7 +416,9 @@ class LearningCompression(keras.callbacks.Callback):
             self.model.train_function = None
         if self._initial_epoch.is_set:
             self._initial_epoch.clear()
+        # All that holds copies of weights.
         self._lagrangian = self._others = self._rate = None  # type: ignore[assignment]  # as in __init__
+        self._averages = self._pace = self._restarts = None  # type: ignore[assignment]
 
     def _warn(self, what: str) -> None:
         warnings.warn(

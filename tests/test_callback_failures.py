@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -300,6 +303,40 @@ def test_an_interrupted_model_is_compressed_again():
     assert fit(model, [compress]).history == fit(other, [lc()]).history
     same(model, other)
     is_clean(model)
+
+
+def test_the_next_fit_frees_what_an_interrupted_one_left():
+    def interrupt(batch, logs):
+        raise KeyboardInterrupt
+
+    model, compress = net(), lc()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, [compress, spy(on_train_batch_end=interrupt)])
+    thetas = [weakref.ref(theta) for theta in compress._lagrangian.thetas]
+    fit(model, [lc()], epochs=1)
+    gc.collect()
+    assert len(thetas) == 2 and all(theta() is None for theta in thetas)
+
+
+class Counting(keras.layers.Layer):
+    """A layer with a weight that is no floating-point number."""
+
+    def build(self, shape):
+        self.seen = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False)
+
+    def call(self, inputs):
+        self.seen.assign_add(1)
+        return inputs
+
+
+def test_a_weight_that_is_an_integer_goes_back_with_the_others():
+    model = keras.Sequential([keras.Input((6,)), *net().layers, Counting()])
+    model.compile(keras.optimizers.SGD(0.1), XENT)
+    model.layers[-1].seen.assign(0)
+    with pytest.raises(ValueError, match="L step 4 of 4 diverged"):
+        model.fit(nan_at(6), Y, batch_size=8, epochs=1, shuffle=False, verbose=0, callbacks=[lc()])
+    assert model.layers[-1].seen.numpy() == 6
+    assert all_finite(model.get_weights())
 
 
 @pytest.mark.parametrize("hook", ["on_train_batch_begin", "on_train_batch_end"])
