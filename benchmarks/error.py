@@ -69,11 +69,15 @@ def main():
     if options.tiny:
         options.net, options.keep, options.epochs, options.seeds = "digits", [0.1], [1], [0]
         options.contenders = ["LC", "gradual", "magnitude", "LC ℓ1 constraint"]
-    best = best_settings(record.read(options.tuned), options.net, options.optimizer) if options.tuned else {}
-    settings = {
-        name: [{**best.get(CONTENDERS[name].tuned_as or name, {}), **dict(options.set)}]
-        for name in options.contenders
-    }
+    tuned = record.read(options.tuned) if options.tuned else []
+
+    def settings(keep):
+        best = best_settings(tuned, options.net, options.optimizer, keep)
+        return {
+            name: [{**best.get(CONTENDERS[name].tuned_as or name, {}), **dict(options.set)}]
+            for name in options.contenders
+        }
+
     asked = measure(options, settings)
     print(table(asked))
     plots.errors(best_placed(asked), options.output.with_suffix(""))
@@ -85,22 +89,25 @@ def _setting(text):
 
 
 def by_settings(rows):
-    """Returns a dict from net, optimizer, contender and settings to the errors at all budgets and seeds."""
+    """Returns a dict from settings, as a tuple of pairs, to the errors with them."""
     errors = {}
     for row in rows:
-        case = row["net"], row["optimizer"], row["contender"], tuple(row["settings"].items())
-        errors.setdefault(case, []).append(row["error"])
+        errors.setdefault(tuple(row["settings"].items()), []).append(row["error"])
     return errors
 
 
-def best_settings(rows, net, optimizer):
-    """Returns a dict from each contender that `tune.py` tuned to its settings of least mean error."""
+def best_settings(rows, net, optimizer, keep):
+    """Returns a dict from each contender that `tune.py` tuned to its settings of least mean error, at that of
+    the budgets it was tuned for that is nearest to `keep`.
+    """
+    rows = _of(rows, {"net": net, "optimizer": optimizer})
     best = {}
-    for (*case, contender, settings), errors in by_settings(rows).items():
-        if case == [net, optimizer]:
-            mean = statistics.mean(errors)
-            best[contender] = min(best.get(contender, (math.inf, ())), (mean, settings))
-    return {contender: dict(settings) for contender, (_, settings) in best.items()}
+    for contender in dict.fromkeys(row["contender"] for row in rows):
+        own = _of(rows, {"contender": contender})
+        nearest = min((row["keep"] for row in own), key=lambda tuned: abs(math.log(tuned / keep)))
+        errors = by_settings(_of(own, {"keep": nearest}))
+        best[contender] = dict(min(errors, key=lambda settings: statistics.mean(errors[settings])))
+    return best
 
 
 def measure(options, settings):
@@ -108,7 +115,7 @@ def measure(options, settings):
 
     Args:
         options: The options of `arguments`.
-        settings: Dict from each contender to a list of settings.
+        settings: Function of a budget that returns a dict from each contender to a list of settings.
 
     Returns:
         The rows that were asked for, those done earlier as well.
@@ -126,7 +133,8 @@ def measure(options, settings):
             direct = tradeoff.copy_of(reference)
             compress_directly(direct, L0Constraint(keep))
             known["direct_error"] = tradeoff.measure("direct", direct, measured).error
-            cases = [(n, e, s) for e in options.epochs for n in options.contenders for s in settings[n]]
+            chosen_from = settings(keep)
+            cases = [(n, e, s) for e in options.epochs for n in options.contenders for s in chosen_from[n]]
             for name, epochs, chosen in cases:
                 row = {"net": net.name, "optimizer": options.optimizer}
                 row |= {"measured_on": "validation" if validation else "test", "contender": name}
@@ -214,9 +222,20 @@ def table(rows):
     lines.append(f"{'direct compression':34}{0:>6}" + "".join(f"{direct[keep]:>20.2f}" for keep in keeps))
     if any("@" in line for line in lines):
         lines.append("@: % kept, where it is not what the column says")
-    tuned = {(row["contender"], tuple(row["settings"].items())) for row in rows if row["settings"]}
-    lines += [f"{name}: {shown(settings)}" for name, settings in sorted(tuned)]
+    tuned = {}
+    for row in rows:
+        if row["settings"]:
+            case = row["contender"], tuple(row["settings"].items())
+            tuned.setdefault(case, set()).add(row["keep"])
+    for (name, settings), at in sorted(tuned.items()):
+        where = "" if at == set(keeps) else f" at {percents(at)}"
+        lines.append(f"{name}{where}: {shown(settings)}")
     return "\n".join(lines)
+
+
+def percents(keeps):
+    """Returns budgets as text."""
+    return ", ".join(f"{100 * keep:g} %" for keep in sorted(keeps, reverse=True))
 
 
 def shown(settings):

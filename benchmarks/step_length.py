@@ -32,7 +32,7 @@ def main():
         options.net, options.keep, options.epochs, options.seeds = "digits", [0.1], [1], [0]
         options.lengths = [0.25, 1.0]
     settings = {"LC": [{"epochs_per_step": length} for length in options.lengths]}
-    asked = error.measure(options, settings)
+    asked = error.measure(options, lambda keep: settings)
     print(table(asked))
     plot(asked, options.output.with_suffix(".png"))
 

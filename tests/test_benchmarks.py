@@ -160,8 +160,17 @@ def test_the_best_settings_have_the_least_mean_error(monkeypatch):
     monkeypatch.delitem(sys.modules, "nets", raising=False)  # that of the tests
     error = importlib.import_module("error")
     rows = [
-        {"net": net, "optimizer": "sgd", "contender": "LC", "settings": {"rate": rate}, "error": error}
-        for net, rate, errors in (("a", 1.0, (1, 5)), ("a", 0.5, (2, 3)), ("b", 2.0, (0, 0)))
+        {"net": net, "optimizer": "sgd", "contender": "LC", "keep": keep, "error": error}
+        | {"settings": {"rate": rate}}
+        for net, keep, rate, errors in (
+            ("a", 0.01, 1.0, (1, 5)),
+            ("a", 0.01, 0.5, (2, 3)),
+            ("a", 0.1, 1.0, (0, 0)),
+            ("b", 0.01, 2.0, (0, 0)),
+        )
         for error in errors
     ]
-    assert error.best_settings(rows, "a", "sgd") == {"LC": {"rate": 0.5}}
+    assert error.best_settings(rows, "a", "sgd", 0.01) == {"LC": {"rate": 0.5}}
+    # Of two budgets the nearer one, as a ratio.
+    assert error.best_settings(rows, "a", "sgd", 0.03) == {"LC": {"rate": 0.5}}
+    assert error.best_settings(rows, "a", "sgd", 0.04) == {"LC": {"rate": 1.0}}
