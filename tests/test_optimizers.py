@@ -130,6 +130,15 @@ def test_highest_rate_of_a_warm_up_is_seen_from_its_start():
     assert limit.highest() == pytest.approx(0.45, abs=0.06)
 
 
+def test_the_highest_rate_is_of_what_is_still_to_come():
+    optimizer = SGD(keras.optimizers.schedules.PolynomialDecay(0.5, 10, 0.0))
+    limit = LearningRateLimit(optimizer)
+    limit.look_ahead(10)
+    assert limit.highest() == pytest.approx(0.5)
+    optimizer.iterations.assign(8)
+    assert limit.highest() == pytest.approx(0.1)
+
+
 def test_inner_optimizer():
     inner = SGD()
     assert inner_optimizer(inner) is inner
@@ -214,6 +223,7 @@ def test_effective_rate_of_sgd_counts_momentum():
     assert effective_rate(SGD(0.1, momentum=0.9), [], 0.1) == pytest.approx(1.0)
     scaled = keras.optimizers.LossScaleOptimizer(SGD(schedule(), momentum=0.5))
     assert effective_rate(scaled, [], 0.4) == pytest.approx(0.8)
+    assert effective_rate(SGD(0.1, gradient_accumulation_steps=4), [], 0.1) == pytest.approx(0.025)
 
 
 def test_effective_rate_of_adam_is_relative_to_the_gradient():

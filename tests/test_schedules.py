@@ -113,12 +113,22 @@ def test_automatic_grows_geometrically_while_the_gap_is_small():
 def test_automatic_is_scaled_by_the_rate_and_the_length_of_the_run():
     np.testing.assert_allclose(automatic(rate=0.1), 10 * automatic())
     np.testing.assert_allclose(automatic(batches=4000), automatic() / 4)
+    # Beyond 5,000 batches it is no slower.
+    np.testing.assert_array_equal(automatic(batches=20_000), automatic(batches=5000))
 
 
 def test_automatic_grows_faster_where_the_gap_lags():
     lagging, small = automatic(gap=0.9), automatic()
     np.testing.assert_array_equal(lagging[:10], small[:10])
-    assert (np.diff(lagging / small) > -1e-9).all() and lagging[-1] > 2 * small[-1]
+    assert (np.diff(lagging / small) > -1e-9).all()
+    assert lagging[-1] / small[-1] == pytest.approx(30)
+
+
+@pytest.mark.parametrize("steps", [21, 81])
+def test_automatic_grows_as_much_faster_in_however_many_steps(steps):
+    faster = automatic(steps, gap=0.1)[-1] / automatic(steps)[-1]
+    # 10 times the integral of log(gap / expected) where that is positive.
+    assert faster == pytest.approx(np.exp(10 * np.log(25) / 16), rel=0.4)
 
 
 def test_automatic_stays_finite_where_the_rate_decays_to_zero():
