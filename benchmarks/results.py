@@ -35,7 +35,8 @@ ERROR = """
 MNIST, % of the 10,000 test images. All contenders start from the same reference and see the same batches
 of 256 in the same order for the same number of epochs, with SGD (Nesterov 0.9) whose learning rate falls
 by 0.98^40. LC runs with its defaults. "gradual" (Zhu & Gupta) and "magnitude" (Han) share their budget
-over all layers as LC does; TensorFlow's toolkit prunes each layer alike.
+over all layers as LC does; TensorFlow's toolkit and PQuantML prune each layer alike. Tuned: each with the
+best of nine tries at each budget on validation images, one seed ("What was tuned").
 """
 
 TUNED = """
@@ -63,7 +64,8 @@ LC with its defaults but the length of its L steps, at equal epochs. 0.0625 epoc
 """
 
 TUNE = """
-Each contender had nine tries on the same held-out images, which its reference was not trained on.
+Each contender had nine tries at each budget on the same held-out images, which its reference was not trained
+on: a rate and an option of its own, then with the best of these weight decay, label smoothing, and both.
 """
 
 RESNET = """
