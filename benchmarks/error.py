@@ -203,8 +203,8 @@ def table(rows):
     rows = best_placed(rows)
     keeps = sorted({row["keep"] for row in rows}, reverse=True)
     first = rows[0]
-    seeds = sorted({row["seed"] for row in rows})
-    reference = statistics.mean(row["reference_error"] for row in rows)
+    references = {row["seed"]: row["reference_error"] for row in rows}
+    seeds, reference = sorted(references), statistics.mean(references.values())
     lines = [
         (
             f"{first['net']}, {first['optimizer']}: {first['measured_on']} error, %, mean (largest) of seeds "
@@ -218,8 +218,9 @@ def table(rows):
             of = {"epochs": epochs, "contender": contender, "keep": keep}
             cells.append(f"{_cell(_of(rows, of), keep):>20}")
         lines.append(f"{contender:34}{epochs:>6}" + "".join(cells))
-    direct = {row["keep"]: row["direct_error"] for row in rows}
-    lines.append(f"{'direct compression':34}{0:>6}" + "".join(f"{direct[keep]:>20.2f}" for keep in keeps))
+    direct = {(row["keep"], row["seed"]): row["direct_error"] for row in rows}
+    means = [statistics.mean(error for (at, _), error in direct.items() if at == keep) for keep in keeps]
+    lines.append(f"{'direct compression':34}{0:>6}" + "".join(f"{mean:>20.2f}" for mean in means))
     if any("@" in line for line in lines):
         lines.append("@: % kept, where it is not what the column says")
     tuned = {}

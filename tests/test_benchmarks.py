@@ -111,7 +111,7 @@ def test_results_are_written_from_what_there_is(tmp_path):
     rows = [
         case
         | {"contender": name, "keep": keep, "density": density, "epochs": epochs, "seed": seed}
-        | {"error": error + seed + 1 / epochs, "reference_error": 2.125, "direct_error": 45.5}
+        | {"error": error + seed + 1 / epochs, "reference_error": 2.125 + seed, "direct_error": 45.5 + seed}
         | {"density_by_layer": {f"net/dense_{seed}/kernel": keep, f"net/dense_{seed + 1}/kernel": 2 * keep}}
         for name, error in (("LC", 2), ("gradual", 3))
         for keep, density in ((0.05, 0.05), (0.02, 0.021 if name == "LC" else 0.02))
@@ -127,6 +127,8 @@ def test_results_are_written_from_what_there_is(tmp_path):
     text = (tmp_path / "results.md").read_text()
     assert text.count("\n## ") == 1 and "On: cores 2." in text
     cells = [line.split() for line in text.splitlines()]
+    assert "seeds 0, 1; reference 2.62\n" in text
+    assert ["direct", "compression", "0", "46.00", "46.00"] in cells
     assert ["LC", "20", "2.55", "(3.05)", "2.55", "(3.05)", "@2.1"] in cells
     assert ["gradual", "5", "3.70", "(4.20)", "3.70", "(4.20)"] in cells
     for what in ("kept", "epochs", "layers"):
