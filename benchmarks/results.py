@@ -83,11 +83,10 @@ Filters and neurons under a budget of multiply-adds, then taken out (`shrink`). 
 and retrains the rest in as many epochs as LC and the training of what it left take together. Both keep of
 each layer at least what the last column says, for LeNet-5 at 25 % what was best on validation images for
 each of them: of 20, 30 and 40 %, mean of two seeds, LC 1.15, 1.13, 1.05, magnitude 1.26, 1.23, 1.14,
-references 1.19.
-Adam, 1e-3, falling by 0.98^40; each seed is a run of `examples/neuron_budget.py`. `resnet` has three residual
-blocks of 16, 32 and 64 filters and little training: compare with the reference beside it. CIFAR-10 may have
-gone through JPEG once. Times are of batches of 32 in turns with the reference's, beside other work of the
-machine.
+references 1.19. Adam, 1e-3, falling by 0.98^40; each seed is a run of `examples/neuron_budget.py`. `resnet`
+has three residual blocks of 16, 32 and 64 filters and little training: compare with the reference beside it.
+CIFAR-10 may have gone through JPEG once. Times are of batches of 32 in turns with the reference's, beside
+other work of the machine.
 """
 
 WHOLE = """

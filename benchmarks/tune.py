@@ -35,14 +35,14 @@ def main():
     first = {name: CONTENDERS[name].settings() for name in options.contenders}
     if options.tiny:
         first["magnitude"] = first["magnitude"][::3]
-    rows = error.measure(options, lambda keep: first)
+    rows = tried = error.measure(options, lambda keep: first)
 
     def regularized(keep):
-        best = error.best_settings(rows, options.net, options.optimizer, keep)
+        best = error.best_settings(tried, options.net, options.optimizer, keep)
         return {name: CONTENDERS[name].regularized(best[name], options.optimizer) for name in first}
 
     if not options.tiny:
-        rows = rows + error.measure(options, regularized)
+        rows = tried + error.measure(options, regularized)
     print(table(rows))
 
 
