@@ -98,7 +98,8 @@ def by_settings(rows):
 
 def best_settings(rows, net, optimizer, keep):
     """Returns a dict from each contender that `tune.py` tuned to its settings of least mean error, at that of
-    the budgets it was tuned for that is nearest to `keep`.
+    the budgets it was tuned for that is nearest to `keep`. Settings that fewer seeds tried than others are
+    left out: a lucky seed would win.
     """
     rows = _of(rows, {"net": net, "optimizer": optimizer})
     best = {}
@@ -106,7 +107,9 @@ def best_settings(rows, net, optimizer, keep):
         own = _of(rows, {"contender": contender})
         nearest = min((row["keep"] for row in own), key=lambda tuned: abs(math.log(tuned / keep)))
         errors = by_settings(_of(own, {"keep": nearest}))
-        best[contender] = dict(min(errors, key=lambda settings: statistics.mean(errors[settings])))
+        seeds = max(map(len, errors.values()))
+        tried = [settings for settings in errors if len(errors[settings]) == seeds]
+        best[contender] = dict(min(tried, key=lambda settings: statistics.mean(errors[settings])))
     return best
 
 
