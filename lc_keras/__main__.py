@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import zipfile
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,6 +17,16 @@ _EXAMPLES = """examples:
   python -m lc_keras export pruned.keras models/digits --version next
   python -m lc_keras export pruned.keras digits.tflite
 """
+
+# The options of `export` that are for one kind of target, by the argument they become.
+_FOR_SAVED_MODEL = {
+    "version": "--version",
+    "storage": "--storage",
+    "compute": "--compute",
+    "expected_batch": "--expected-batch",
+    "values": "--float16",
+}
+_FOR_LITERT = {"quantize": "--quantize", "representative_data": "--data"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     saved_model = export.add_argument_group("for a SavedModel")
     saved_model.add_argument(
         "--version",
+        default=argparse.SUPPRESS,
         type=_version,
         metavar="next|N",
         help="the target is a model's base directory: write its next version, or version N "
@@ -76,13 +88,13 @@ def _parser() -> argparse.ArgumentParser:
     saved_model.add_argument(
         "--storage",
         choices=("packed", "dense"),
-        default="packed",
+        default=argparse.SUPPRESS,
         help="how weights are stored: without their zeros, or with them (default: packed)",
     )
     saved_model.add_argument(
         "--compute",
         choices=("auto", "dense", "sparse"),
-        default="auto",
+        default=argparse.SUPPRESS,
         help="how dense layers multiply: by all weights, by those that are not zero, "
         "or whichever a measured rule says is faster (default: auto)",
     )
@@ -90,17 +102,31 @@ def _parser() -> argparse.ArgumentParser:
         "--expected-batch",
         type=int,
         nargs="+",
-        default=(1, 32),
+        default=argparse.SUPPRESS,
         metavar="N",
         help="the batch sizes for which --compute auto decides (default: 1 32)",
     )
     saved_model.add_argument(
-        "--float16", action="store_true", help="store values in half precision, half the bytes"
+        "--float16",
+        dest="values",
+        action="store_const",
+        const="float16",
+        default=argparse.SUPPRESS,
+        help="store values in half precision, half the bytes",
     )
     litert = export.add_argument_group("for LiteRT")
-    litert.add_argument("--quantize", choices=("float16", "int8"), help="store weights in fewer bits")
     litert.add_argument(
-        "--data", metavar="FILE.npy", help="examples of the model's input, which --quantize int8 needs"
+        "--quantize",
+        choices=("float16", "int8"),
+        default=argparse.SUPPRESS,
+        help="store weights in fewer bits",
+    )
+    litert.add_argument(
+        "--data",
+        dest="representative_data",
+        metavar="FILE.npy",
+        default=argparse.SUPPRESS,
+        help="examples of the model's input, which --quantize int8 needs",
     )
     export.set_defaults(run=_export)
 
@@ -125,31 +151,17 @@ def _report(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     from lc_keras.export import export_litert, export_saved_model
 
-    model = _load(args)
-    if args.target.endswith(".tflite"):
-        data = None if args.data is None else [_array(args.data)]
-        print(
-            export_litert(
-                model,
-                args.target,
-                quantize=args.quantize,
-                representative_data=data,
-                overwrite=args.overwrite,
-            )
-        )
-        return
-    print(
-        export_saved_model(
-            model,
-            args.target,
-            storage=args.storage,
-            compute=args.compute,
-            expected_batch=tuple(args.expected_batch),
-            values="float16" if args.float16 else None,
-            version=args.version,
-            overwrite=args.overwrite,
-        )
-    )
+    litert = args.target.endswith(".tflite")
+    export: Callable[..., object] = export_litert if litert else export_saved_model
+    mine, others = (_FOR_LITERT, _FOR_SAVED_MODEL) if litert else (_FOR_SAVED_MODEL, _FOR_LITERT)
+    kind = "a LiteRT file" if litert else "a SavedModel"
+    given = vars(args)
+    if wrong := [option for name, option in others.items() if name in given]:
+        raise ValueError(f"Expected options for {kind}, '{args.target}'. Received: {', '.join(wrong)}")
+    options = {name: given[name] for name in mine if name in given}
+    if "representative_data" in options:
+        options["representative_data"] = [_array(options["representative_data"])]
+    print(export(_load(args), args.target, overwrite=args.overwrite, **options))
 
 
 def _load(args: argparse.Namespace) -> "keras.Model":

@@ -112,7 +112,7 @@ def macs(model: keras.Model, input_signature: list[Structure] | None = None) -> 
     print(counted.remaining / counted.dense)
     ```
     """
-    counter = _counted(model, input_signature)
+    counter = count_uses(model, input_signature)
     kernels = []
     for variable in _kernels(model):
         value = keras.ops.convert_to_numpy(variable)
@@ -121,23 +121,20 @@ def macs(model: keras.Model, input_signature: list[Structure] | None = None) -> 
     return Macs(tuple(kernels), counter.attention)
 
 
-def uses(model: keras.Model) -> dict[int, int | None]:
-    """How often each kernel is multiplied by, for one example.
+def count_uses(model: keras.Model, input_signature: list[Structure] | None = None) -> "Counter":
+    """Counts how often each kernel is multiplied by, for one example.
 
     Args:
         model: Built `keras.Model`.
+        input_signature: As that of `macs`.
 
     Returns:
-        Dictionary from the id of a variable to `KernelMacs.uses`.
+        `Counter`.
 
     Raises:
         ValueError: If the model is not built.
     """
-    return _counted(model, None).uses
-
-
-def _counted(model: keras.Model, input_signature: list[Structure] | None) -> "_Counter":
-    counter = _Counter(_kernels(model))
+    counter = Counter(_kernels(model))
     try:
         signature = input_signature_of(model) if input_signature is None else input_signature
         counter.trace(model, keras.tree.map_structure(_of_one_example, signature))
@@ -145,15 +142,20 @@ def _counted(model: keras.Model, input_signature: list[Structure] | None) -> "_C
         # A model that cannot be called this way can still be measured in bits.
         if not is_built(model):
             raise
-        counter = _Counter(_kernels(model))
+        counter = Counter(_kernels(model))
         counter.attention = None
     # A kernel that no layer was seen to use is not known to be idle.
     counter.uses = {key: times or None for key, times in counter.uses.items()}
     return counter
 
 
-class _Counter:
-    """Counts, while a model is traced, how often each kernel is used."""
+class Counter:
+    """Counts, while a model is traced, how often each kernel is used.
+
+    Attributes:
+        uses: Dictionary from the id of a variable to `KernelMacs.uses`: paths need not differ.
+        attention: As that of `Macs`.
+    """
 
     def __init__(self, kernels: Iterable[keras.Variable]) -> None:
         self.uses: dict[int, int | None] = {id(variable): 0 for variable in kernels}

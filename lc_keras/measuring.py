@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from lc_keras.macs import macs
+from lc_keras.macs import count_uses
 from lc_keras.packing import pack
 from lc_keras.reports import PruningReport, VariableReport
 from lc_keras.signatures import is_built
@@ -84,13 +84,12 @@ def measure(
     Returns:
         `PruningReport`.
     """
-    counted = macs(model)
-    uses = {kernel.path: kernel.uses for kernel in counted.kernels}
+    counted = count_uses(model)
     kernels = default_kernels(model)
     prunable = {id(variable) for variable in kernels}
     frozen = {id(variable) for variable in frozen_kernels(model)}
     rows = {
-        id(v): _variable_report(v, uses.get(v.path), id(v) in prunable, id(v) in frozen, stored)
+        id(v): _variable_report(v, counted.uses.get(id(v)), id(v) in prunable, id(v) in frozen, stored)
         for v in variables
     }
     return PruningReport(

@@ -8,7 +8,7 @@ import numpy as np
 from lc_keras.flow import Graph
 from lc_keras.flow.units import find
 from lc_keras.groups import Layout
-from lc_keras.macs import uses
+from lc_keras.macs import count_uses
 
 
 class Makers:
@@ -35,7 +35,7 @@ class Makers:
                     if variable is not None and along:
                         tiled = np.tile(flow.ports[along.port], along.tiles)
                         places[id(variable)] = along.axis, groups[tiled]
-        self._macs = uses(model) if count_macs else {}
+        self._macs = count_uses(model).uses if count_macs else {}
 
     def priced(self, variable: keras.Variable, axes: Sequence[int]) -> Layout:
         """The layout of a variable whose units are its own."""

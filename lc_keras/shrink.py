@@ -1,11 +1,13 @@
 """Dead neurons and filters taken out of the graph: a smaller model that computes the same."""
 
+import tempfile
+
 import keras
 import numpy as np
 
 from lc_keras.flow import Graph
 from lc_keras.flow.graph import as_functional, functional_class
-from lc_keras.flow.units import Flow, Signal, Weight, find
+from lc_keras.flow.units import Flow, Signal, Wall, Weight, find
 
 
 def shrink(model: keras.Model) -> keras.Model:
@@ -69,7 +71,10 @@ class _Rebuilt:
     def set_weights(self) -> None:
         for flow in self._graph.layers.values():
             if isinstance(flow.layer, keras.Layer):
-                self._made[id(flow.layer)].set_weights(self._weights(flow))
+                made = self._made[id(flow.layer)]
+                made.set_weights(self._weights(flow))
+                if isinstance(flow, Wall):
+                    _adapt(made, flow.layer)
 
     def _input(self, tensor: keras.KerasTensor, signal: Signal) -> keras.KerasTensor:
         shape = list(tensor.shape)
@@ -127,6 +132,20 @@ class _Rebuilt:
         ]
         # A bias that the layer did not have comes last.
         return [*weights, *folded.values()]
+
+
+def _adapt(made: keras.Layer, layer: keras.Layer) -> None:
+    """Gives a layer what another has learnt by `adapt` and does not keep, or not only, in its weights."""
+    for new, old in zip(made._flatten_layers(), layer._flatten_layers(), strict=True):
+        if old.trainable_weights:
+            continue
+        weights: dict[str, np.ndarray] = {}
+        old.save_own_variables(weights)
+        new.load_own_variables(weights)
+        if hasattr(old, "save_assets"):
+            with tempfile.TemporaryDirectory() as folder:
+                old.save_assets(folder)
+                new.load_assets(folder)
 
 
 def _cut(array: np.ndarray, weight: Weight, kept: dict[str, np.ndarray]) -> np.ndarray:

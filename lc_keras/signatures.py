@@ -1,5 +1,6 @@
 """What goes into a model and what comes out, by name and type."""
 
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
@@ -38,10 +39,12 @@ def input_signature_of(model: keras.Model) -> list[Structure]:
     Returns:
         List of `tf.TensorSpec` or of structures of these, one for each positional
         argument of the model. A subclassed model does not record the types of its
-        inputs: they are taken to be its `input_dtype`.
+        inputs: they are taken to be its `input_dtype`. Arguments that it has defaults
+        for keep these, unless its `build` takes their shapes.
 
     Raises:
-        ValueError: If the model is empty, is not built, or did not record shapes.
+        ValueError: If the model is empty, is not built, or did not record the shapes of
+            all arguments that it needs.
     """
     inputs = getattr(model, "inputs", None)
     if isinstance(model, keras.Sequential) and not model.layers:
@@ -56,11 +59,18 @@ def input_signature_of(model: keras.Model) -> list[Structure]:
         return [_spec(spec.shape, spec.dtype, spec.name)]
     if inputs is not None:
         return [keras.tree.map_structure(lambda x: _spec(x.shape, x.dtype, x.name), model.input)]
-    shapes = (model.get_build_config() or {}).values()
+    recorded = model.get_build_config() or {}
+    shapes = recorded.get("shapes_dict", recorded).values()
     if not shapes:
         raise ValueError(
             f"Model '{model.name}' does not record the shapes of its inputs. Call it on data "
             "first, or pass `input_signature`."
+        )
+    needed = _needed_arguments(model)
+    if len(shapes) < len(needed):
+        raise ValueError(
+            f"Model '{model.name}' is called with {', '.join(needed)}, and records the shapes of "
+            f"{len(shapes)} of these. Pass `input_signature`, with a tf.TensorSpec for each."
         )
     return [
         keras.tree.map_shape_structure(lambda shape: _spec(shape, model.input_dtype), structure)
@@ -121,13 +131,21 @@ def named_outputs(model: keras.Model) -> Callable[[Structure], dict[str, tf.Tens
         flat = keras.tree.flatten(outputs)
         given = layers if len(layers) == len(flat) else [None] * len(flat)
         keys = _keys(outputs)
-        found = [re.sub(r"\W", "_", k or g or "") for k, g in zip(keys, given, strict=True)]
+        defaults = [f"output_{i}" for i in range(len(flat))]
+        found = [
+            re.sub(r"\W", "_", k or g or default)
+            for k, g, default in zip(keys, given, defaults, strict=True)
+        ]
         unique = len(set(found)) == len(found)
-        return {
-            n if n and unique else f"output_{i}": t for i, (n, t) in enumerate(zip(found, flat, strict=True))
-        }
+        return dict(zip(found if unique else defaults, flat, strict=True))
 
     return names
+
+
+def _needed_arguments(model: keras.Model) -> list[str]:
+    """The positional arguments of a model's `call` that have no default."""
+    parameters = inspect.signature(model.call).parameters.values()
+    return [p.name for p in parameters if p.kind <= p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
 
 
 def _keys(structure: Structure, skip: int = 0) -> list[str | None]:

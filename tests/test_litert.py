@@ -120,6 +120,14 @@ def test_a_sparse_file_that_does_not_run_is_not_used(tmp_path, monkeypatch, answ
     assert not (tmp_path / "other.tflite").exists()
 
 
+def test_answers_of_yes_and_no(tmp_path):
+    pixels = keras.Input((200,), name="pixels")
+    model = keras.Model(pixels, keras.layers.Dense(3)(pixels) > 0)
+    assert export_litert(model, tmp_path / "net.tflite").error == 0
+    x = np.random.normal(size=(1, 200)).astype("float32")
+    np.testing.assert_array_equal(run(tmp_path / "net.tflite", x), model(x))
+
+
 def test_several_inputs_by_name(tmp_path):
     inputs = [keras.Input((3,), name="left"), keras.Input((4,), dtype="int32", name="right")]
     embedded = keras.layers.Flatten()(keras.layers.Embedding(9, 2)(inputs[1]))
@@ -139,7 +147,7 @@ def test_bad_arguments(tmp_path):
         (model, {"quantize": "int4"}, "Expected `quantize`"),
         (model, {"quantize": "int8"}, "Expected `representative_data`"),
         (model, {"representative_data": []}, "at least 1 examples"),
-        (model, {"representative_data": [np.ones((2, 5))]}, "'pixels' of shape"),
+        (model, {"representative_data": np.ones((2, 200))}, "`representative_data` for input 'pixels'"),
         (model, {"batch_size": 0}, "Expected `batch_size`"),
         (half, {}, "layer 'half' in float16"),
         (keras.Sequential([keras.layers.Dense(2)]), {}, "not built"),

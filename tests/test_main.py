@@ -58,6 +58,19 @@ def test_export_to_litert(saved, tmp_path, capsys):
     assert (tmp_path / "net8.tflite").stat().st_size > 0 and "if dense" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "target, options, wrong",
+    [
+        ("out", ["--quantize", "int8", "--overwrite"], "--quantize"),
+        ("net.tflite", ["--float16", "--version", "3", "--overwrite"], "--version, --float16"),
+    ],
+)
+def test_options_for_another_kind_of_target(saved, tmp_path, capsys, target, options, wrong):
+    assert main(["export", saved[1], str(tmp_path / target), *options]) == 1
+    assert capsys.readouterr().err.endswith(f"Received: {wrong}\n")
+    assert not (tmp_path / target).exists()
+
+
 def test_what_is_no_model(tmp_path, capsys):
     (tmp_path / "text.keras").write_text("not a model")
     (tmp_path / "folder").mkdir()

@@ -131,6 +131,18 @@ def test_a_shared_kernel_counts_once():
     assert report(keras.Model(inputs, dense(dense(inputs)))).weights == 25
 
 
+def test_kernels_of_one_name_count_by_themselves():
+    def tower(size):
+        image = keras.Input((size, size, 3))
+        return keras.Model(image, keras.layers.Flatten()(keras.layers.Conv2D(4, 3, name="conv")(image)))
+
+    inputs = [keras.Input((size, size, 3)) for size in (8, 4)]
+    outputs = [tower(image.shape[1])(image) for image in inputs]
+    found = report(keras.Model(inputs, keras.layers.Concatenate()(outputs)))
+    assert [row.path for row in found.rows] == 2 * ["conv/kernel"]
+    assert [row.macs for row in found.rows] == [36 * 108, 4 * 108]
+
+
 def test_table_is_aligned_and_complete(pruned):
     found = report(pruned)
     lines = str(found).splitlines()

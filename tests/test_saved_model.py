@@ -431,6 +431,14 @@ def test_further_signatures(tmp_path):
     np.testing.assert_allclose(by_text, model(x), rtol=1e-4, atol=1e-5)
 
 
+def test_a_signature_named_as_keras_names_its_own(tmp_path):
+    model = mlp()
+    exported = export_saved_model(model, tmp_path, signatures={"serve": lambda x: 0 * model(x)})
+    assert exported.signatures == ("serving_default", "serve")
+    x = np.ones((1, 200), "float32")
+    assert not tf.saved_model.load(str(tmp_path)).signatures["serve"](pixels=x)["logits"].numpy().any()
+
+
 @pytest.mark.parametrize("compute", ["dense", "sparse"])
 def test_half_precision_in_the_file(tmp_path, compute):
     model = prune(keras.Sequential([keras.Input((500,)), keras.layers.Dense(300)]), 0.1)

@@ -1,11 +1,13 @@
 """Shrunk models against the models they come from."""
 
+import inspect
 import subprocess
 import sys
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from keras import layers
@@ -298,6 +300,21 @@ def test_heads_of_attention():
     assert_same_outputs(model, small)
 
 
+def test_a_constant_head_stays_where_no_bias_can_take_it():
+    inputs = keras.Input((5, 4))
+    attention = layers.MultiHeadAttention(2, 3, use_bias=False, name="attention")
+    hidden = layers.Dense(4, name="a")(inputs)
+    model = randomized(keras.Model(inputs, layers.Dense(2)(attention(hidden, hidden))))
+    # Unit 0 is always its bias, and the values of head 0 are made of it alone.
+    zero(model.get_layer("a").kernel, [0])
+    values = attention._value_dense.kernel.numpy()
+    values[1:, 0] = 0
+    attention._value_dense.kernel.assign(values)
+    small = shrink(model)
+    assert small.get_layer("attention").num_heads == 2
+    assert_same_outputs(model, small)
+
+
 def test_embedding_units_under_a_mask():
     inputs = keras.Input((5,), dtype="int32")
     hidden = layers.LSTM(4, return_sequences=True)(layers.Embedding(10, 6, mask_zero=True, name="a")(inputs))
@@ -367,6 +384,85 @@ def test_nested_models_are_shrunk_inside():
 
 
 @keras.saving.register_keras_serializable(package="test_shrink")
+def test_nested_models_of_several_inputs():
+    left, right = keras.Input((6,)), keras.Input((4,))
+    parts = [layers.Dense(8, "relu", name="left")(left), layers.Dense(5, "relu", name="right")(right)]
+    inner = keras.Model([left, right], layers.Concatenate()(parts), name="inner")
+    inputs = [keras.Input((6,)), keras.Input((4,))]
+    model = randomized(keras.Model(inputs, layers.Dense(2)(inner(inputs))))
+    kill(inner.get_layer("left"), [0, 3])
+    small = shrink(model)
+    assert widths(small.get_layer("inner"))["left"] == 6
+    assert_same_outputs(model, small)
+
+
+def adapted(layer, data):
+    layer.adapt(data)
+    return layer
+
+
+NUMBERS = np.random.default_rng(0).normal(5, 3, (100, 6)).astype("float32")
+WORDS = np.array([["red"], ["green"], ["blue"], ["red"]])
+
+
+@pytest.mark.parametrize(
+    "preprocess, data",
+    [
+        (lambda: adapted(layers.Normalization(), NUMBERS), NUMBERS),
+        (lambda: keras.Sequential([adapted(layers.Normalization(), NUMBERS)]), NUMBERS),
+        (lambda: adapted(layers.Discretization(num_bins=4, output_mode="one_hot"), NUMBERS), NUMBERS[:, :1]),
+        (lambda: adapted(layers.StringLookup(output_mode="one_hot"), WORDS), WORDS),
+        (lambda: adapted(layers.TextVectorization(output_mode="tf_idf"), WORDS), WORDS),
+    ],
+    ids=["normalization", "nested", "discretization", "lookup", "text"],
+)
+def test_what_layers_have_adapted_to_stays(preprocess, data):
+    first = preprocess()
+    inputs = keras.Input(data.shape[1:], dtype="string" if data.dtype.kind == "U" else "float32")
+    hidden = layers.Dense(8, "relu", name="hidden")
+    model = keras.Model(inputs, layers.Dense(2)(hidden(first(inputs))))
+    kill(hidden, [0, 1])
+    small = shrink(model)
+    assert widths(small)["hidden"] == 6
+    x = tf.constant(data)
+    np.testing.assert_allclose(small(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+def of_a_scalar(dense):
+    inputs = keras.Input(())
+    return keras.Model(inputs, layers.Dense(2)(dense(layers.Reshape((1,))(inputs))))
+
+
+def with_given_states(dense):
+    inputs = keras.Input((5, 3))
+    states = layers.Dense(4)(layers.Flatten()(inputs))
+    return keras.Model(inputs, layers.Dense(2)(layers.GRU(4)(dense(inputs), states)))
+
+
+def renormalized(dense):
+    inputs = keras.Input((5,))
+    return keras.Model(inputs, layers.Dense(2)(layers.BatchNormalization(renorm=True)(dense(inputs))))
+
+
+RENORM = "renorm" in inspect.signature(layers.BatchNormalization).parameters
+
+
+@pytest.mark.parametrize(
+    "build, width",
+    [
+        (of_a_scalar, 4),
+        (with_given_states, 6),
+        pytest.param(renormalized, 6, marks=pytest.mark.skipif(not RENORM, reason="not in this Keras")),
+    ],
+)
+def test_calls_of_other_kinds(build, width):
+    model = randomized(build(layers.Dense(6, name="a")))
+    kill(model.get_layer("a"), [0, 1])
+    small = shrink(model)
+    assert widths(small)["a"] == width
+    assert_same_outputs(model, small)
+
+
 class Reversed(layers.Layer):
     def build(self, shape):
         self.scale = self.add_weight(shape=(shape[-1],), name="scale")

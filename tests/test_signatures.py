@@ -39,6 +39,38 @@ def test_the_inputs_of_a_model():
     ]
 
 
+class Pair(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(2)
+
+    def build(self, left_shape, right_shape):
+        self.dense.build(left_shape)
+
+    def call(self, left, right):
+        return self.dense(left) + self.dense(right)
+
+
+class Needy(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(2)
+
+    def call(self, left, right, third=None, training=None):
+        return self.dense(left) + self.dense(right)
+
+
+def test_arguments_of_subclassed_models():
+    x = tf.zeros([2, 3])
+    recorded, needy = Pair(), Needy()
+    recorded(x, x)
+    needy(x, x)
+    assert input_signature_of(recorded) == [SPEC, SPEC]
+    # Keras records the shape of the first.
+    with pytest.raises(ValueError, match="'needy' is called with left, right, and records .* 1 of these"):
+        input_signature_of(needy)
+
+
 def test_names_of_outputs():
     x = keras.Input((3,))
     plain, logits = keras.layers.Dense(2), keras.layers.Dense(2, name="logits")
@@ -50,6 +82,10 @@ def test_names_of_outputs():
     both = named_outputs(keras.Model(x, [keras.layers.Dense(1, name="head")(x), logits(x)]))
     assert both([0, 1]) == {"head": 0, "logits": 1}
     assert both({"b": 0, "a": {"c": 1}}) == {"b": 0, "a_c": 1}
+    some = named_outputs(keras.Model(x, [plain(x), keras.layers.Dense(1)(x), logits(x)]))
+    assert some([0, 1, 2]) == {"output_0": 0, "output_1": 1, "logits": 2}
+    misleading = named_outputs(keras.Model(x, [keras.layers.Dense(1, name="output_1")(x), plain(x)]))
+    assert misleading([0, 1]) == {"output_0": 0, "output_1": 1}
     # One layer, twice: its name does not tell the outputs apart.
     twice = named_outputs(keras.Model(x, [logits(x), logits(x)]))
     assert twice([0, 1]) == {"output_0": 0, "output_1": 1}

@@ -48,6 +48,17 @@ def test_a_dense_kernel_is_not_in_memory(tmp_path):
     assert not {"MatMul", "BatchMatMulV2"} & operations
 
 
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "bool", "float64"])
+def test_inputs_of_other_types(tmp_path, dtype):
+    counts = keras.Input((50,), dtype=dtype)
+    model = keras.Model(counts, keras.layers.Dense(20)(counts))
+    model.layers[-1].kernel.assign(sparse_matrix((50, 20), 0.1))
+    export_saved_model(model, tmp_path, compute="sparse")
+    x = tf.cast(np.random.randint(0, 2, (40, 50)), dtype)
+    loaded = tf.saved_model.load(str(tmp_path))
+    np.testing.assert_allclose(loaded.serve(x), model(x), rtol=1e-5, atol=1e-5)
+
+
 def test_which_layers():
     image = keras.Input((8, 8, 4))
     layers = [
@@ -96,6 +107,24 @@ def test_the_rule():
         assert not pays(large, int(0.3 * 4096**2), batch)
         assert not pays(large, 4096**2, batch)
     assert not pays(small, int(0.02 * 784 * 300), 1) and not pays((10, 4096), 800, 1)
+
+
+@pytest.mark.parametrize("sizes", [(14, 1), (1, 14)])
+def test_auto_tells_layers_of_one_name_apart(tmp_path, sizes):
+    def tower(size):
+        image = keras.Input((size, size, 1024))
+        pixels = keras.layers.Conv2D(1024, 1, name="pointwise")(image)
+        return keras.Model(image, keras.layers.GlobalAveragePooling2D()(pixels))
+
+    towers = [tower(size) for size in sizes]
+    inputs = [keras.Input((size, size, 1024)) for size in sizes]
+    outputs = [net(image) for net, image in zip(towers, inputs, strict=True)]
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Concatenate()(outputs)))
+    for net in towers:
+        net.layers[1].kernel.assign(sparse_matrix((1, 1, 1024, 1024), 0.02))
+    exported = export_saved_model(model, tmp_path, compute="auto", expected_batch=1)
+    kernels = [w.compute for w in exported.weights if w.path == "pointwise/kernel"]
+    assert kernels == ["sparse" if size == 14 else "dense" for size in sizes]
 
 
 def test_auto_decides_layer_by_layer_and_by_batch(tmp_path):

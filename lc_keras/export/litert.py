@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.export.saved_model import export_saved_model
-from lc_keras.export.warmup import Request, as_requests
+from lc_keras.export.warmup import Request, as_request
 from lc_keras.signatures import input_signature_of, named
 
 Batches = list[dict[str, np.ndarray]]
@@ -202,7 +202,7 @@ def _batches(
     cut = []
     any_size = [tf.TensorSpec([None, *spec.shape[1:]], spec.dtype, spec.name) for spec in specs]
     for given in representative_data if representative_data is not None else ():
-        (inputs,) = as_requests([given], any_size)
+        inputs = as_request(given, any_size, "representative_data")
         size = min(len(array) for array in inputs.values())
         cut += [
             {name: array[start : start + batch_size] for name, array in inputs.items()}
@@ -249,7 +249,9 @@ def _run(interpreter_class: type, content: bytes, inputs: dict[str, np.ndarray])
 def _difference(answers: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
     """The largest difference, relative to the largest output."""
     largest = max(np.abs(output).max(initial=0) for output in expected.values())
-    difference = max(np.abs(answers[name] - output).max(initial=0) for name, output in expected.items())
+    difference = max(
+        np.abs(answers[name].astype(float) - output).max(initial=0) for name, output in expected.items()
+    )
     return float(difference / largest) if largest else float(difference)
 
 

@@ -14,7 +14,7 @@ from lc_keras.export.directories import appearing, check_free, size_of, version_
 from lc_keras.export.sparse import as_matrix, pays, sparse_layers, sparse_methods
 from lc_keras.export.stored import LoadOnce, StoredSparse, StoredWeight
 from lc_keras.export.warmup import Requests, as_requests, prediction_log, write_warmup
-from lc_keras.macs import macs
+from lc_keras.macs import count_uses
 from lc_keras.measuring import REPORT_FILE, measure
 from lc_keras.packing import Packed, pack
 from lc_keras.signatures import Structure, input_signature_of, named, named_outputs
@@ -227,11 +227,11 @@ def _sparse_layers(model: keras.Model, compute: str, batches: Sequence[int]) -> 
     found: Sparse = {}
     if compute == "dense":
         return found
-    uses = {kernel.path: kernel.uses for kernel in macs(model).kernels}
+    uses = count_uses(model).uses
     for layer in sparse_layers(model):
         kernel = as_matrix(layer)
         kept = int(np.count_nonzero(kernel))
-        rows = [batch * (uses.get(layer.kernel.path) or 1) for batch in batches]
+        rows = [batch * (uses.get(id(layer.kernel)) or 1) for batch in batches]
         if compute == "sparse" or all(pays(kernel.shape, kept, n) for n in rows):
             found.setdefault(id(layer.kernel), []).append(layer)
     if compute == "sparse" and not found:
@@ -320,7 +320,7 @@ def _module(
         function, own = given if isinstance(given, tuple) else (given, structure)
         traced = tf.function(with_stored_weights(function), input_signature=own, autograph=False)
         functions[name] = _signature(traced, own, named_outputs(model))
-    functions["serve"] = functions["serving_default"]
+    functions.setdefault("serve", functions["serving_default"])
 
     module = tf.Module()
     module.serve = serve

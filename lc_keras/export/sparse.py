@@ -75,7 +75,7 @@ def multiply(inputs: tf.Tensor, weight: StoredSparse) -> tf.Tensor:
     for few, compressed sparse rows for many.
 
     Args:
-        inputs: float32 tensor of shape `(..., inputs)`.
+        inputs: Tensor of shape `(..., inputs)`, of any type, as dense layers take it.
         weight: `StoredSparse` of shape `(outputs, inputs)`.
 
     Returns:
@@ -85,6 +85,7 @@ def multiply(inputs: tf.Tensor, weight: StoredSparse) -> tf.Tensor:
     columns = tf.transpose(tf.reshape(inputs, [-1, weight.shape[1]]))
     rows = tf.shape(columns)[1]
     indices, entries = weight.read()
+    columns = tf.cast(columns, entries.dtype)
 
     def by_entry() -> tf.Tensor:
         return tf.raw_ops.SparseTensorDenseMatMul(

@@ -36,7 +36,46 @@ def as_requests(warmup: Requests, specs: list[tf.TensorSpec]) -> list[dict[str, 
         raise ValueError(
             f"Expected `warmup` to be 1 to {_MOST_RECORDS} requests. Received: {len(requests)}"
         )
-    return [_as_request(request, specs) for request in requests]
+    return [as_request(request, specs, "warmup") for request in requests]
+
+
+def as_request(given: Request, specs: list[tf.TensorSpec], argument: str) -> dict[str, np.ndarray]:
+    """Checks arrays against the inputs of a model.
+
+    Args:
+        given: An array of one input, or a dictionary of arrays by the names of the inputs.
+        specs: List of `tf.TensorSpec`, the named inputs.
+        argument: String, what the user calls the arrays.
+
+    Returns:
+        Dictionary of arrays by the names of the inputs, in their types.
+
+    Raises:
+        ValueError: If inputs are missing or unknown, or a shape does not fit.
+    """
+    names = [spec.name for spec in specs]
+    if not isinstance(given, dict):
+        if len(specs) > 1:
+            raise ValueError(
+                f"Expected each request of `{argument}` to be a dictionary with the keys {', '.join(names)}. "
+                f"Received: {type(given).__name__}"
+            )
+        given = {names[0]: given}
+    if set(given) != set(names):
+        raise ValueError(
+            f"Expected a request of `{argument}` for the inputs {', '.join(names)}. "
+            f"Received: {', '.join(map(str, given))}"
+        )
+    request = {}
+    for spec in specs:
+        array = np.asarray(given[spec.name])
+        if not spec.shape.is_compatible_with(array.shape):
+            raise ValueError(
+                f"Expected `{argument}` for input '{spec.name}' of shape {tuple(spec.shape)}. "
+                f"Received: shape {array.shape}"
+            )
+        request[spec.name] = array.astype(spec.dtype.as_numpy_dtype)
+    return request
 
 
 def write_warmup(folder: str, requests: Iterable[dict[str, np.ndarray]]) -> None:
@@ -76,29 +115,3 @@ def prediction_log() -> ModuleType:
             'pip install "lc_keras[serving]".'
         ) from error
     return prediction_log_pb2
-
-
-def _as_request(given: Request, specs: list[tf.TensorSpec]) -> dict[str, np.ndarray]:
-    names = [spec.name for spec in specs]
-    if not isinstance(given, dict):
-        if len(specs) > 1:
-            raise ValueError(
-                f"Expected each request of `warmup` to be a dictionary with the keys {', '.join(names)}. "
-                f"Received: {type(given).__name__}"
-            )
-        given = {names[0]: given}
-    if set(given) != set(names):
-        raise ValueError(
-            f"Expected a request of `warmup` for the inputs {', '.join(names)}. "
-            f"Received: {', '.join(map(str, given))}"
-        )
-    request = {}
-    for spec in specs:
-        array = np.asarray(given[spec.name])
-        if not spec.shape.is_compatible_with(array.shape):
-            raise ValueError(
-                f"Expected `warmup` for input '{spec.name}' of shape {tuple(spec.shape)}. "
-                f"Received: shape {array.shape}"
-            )
-        request[spec.name] = array.astype(spec.dtype.as_numpy_dtype)
-    return request

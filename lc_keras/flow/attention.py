@@ -47,7 +47,10 @@ class MultiHeadAttention(Flow):
         self.touch = (output != 0).any(axis=1)
         shape = self.shapes[0]
         value = np.einsum("hv,hvd->d", np.where(varies[:, None], 0, self.constants), output)
-        if (bias := self.optional("_output_dense.bias")) is not None:
+        bias = self.optional("_output_dense.bias")
+        if bias is None:
+            self.hold(self.heads, "has no bias for a constant", self.heads.constant & (heads != 0))
+        else:
             value = value + bias
         value[self.touch[varies].any(axis=0)] = np.nan
         out = self.fresh(shape, last(shape), value)

@@ -94,9 +94,8 @@ class Graph:
 
     def _call(self, node: Node, signals: dict[int, Signal]) -> list[Signal]:
         layer = node.operation
-        masks = {
-            id(v) for name, v in node.arguments.kwargs.items() if name.endswith("mask") and v is not None
-        }
+        given = [v for name, v in node.arguments.kwargs.items() if name.endswith("mask")]
+        masks = {id(t) for t in keras.tree.flatten(given) if t is not None}
         for mask in (signals[id(t)] for t in node.input_tensors if id(t) in masks):
             self.units.pin(mask.ids, f"is a mask of '{layer.name}'")
             mask.read[:] = True
@@ -105,7 +104,8 @@ class Graph:
         if is_graph(layer) and plain and not masks and len(inputs) == len(as_functional(layer).inputs):
             return self._run(layer, inputs)
         kind = KINDS.get(type(layer), Wall)
-        if not plain or not kind.fits(layer) or _is_altered(layer):
+        fits = kind.fits(layer) and kind.takes in (None, len(inputs))
+        if not plain or not fits or _is_altered(layer):
             kind = Wall
         if kind is Wall and layer not in self.walls:
             self.walls.append(layer)

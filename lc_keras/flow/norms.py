@@ -45,6 +45,10 @@ class BatchNormalization(Normalization):
         Weight("moving_variance", makes=Along(-1, "out")),
     )
 
+    @classmethod
+    def fits(cls, layer: keras.Layer) -> bool:
+        return super().fits(layer) and not getattr(layer, "renorm", False)
+
     def constant(self, value: np.ndarray) -> np.ndarray:
         mean, variance = self.array("moving_mean"), self.array("moving_variance")
         if self.units.dead:

@@ -13,6 +13,7 @@ class Recurrent(Flow):
     """A unit is zero for good if its candidate is: states start at zero, and gates only scale them."""
 
     gates, candidate = 1, 0
+    takes = 1  # no states
 
     @classmethod
     def fits(cls, layer: keras.Layer) -> bool:
@@ -107,6 +108,8 @@ _MERGES = {"concat": layers.Concatenate, "sum": layers.Add, "ave": layers.Averag
 @describes(layers.Bidirectional)
 class Bidirectional(Flow):
     """Two recurrent layers of one input, whose units go in pairs, and a merge of what they hand out."""
+
+    takes = 1  # no states
 
     @classmethod
     def fits(cls, layer: keras.Layer) -> bool:

@@ -34,6 +34,8 @@ class Moved(Flow):
     def _places(self, x: Signal, shape: Shape) -> np.ndarray | None:
         """For each element of the output, of one example, the place of its unit in the input."""
         before = list(x.shape[1:])
+        if not before:
+            return None
         unknown = [a for a, n in enumerate(before) if n is None]
         if unknown and (None not in shape[1:] or not len(x.ids)):
             return None

@@ -135,6 +135,8 @@ class Flow:
     """
 
     weights: tuple[Weight, ...] = ()
+    # How many inputs it describes; `None`: any number.
+    takes: int | None = None
 
     def __init__(self, layer: keras.Layer, inputs: list[Signal], shapes: list[Shape], units: Units) -> None:
         self.layer, self.inputs, self.shapes, self.units = layer, inputs, shapes, units
