@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from lc_keras.lagrangian import Lagrangian
-from lc_keras.optimizers import inner_optimizer
+from lc_keras.optimizers import parts_of
 from lc_keras.tracing import compiled
 
 
@@ -23,7 +23,7 @@ class Averages:
     """
 
     def __init__(self, optimizer: keras.optimizers.Optimizer, lagrangian: Lagrangian) -> None:
-        self._optimizer = inner_optimizer(optimizer)
+        self._optimizers = parts_of(optimizer)
         self._lagrangian = lagrangian
         self._averages: list[keras.Variable] = []
         self.trained: list[tf.Variable] = []
@@ -31,10 +31,9 @@ class Averages:
 
     def prepare(self) -> None:
         """Finds the averages, once the optimizer is built."""
-        kept = getattr(self._optimizer, "_model_variables_moving_average", [])
-        if self._averages or not kept:
+        average = {id(v): a for v, a in self._kept()}
+        if self._averages or not average:
             return
-        average = {id(v): a for v, a in zip(self._optimizer._trainable_variables, kept, strict=True)}
         # Unless weights are trained by another optimizer, too, of which Keras swaps nothing.
         if all(id(v) in average for v in self._lagrangian.variables):
             self._averages = [average[id(v)] for v in self._lagrangian.variables]
@@ -65,8 +64,16 @@ class Averages:
             return []
         if self._distance(self._lagrangian.variables) >= self._distance(self._averages):
             return []
-        kept = self._optimizer._model_variables_moving_average
-        return list(zip(self._optimizer._trainable_variables, kept, strict=True))
+        return self._kept()
+
+    def _kept(self) -> list[tuple[keras.Variable, keras.Variable]]:
+        """The pairs of weights and averages that the optimizer has."""
+        kept = []
+        for optimizer in self._optimizers:
+            averages = getattr(optimizer, "_model_variables_moving_average", None)
+            if averages:
+                kept += list(zip(optimizer._trainable_variables, averages, strict=True))
+        return kept
 
     def _exchange(self, mu: tf.Tensor) -> None:
         for trained, average in zip(self.trained, self._averages, strict=True):

@@ -16,7 +16,7 @@ from lc_keras.averages import Averages
 from lc_keras.checkpoints import Checkpoint, Checkpoints, Facts
 from lc_keras.guard import Guard, Logs, Snapshot, TrainFunction
 from lc_keras.lagrangian import CStep, Lagrangian
-from lc_keras.optimizers import LearningRateLimit, optimizers_of, reset_state
+from lc_keras.optimizers import LearningRateLimit, optimizers_of
 from lc_keras.pace import Mu, Pace, is_automatic
 from lc_keras.plan import Plan
 from lc_keras.restarts import FirstEpoch, Restarts
@@ -303,7 +303,7 @@ class LearningCompression(keras.callbacks.Callback):
                 with self._lagrangian.pulling(), self._rate.applied():
                     self._metrics = train_function(iterator)
             except (StopIteration, tf.errors.OutOfRangeError):
-                self._end_epoch()
+                self._end_epoch(out_of_data=True)
                 raise
             if not (self._is_pulled or self.model.run_eagerly):
                 self._check_pull()
@@ -334,7 +334,7 @@ class LearningCompression(keras.callbacks.Callback):
         else:
             self._limit_rate()
             if self.reset_optimizer:
-                self._reset_optimizers()
+                self._rate.reset_optimizers()
 
     def _check_pull(self) -> None:
         self._lagrangian.check_pulls()
@@ -359,23 +359,21 @@ class LearningCompression(keras.callbacks.Callback):
             "compressed weights of the last C step. Try a lower learning rate, or gradient clipping."
         )
 
-    def _reset_optimizers(self) -> None:
-        for optimizer in self._rate.updating:
-            reset_state(optimizer)
-
     def _limit_rate(self) -> None:
         if self.limit_learning_rate:
             self._rate.set(1 / max(float(mu.numpy()) for mu in self._lagrangian.mus))
 
-    def _end_epoch(self) -> None:
+    def _end_epoch(self, out_of_data: bool = False) -> None:
         """Leaves the compressed weights in the model until the next epoch begins."""
         if self._lagrangian.compressed:
             return
         with self._leaving_model_usable():
             ended = self._batch + self.model.steps_per_execution
             if self._plan.batches is None:
-                # The batch that began and found no data.
-                self._plan.batches = ended = self._batch
+                # Where data ran out, a batch began that found none.
+                self._plan.batches = ended = self._batch if out_of_data else ended
+            if not self._plan.batches:
+                raise ValueError("Expected data to train on. Received: an epoch without batches.")
             self._advance(min(ended, self._plan.batches))
             self._show_compressed()
 
@@ -397,16 +395,18 @@ class LearningCompression(keras.callbacks.Callback):
         lagrangian = self._lagrangian
         if lagrangian is None:
             return
+        rate, usable = self._rate, True
         if self._first_epoch is not None:
             usable = not self._others.not_finite()
             if usable and not lagrangian.compressed:
                 usable = bool(lagrangian.c_step(self._mu, self._mu).finite.numpy().all())
             if not usable:
                 self._others.restore()
-                self._reset_optimizers()
             self._show_compressed()
             self._warn(f"Training was interrupted ({type(error).__name__})")
         self._detach()
+        if not usable:
+            rate.reset_optimizers()
 
     def _detach(self) -> None:
         if self._lagrangian is None:

@@ -99,13 +99,14 @@ class Checkpoints:
 
         Args:
             epoch: Int, the epoch to go on with.
-            facts: Dict that JSON can hold.
+            facts: Dict that JSON can hold, but for NumPy's numbers in it.
             tensors: Dict of tensors by name.
         """
         tf.io.gfile.makedirs(self.directory)
         # What was damaged, or never finished, is not to be met again.
         self._remove_all_but(self._kept)
-        tensors = {_FACTS: tf.constant(json.dumps({"format": _FORMAT, **facts})), **tensors}
+        written = json.dumps({"format": _FORMAT, **facts}, default=np.generic.item)
+        tensors = {_FACTS: tf.constant(written), **tensors}
         tf.raw_ops.SaveV2(
             prefix=self._prefix(epoch),
             tensor_names=list(tensors),

@@ -58,7 +58,7 @@ class Makers:
             unknown = [v for v in variables if id(v) not in self._places]
             for some in (*known, *filter(None, [unknown])):
                 # Of a layer of another kind: a number that no other unit has.
-                units = {-id(some[0])} if some is unknown else set(self._places[id(some[0])][1].tolist())
+                units = {-id(some[0])} if some is unknown else self._with_companions_of(some[0])
                 tied = [(others, made) for others, made in found if units & made]
                 found = [(others, made) for others, made in found if not units & made]
                 together = [v for others, _ in tied for v in others] + some
@@ -117,6 +117,17 @@ class Makers:
                 )
             )
         return found, layouts
+
+    def _with_companions_of(self, variable: keras.Variable) -> set[int]:
+        """The units that a variable makes, and those that others make along with some of them."""
+        units = set(self._places[id(variable)][1].tolist())
+        found = set(units)
+        for other in self._trainable:
+            if id(other) in self._places:
+                made = {u for u in self._places[id(other)][1].tolist() if not self._rank(u)}
+                if made & units:
+                    found |= made
+        return found
 
     def _rank(self, unit: int) -> int:
         """0: it can be removed; 1: nobody knows, its layer is of another kind; 2: it stays."""

@@ -14,6 +14,8 @@ Rate: TypeAlias = (
 )
 
 _LOOKS = 20
+# The second moments that are divided by 1 − β₂ᵗ, where t counts all steps.
+_CORRECTED = ("_velocities", "_velocity_hats")
 
 
 class LearningRateLimit:
@@ -49,6 +51,11 @@ class LearningRateLimit:
         """Whether it is not known yet which of several optimizers updates the compressed weights."""
         return len(self._optimizers) > 1 and not any(map(self._updates, self._optimizers))
 
+    def reset_optimizers(self) -> None:
+        """`reset_state` of those that update the compressed weights."""
+        for optimizer in self.updating:
+            reset_state(optimizer)
+
     def set(self, limit: float) -> None:
         """Limits the learning rate from now on.
 
@@ -78,7 +85,7 @@ class LearningRateLimit:
         for i, optimizer in enumerate(self._optimizers):
             schedule = optimizer._learning_rate
             if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
-                now = _iterations(optimizer)
+                now = _batches_seen(optimizer)
                 steps = (now + int(batches * n / _LOOKS) for n in range(_LOOKS))
                 self.ahead[i] = [(step, float(schedule(tf.constant(step, tf.int64)))) for step in steps]
 
@@ -93,7 +100,7 @@ class LearningRateLimit:
 
     def _highest(self, optimizer: keras.optimizers.Optimizer) -> float:
         now = float(tf.convert_to_tensor(self._rate_of(optimizer)()))
-        done = _iterations(optimizer)
+        done = _batches_seen(optimizer)
         ahead = next(a for o, a in zip(self._optimizers, self.ahead, strict=True) if o is optimizer)
         return max([now, *(rate for step, rate in ahead if step >= done)])
 
@@ -115,7 +122,8 @@ class LearningRateLimit:
     def _rate_of(self, optimizer: keras.optimizers.Optimizer) -> Callable[[], tf.Tensor]:
         given: Rate = optimizer._learning_rate
         if isinstance(given, keras.optimizers.schedules.LearningRateSchedule):
-            return lambda: given(optimizer.iterations.value)
+            # As Keras does; `iterations` counts updates, of which one may take several batches.
+            return lambda: given(optimizer._iterations.value)
         return (lambda: given.value) if isinstance(given, keras.Variable) else given
 
 
@@ -129,9 +137,14 @@ def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
         model: Compiled `keras.Model`.
 
     Returns:
-        List of `keras.optimizers.Optimizer`, each once, without what wraps it.
+        List of `keras.optimizers.Optimizer`, each once, without what wraps it: those of a
+        `MultiOptimizer` in its stead. To know them, it is built if it is not.
     """
-    return _each_once(map(inner_optimizer, wrapped_optimizers_of(model)))
+    wrapped = wrapped_optimizers_of(model)
+    for optimizer in wrapped:
+        if hasattr(inner_optimizer(optimizer), "optimizers") and not optimizer.built:
+            optimizer.build(model.trainable_variables)
+    return _each_once(part for optimizer in wrapped for part in parts_of(optimizer))
 
 
 def wrapped_optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
@@ -151,6 +164,12 @@ def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.O
     while hasattr(optimizer, "inner_optimizer"):
         optimizer = optimizer.inner_optimizer
     return optimizer
+
+
+def parts_of(optimizer: keras.optimizers.Optimizer) -> list[keras.optimizers.Optimizer]:
+    """The optimizers that make the updates: the inner one, or those of a `MultiOptimizer`."""
+    inner = inner_optimizer(optimizer)
+    return list(getattr(inner, "optimizers", [inner]))
 
 
 def effective_rate(
@@ -206,7 +225,7 @@ def relative_gradients(
     moments, power = _moments(optimizer, ("_velocities", "_accumulators"), variables), 1
     if not moments:
         moments, power = _moments(optimizer, ("momentums", "_momentums"), variables), 2
-    if not moments:
+    if len(moments) < len(variables):
         return None
     sizes = [int(moment.value.shape.num_elements()) for moment in moments]
     means = np.array([float(m) for m in _means(moments, power)])
@@ -217,16 +236,17 @@ def relative_gradients(
 def _moments(
     optimizer: keras.optimizers.Optimizer, names: Sequence[str], variables: Sequence[keras.Variable]
 ) -> list[keras.Variable]:
-    """What the optimizer remembers of some variables under the first of the names that it has."""
+    """What the optimizer remembers of variables under the first of the names that it has.
+
+    Of several optimizers, another one may update some of them, which are left out.
+    """
     if not optimizer.built or _iterations(optimizer) == 0:
         return []
     for name in names:
         kept = getattr(optimizer, name, None)
         if kept:
             by_variable = dict(zip(map(id, optimizer._trainable_variables), kept, strict=True))
-            # Of several optimizers, another one may update them.
-            if all(id(variable) in by_variable for variable in variables):
-                return [by_variable[id(variable)] for variable in variables]
+            return [by_variable[id(variable)] for variable in variables if id(variable) in by_variable]
     return []
 
 
@@ -237,6 +257,9 @@ def _means(moments: Sequence[keras.Variable], power: int = 1) -> list[tf.Tensor]
 def reset_state(optimizer: keras.optimizers.Optimizer) -> None:
     """Gives an optimizer the moments of a new one; its step count, rate and averaged weights stay.
 
+    Second moments that Adam and its kind correct by the step count stay, too, if they are finite: from zero,
+    with a correction that is over, steps would be several times the learning rate.
+
     Args:
         optimizer: `keras.optimizers.Optimizer`; one that is not built has no state
             yet and is left alone.
@@ -244,14 +267,35 @@ def reset_state(optimizer: keras.optimizers.Optimizer) -> None:
     optimizer = inner_optimizer(optimizer)
     if not optimizer.built:
         return
-    fresh = type(optimizer).from_config(optimizer.get_config())
+    fresh = type(optimizer).from_config(_config_without_rate(optimizer))
     fresh.build(optimizer._trainable_variables)
     averages = getattr(optimizer, "_model_variables_moving_average", [])
-    stays = {id(optimizer.iterations), id(optimizer._learning_rate), *map(id, averages)}
+    stays = {id(optimizer._iterations), id(optimizer._learning_rate), *map(id, averages)}
+    if hasattr(optimizer, "beta_2"):
+        second = [v for name in _CORRECTED for v in getattr(optimizer, name, [])]
+        if all(bool(tf.reduce_all(tf.math.is_finite(v.value))) for v in second):
+            stays |= set(map(id, second))
     # Not strict: inside a LossScaleOptimizer Keras does not count Nadam's last variable.
     for variable, new in zip(optimizer.variables, fresh.variables, strict=False):
         if id(variable) not in stays:
             variable.assign(new)
+
+
+def _config_without_rate(optimizer: keras.optimizers.Optimizer) -> dict[str, object]:
+    """The config of an optimizer, whose rate need not be one that Keras can write down."""
+    given: Rate = optimizer._learning_rate
+    if isinstance(given, keras.Variable):
+        return optimizer.get_config()
+    # A schedule, too, so that the variables of the optimizer are as many.
+    optimizer._learning_rate = keras.optimizers.schedules.ExponentialDecay(0.0, 1, 1.0)
+    try:
+        return optimizer.get_config()
+    finally:
+        optimizer._learning_rate = given
+
+
+def _batches_seen(optimizer: keras.optimizers.Optimizer) -> int:
+    return int(tf.convert_to_tensor(optimizer._iterations))
 
 
 def _iterations(optimizer: keras.optimizers.Optimizer) -> int:

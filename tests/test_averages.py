@@ -92,6 +92,14 @@ def test_swapped_averages_are_compressed_and_disturb_nothing(first, on_epoch):
     assert np.allclose(shown, logs["val_loss"], rtol=1e-5) == on_epoch
 
 
+@pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="not in this Keras")
+def test_averages_of_a_multi_optimizer_are_compressed():
+    choose = keras.optimizers.OptimizerMap(averaging(), {".*bias": keras.optimizers.Adam(0.01)})
+    model = net(keras.optimizers.MultiOptimizer(choose))
+    fit(model, [lc()], epochs=2)
+    assert nonzeros(model) == KEPT
+
+
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 def test_swapped_averages_where_the_length_of_an_epoch_is_unknown():
     def run(callbacks):

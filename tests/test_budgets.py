@@ -254,6 +254,42 @@ def test_a_budget_of_neurons_makes_a_smaller_net(measure):
         assert size(small) < 0.5 * size(model)
 
 
+def dense_net(blocks=4, growth=6):
+    """Each layer reads, through a norm, what all before it made."""
+    x = inputs = keras.Input((8, 8, 3))
+    for i in range(blocks):
+        h = layers.ReLU()(layers.BatchNormalization()(x) if i else x)
+        x = layers.Concatenate()([x, layers.Conv2D(growth, 3, padding="same", name=f"conv_{i}")(h)])
+    pooled = layers.GlobalAveragePooling2D()(layers.BatchNormalization()(x))
+    return keras.Model(inputs, layers.Dense(2)(pooled))
+
+
+def show_compressed(shared):
+    lagrangian = Lagrangian([shared])
+    lagrangian.direct_compression(1.0)
+    lagrangian.show_compressed()
+
+
+def kept_filters(model):
+    weights = (layer.kernel.numpy() for layer in model.layers if layer.name.startswith("conv"))
+    return [int(w.any(axis=(0, 1, 2)).sum()) for w in weights]
+
+
+def test_norms_over_many_layers_are_no_layers_of_their_own():
+    model = dense_net()
+    (shared,) = bind_tasks([Task(L0Constraint(0.5, Neurons(), keep_at_least=0.4))], model)
+    show_compressed(shared)
+    kept = kept_filters(model)
+    assert sum(kept) == 12 and min(kept) == 3
+
+
+def test_layers_under_one_norm_share_a_budget_of_each_layer():
+    model = dense_net()
+    (shared,) = bind_tasks([Task(L0Constraint(0.5, Neurons()), per_layer=True)], model)
+    show_compressed(shared)
+    assert sum(kept_filters(model)) == 12
+
+
 def test_fit_under_a_budget_of_macs():
     model = net()
     full = macs(model).dense

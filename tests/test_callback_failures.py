@@ -233,6 +233,48 @@ def test_a_loss_that_is_nan_while_weights_are_finite():
 # Interrupted
 
 
+class Constant(keras.optimizers.schedules.LearningRateSchedule):
+    def __call__(self, step):
+        return tf.constant(0.01)
+
+
+@pytest.mark.parametrize("rate", [Constant(), lambda: tf.constant(0.01)], ids=["schedule", "function"])
+def test_a_rate_that_keras_cannot_write_down(rate):
+    model = net(keras.optimizers.Adam(rate))
+    fit(model, [lc(reset_optimizer=True)], epochs=2)
+    assert nonzeros(model) == KEPT
+    with pytest.raises(ValueError, match="diverged"):
+        fit(model, [lc()], x=nan_at(2), epochs=3)
+    assert nonzeros(model) <= KEPT and all_finite(model.get_weights())
+    assert fit(model, epochs=1).history["loss"][0] > 0
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize("known", [True, False])
+def test_no_data(known):
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(8).take(0)
+    if not known:
+        data = data.filter(lambda x, y: True)
+    model = net()
+    with pytest.raises(ValueError, match="Expected data to train on"):
+        fit(model, [lc()], x=data)
+    is_clean(model)
+
+
+def test_an_end_at_the_first_batch_where_the_length_is_unknown():
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(8).filter(lambda x, y: True)
+    model = net()
+
+    def stop(batch, logs):
+        model.stop_training = True
+
+    with pytest.warns(UserWarning, match="Training stopped"):
+        fit(model, [spy(on_train_batch_end=stop), lc()], x=data)
+    assert nonzeros(model) == KEPT
+    with pytest.raises(ValueError, match="diverged"):
+        fit(model, [keras.callbacks.TerminateOnNaN(), lc()], x=nan_at(0).filter(lambda x, y: True))
+
+
 class Interrupted(keras.Sequential):
     """Raises an error in a training step."""
 

@@ -122,7 +122,8 @@ def test_a_sparse_file_that_does_not_run_is_not_used(tmp_path, monkeypatch, answ
 
 def test_answers_of_yes_and_no(tmp_path):
     pixels = keras.Input((200,), name="pixels")
-    model = keras.Model(pixels, keras.layers.Dense(3)(pixels) > 0)
+    positive = keras.layers.Lambda(lambda x: x > 0, name="logits")
+    model = keras.Sequential([pixels, keras.layers.Dense(3), positive])
     assert export_litert(model, tmp_path / "net.tflite").error == 0
     x = np.random.normal(size=(1, 200)).astype("float32")
     np.testing.assert_array_equal(run(tmp_path / "net.tflite", x), model(x))

@@ -85,6 +85,17 @@ def test_schedule_is_limited_step_by_step(wrap):
     assert inner._learning_rate is given
 
 
+def test_a_schedule_goes_by_batches_where_several_make_an_update():
+    optimizers = [SGD(schedule(), gradient_accumulation_steps=2) for _ in range(2)]
+    weights, limit = [fresh(), fresh()], LearningRateLimit(optimizers[0])
+    limit.look_ahead(6)
+    for _ in range(6):
+        limited_move(optimizers[0], weights[0], limit, 9.0)
+        move(optimizers[1], weights[1])
+        np.testing.assert_array_equal(weights[0].numpy(), weights[1].numpy())
+    assert weights[0].numpy().min() < 0 and limit.highest() == pytest.approx(0.1)
+
+
 def test_callable_rate_is_limited_and_given_back():
     rate = tf.Variable(0.4)
 
@@ -175,6 +186,9 @@ def test_reset_gives_the_state_of_a_new_optimizer(kind, wrap):
 
     new.build([weight])
     stays = {id(used.iterations), id(used._learning_rate)}
+    if kind in ("adam", "nadam"):
+        stays |= {id(v) for v in (*used._velocities, *getattr(used, "_velocity_hats", []))}
+        assert used._velocities[0].numpy().min() > 0
     # Keras does not count Nadam's last variable when it is built inside a LossScaleOptimizer.
     slots = [(v, n) for v, n in zip(used.variables, new.variables, strict=False) if id(v) not in stays]
     assert slots
@@ -185,6 +199,38 @@ def test_reset_gives_the_state_of_a_new_optimizer(kind, wrap):
     np.testing.assert_array_equal(weight.numpy(), position)
     if wrap:
         assert [optimizer.step_counter.numpy(), optimizer.dynamic_scale.numpy()] == scale == [3, 8.0]
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_steps_of_adam_after_a_reset_stay_within_its_rate(amsgrad):
+    optimizer, weight = keras.optimizers.Adam(0.1, amsgrad=amsgrad), fresh()
+    for _ in range(2000):
+        move(optimizer, weight)
+    reset_state(optimizer)
+    moves = np.abs([move(optimizer, weight)[0, 0] for _ in range(40)])
+    assert moves[0] < 0.02 and moves.max() <= 0.1001 and moves[-1] > 0.09
+
+
+def test_second_moments_that_are_not_finite_do_not_stay():
+    optimizer, weight = keras.optimizers.Adam(0.1), fresh()
+    move(optimizer, weight, float("nan"))
+    reset_state(optimizer)
+    assert not optimizer._velocities[0].numpy().any()
+
+
+class Unwritten(keras.optimizers.schedules.LearningRateSchedule):
+    def __call__(self, step):
+        return tf.where(step < 2, 0.4, 0.1)
+
+
+@pytest.mark.parametrize("rate", [Unwritten(), lambda: tf.constant(0.1)], ids=["schedule", "function"])
+def test_reset_with_a_rate_that_keras_cannot_write_down(rate):
+    optimizer, weight = SGD(rate, momentum=0.9), fresh()
+    for _ in range(3):
+        move(optimizer, weight)
+    reset_state(optimizer)
+    assert optimizer._learning_rate is rate
+    np.testing.assert_allclose(move(optimizer, weight), -0.1, rtol=1e-5)
 
 
 def test_momentum_does_not_carry_over():
@@ -298,6 +344,25 @@ def test_optimizers_of_a_model(keep):
     plain = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     plain.compile("sgd")
     assert optimizers_of(plain) == [plain.optimizer]
+
+
+@pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="not in this Keras")
+@pytest.mark.parametrize("by_function", [False, True])
+def test_a_multi_optimizer_is_the_optimizers_in_it(by_function):
+    kernels, biases = SGD(0.1, momentum=0.9), SGD(0.5)
+    choose = keras.optimizers.OptimizerMap(biases, {".*kernel": kernels})
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.MultiOptimizer((lambda v: choose(v)) if by_function else choose))
+    found, (kernel, bias) = optimizers_of(model), model.trainable_variables
+    assert found == [kernels, biases]
+    limit = LearningRateLimit(*found, variables=[kernel])
+    assert limit.updating == [kernels] and limit.effective() == pytest.approx(1.0)
+    limit.set(0.01)
+    with limit.applied():
+        before = kernel.numpy()
+        model.optimizer.apply([tf.ones((2, 1)), tf.ones(1)], [kernel, bias])
+    np.testing.assert_allclose(kernel.numpy() - before, -0.01, rtol=1e-3)
+    np.testing.assert_allclose(bias.numpy(), -0.5)
 
 
 def test_only_what_updates_the_compressed_weights_is_limited_and_sets_the_scale():

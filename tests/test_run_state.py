@@ -130,6 +130,18 @@ def test_a_restarted_fit_ends_where_an_uninterrupted_one_does(tmp_path, optimize
     assert resumed._initial_epoch is None
 
 
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_numbers_of_epochs_and_batches_from_numpy(tmp_path, known):
+    def run(folder, number, **options):
+        return prune(tmp_path / folder, number(3), known=known, **options)[0]
+
+    whole = run("whole", int)
+    with pytest.raises(RuntimeError, match="cut off"):
+        run("cut off", np.int64, extra=[CutOff(2)])
+    same(whole, run("cut off", np.int64))
+
+
 @pytest.mark.parametrize("optimizer", ["momentum", "averages"])
 def test_cut_off_after_the_last_epoch(tmp_path, optimizer):
     whole, _ = prune(tmp_path / "whole", epochs=2, model=net(OPTIMIZERS[optimizer]()))

@@ -243,14 +243,14 @@ class L0Constraint(Grouped, Selection):
     ) -> list[tuple[np.ndarray | None, int]]:
         """The groups of each layer, as numbers if they are shared, and how many to keep whatever it takes."""
         shared = self._shared(output_axes)
-        parts, seen = [], set()
+        parts, seen = [], np.empty(0, int)
         for shape, axes in zip(shapes, output_axes, strict=True):
             groups = None
             if shared and isinstance(axes, Layout) and axes.units is not None:
-                groups = np.unique(axes.units[axes.units >= 0])
-                # A layer's other weights, and layers tied to it, have the same units.
-                count = 0 if groups.tobytes() in seen else len(groups)
-                seen.add(groups.tobytes())
+                # A layer's other weights, layers tied to it, and norms after it have units of before.
+                groups = np.setdiff1d(axes.units[axes.units >= 0], seen)
+                seen = np.union1d(seen, groups)
+                count = len(groups)
             else:
                 count = self.groups.count(shape, axes)
             at_least = self.keep_at_least
