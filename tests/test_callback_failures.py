@@ -262,17 +262,19 @@ def test_no_data(known):
 
 
 def test_an_end_at_the_first_batch_where_the_length_is_unknown():
-    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(8).filter(lambda x, y: True)
+    def unknown(x):
+        return tf.data.Dataset.from_tensor_slices((x, Y)).batch(8).filter(lambda x, y: True)
+
     model = net()
 
     def stop(batch, logs):
         model.stop_training = True
 
     with pytest.warns(UserWarning, match="Training stopped"):
-        fit(model, [spy(on_train_batch_end=stop), lc()], x=data)
+        fit(model, [spy(on_train_batch_end=stop), lc()], x=unknown(X))
     assert nonzeros(model) == KEPT
     with pytest.raises(ValueError, match="diverged"):
-        fit(model, [keras.callbacks.TerminateOnNaN(), lc()], x=nan_at(0).filter(lambda x, y: True))
+        fit(model, [keras.callbacks.TerminateOnNaN(), lc()], x=unknown(nan_at(0)))
 
 
 class Interrupted(keras.Sequential):
