@@ -36,7 +36,7 @@ MNIST, % of the 10,000 test images. All contenders start from the same reference
 of 256 in the same order for the same number of epochs, with SGD (Nesterov 0.9) whose learning rate falls
 by 0.98^40. LC runs with its defaults. "gradual" (Zhu & Gupta) and "magnitude" (Han) share their budget
 over all layers as LC does; TensorFlow's toolkit and PQuantML prune each layer alike. Tuned: each with the
-best of nine tries at each budget on validation images, one seed ("What was tuned").
+best of nine tries at each budget on validation images, two seeds ("What was tuned").
 """
 
 TUNED = """

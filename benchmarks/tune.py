@@ -25,7 +25,7 @@ def main():
         TUNABLE,
         contenders=TUNABLE,
         keep=[0.05, 0.02, 0.01],
-        seeds=[0],
+        seeds=[0, 1],
         output=Path("outputs/tune.json"),
     ).parse_args()
     options.validation = True

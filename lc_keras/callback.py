@@ -70,7 +70,8 @@ class LearningCompression(keras.callbacks.Callback):
         limit_learning_rate: Bool, default `True`: holds the learning rate at
             $\min(\eta, 1/\mu)$ in each L step.
         reset_optimizer: Bool, default `False`: a fresh optimizer state at each L step,
-            as with the paper's L steps of many epochs.
+            as with the paper's L steps of many epochs. Of Adam and its kind only the
+            momentum begins afresh: its second moment is corrected for its start but once.
         tolerance: Float ≥ 0, default 0: training stops once the gap is below it.
         checkpoint_dir: Path or `None` (default): a directory in which to keep, at the end
             of each epoch, all that a `fit` that was cut off needs: the model, its optimizer,

@@ -319,7 +319,8 @@ def test_a_hundred_million_weights():
     assert density == pytest.approx(0.05, abs=1e-6)
     # w, θ, the target, and what TensorFlow needs itself; then the buffers for a tenth of the weights.
     assert 12 < held < 24
-    assert rise < 2
+    # A copy of all weights would take four more.
+    assert rise < 3
 
 
 # The alternation goes downhill

@@ -204,11 +204,14 @@ def test_reset_gives_the_state_of_a_new_optimizer(kind, wrap):
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_steps_of_adam_after_a_reset_stay_within_its_rate(amsgrad):
     optimizer, weight = keras.optimizers.Adam(0.1, amsgrad=amsgrad), fresh()
-    for _ in range(2000):
-        move(optimizer, weight)
+    move(optimizer, weight)
+    # As after many batches with gradients of 1.
+    optimizer.iterations.assign(10_000)
+    for moment in optimizer.variables[2:]:
+        moment.assign(np.ones((2, 2)))
     reset_state(optimizer)
-    moves = np.abs([move(optimizer, weight)[0, 0] for _ in range(40)])
-    assert moves[0] < 0.02 and moves.max() <= 0.1001 and moves[-1] > 0.09
+    moves = np.abs([move(optimizer, weight)[0, 0] for _ in range(10)])
+    assert moves[0] < 0.02 and moves[-1] > 0.05 and moves.max() <= 0.1001
 
 
 def test_second_moments_that_are_not_finite_do_not_stay():

@@ -138,7 +138,7 @@ def export_saved_model(
         input_signature: List of `tf.TensorSpec` or of structures of these, one for
             each positional argument of the model. `None` (default): as the model was
             built. A subclassed model does not record the types of its inputs; `None`
-            then means its `input_dtype`.
+            then means its `input_dtype`, and arguments that have a default keep it.
         signatures: Dictionary of further signatures by name: functions of the inputs
             of the model, or tuples of a function and the list of its own
             `tf.TensorSpec`. `None` (default): none.
