@@ -48,7 +48,9 @@ def test_a_dense_kernel_is_not_in_memory(tmp_path):
     assert not {"MatMul", "BatchMatMulV2"} & operations
 
 
-@pytest.mark.parametrize("dtype", ["int32", "uint8", "bool", "float64"])
+@pytest.mark.parametrize(
+    "dtype", ["int32", "bool", *(pytest.param(name, marks=pytest.mark.slow) for name in ("uint8", "float64"))]
+)
 def test_inputs_of_other_types(tmp_path, dtype):
     counts = keras.Input((50,), dtype=dtype)
     model = keras.Model(counts, keras.layers.Dense(20)(counts))
@@ -109,7 +111,7 @@ def test_the_rule():
     assert not pays(small, int(0.02 * 784 * 300), 1) and not pays((10, 4096), 800, 1)
 
 
-@pytest.mark.parametrize("sizes", [(14, 1), (1, 14)])
+@pytest.mark.parametrize("sizes", [(14, 1), pytest.param((1, 14), marks=pytest.mark.slow)])
 def test_auto_tells_layers_of_one_name_apart(tmp_path, sizes):
     def tower(size):
         image = keras.Input((size, size, 1024))
