@@ -79,7 +79,6 @@ def _parser() -> argparse.ArgumentParser:
     saved_model = export.add_argument_group("for a SavedModel")
     saved_model.add_argument(
         "--version",
-        default=argparse.SUPPRESS,
         type=_version,
         metavar="next|N",
         help="the target is a model's base directory: write its next version, or version N "
@@ -88,13 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     saved_model.add_argument(
         "--storage",
         choices=("packed", "dense"),
-        default=argparse.SUPPRESS,
         help="how weights are stored: without their zeros, or with them (default: packed)",
     )
     saved_model.add_argument(
         "--compute",
         choices=("auto", "dense", "sparse"),
-        default=argparse.SUPPRESS,
         help="how dense layers multiply: by all weights, by those that are not zero, "
         "or whichever a measured rule says is faster (default: auto)",
     )
@@ -102,7 +99,6 @@ def _parser() -> argparse.ArgumentParser:
         "--expected-batch",
         type=int,
         nargs="+",
-        default=argparse.SUPPRESS,
         metavar="N",
         help="the batch sizes for which --compute auto decides (default: 1 32)",
     )
@@ -111,21 +107,14 @@ def _parser() -> argparse.ArgumentParser:
         dest="values",
         action="store_const",
         const="float16",
-        default=argparse.SUPPRESS,
         help="store values in half precision, half the bytes",
     )
     litert = export.add_argument_group("for LiteRT")
-    litert.add_argument(
-        "--quantize",
-        choices=("float16", "int8"),
-        default=argparse.SUPPRESS,
-        help="store weights in fewer bits",
-    )
+    litert.add_argument("--quantize", choices=("float16", "int8"), help="store weights in fewer bits")
     litert.add_argument(
         "--data",
         dest="representative_data",
         metavar="FILE.npy",
-        default=argparse.SUPPRESS,
         help="examples of the model's input, which --quantize int8 needs",
     )
     export.set_defaults(run=_export)
@@ -155,7 +144,7 @@ def _export(args: argparse.Namespace) -> None:
     export: Callable[..., object] = export_litert if litert else export_saved_model
     mine, others = (_FOR_LITERT, _FOR_SAVED_MODEL) if litert else (_FOR_SAVED_MODEL, _FOR_LITERT)
     kind = "a LiteRT file" if litert else "a SavedModel"
-    given = vars(args)
+    given = {name: value for name, value in vars(args).items() if value is not None}
     if wrong := [option for name, option in others.items() if name in given]:
         raise ValueError(f"Expected options for {kind}, '{args.target}'. Received: {', '.join(wrong)}")
     options = {name: given[name] for name in mine if name in given}

@@ -52,13 +52,17 @@ class Makers:
         Returns:
             List of lists of `keras.Variable`.
         """
+        makers = (self._places[id(v)][1].tolist() for v in self._trainable if id(v) in self._places)
+        together_made = [{unit for unit in made if not self._rank(unit)} for made in makers]
         found: list[tuple[list[keras.Variable], set[int]]] = []
         for variables in parts:
             known = [[v] for v in variables if id(v) in self._places]
             unknown = [v for v in variables if id(v) not in self._places]
             for some in (*known, *filter(None, [unknown])):
                 # Of a layer of another kind: a number that no other unit has.
-                units = {-id(some[0])} if some is unknown else self._with_companions_of(some[0])
+                own = {-id(some[0])} if some is unknown else set(self._places[id(some[0])][1].tolist())
+                # A norm over several layers ties them, too.
+                units = own.union(*(made for made in together_made if made & own))
                 tied = [(others, made) for others, made in found if units & made]
                 found = [(others, made) for others, made in found if not units & made]
                 together = [v for others, _ in tied for v in others] + some
@@ -117,17 +121,6 @@ class Makers:
                 )
             )
         return found, layouts
-
-    def _with_companions_of(self, variable: keras.Variable) -> set[int]:
-        """The units that a variable makes, and those that others make along with some of them."""
-        units = set(self._places[id(variable)][1].tolist())
-        found = set(units)
-        for other in self._trainable:
-            if id(other) in self._places:
-                made = {u for u in self._places[id(other)][1].tolist() if not self._rank(u)}
-                if made & units:
-                    found |= made
-        return found
 
     def _rank(self, unit: int) -> int:
         """0: it can be removed; 1: nobody knows, its layer is of another kind; 2: it stays."""

@@ -295,9 +295,9 @@ def _config_without_rate(optimizer: keras.optimizers.Optimizer) -> dict[str, obj
 
 
 def _batches_seen(optimizer: keras.optimizers.Optimizer) -> int:
+    # What is mirrored over devices is no number to Python yet.
     return int(tf.convert_to_tensor(optimizer._iterations))
 
 
 def _iterations(optimizer: keras.optimizers.Optimizer) -> int:
-    # What is mirrored over devices is no number to Python yet.
-    return int(tf.convert_to_tensor(optimizer.iterations))
+    return _batches_seen(optimizer) // (optimizer.gradient_accumulation_steps or 1)

@@ -137,6 +137,7 @@ class _Rebuilt:
 def _adapt(made: keras.Layer, layer: keras.Layer) -> None:
     """Gives a layer what another has learnt by `adapt` and does not keep, or not only, in its weights."""
     for new, old in zip(made._flatten_layers(), layer._flatten_layers(), strict=True):
+        # What is trained is in the weights.
         if old.trainable_weights:
             continue
         weights: dict[str, np.ndarray] = {}

@@ -383,7 +383,6 @@ def test_nested_models_are_shrunk_inside():
     assert_same_outputs(model, small)
 
 
-@keras.saving.register_keras_serializable(package="test_shrink")
 def test_nested_models_of_several_inputs():
     left, right = keras.Input((6,)), keras.Input((4,))
     parts = [layers.Dense(8, "relu", name="left")(left), layers.Dense(5, "relu", name="right")(right)]
@@ -463,6 +462,7 @@ def test_calls_of_other_kinds(build, width):
     assert_same_outputs(model, small)
 
 
+@keras.saving.register_keras_serializable(package="test_shrink")
 class Reversed(layers.Layer):
     def build(self, shape):
         self.scale = self.add_weight(shape=(shape[-1],), name="scale")
