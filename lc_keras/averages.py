@@ -20,6 +20,10 @@ class Averages:
     Args:
         optimizer: `keras.optimizers.Optimizer`; without `use_ema` nothing happens.
         lagrangian: `Lagrangian`.
+
+    Raises:
+        ValueError: If a `MultiOptimizer` keeps averages of some of the compressed weights only: no
+            compression of weights and averages together would hold once these are put into the model.
     """
 
     def __init__(self, optimizer: keras.optimizers.Optimizer, lagrangian: Lagrangian) -> None:
@@ -28,6 +32,13 @@ class Averages:
         self._averages: list[keras.Variable] = []
         self.trained: list[tf.Variable] = []
         self._exchange = compiled(self._exchange)  # type: ignore[method-assign]  # compiled
+        average = {id(v) for v, _ in self._kept()}
+        without = [v.path for v in lagrangian.variables if id(v) not in average]
+        if len(self._optimizers) > 1 and 0 < len(without) < len(lagrangian.variables):
+            raise ValueError(
+                "Expected `use_ema` in all of the optimizers of compressed weights or in none. Received: a "
+                f"MultiOptimizer without averages of {', '.join(without)}, but with those of other weights."
+            )
 
     def prepare(self) -> None:
         """Finds the averages, once the optimizer is built."""

@@ -100,6 +100,19 @@ def test_averages_of_a_multi_optimizer_are_compressed():
     assert nonzeros(model) == KEPT
 
 
+@pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="not in this Keras")
+def test_averages_of_some_of_the_weights_are_refused():
+    model = net()
+    first, second = (layer.name for layer in model.layers[:2])
+    choose = keras.optimizers.OptimizerMap(keras.optimizers.Adam(0.01), {f".*{first}/kernel": averaging()})
+    model.compile(keras.optimizers.MultiOptimizer(choose), "mse")
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=f"without averages of .*{second}/kernel, but"):
+        fit(model, [lc()], epochs=2)
+    for weight, expected in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, expected)
+
+
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 def test_swapped_averages_where_the_length_of_an_epoch_is_unknown():
     def run(callbacks):
