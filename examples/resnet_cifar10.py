@@ -82,8 +82,10 @@ def load(samples=None, test_samples=None):
     """The first so many images, with each channel of the training images at mean 0 and deviation 1."""
     train, test = data.cifar10()
     mean, deviation = (getattr(train[0], name)(axis=(0, 1, 2)) for name in ("mean", "std"))
-    train, test = (((images - mean) / deviation, labels) for images, labels in (train, test))
-    return tuple(array[:samples] for array in train), tuple(array[:test_samples] for array in test)
+    return tuple(
+        ((images[:count] - mean) / deviation, labels[:count])
+        for (images, labels), count in ((train, samples), (test, test_samples))
+    )
 
 
 def augmented(part, size, seed):
