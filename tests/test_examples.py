@@ -108,6 +108,19 @@ def test_a_resnet_loads_without_lc_keras(module, tmp_path):
     )
 
 
+def test_each_channel_is_standardised_whatever_the_number_of_images(module, monkeypatch):
+    resnet = module("resnet_cifar10")
+    one = np.random.default_rng(0).uniform(0, [1, 0.5, 0.1], (1, 32, 32, 3)).astype("float32")
+    # More than single precision can count.
+    images, labels = np.broadcast_to(one, (2**24 // 32**2 * 2, 32, 32, 3)), np.zeros(2**15, "int32")
+    monkeypatch.setattr(resnet.data, "cifar10", lambda: ((images, labels), (1 - one, labels[:1])))
+    (train, _), (test, _) = resnet.load(samples=2)
+    assert train.shape == (2, 32, 32, 3) and train.dtype == test.dtype == "float32"
+    np.testing.assert_allclose(train.mean(axis=(0, 1, 2)), 0, atol=1e-3)
+    np.testing.assert_allclose(train.std(axis=(0, 1, 2)), 1, atol=1e-3)
+    np.testing.assert_allclose(test, (1 - one - one.mean((0, 1, 2))) / one.std((0, 1, 2)), atol=1e-2)
+
+
 def test_errors_of_a_resnet_after_as_many_epochs_stand_together(module):
     resnet = module("resnet_cifar10")
     case = dict.fromkeys(resnet.SETTINGS, 0) | {"weights": 74_800, "reference_error": 32.4, "keep": 0.1}
