@@ -11,6 +11,10 @@ from lc_keras.lagrangian import Lagrangian
 from lc_keras.tasks import as_tasks, bind_tasks
 from test_callback import KEPT, X, Y, fit, kernels, largest, lc, net, nonzeros, same, spy
 
+NEEDS_MULTI_OPTIMIZER = pytest.mark.skipif(
+    not hasattr(keras.optimizers, "MultiOptimizer"), reason="not in this Keras"
+)
+
 
 def averaging():
     return keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.8)
@@ -28,16 +32,20 @@ def test_averages_are_compressed_while_they_are_shown(scaled):
     model, _, averages = attached(optimizer)
     optimizer.build(model.trainable_variables)
     kept = (optimizer.inner_optimizer if scaled else optimizer)._model_variables_moving_average
-    for average in kept:
-        average.assign(tf.random.stateless_normal(average.shape, [1, 2]))
-    before = [average.numpy() for average in kept]
-    averages.show_compressed(1.0)
-    for average, expected in zip((kept[0], kept[2]), largest([before[0], before[2]]), strict=True):
-        np.testing.assert_array_equal(average.numpy(), expected)
-    np.testing.assert_array_equal(kept[1].numpy(), before[1])
-    averages.show_training()
-    for average, expected in zip(kept, before, strict=True):
-        np.testing.assert_array_equal(average.numpy(), expected)
+    for time in range(2):
+        for i, average in enumerate(kept):
+            average.assign(tf.random.stateless_normal(average.shape, [i, time]))
+        before = [average.numpy() for average in kept]
+        averages.show_compressed(1.0)
+        for average, expected in zip((kept[0], kept[2]), largest([before[0], before[2]]), strict=True):
+            np.testing.assert_array_equal(average.numpy(), expected)
+        np.testing.assert_array_equal(kept[1].numpy(), before[1])
+        averages.show_training()
+        for average, expected in zip(kept, before, strict=True):
+            np.testing.assert_array_equal(average.numpy(), expected)
+        if time == 0:
+            copies = averages.trained
+    assert averages.trained is copies
 
 
 def test_it_sees_what_has_changed_places():
@@ -92,15 +100,16 @@ def test_swapped_averages_are_compressed_and_disturb_nothing(first, on_epoch):
     assert np.allclose(shown, logs["val_loss"], rtol=1e-5) == on_epoch
 
 
-@pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="not in this Keras")
-def test_averages_of_a_multi_optimizer_are_compressed():
-    choose = keras.optimizers.OptimizerMap(averaging(), {".*bias": keras.optimizers.Adam(0.01)})
+@NEEDS_MULTI_OPTIMIZER
+@pytest.mark.parametrize("averaged", ["kernel", "bias"])
+def test_averages_of_a_multi_optimizer_are_compressed(averaged):
+    choose = keras.optimizers.OptimizerMap(keras.optimizers.Adam(0.01), {f".*{averaged}": averaging()})
     model = net(keras.optimizers.MultiOptimizer(choose))
     fit(model, [lc()], epochs=2)
     assert nonzeros(model) == KEPT
 
 
-@pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="not in this Keras")
+@NEEDS_MULTI_OPTIMIZER
 def test_averages_of_some_of_the_weights_are_refused():
     model = net()
     first, second = (layer.name for layer in model.layers[:2])
