@@ -78,7 +78,7 @@ class _Rebuilt:
 
     def _input(self, tensor: keras.KerasTensor, signal: Signal) -> keras.KerasTensor:
         shape = list(tensor.shape)
-        if len(signal.ids):
+        if len(signal.ids) and shape[signal.axis] is not None:
             shape[signal.axis] = int(self._stays[signal.ids].sum())
         source = tensor._keras_history.operation
         optional = getattr(source, "optional", False)
@@ -93,6 +93,9 @@ class _Rebuilt:
         return self._made[id(operation)]
 
     def _layer(self, layer: keras.Layer) -> keras.Layer:
+        if not isinstance(layer, keras.Layer):
+            # An operation has no weights, and may hold what no config does.
+            return layer
         if isinstance(layer, keras.layers.Lambda):
             # Keras does not read a Python function back from a config.
             return keras.layers.Lambda(

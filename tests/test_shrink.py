@@ -358,6 +358,75 @@ def test_shared_layers_lose_what_is_dead_in_all_calls():
     assert_same_outputs(model, small)
 
 
+@pytest.mark.parametrize(
+    "shared",
+    [
+        layers.ReLU,
+        lambda: layers.Dropout(0.5),
+        lambda: layers.Reshape((-1, 2)),
+        layers.UnitNormalization,
+        lambda: keras.Sequential([keras.Input((None,)), layers.ReLU()]),
+    ],
+    ids=["relu", "dropout", "reshape", "normalization", "model"],
+)
+@pytest.mark.parametrize("width", [8, 6])
+def test_what_has_no_weights_is_shared_by_unlike_layers(shared, width):
+    shared, inputs = shared(), keras.Input((5,))
+    first, last = layers.Dense(8, name="first"), layers.Dense(width, name="last")
+    middle = layers.Flatten()(shared(first(inputs)))
+    outputs = layers.Dense(2)(layers.Flatten()(shared(last(middle))))
+    model = randomized(keras.Model(inputs, outputs))
+    kill(first, [0, 1, 4])
+    kill(last, [2, 3])
+    small = shrink(model)
+    if type(shared) in (layers.ReLU, layers.Dropout, keras.Sequential):
+        assert widths(small)["first"] == 5 and widths(small)["last"] == width - 2
+    assert_same_outputs(model, small)
+
+
+def test_a_shared_merge_of_unlike_layers():
+    inputs, add = keras.Input((5,)), layers.Add()
+    first = [layers.Dense(8, name=name)(inputs) for name in "ab"]
+    last = [layers.Dense(6, name=name)(add(first)) for name in "cd"]
+    model = randomized(keras.Model(inputs, layers.Dense(2)(add(last))))
+    for name in "ab":
+        kill(model.get_layer(name), [1])
+    small = shrink(model)
+    assert [widths(small)[name] for name in "abcd"] == [7, 7, 6, 6]
+    assert_same_outputs(model, small)
+
+
+def test_a_model_inside_with_its_units_on_two_axes():
+    swap = keras.Sequential([keras.Input((None, None)), layers.ReLU()])
+    inputs = keras.Input((5, 3))
+    x = swap(layers.Dense(8, name="one")(inputs))
+    x = swap(layers.Permute((2, 1))(layers.Dense(4, name="two")(x)))
+    model = randomized(keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))))
+    kill(model.get_layer("one"), [1])
+    kill(model.get_layer("two"), [1])
+    assert_same_outputs(model, shrink(model))
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: x / keras.ops.mean(x),
+        lambda x: keras.ops.maximum(x, keras.ops.mean(x)),
+        lambda x: keras.ops.vectorized_map(lambda t: 2 * t, x),
+    ],
+    ids=["divided", "compared", "mapped"],
+)
+def test_operations_with_scalars_or_functions(operation):
+    inputs = keras.Input((5,))
+    x = layers.Dense(8, "relu", name="gone")(inputs)
+    x = operation(layers.Dense(8, name="stays")(x))
+    model = randomized(keras.Model(inputs, layers.Dense(2)(x)))
+    kill(model.get_layer("gone"), [1, 2])
+    small = shrink(model)
+    assert widths(small)["gone"] == 6 and widths(small)["stays"] == 8
+    assert_same_outputs(model, small)
+
+
 def test_nested_models_are_shrunk_inside():
     inner_input = keras.Input((4,))
     inner = keras.Model(

@@ -82,8 +82,12 @@ class Graph:
         """The outputs of a model, called on signals."""
         functional = as_functional(model)
         known = self.models.setdefault(id(model), inputs)
-        for first, signal in zip(known, inputs, strict=True):
-            self.units.tie(first.ids, signal.ids)
+        for tensor, first, signal in zip(functional.inputs, known, inputs, strict=True):
+            if first.axis != signal.axis:
+                for one in (first, signal):
+                    self.units.pin(one.ids, f"is an input of '{model.name}', whose units are on two axes")
+            elif tensor.shape[first.axis] is not None:
+                self.units.tie(first.ids, signal.ids)
         signals = dict(zip(map(id, functional.inputs), inputs, strict=True))
         for depth in sorted(functional._nodes_by_depth, reverse=True):
             for node in functional._nodes_by_depth[depth]:
@@ -102,7 +106,11 @@ class Graph:
         inputs = [signals[id(t)] for t in node.input_tensors if id(t) not in masks]
         plain = _is_plain(node)
         if is_graph(layer) and plain and not masks and len(inputs) == len(as_functional(layer).inputs):
-            return self._run(layer, inputs)
+            outputs = self._run(layer, inputs)
+            for signal, tensor in zip(outputs, node.outputs, strict=True):
+                # What is open in a model may be known where it is called.
+                signal.shape = tuple(tensor.shape)
+            return outputs
         kind = KINDS.get(type(layer), Wall)
         fits = kind.fits(layer) and kind.takes in (None, len(inputs))
         if not plain or not fits or _is_altered(layer):
@@ -118,9 +126,15 @@ class Graph:
 
     def _share(self, first: Flow, again: Flow) -> None:
         """A layer that is called again has the same units; a constant must be the same to be folded."""
-        why = f"'{again.layer.name}' is shared and given unlike constants"
+        if not (again.is_sized or first.is_sized):
+            return
+        if _sizes(first) != _sizes(again):
+            for ids in (*first.ports.values(), *again.ports.values()):
+                self.units.pin(ids, f"'{again.layer.name}' is shared and called at unlike sizes")
+            return
         for port, ids in again.ports.items():
             self.units.tie(first.ports[port], ids)
+        why = f"'{again.layer.name}' is shared and given unlike constants"
         for one, other in zip(first.inputs, again.inputs, strict=False):
             unlike = one.constant & other.constant & (one.value != other.value)
             self.units.hold(one.ids[unlike], why)
@@ -142,6 +156,11 @@ def functional_class(model: keras.Model) -> type[keras.Model] | None:
 def as_functional(model: keras.Model) -> keras.Model:
     """The graph of a model: its own, or the one that a `Sequential` keeps."""
     return model._functional if isinstance(model, keras.Sequential) else model
+
+
+def _sizes(flow: Flow) -> tuple[dict[str, int], list[int]]:
+    """How many units a call has at each port, and comes with."""
+    return {port: len(ids) for port, ids in flow.ports.items()}, [len(x.ids) for x in flow.inputs]
 
 
 def _is_plain(node: Node) -> bool:

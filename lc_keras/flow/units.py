@@ -144,6 +144,11 @@ class Flow:
         self.hidden: list[Signal] = []
         self.outputs = self.forward()
 
+    @property
+    def is_sized(self) -> bool:
+        """Whether the layer itself changes with the number of its units."""
+        return bool(self.weights) or type(self).config is not Flow.config
+
     @classmethod
     def fits(cls, layer: keras.Layer) -> bool:
         """Whether this describes the layer as it is set up."""
@@ -193,7 +198,7 @@ class Flow:
         self, shape: Shape, axis: int, value: np.ndarray | None = None, pinned: str | None = None
     ) -> Signal:
         """A signal of new units; of none, if the size of the axis is not known."""
-        signal = Signal(shape, axis, self.units.new(shape[axis] or 0))
+        signal = Signal(shape, axis, self.units.new(shape[axis] or 0 if shape else 0))
         if value is not None:
             signal.value = value
         if pinned:
