@@ -115,7 +115,8 @@ def named_outputs(model: keras.Model) -> Callable[[Structure], dict[str, tf.Tens
     """How the outputs of a model are named.
 
     A key of a dictionary is a name; else the name that the user gave the layer which
-    the output comes from; else `"output_0"`, `"output_1"`, ....
+    the output comes from, where outputs are as many and of such shapes as the model's;
+    else `"output_0"`, `"output_1"`, ....
 
     Args:
         model: Built `keras.Model`.
@@ -126,10 +127,14 @@ def named_outputs(model: keras.Model) -> Callable[[Structure], dict[str, tf.Tens
     layers = [_given_name(model, name) for name in getattr(model, "output_names", None) or []]
     if isinstance(model, keras.Sequential) and model.layers:
         layers = [_given_name(model, model.layers[-1].name)]
+    shapes = [tf.TensorShape(tensor.shape) for tensor in getattr(model, "outputs", None) or []]
 
     def names(outputs: Structure) -> dict[str, tf.Tensor]:
         flat = keras.tree.flatten(outputs)
-        given = layers if len(layers) == len(flat) else [None] * len(flat)
+        own = len(layers) == len(flat) and all(
+            shape.is_compatible_with(tensor.shape) for shape, tensor in zip(shapes, flat, strict=True)
+        )
+        given = layers if own else [None] * len(flat)
         keys = _keys(outputs)
         defaults = [f"output_{i}" for i in range(len(flat))]
         found = [

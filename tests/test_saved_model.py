@@ -244,6 +244,33 @@ def test_states_move_on(tmp_path):
     assert not np.array_equal(loaded.serve(tf.zeros([1, 3])), loaded.serve(tf.zeros([1, 3])))
 
 
+class CountsCalls(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.count = keras.metrics.Sum()
+
+    def call(self, inputs):
+        self.count.update_state(1.0)
+        return inputs + self.count.result()
+
+
+@pytest.mark.parametrize(
+    "layer", [lambda: keras.layers.GRU(3, stateful=True), CountsCalls], ids=["recurrent", "metric"]
+)
+def test_states_that_are_no_weights_of_the_model_move_on(tmp_path, layer):
+    inputs = keras.Input(batch_shape=(4, 5, 3))
+    outputs = keras.layers.Dense(2)(keras.layers.Flatten()(layer()(inputs)))
+    model = keras.Model(inputs, outputs)
+    export_saved_model(model, tmp_path)
+    served = tf.saved_model.load(str(tmp_path)).signatures["serving_default"]
+    x = np.random.normal(size=(4, 5, 3)).astype("float32")
+    answers = [model(x).numpy() for _ in range(3)]
+    assert not np.allclose(answers[0], answers[1])
+    for expected in answers:
+        (answer,) = served(tf.constant(x)).values()
+        np.testing.assert_allclose(answer, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_exporting_leaves_the_model_as_it_was(tmp_path):
     model = prune(dense_net(), 0.05)
     before, config = [numpy(w).copy() for w in model.weights], model.to_json()
@@ -429,6 +456,16 @@ def test_further_signatures(tmp_path):
     loaded = tf.saved_model.load(str(tmp_path))
     by_text = loaded.signatures["text"](numbers=lines)["logits"]
     np.testing.assert_allclose(by_text, model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_outputs_of_another_layer_have_a_name_of_their_own(tmp_path):
+    inputs = keras.Input((3,))
+    features = keras.Model(inputs, keras.layers.Dense(5, name="features")(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(2, name="logits")(features.outputs[0]))
+    export_saved_model(model, tmp_path, signatures={"features": lambda x: features(x)})
+    signatures = tf.saved_model.load(str(tmp_path)).signatures
+    assert list(signatures["features"].structured_outputs) == ["output_0"]
+    assert list(signatures["serving_default"].structured_outputs) == ["logits"]
 
 
 def test_a_signature_named_as_keras_names_its_own(tmp_path):

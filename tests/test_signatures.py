@@ -72,20 +72,25 @@ def test_arguments_of_subclassed_models():
 
 
 def test_names_of_outputs():
+    def names(*outputs, pack=None):
+        model = keras.Model(x, list(outputs))
+        named = named_outputs(model)(pack(*model.outputs) if pack else model.outputs)
+        return {name: next(i for i, t in enumerate(model.outputs) if t is own) for name, own in named.items()}
+
     x = keras.Input((3,))
     plain, logits = keras.layers.Dense(2), keras.layers.Dense(2, name="logits")
-    one = named_outputs(keras.Sequential([x, plain]))
-    assert one(0) == {"output_0": 0}
-    assert named_outputs(keras.Sequential([x, logits]))(0) == {"logits": 0}
-    two = named_outputs(keras.Model(x, [plain(x), logits(x)]))
-    assert two([0, 1]) == {"output_0": 0, "logits": 1}
-    both = named_outputs(keras.Model(x, [keras.layers.Dense(1, name="head")(x), logits(x)]))
-    assert both([0, 1]) == {"head": 0, "logits": 1}
-    assert both({"b": 0, "a": {"c": 1}}) == {"b": 0, "a_c": 1}
-    some = named_outputs(keras.Model(x, [plain(x), keras.layers.Dense(1)(x), logits(x)]))
-    assert some([0, 1, 2]) == {"output_0": 0, "output_1": 1, "logits": 2}
-    misleading = named_outputs(keras.Model(x, [keras.layers.Dense(1, name="output_1")(x), plain(x)]))
-    assert misleading([0, 1]) == {"output_0": 0, "output_1": 1}
+    for layer, name in ((plain, "output_0"), (logits, "logits")):
+        stack = keras.Sequential([x, layer])
+        assert list(named_outputs(stack)(stack.outputs[0])) == [name]
+    assert names(plain(x), logits(x)) == {"output_0": 0, "logits": 1}
+    both = keras.layers.Dense(1, name="head")(x), logits(x)
+    assert names(*both) == {"head": 0, "logits": 1}
+    assert names(*both, pack=lambda one, other: {"b": one, "a": {"c": other}}) == {"b": 0, "a_c": 1}
+    # Of other shapes than the model's: it is not known whose they are.
+    assert names(*both, pack=lambda one, other: [other, one]) == {"output_0": 1, "output_1": 0}
+    some = plain(x), keras.layers.Dense(1)(x), logits(x)
+    assert names(*some) == {"output_0": 0, "output_1": 1, "logits": 2}
+    misleading = keras.layers.Dense(1, name="output_1")(x), plain(x)
+    assert names(*misleading) == {"output_0": 0, "output_1": 1}
     # One layer, twice: its name does not tell the outputs apart.
-    twice = named_outputs(keras.Model(x, [logits(x), logits(x)]))
-    assert twice([0, 1]) == {"output_0": 0, "output_1": 1}
+    assert names(logits(x), logits(x)) == {"output_0": 0, "output_1": 1}

@@ -297,14 +297,13 @@ def _module(
         def serve(*inputs: tf.Tensor) -> Structure:
             mapping = [(variables[key], weight.read()) for key, weight in dense.items()]
             with contextlib.ExitStack() as stack:
-                scope = stack.enter_context(keras.StatelessScope(mapping))
+                scope = stack.enter_context(_Scope(mapping))
                 stack.enter_context(replaced(methods))
                 outputs = function(*inputs)
             # Only the weights are replaced: states, such as a random seed, still move on.
-            for key, variable in variables.items():
-                value = scope.get_current_value(variable)
-                if value is not None and key not in dense:
-                    variable.assign(value)
+            for key, variable in scope.updated.items():
+                if key not in dense:
+                    variable.assign(scope.get_current_value(variable))
             return outputs
 
         return serve
@@ -335,6 +334,18 @@ def _module(
         if isinstance(resource, tf.saved_model.experimental.TrackableResource)
     ]
     return module, functions
+
+
+class _Scope(keras.StatelessScope):
+    """A scope that knows what was updated in it: of some states, Keras keeps no list."""
+
+    def __init__(self, mapping: list[tuple[keras.Variable, tf.Tensor]]) -> None:
+        super().__init__(mapping)
+        self.updated: dict[int, keras.Variable] = {}
+
+    def add_update(self, update: tuple[keras.Variable, tf.Tensor]) -> None:
+        super().add_update(update)
+        self.updated[id(update[0])] = update[0]
 
 
 def _signature(
