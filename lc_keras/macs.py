@@ -181,9 +181,8 @@ class Counter:
             inputs = args[0] if args else next(iter(kwargs.values()))
             for variable, uses in _uses(layer, inputs, outputs):
                 self._add(variable, uses)
-            if isinstance(layer, keras.layers.TimeDistributed) and inputs.shape[1] is None:
-                # Its layer was traced for one step of an unknown number.
-                for variable in layer.variables:
+            for part in _loops(layer, inputs):
+                for variable in part.variables:
                     self._add(variable, None)
             if self.attention is not None:
                 products = _products(layer, args, kwargs)
@@ -204,6 +203,19 @@ def _refuse(layer: keras.Layer) -> Callable[..., None]:
         raise ValueError(f"Expected a built layer. Received: '{layer.name}', which is not built.")
 
     return build
+
+
+def _loops(layer: keras.Layer, inputs: tf.Tensor) -> list[keras.Layer]:
+    """The layers inside that are traced for one step of a number that is not known."""
+    if isinstance(layer, keras.layers.TimeDistributed) and inputs.shape[1] is None:
+        return [layer]
+    if isinstance(layer, keras.layers.RNN) and not isinstance(layer, _CONV_LSTM):
+        return [cell for cell in _cells(layer) if type(cell) not in _CELLS]
+    return []
+
+
+def _cells(layer: keras.layers.RNN) -> list[keras.Layer]:
+    return list(getattr(layer.cell, "cells", [layer.cell]))
 
 
 def _uses(
@@ -229,13 +241,13 @@ def _uses(
         return [(layer.kernel, _divide(_size(inputs.shape), layer.kernel.shape[-1]))]
     if isinstance(layer, _CONV_LSTM):
         channels_last = layer.data_format == "channels_last"
+        outputs = keras.tree.flatten(outputs)[0]
         end = len(outputs.shape) - (1 if channels_last else 0)
         spatial = outputs.shape[end - layer.cell.rank : end]
         uses = _size([*inputs.shape[:2], *spatial])
         return [(layer.cell.kernel, uses), (layer.cell.recurrent_kernel, uses)]
     if isinstance(layer, keras.layers.RNN):
-        cells = getattr(layer.cell, "cells", [layer.cell])
-        kernels = [k for c in cells if type(c) in _CELLS for k in (c.kernel, c.recurrent_kernel)]
+        kernels = [k for c in _cells(layer) if type(c) in _CELLS for k in (c.kernel, c.recurrent_kernel)]
         return [(kernel, _size(inputs.shape[:2])) for kernel in kernels]
     return []
 
@@ -247,7 +259,8 @@ def _products(layer: keras.Layer, args: Sequence[Any], kwargs: dict[str, Any]) -
         query, value = names["query"].shape, names["value"].shape
         heads = layer._num_heads if hasattr(layer, "_num_heads") else layer.num_query_heads
         depth = layer._key_dim + layer._value_dim if hasattr(layer, "_key_dim") else 2 * layer.head_dim
-        sizes = [*query[:-1], *value[1:-1], heads, depth]
+        along = getattr(layer, "_attention_axes", None) or range(1, len(value) - 1)
+        sizes = [*query[:-1], *(value[axis] for axis in along), heads, depth]
     elif isinstance(layer, (keras.layers.Attention, keras.layers.AdditiveAttention)):
         query, value, *key = (tensor.shape for tensor in (args[0] if args else kwargs["inputs"]))
         sizes = [*query[:2], value[1], (key[0] if key else value)[-1] + value[-1]]

@@ -38,6 +38,7 @@ def uses(*layers, shape):
         (L.RNN([L.SimpleRNNCell(4), L.LSTMCell(5)]), (6, 3), [6] * 4),
         (L.Bidirectional(L.LSTM(4)), (6, 3), [6] * 4),
         (L.ConvLSTM2D(4, 3), (6, 9, 8, 3), [6 * 7 * 6] * 2),
+        (L.ConvLSTM1D(4, 3, return_state=True), (6, 9, 3), [6 * 7] * 2),
         (L.TimeDistributed(L.Conv2D(4, 3)), (6, 9, 8, 3), [6 * 7 * 6]),
         (L.TimeDistributed(L.Dense(4)), (6, 9), [6]),
         (L.BatchNormalization(), (6,), []),
@@ -83,6 +84,10 @@ def test_attention():
     counted = macs(keras.Model([x, other], grouped(x, other)))
     assert counted.attention == 5 * 7 * 4 * 6 and counted.unknown == ()
     assert macs(keras.Model([x, other], L.Attention()([x, other]))).attention == 5 * 7 * 16
+    images = keras.Input((4, 5, 6))
+    for axes, pairs in ((None, 20 * 20), ((2,), 20 * 5), ((-3,), 20 * 4)):
+        attend = L.MultiHeadAttention(num_heads=2, key_dim=3, attention_axes=axes)
+        assert macs(keras.Model(images, attend(images, images))).attention == pairs * 2 * (3 + 3)
 
 
 def test_totals_and_zeros():
@@ -119,6 +124,23 @@ def test_what_is_not_known():
     assert [k.uses for k in macs(sequences).kernels] == [None, None, 1]
     given = macs(sequences, [tf.TensorSpec([None, 9, 5])])
     assert [k.uses for k in given.kernels] == [9, 9, 1]
+
+    class Cell(keras.Layer):
+        state_size = output_size = 4
+
+        def __init__(self):
+            super().__init__()
+            self.dense = L.Dense(4)
+
+        def build(self, shape):
+            self.dense.build((None, shape[-1] + 4))
+
+        def call(self, x, states):
+            out = self.dense(keras.ops.concatenate([x, states[0]], axis=-1))
+            return out, [out]
+
+    stacked = keras.Sequential([keras.Input((10, 5)), L.RNN([L.GRUCell(3), Cell()]), L.Dense(2)])
+    assert [k.uses for k in macs(stacked).kernels] == [10, 10, None, 1]
 
     steps = keras.Sequential([keras.Input((None, 5)), L.TimeDistributed(L.Dense(4))])
     assert [k.uses for k in macs(steps).kernels] == [None]
