@@ -163,6 +163,8 @@ def _load(args: argparse.Namespace) -> "keras.Model":
         raise ValueError(f"Expected a .keras file. Received: '{args.model}', which is none.")
     try:
         return keras.saving.load_model(args.model, compile=False, safe_mode=not args.unsafe)
+    except KeyError as error:
+        raise ValueError(f"Expected a .keras file. Received: '{args.model}': {error.args[0]}") from error
     except ValueError as error:
         if "safe_mode" in str(error) and not args.unsafe:
             raise ValueError(

@@ -1,8 +1,10 @@
+import os
 import sys
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from lc_keras.export import export_litert, litert
 
@@ -129,6 +131,29 @@ def test_answers_of_yes_and_no(tmp_path):
     np.testing.assert_array_equal(run(tmp_path / "net.tflite", x), model(x))
 
 
+def test_sizes_that_are_open(tmp_path):
+    layers = [keras.layers.Conv2D(4, 5), keras.layers.Conv2D(4, 5), keras.layers.GlobalAveragePooling2D()]
+    model = keras.Sequential([keras.Input((None, None, 3)), *layers])
+    assert export_litert(model, tmp_path / "images.tflite").error < 1e-5
+    need = keras.Sequential([keras.Input((None, 3)), keras.layers.Conv1D(4, 40)])
+    with pytest.raises(ValueError, match=r"made up for want of `representative_data`, inputs \(1, 32, 3\)"):
+        export_litert(need, tmp_path / "long.tflite")
+    long = np.random.normal(size=(1, 50, 3)).astype("float32")
+    assert export_litert(need, tmp_path / "long.tflite", representative_data=[long]).error < 1e-5
+
+
+def test_what_it_cannot_express(tmp_path):
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Lambda(lambda x: tf.linalg.expm(tf.linalg.diag(x)))(inputs))
+    with pytest.raises(RuntimeError, match="LiteRT cannot express the model"):
+        export_litert(model, tmp_path / "m.tflite")
+    assert not os.listdir(tmp_path)
+
+
+def test_without_zeros_nothing_is_sparse(tmp_path):
+    assert not export_litert(mlp(), tmp_path / "m.tflite", sparse=True).sparse
+
+
 def test_several_inputs_by_name(tmp_path):
     inputs = [keras.Input((3,), name="left"), keras.Input((4,), dtype="int32", name="right")]
     embedded = keras.layers.Flatten()(keras.layers.Embedding(9, 2)(inputs[1]))
@@ -160,6 +185,8 @@ def test_bad_arguments(tmp_path):
     with pytest.raises(ValueError, match="the directory"):
         export_litert(model, tmp_path)
     path.write_text("mine")
+    with pytest.raises(ValueError, match="is a file"):
+        export_litert(model, path / "below" / "net.tflite")
     with pytest.raises(ValueError, match="overwrite=True"):
         export_litert(model, path)
     assert path.read_text() == "mine" and len(list(tmp_path.iterdir())) == 1

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 
 import keras
 import numpy as np
@@ -74,9 +75,12 @@ def test_options_for_another_kind_of_target(saved, tmp_path, capsys, target, opt
 def test_what_is_no_model(tmp_path, capsys):
     (tmp_path / "text.keras").write_text("not a model")
     (tmp_path / "folder").mkdir()
+    with zipfile.ZipFile(tmp_path / "other.keras", "w") as other:
+        other.writestr("readme.txt", "an archive")
     for arguments, message in (
         (["report", "missing.keras"], "is not a file"),
         (["report", str(tmp_path / "text.keras")], "which is none"),
+        (["report", str(tmp_path / "other.keras")], "config.json"),
         (["report", str(tmp_path / "folder")], "export_saved_model wrote"),
         (["export", str(tmp_path / "folder"), "out"], "Expected a .keras file"),
     ):

@@ -88,11 +88,7 @@ def check_free(path: str, overwrite: bool) -> None:
     # What is written appears beside `path` first, and beside ".." is somewhere else.
     if os.path.basename(path) in ("", os.curdir, os.pardir):
         raise ValueError(f"Expected `path` to end in the name of a directory. Received: '{path}'")
-    parent = path
-    while parent and not tf.io.gfile.exists(parent):
-        parent = os.path.dirname(parent)
-    if parent and not tf.io.gfile.isdir(parent):
-        raise ValueError(f"Expected `path` to be a directory. Received: '{path}'; '{parent}' is a file.")
+    parent = check_parents(path)
     found = sorted(tf.io.gfile.listdir(path)) if parent == path else []
     if not found:
         return
@@ -104,6 +100,26 @@ def check_free(path: str, overwrite: bool) -> None:
         )
     if "saved_model.pb" not in found:
         raise ValueError(f"Expected `path` to hold a SavedModel to replace. Received: {held}.")
+
+
+def check_parents(path: str) -> str:
+    """Checks that a directory may be made.
+
+    Args:
+        path: String, a directory that exists or not.
+
+    Returns:
+        String, what there is of it: itself or the nearest one above it; `""` if there is nothing.
+
+    Raises:
+        ValueError: If that is a file.
+    """
+    parent = path
+    while parent and not tf.io.gfile.exists(parent):
+        parent = os.path.dirname(parent)
+    if parent and not tf.io.gfile.isdir(parent):
+        raise ValueError(f"Expected `path` to be a directory. Received: '{path}'; '{parent}' is a file.")
+    return parent
 
 
 def size_of(path: str) -> int:

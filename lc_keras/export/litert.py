@@ -3,7 +3,7 @@
 import os
 import tempfile
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from lc_keras.export.directories import check_parents
 from lc_keras.export.saved_model import export_saved_model
 from lc_keras.export.warmup import Request, as_request
 from lc_keras.signatures import input_signature_of, named
@@ -89,10 +90,12 @@ def export_litert(
 
     Raises:
         ImportError: If `ai-edge-litert` is not installed.
-        RuntimeError: If the runtime cannot run the file, or not as `sparse=True` asks.
+        RuntimeError: If LiteRT cannot express the model, the runtime cannot run the
+            file, or not as `sparse=True` asks.
         TypeError: If `model` is not a `keras.Model`.
-        ValueError: If the model is not built or not in float32, `path` is a directory
-            or exists and `overwrite` is `False`, or `representative_data` is missing.
+        ValueError: If the model is not built or not in float32, `path` is a directory,
+            lies in a file, or exists and `overwrite` is `False`, or `representative_data`
+            is missing, or the model cannot answer it.
 
     Example:
 
@@ -115,10 +118,7 @@ def export_litert(
         saved = os.path.join(folder, "model")
         export_saved_model(model, saved, storage="dense", compute="dense", input_signature=signature)
         expected = tf.saved_model.load(saved).signatures["serving_default"]
-        expected = {
-            name: output.numpy()
-            for name, output in expected(**{name: tf.constant(x) for name, x in sample.items()}).items()
-        }
+        expected = _answers(expected, sample, made_up=not batches)
         dense = _convert(saved, quantize, batches, sparse=False)
         candidate = dense if sparse is False else _convert(saved, quantize, batches, sparse=True)
     answers = _run(interpreter_class, dense, sample)
@@ -140,7 +140,7 @@ def export_litert(
         path=path,
         nbytes=len(chosen),
         dense_nbytes=len(dense),
-        sparse=chosen is not dense,
+        sparse=_is_sparse(interpreter_class, chosen),
         error=_difference(answers, expected),
         refused=refused,
     )
@@ -173,6 +173,7 @@ def _check_arguments(
         raise ValueError(f"Expected `batch_size` to be a positive int. Received: {batch_size!r}")
     if os.path.isdir(path):
         raise ValueError(f"Expected `path` to be a file. Received: the directory '{path}'.")
+    check_parents(os.path.dirname(path))
     if os.path.exists(path) and not overwrite:
         raise ValueError(
             f"Expected `path` to be new. Received: '{path}', which exists; pass overwrite=True to replace it."
@@ -217,13 +218,28 @@ def _batches(
 
 def _made_up(specs: list[tf.TensorSpec]) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
-    shapes = {spec.name: [size or 1 for size in spec.shape] for spec in specs}
+    # Where any size will do, one that a few convolutions leave something of.
+    shapes = {spec.name: [size or 32 for size in spec.shape] for spec in specs}
     return {
         spec.name: random.normal(size=shapes[spec.name]).astype(spec.dtype.as_numpy_dtype)
         if spec.dtype.is_floating
         else np.zeros(shapes[spec.name], spec.dtype.as_numpy_dtype)
         for spec in specs
     }
+
+
+def _answers(
+    function: Callable[..., dict[str, tf.Tensor]], sample: dict[str, np.ndarray], made_up: bool
+) -> dict[str, np.ndarray]:
+    try:
+        outputs = function(**{name: tf.constant(x) for name, x in sample.items()})
+    except tf.errors.OpError as error:
+        shapes = ", ".join(f"{name} {x.shape}" for name, x in sample.items())
+        whose = "made up for want of `representative_data`" if made_up else "of `representative_data`"
+        raise ValueError(
+            f"Expected inputs that the model can answer. Received: those {whose}, {shapes}: {error.message}"
+        ) from error
+    return {name: output.numpy() for name, output in outputs.items()}
 
 
 def _convert(saved: str, quantize: str | None, batches: Batches, sparse: bool) -> bytes:
@@ -238,12 +254,21 @@ def _convert(saved: str, quantize: str | None, batches: Batches, sparse: bool) -
         converter.target_spec.supported_types = [tf.float16]
     if quantize == "int8":
         converter.representative_dataset = lambda: iter(batches)
-    return converter.convert()
+    try:
+        return converter.convert()
+    # The converter's own error has no public name.
+    except Exception as error:
+        raise RuntimeError(f"LiteRT cannot express the model: {error}") from error
 
 
 def _run(interpreter_class: type, content: bytes, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     runner = interpreter_class(model_content=content).get_signature_runner("serving_default")
     return runner(**inputs)
+
+
+def _is_sparse(interpreter_class: type, content: bytes) -> bool:
+    details = interpreter_class(model_content=content).get_tensor_details()
+    return any(detail["sparsity_parameters"] for detail in details)
 
 
 def _difference(answers: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
