@@ -54,13 +54,13 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("outputs/digits"))
     args = parser.parse_args()
     keras.utils.set_random_seed(args.seed)
+    costs = [lc_keras.L0Constraint(keep) for keep in args.keep]
     train, validation, test = data.digits()
 
     reference = build()
     fit(reference, train, validation, args.reference_epochs, "Reference")
     points = [tradeoff.measure("reference", reference, test)]
-    for keep in args.keep:
-        cost = lc_keras.L0Constraint(keep)
+    for keep, cost in zip(args.keep, costs, strict=True):
         direct = tradeoff.copy_of(reference)
         lc_keras.baselines.compress_directly(direct, cost)
         points.append(tradeoff.measure("direct compression", direct, test))

@@ -45,11 +45,11 @@ class OneLine(keras.callbacks.Callback):
 
     def show(self, text):
         epochs = self.params["epochs"]
-        done = self.epoch * _WIDTH // epochs
+        done = self.epoch * _WIDTH // max(1, epochs)
         bar = "━" * done + "─" * (_WIDTH - done)
         line = f"{self.label:20} {bar} epoch {self.epoch}/{epochs}  {text}"
         if sys.stdout.isatty():
             # Back to the start of the line; what is left of a longer one is erased.
             print(f"\r{line}\x1b[K", end="", flush=True)
-        elif self.epoch % math.ceil(epochs / 4) == 0 or self.epoch == epochs:
+        elif self.epoch == epochs or self.epoch % math.ceil(epochs / 4) == 0:
             print(line, flush=True)

@@ -145,13 +145,23 @@ def fit(model, train, epochs, label, args, callbacks=(), part=slice(None)):
 
 
 def _backup(label, args):
-    return keras.callbacks.BackupAndRestore(args.output / "backup" / label)
+    return keras.callbacks.BackupAndRestore(_begun(label, args))
+
+
+def _begun(label, args):
+    """The folder of what a run leaves when it is cut off: with other settings it is another run."""
+    return args.output / "backup" / f"{label}-{_name(SETTINGS, args)}"
+
+
+def _name(settings, args):
+    return "-".join(str(getattr(args, name)) for name in settings)
 
 
 def trained(train, args):
     """Returns the reference: as an earlier run left it, or trained."""
     keras.utils.set_random_seed(args.seed)
-    model, path = build(args.depth), args.output / "reference.weights.h5"
+    model = build(args.depth)
+    path = args.output / f"reference-{_name(OF_REFERENCE, args)}.weights.h5"
     if path.exists():
         model.load_weights(path)
         return model
@@ -167,7 +177,7 @@ def learning_compression(model, keep, train, label, args):
     if args.long_steps:
         steps = {"mu": lc_keras.Exponential(9e-5, 1.1), "epochs_per_step": 20, "reset_optimizer": True}
     compress = lc_keras.LearningCompression(
-        lc_keras.L0Constraint(keep), checkpoint_dir=args.output / "backup" / label, **steps
+        lc_keras.L0Constraint(keep), checkpoint_dir=_begun(label, args), **steps
     )
     fit(model, train, args.epochs, label, args, [compress], slice(end))
     if end < args.epochs:
@@ -192,6 +202,7 @@ SETTINGS = (
     "long_steps",
     "seed",
 )
+OF_REFERENCE = ("depth", "samples", "reference_epochs", "learning_rate", "seed")
 METHODS = {"LC": learning_compression, "magnitude, retrained": magnitude}
 
 
@@ -284,7 +295,7 @@ def main():
     if args.mixed_precision:
         keras.mixed_precision.set_global_policy("mixed_float16")
     rows = run(args)
-    print(f"\n{table(rows)}\n\nIn {args.output}/: rows.json, reference.weights.h5")
+    print(f"\n{table(rows)}\n\nIn {args.output}/: rows.json, the reference's weights")
 
 
 if __name__ == "__main__":

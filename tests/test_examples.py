@@ -108,6 +108,22 @@ def test_a_resnet_loads_without_lc_keras(module, tmp_path):
     )
 
 
+def test_a_resnet_goes_on_from_its_own_reference(module, monkeypatch, tmp_path):
+    resnet, trained = module("resnet_cifar10"), []
+    monkeypatch.setattr(resnet, "fit", lambda *args: trained.append(args[2:4]))
+    args = resnet.options(["--reduced", "--output", str(tmp_path)])
+    weights = [resnet.trained(None, args).get_weights() for _ in range(2)]
+    assert trained == [(20, "reference")]
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for name, value in (("seed", 1), ("samples", 20), ("reference_epochs", 3), ("learning_rate", 0.2)):
+        begun = resnet._begun("reference", args)
+        setattr(args, name, value)
+        resnet.trained(None, args)
+        assert resnet._begun("reference", args) != begun
+    assert len(trained) == 5
+
+
 def test_each_channel_is_standardised_whatever_the_number_of_images(module, monkeypatch):
     resnet = module("resnet_cifar10")
     one = np.random.default_rng(0).uniform(0, [1, 0.5, 0.1], (1, 32, 32, 3)).astype("float32")
@@ -259,3 +275,5 @@ def test_one_line_of_progress(module, capsys):
         "0/8", "2/8", "4/8", "6/8", "8/8"
     ]
     assert all(line.startswith("net ") for line in lines) and "loss" in lines[-1]
+    model.fit(np.ones((4, 2)), np.ones((4, 1)), epochs=0, verbose=0, callbacks=[bar])
+    assert "epoch 0/0" in capsys.readouterr().out
