@@ -72,9 +72,13 @@ class _Rebuilt:
         for flow in self._graph.layers.values():
             if isinstance(flow.layer, keras.Layer):
                 made = self._made[id(flow.layer)]
-                made.set_weights(self._weights(flow))
+                parts = flow.layer._flatten_layers()
+                quantized = any(getattr(part, "quantization_mode", None) for part in parts)
+                # What is quantised is built with its weights in another order.
+                if not quantized:
+                    made.set_weights(self._weights(flow))
                 if isinstance(flow, Wall):
-                    _adapt(made, flow.layer)
+                    _copy_state(made, flow.layer, all_of_it=quantized)
 
     def _input(self, tensor: keras.KerasTensor, signal: Signal) -> keras.KerasTensor:
         shape = list(tensor.shape)
@@ -137,11 +141,11 @@ class _Rebuilt:
         return [*weights, *folded.values()]
 
 
-def _adapt(made: keras.Layer, layer: keras.Layer) -> None:
+def _copy_state(made: keras.Layer, layer: keras.Layer, all_of_it: bool) -> None:
     """Gives a layer what another has learnt by `adapt` and does not keep, or not only, in its weights."""
     for new, old in zip(made._flatten_layers(), layer._flatten_layers(), strict=True):
         # What is trained is in the weights.
-        if old.trainable_weights:
+        if old.trainable_weights and not all_of_it:
             continue
         weights: dict[str, np.ndarray] = {}
         old.save_own_variables(weights)

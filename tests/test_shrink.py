@@ -464,6 +464,16 @@ def test_nested_models_of_several_inputs():
     assert_same_outputs(model, small)
 
 
+@pytest.mark.parametrize("mode", ["int8", "float8"])
+def test_quantised_layers_stay_as_they_are(mode):
+    model = sequential((6,), layers.Dense(8, "relu", name="first"), layers.Dense(4, name="last"))
+    kill(model.get_layer("first"), [0, 5])
+    model.get_layer("last").quantize(mode)
+    small = shrink(model)
+    assert widths(small)["first"] == 8 and small.get_layer("last").quantization_mode == mode
+    assert_same_outputs(model, small)
+
+
 def adapted(layer, data):
     layer.adapt(data)
     return layer
