@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
+from lc_keras.arguments import strength, switch
 from lc_keras.guard import Snapshot
 from lc_keras.lagrangian import CStep, Lagrangian
-from lc_keras.schedules import positive
 from lc_keras.tasks import Tasks, as_tasks, bind_tasks
 
 
@@ -68,8 +68,8 @@ class Alternation:
     """
 
     def __init__(self, model: keras.Model, tasks: Tasks, mu: float, multipliers: bool = True) -> None:
-        self.mu = positive("mu", mu)
-        self._lagrangian = Lagrangian(bind_tasks(as_tasks(tasks), model), bool(multipliers))
+        self.mu = strength("mu", mu)
+        self._lagrangian = Lagrangian(bind_tasks(as_tasks(tasks), model), switch("multipliers", multipliers))
         self._others = Snapshot(model, self._lagrangian.variables)
         self._finished = False
         start = self._lagrangian.direct_compression(self.mu)
@@ -106,7 +106,7 @@ class Alternation:
                 or a weight of the model is not finite. In the last case the model then
                 holds the compressed weights of the C step before, and this is finished.
         """
-        next_mu = self.mu if next_mu is None else positive("next_mu", next_mu)
+        next_mu = self.mu if next_mu is None else strength("next_mu", next_mu)
         self._check_training("a C step")
         bad = [variable.path for variable in self._others.not_finite()]
         if not bad:

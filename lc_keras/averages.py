@@ -65,6 +65,12 @@ class Averages:
         for trained, average in zip(self.trained, self._averages, strict=True):
             average.assign(trained)
 
+    def mend(self) -> None:
+        """Begins anew, from the weights, the averages that are not finite."""
+        for weight, average in self._kept():
+            if not tf.reduce_all(tf.math.is_finite(average.value)):
+                average.assign(weight)
+
     def swapped(self) -> list[tuple[keras.Variable, keras.Variable]]:
         """The pairs of weights and averages that have changed places in the model, if they have.
 

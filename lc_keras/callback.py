@@ -12,11 +12,12 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras import schedules
+from lc_keras.arguments import non_negative, positive, switch, whole
 from lc_keras.averages import Averages
 from lc_keras.checkpoints import Checkpoint, Checkpoints, Facts
 from lc_keras.guard import Guard, Logs, Snapshot, TrainFunction
 from lc_keras.lagrangian import CStep, Lagrangian
-from lc_keras.optimizers import LearningRateLimit, optimizers_of
+from lc_keras.optimizers import LearningRateLimit, optimizers_of, reset_state
 from lc_keras.pace import Mu, Pace, is_automatic
 from lc_keras.plan import Plan
 from lc_keras.restarts import FirstEpoch, Restarts
@@ -116,17 +117,13 @@ class LearningCompression(keras.callbacks.Callback):
         self.mu = mu
         if steps is None and isinstance(mu, (list, tuple, np.ndarray)):
             steps = len(mu) or None
-        if steps is not None and (isinstance(steps, bool) or steps != int(steps) or steps < 1):
-            raise ValueError(f"Expected `steps` to be a whole number ≥ 1 or None. Received: steps={steps}")
-        self.steps = None if steps is None else int(steps)
+        self.steps = None if steps is None else whole("steps", steps)
         self.epochs_per_step = _positive_or_none("epochs_per_step", epochs_per_step)
         self.first_step_epochs = _positive_or_none("first_step_epochs", first_step_epochs)
-        self.multipliers = bool(multipliers)
-        self.limit_learning_rate = bool(limit_learning_rate)
-        self.reset_optimizer = bool(reset_optimizer)
-        if not tolerance >= 0:
-            raise ValueError(f"Expected `tolerance` to be a number ≥ 0. Received: tolerance={tolerance}")
-        self.tolerance = float(tolerance)
+        self.multipliers = switch("multipliers", multipliers)
+        self.limit_learning_rate = switch("limit_learning_rate", limit_learning_rate)
+        self.reset_optimizer = switch("reset_optimizer", reset_optimizer)
+        self.tolerance = non_negative("tolerance", tolerance)
         self.checkpoint_dir = checkpoint_dir
         self._checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir)
         if not is_automatic(mu):
@@ -396,7 +393,7 @@ class LearningCompression(keras.callbacks.Callback):
         lagrangian = self._lagrangian
         if lagrangian is None:
             return
-        rate, usable = self._rate, True
+        averages, usable = self._averages, True
         if self._first_epoch is not None:
             usable = not self._others.not_finite()
             if usable and not lagrangian.compressed:
@@ -407,7 +404,9 @@ class LearningCompression(keras.callbacks.Callback):
             self._warn(f"Training was interrupted ({type(error).__name__})")
         self._detach()
         if not usable:
-            rate.reset_optimizers()
+            averages.mend()
+            for optimizer in optimizers_of(self.model):
+                reset_state(optimizer)
 
     def _detach(self) -> None:
         if self._lagrangian is None:
@@ -431,4 +430,4 @@ class LearningCompression(keras.callbacks.Callback):
 
 
 def _positive_or_none(name: str, value: float | None) -> float | None:
-    return None if value is None else schedules.positive(name, value)
+    return None if value is None else positive(name, value)

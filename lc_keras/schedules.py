@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lc_keras.arguments import above_one, in_single_precision, is_number, positive
+
 
 @dataclass(frozen=True)
 class Exponential:
@@ -29,13 +31,13 @@ class Exponential:
 
     def __post_init__(self) -> None:
         positive("initial", self.initial)
-        if not (math.isfinite(self.factor) and self.factor > 1):
-            raise ValueError(
-                f"Expected `factor` to be a number above 1, so that μ grows. Received: factor={self.factor}"
-            )
+        above_one("factor", self.factor)
 
     def __call__(self, step: int) -> float:
-        return self.initial * self.factor**step
+        try:
+            return self.initial * self.factor**step
+        except OverflowError:
+            return math.inf
 
 
 @dataclass(frozen=True)
@@ -193,13 +195,13 @@ def values(schedule: Schedule | str, steps: int) -> list[float]:
         List of `steps` floats.
 
     Raises:
-        TypeError: If `schedule` is none of these.
-        ValueError: If μ is not positive and finite, does not grow, or the sequence
-            is too short.
+        TypeError: If `schedule` is none of these, or holds what is no number.
+        ValueError: If μ, or its inverse, is not positive and finite in single precision, μ
+            does not grow, or the sequence is too short.
     """
     if isinstance(schedule, Geometric):
-        return schedule.over(steps)
-    if callable(schedule):
+        mus = schedule.over(steps)
+    elif callable(schedule) and not isinstance(schedule, type):
         mus = [float(schedule(i)) for i in range(steps)]
     elif isinstance(schedule, (Sequence, np.ndarray)) and not isinstance(schedule, str):
         if len(schedule) < steps:
@@ -207,6 +209,9 @@ def values(schedule: Schedule | str, steps: int) -> list[float]:
                 f"Expected `mu` to hold a value for each of {steps} L steps. "
                 f"Received: {len(schedule)} values."
             )
+        for i, mu in enumerate(schedule[:steps]):
+            if not is_number(mu):
+                raise TypeError(f"Expected every μ to be a number. Received: μ={mu!r} at L step {i}")
         mus = [float(mu) for mu in schedule[:steps]]
     else:
         raise TypeError(
@@ -214,31 +219,13 @@ def values(schedule: Schedule | str, steps: int) -> list[float]:
             f"of the L step's index, or a sequence of numbers. Received: mu={schedule!r}"
         )
     for i, mu in enumerate(mus):
-        if not (math.isfinite(mu) and mu > 0):
-            raise ValueError(f"Expected every μ to be positive and finite. Received: μ={mu} at L step {i}")
+        if not in_single_precision(mu):
+            raise ValueError(
+                "Expected every μ to be positive and finite, and its inverse, in single precision. "
+                f"Received: μ={mu} at L step {i}"
+            )
         if i and mu <= mus[i - 1]:
             raise ValueError(
                 f"Expected μ to grow. Received: μ={mu} at L step {i} after μ={mus[i - 1]}"
             )
     return mus
-
-
-def positive(name: str, value: float) -> float:
-    """Checks an argument.
-
-    Args:
-        name: String, the argument's name.
-        value: What was given.
-
-    Returns:
-        Float, the value.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is not positive and finite.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"Expected `{name}` to be a positive number. Received: {name}={value!r}")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"Expected `{name}` to be a positive number. Received: {name}={value}")
-    return float(value)

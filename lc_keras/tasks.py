@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import keras
 
+from lc_keras.arguments import switch
 from lc_keras.costs import Compression
 from lc_keras.flow.graph import is_graph
 from lc_keras.groups import Neurons
@@ -93,7 +94,7 @@ class Task:
         if isinstance(weights, Iterable) and not isinstance(weights, (str, keras.Layer, keras.Variable)):
             weights = list(weights)
         self.weights = weights
-        self.per_layer = bool(per_layer)
+        self.per_layer = switch("per_layer", per_layer)
         if isinstance(weights, list) and not weights:
             raise ValueError("Expected `weights` to name at least one selector. Received: an empty list.")
         for selector in self._selectors():
@@ -218,8 +219,13 @@ def bind_tasks(tasks: Sequence[Task], model: keras.Model) -> list[SharedCost]:
         List of `SharedCost`.
 
     Raises:
+        TypeError: If `model` is no `keras.Model`.
         ValueError: As `Task.bind`, or if two tasks claim one variable.
     """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"Expected `model` to be a keras.Model. Received: {model!r} (of type {type(model).__name__})"
+        )
     shared: list[SharedCost] = []
     claimed: dict[int, Task] = {}
     for task in tasks:
@@ -279,7 +285,7 @@ def _check_selector(selector: Single) -> None:
     elif not (
         selector is None
         or isinstance(selector, (re.Pattern, keras.Layer, keras.Variable))
-        or callable(selector)
+        or (callable(selector) and not isinstance(selector, type))
     ):
         raise TypeError(
             "Expected `weights` to be None, a regular expression, a layer, a variable, a "
@@ -324,6 +330,10 @@ def _owners(model: keras.Model) -> dict[int, keras.Layer]:
 
 
 def _output_axes(layer: keras.Layer | None, variable: keras.Variable) -> tuple[int, ...]:
+    if not _is_kernel(variable):
+        # Of a bias that an einsum adds, all axes are of its units.
+        whole = isinstance(layer, keras.layers.EinsumDense) and variable.name == "bias"
+        return tuple(range(-len(variable.shape), 0)) if whole else (-1,)
     if isinstance(layer, _DEPTHWISE) or variable.name == "depthwise_kernel":
         return (-2, -1)
     if isinstance(layer, _TRANSPOSED):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from lc_keras import Exponential, L0Constraint, LearningCompression
+from lc_keras import Exponential, Geometric, L0Constraint, LearningCompression, Task
 from test_callback import KEPT, WEIGHTS, XENT, X, Y, fit, lc, net, nonzeros, same, spy
 
 pytestmark = [
@@ -40,7 +40,12 @@ def is_clean(model, **options):
         ({"steps": 0}, ValueError, "steps=0"),
         ({"steps": -3}, ValueError, "steps=-3"),
         ({"steps": 2.5}, ValueError, "steps=2.5"),
-        ({"steps": True}, ValueError, "steps=True"),
+        ({"steps": True}, TypeError, "steps=True"),
+        ({"steps": "a"}, TypeError, "steps='a'"),
+        ({"steps": float("inf")}, ValueError, "steps=inf"),
+        ({"limit_learning_rate": 0.01}, TypeError, "`limit_learning_rate` to be True or False"),
+        ({"multipliers": "no"}, TypeError, "multipliers='no'"),
+        ({"reset_optimizer": None}, TypeError, "reset_optimizer=None"),
         ({"epochs_per_step": 0}, ValueError, "epochs_per_step=0"),
         ({"epochs_per_step": -1.0}, ValueError, "epochs_per_step=-1.0"),
         ({"epochs_per_step": float("nan")}, ValueError, "epochs_per_step=nan"),
@@ -48,9 +53,16 @@ def is_clean(model, **options):
         ({"first_step_epochs": 0}, ValueError, "first_step_epochs=0"),
         ({"tolerance": -0.1}, ValueError, "tolerance=-0.1"),
         ({"tolerance": float("nan")}, ValueError, "tolerance=nan"),
+        ({"tolerance": True}, TypeError, "tolerance=True"),
         ({"mu": "big"}, TypeError, "mu='big'"),
         ({"mu": 0.1}, TypeError, "mu=0.1"),
         ({"mu": None}, TypeError, "mu=None"),
+        ({"mu": Exponential}, TypeError, "mu=<class"),
+        ({"mu": ["a", "b"]}, TypeError, "μ='a' at L step 0"),
+        ({"mu": [0.1, 1e39]}, ValueError, "single precision.*μ=1e\\+39 at L step 1"),
+        ({"mu": [1e-50, 1.0]}, ValueError, "single precision.*μ=1e-50"),
+        ({"mu": Exponential(1.0, 1.1), "steps": 8000}, ValueError, "single precision"),
+        ({"mu": Geometric(1e-200, 1e200), "steps": 3}, ValueError, "single precision"),
         ({"mu": []}, ValueError, "Received: 0 values"),
         ({"mu": [1.0, 2.0], "steps": 3}, ValueError, "3 L steps.*2 values"),
         ({"mu": [1.0, 1.0]}, ValueError, "Expected μ to grow.*μ=1.0 at L step 1"),
@@ -185,6 +197,38 @@ def test_a_loss_that_becomes_nan(batch, validated):
     with pytest.raises(ValueError, match=f"L step {batch // 2 + 1} of 8 diverged"):
         fit(model, [lc()], x=nan_at(batch), **data)
     is_recovered(model)
+
+
+def test_averages_begin_anew_where_a_loss_became_nan():
+    model = net(keras.optimizers.Adam(0.01, use_ema=True))
+    with pytest.raises(ValueError, match="diverged"):
+        fit(model, [lc()], x=nan_at(2))
+    assert all_finite(variable.numpy() for variable in model.optimizer.variables)
+    fit(model, [lc()], epochs=2)
+    assert all_finite(model.get_weights()) and nonzeros(model) == KEPT
+
+
+def test_optimizers_of_other_weights_begin_anew_where_a_loss_became_nan():
+    class Two(keras.Sequential):
+        def __init__(self, layers):
+            super().__init__(layers)
+            self.other = keras.optimizers.SGD(0.1, momentum=0.9)
+
+        def train_step(self, data):
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(data[0], data[1], self(data[0], training=True))
+            weights = self.trainable_weights
+            pairs = list(zip(tape.gradient(loss, weights), weights, strict=True))
+            self.optimizer.apply_gradients(pairs[:2])
+            self.other.apply_gradients(pairs[2:])
+            return {"loss": loss}
+
+    model = net(kind=Two)
+    compress = LearningCompression(Task(L0Constraint(0.5), weights=model.layers[0]))
+    with pytest.raises(ValueError, match="diverged"):
+        fit(model, [compress], x=nan_at(2))
+    fit(model, [compress], epochs=2)
+    assert all_finite(model.get_weights())
 
 
 def test_a_loss_that_becomes_nan_in_a_later_epoch():

@@ -404,7 +404,7 @@ def test_bad_arguments_of_c_step(cost):
     with pytest.raises(ValueError, match="at least one tensor"):
         cost.c_step([], MU)
     for mu in (0, -1.0, np.nan, np.inf):
-        with pytest.raises(ValueError, match="`mu`: expected a positive finite"):
+        with pytest.raises(ValueError, match="Expected `mu` to be a positive number"):
             cost.c_step([v], mu)
     with pytest.raises(ValueError, match=r"weights\[1\].*floating.*int32"):
         cost.c_step([v, np.ones(3, np.int32)], MU)

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras import thresholds
+from lc_keras.arguments import strength
 from lc_keras.tracing import compiled
 
 Map = Callable[[tf.Tensor], tf.Tensor]
@@ -41,6 +42,7 @@ class Compression:
             List of tensors θ, same shapes and dtypes.
 
         Raises:
+            TypeError: If `weights` is no list, or μ no number.
             ValueError: If there are no weights, if μ is not positive and finite, if a tensor is not floating
                 or holds an infinity or a NaN, or if the budget does not fit the shapes. Inside a
                 `tf.function`, where values are not known yet, an infinity or a NaN is a
@@ -58,9 +60,7 @@ class Compression:
                 )
         self.check([t.shape for t in tensors])
         if not tf.is_symbolic_tensor(mu):
-            mu = float(mu)
-            if not (math.isfinite(mu) and mu > 0):
-                raise ValueError(f"`mu`: expected a positive finite float, received {mu}")
+            mu = strength("mu", getattr(mu, "numpy", lambda: mu)())
 
         if not tf.executing_eagerly():
             finite = thresholds.finite(tensors)
