@@ -151,7 +151,7 @@ class LearningCompression(keras.callbacks.Callback):
             self._rate = LearningRateLimit(*optimizers_of(model), variables=lagrangian.variables)
         self._first_epoch: int | None = None
         self._step, self._mu = 0, math.nan
-        self._finished = self._is_pulled = False
+        self._finished = False
         self._initial_epoch.check()
         self._averages = Averages(model.optimizer, lagrangian)
         self._restarts: Restarts | None = None
@@ -164,9 +164,10 @@ class LearningCompression(keras.callbacks.Callback):
         self._others = Snapshot(model, lagrangian.variables)
         if self._first_epoch is not None:
             self._start()
-        model.train_function = Guard(model, self.params, self._execute, self._abandon, self._detach)
+        self._guard()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self._check_alone()
         with self._leaving_model_usable():
             self._initial_epoch.check()
             if self._first_epoch is None:
@@ -175,7 +176,11 @@ class LearningCompression(keras.callbacks.Callback):
             self._batch = 0
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        self._check_alone()
         with self._leaving_model_usable():
+            if not isinstance(self.model.train_function, Guard):
+                # Another callback had it made anew, as after a change of what is trainable.
+                self._guard()
             self._batch = batch
             if self._lagrangian.compressed:
                 # Now that SwapEMAWeights, if it is there, has put the weights back.
@@ -202,14 +207,33 @@ class LearningCompression(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         if self._restarts:
             self._restarts.delete()
+        never_began = self._lagrangian is not None and self._first_epoch is None
         if self._first_epoch is not None and not self._finished:
             self._warn("Training stopped")
         self._detach()
+        if never_began:
+            raise ValueError(
+                "Expected at least one epoch to train and compress in. Received: `fit` without any, such as "
+                "one whose `initial_epoch` is not below `epochs`. The model is as it was."
+            )
 
     @property
     def _running(self) -> int:
         """The index of the running L step, or of the last one if all are done."""
         return min(self._step, self._plan.steps - 1)
+
+    def _guard(self) -> None:
+        self._is_pulled = False
+        self.model.train_function = Guard(
+            self.model, self.params, self._execute, self._abandon, self._detach
+        )
+
+    def _check_alone(self) -> None:
+        if self._lagrangian is None:
+            raise ValueError(
+                "Expected `fit` alone to train the model. Received: `train_on_batch` or another `fit` while "
+                "it ran, which ended the compression; the model holds what that left."
+            )
 
     def _begin(self, epoch: int) -> None:
         lagrangian = self._lagrangian
@@ -269,6 +293,7 @@ class LearningCompression(keras.callbacks.Callback):
         return {
             "epochs": self.params["epochs"],
             "batches in an epoch": self.params.get("steps"),
+            "steps_per_execution": self.model.steps_per_execution,
             "L steps": self._plan.steps,
             "mu": self._pace.given,
             "epochs_per_step": self._plan.length,
@@ -307,7 +332,12 @@ class LearningCompression(keras.callbacks.Callback):
                 self._check_pull()
             if self._batch + self.model.steps_per_execution >= (self._plan.batches or math.inf):
                 self._end_epoch()
-        return {**self._metrics, **self._logs} if isinstance(self._metrics, dict) else self._metrics
+        if not isinstance(self._metrics, dict):
+            return self._metrics
+        if hidden := self._metrics.keys() & self._logs.keys():
+            names = ", ".join(sorted(hidden))
+            warnings.warn(f"In the logs, the model's metrics {names} are hidden by LC's.", stacklevel=2)
+        return {**self._metrics, **self._logs}
 
     def _advance(self, batch: int) -> None:
         """Runs the C step that is due before a batch, if one is."""

@@ -28,6 +28,9 @@ class Guard:
         on_error: Called with an exception that the training raised.
         on_left_over: Called without arguments when the model is used after a `fit` that
             ended where nothing could be caught.
+
+    Raises:
+        ValueError: If the model's `train_step` is a `tf.function`.
     """
 
     def __init__(
@@ -44,6 +47,11 @@ class Guard:
         self._on_error = on_error
         self.dismiss = on_left_over
         self._history = getattr(model, "history", None)
+        if hasattr(model.train_step, "python_function"):
+            raise ValueError(
+                "Expected a `train_step` that Keras traces for each `fit`. Received: one that is a "
+                "tf.function itself, and would go on as it was traced before. Take the decorator away."
+            )
         # A function that was traced before `fit` would leave the penalty out.
         model.make_train_function(force=True)
         self._train_function = model.train_function

@@ -39,7 +39,7 @@ class Makers:
 
     def priced(self, variable: keras.Variable, axes: Sequence[int]) -> Layout:
         """The layout of a variable whose units are its own."""
-        return Layout(axes, macs=self._macs.get(id(variable)), bytes=_bytes(variable))
+        return Layout(axes, macs=self._macs.get(id(variable)), bytes=bytes_of(variable))
 
     def by_units(self, parts: list[list[keras.Variable]]) -> list[list[keras.Variable]]:
         """The variables of a model's layers, together those that make units together.
@@ -117,7 +117,7 @@ class Makers:
                     count=len(units),
                     reads=reads and [number.get(u, -1) for u in reads[1].tolist()],
                     macs=self._macs.get(key, None if key in own else 0),
-                    bytes=_bytes(variable),
+                    bytes=bytes_of(variable),
                 )
             )
         return found, layouts
@@ -127,7 +127,8 @@ class Makers:
         return 1 if unit < 0 else 2 * (unit in self._stay)
 
 
-def _bytes(variable: keras.Variable) -> int:
+def bytes_of(variable: keras.Variable) -> int:
+    """The size of a weight."""
     if "bfloat" in variable.dtype:
         return 2
     return np.dtype(keras.backend.standardize_dtype(variable.dtype)).itemsize

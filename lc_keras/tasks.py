@@ -10,8 +10,8 @@ import keras
 from lc_keras.arguments import switch
 from lc_keras.costs import Compression
 from lc_keras.flow.graph import is_graph
-from lc_keras.groups import Neurons
-from lc_keras.neurons import Makers
+from lc_keras.groups import Layout, Neurons
+from lc_keras.neurons import Makers, bytes_of
 
 _DEPTHWISE = (
     keras.layers.DepthwiseConv1D,
@@ -165,7 +165,9 @@ class Task:
             parts = makers.by_units(parts)
         shared = []
         for variables in parts:
-            axes: Sequence[Sequence[int]] = [_output_axes(owners.get(id(v)), v) for v in variables]
+            axes: Sequence[Sequence[int]] = [
+                Layout(_output_axes(owners.get(id(v)), v), bytes=bytes_of(v)) for v in variables
+            ]
             if makers and of_neurons:
                 variables, axes = makers.with_companions(variables, axes)
             elif makers:

@@ -201,6 +201,27 @@ def test_no_measure_is_exceeded_and_each_layer_keeps_some(groups, measure):
     )
 
 
+@pytest.mark.parametrize("dtype, size", [("float64", 8), ("float16", 2)])
+def test_bytes_are_those_of_the_type(dtype, size):
+    weights = np.arange(1, 101, dtype=dtype)
+    (kept,) = L0Constraint(80, measure="bytes").c_step([weights], 1.0)
+    assert np.count_nonzero(kept) == 80 // size
+
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__(dtype=dtype)
+            self.dense = keras.layers.Dense(5, dtype=dtype)
+
+        def call(self, x):
+            return self.dense(x)
+
+    model = Own()
+    model(np.ones((1, 20), dtype))
+    (part,) = Task(L0Constraint(80, measure="bytes")).bind(model)
+    assert part.compression.kept([(20, 5)], part.output_axes) == 80
+    assert part.compression.total([(20, 5)], part.output_axes) == 100 * size
+
+
 def test_a_minimum_beyond_the_budget():
     cost = L0Constraint(5, keep_at_least=2)
     with pytest.raises(ValueError, match="at least 6"):

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from lc_keras import Exponential, Geometric, L0Constraint, LearningCompression, Task
+from lc_keras.baselines import MagnitudePruning
 from test_callback import KEPT, WEIGHTS, XENT, X, Y, fit, lc, net, nonzeros, same, spy
 
 pytestmark = [
@@ -272,6 +273,55 @@ def test_a_loss_that_is_nan_while_weights_are_finite():
         fit(model, [lc()])
     model.compile(keras.optimizers.SGD(0.1), XENT)
     is_recovered(model)
+
+
+# Elsewhere
+
+
+@pytest.mark.parametrize("hook", ["on_epoch_end", "on_train_batch_end"])
+def test_a_batch_that_another_callback_trains(hook):
+    model = net()
+    batch = spy(**{hook: lambda index, logs: model.train_on_batch(X[:8], Y[:8])})
+    with pytest.raises(ValueError, match="Expected `fit` alone to train the model"):
+        fit(model, [lc(), batch])
+    assert all(v.regularizer is None for v in model.weights)
+    fit(model, [lc()])
+    assert nonzeros(model) == KEPT
+
+
+def test_a_train_function_that_another_callback_makes_anew():
+    plain, renewed = net(), net()
+    renew = spy(on_epoch_begin=lambda epoch, logs: renewed.make_train_function(force=True))
+    same_logs = [fit(model, [lc(), *more]).history for model, more in ((plain, []), (renewed, [renew]))]
+    assert same_logs[0] == same_logs[1]
+    same(plain, renewed)
+
+
+def test_a_training_step_that_is_a_tf_function():
+    class Decorated(keras.Sequential):
+        @tf.function
+        def train_step(self, data):
+            return super().train_step(data)
+
+    model = net(kind=Decorated)
+    for callback in (lc(), MagnitudePruning(L0Constraint(KEPT))):
+        with pytest.raises(ValueError, match="tf.function itself"):
+            fit(model, [callback])
+
+
+def test_a_fit_without_an_epoch():
+    model = net()
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="at least one epoch"):
+        model.fit(X, Y, epochs=3, initial_epoch=3, verbose=0, callbacks=[lc()])
+    for weight, expected in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, expected)
+
+
+def test_a_metric_of_the_same_name():
+    model = net(metrics=[keras.metrics.SparseCategoricalAccuracy(name="gap")])
+    with pytest.warns(UserWarning, match="the model's metrics gap are hidden"):
+        fit(model, [lc()])
 
 
 # Interrupted

@@ -398,6 +398,13 @@ def test_non_finite_weights_are_named(cost, bad):
         cost.c_step([good, keras.Variable(wrong, name="my_kernel"), good], MU)
 
 
+def test_a_budget_that_is_changed():
+    cost, v = L0Constraint(3), [np.arange(1.0, 8.0, dtype="float32")]
+    for budget in (3, 2, 3):
+        cost.keep = budget
+        assert np.count_nonzero(cost.c_step(v, MU)[0]) == budget
+
+
 @pytest.mark.parametrize("cost", MIDDLE, ids=str)
 def test_bad_arguments_of_c_step(cost):
     v = np.ones(7, np.float32)

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from lc_keras.costs import L0Constraint, L1Penalty, L2Penalty
+from lc_keras.groups import Neurons, Weights
 from lc_keras.lagrangian import Lagrangian
 from lc_keras.tasks import Task, bind_tasks
 
@@ -48,6 +49,21 @@ def copies(variables):
 
 def bits(arrays):
     return [np.asarray(a).tobytes() for a in arrays]
+
+
+@pytest.mark.parametrize("groups, budget", [(Weights(), 4), (Neurons(), 2)], ids=str)
+def test_a_budget_holds_where_weights_are_subnormal(groups, budget):
+    layers = [keras.layers.Dense(5, use_bias=False), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((6,)), *layers])
+    kernel = np.full((6, 5), 1e-40, "float32")
+    kernel[:2, 0] = 1
+    model.layers[0].kernel.assign(kernel)
+    lagrangian = attach(model, [Task(L0Constraint(budget, groups), model.layers[0])], multipliers=False)
+    lagrangian.direct_compression(1.0)
+    lagrangian.show_compressed()
+    kept = model.layers[0].kernel.numpy().view("int32") != 0
+    assert (kept.sum() if isinstance(groups, Weights) else kept.any(axis=0).sum()) <= budget
+    assert kept[:2, 0].all()
 
 
 # The C steps once more, in numpy and in float64.

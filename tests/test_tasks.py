@@ -1,3 +1,4 @@
+import math
 import re
 
 import keras
@@ -391,6 +392,33 @@ def test_neurons_come_with_all_that_makes_them():
     # What is tied to the selection joins it.
     (part,) = Task(L0Constraint(0.5, Neurons()), "shortcut/kernel").bind(model)
     assert list(units_of(part)) == ["project/kernel", "project/bias", "shortcut/kernel", "shortcut/bias"]
+
+
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (layers.Conv2DTranspose(4, 2), (5, 5, 3)),
+        (layers.DepthwiseConv2D(2), (5, 5, 3)),
+        (layers.EinsumDense("abc,dc->abd", (None, 4), bias_axes="d"), (5, 3)),
+        (layers.EinsumDense("abc,cde->abde", (None, 2, 4), bias_axes="de"), (5, 3)),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_biases_are_of_units_where_there_is_no_graph(layer, shape):
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def call(self, x):
+            return self.layer(x)
+
+    model = Own()
+    model(np.ones((1, *shape), "float32"))
+    (part,) = Task(L0Constraint(0.5, Neurons()), weights=".").bind(model)
+    found = zip(part.variables, part.output_axes, strict=True)
+    units = [math.prod(v.shape[a] for a in axes) for v, axes in found]
+    assert len(units) == 2 and units[0] == units[1]
 
 
 def test_neurons_of_recurrent_and_attention_layers():

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from lc_keras import thresholds
 from lc_keras.arguments import strength
+from lc_keras.groups import Layout
 from lc_keras.tracing import compiled
 
 Map = Callable[[tf.Tensor], tf.Tensor]
@@ -58,7 +59,7 @@ class Compression:
                 raise ValueError(
                     f"{_describe(index, weight)}: expected a floating dtype, received {tensor.dtype.name}"
                 )
-        self.check([t.shape for t in tensors])
+        self.check([t.shape for t in tensors], _layouts(tensors))
         if not tf.is_symbolic_tensor(mu):
             mu = strength("mu", getattr(mu, "numpy", lambda: mu)())
 
@@ -67,9 +68,10 @@ class Compression:
             message = "c_step: expected finite weights, received NaN or inf in a tensor (finite, by index)"
             with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(finite), [message, finite])]):
                 return self._step(tensors, tf.cast(mu, tf.float32))
-        if "_compiled" not in self.__dict__:
-            self._compiled = compiled(self._step_and_finite)
-        compressed, finite = self._compiled(tensors, tf.constant(mu, tf.float32))
+        # Traced anew if an attribute was set to another value.
+        traced = self.__dict__.get("_compiled", {}).get(repr(self)) or compiled(self._step_and_finite)
+        self._compiled = {repr(self): traced}
+        compressed, finite = traced(tensors, tf.constant(mu, tf.float32))
         for index, good in enumerate(finite.numpy()):
             if not good:
                 raise ValueError(
@@ -117,7 +119,8 @@ class Compression:
         return {}
 
     def _step(self, tensors: Sequence[tf.Tensor], mu: float | tf.Tensor) -> list[tf.Tensor]:
-        return [theta(tensor) for theta, tensor in zip(self.maps(tensors, mu), tensors, strict=True)]
+        maps = self.maps(tensors, mu, _layouts(tensors))
+        return [theta(tensor) for theta, tensor in zip(maps, tensors, strict=True)]
 
     def _step_and_finite(
         self, tensors: Sequence[tf.Tensor], mu: float | tf.Tensor
@@ -166,6 +169,10 @@ class Selection(Compression):
             List of callables, as of `Compression`.
         """
         raise NotImplementedError
+
+
+def _layouts(tensors: Sequence[tf.Tensor]) -> list[Layout]:
+    return [Layout(bytes=tensor.dtype.size) for tensor in tensors]
 
 
 def axes_of(output_axes: Sequence[Sequence[int]] | None, weights: Sequence[object]) -> list[Sequence[int]]:

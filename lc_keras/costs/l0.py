@@ -328,7 +328,8 @@ def _largest(
     dtype = thresholds.common_dtype(measured)
     threshold = thresholds.kth_largest(measured, kappa, units)
     left = kappa - threshold.above
-    crowded = tf.logical_and(threshold.ties > left, threshold.bits > 0)
+    # Of zeros, too: what is subnormal may be flushed to zero in its units, and is none in the tensor.
+    crowded = threshold.ties > left
 
     def count_ties() -> tf.Tensor:
         def of(tensor: tf.Tensor, unit: Sequence[tf.Tensor] | None) -> tf.Tensor:
