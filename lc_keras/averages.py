@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from lc_keras.lagrangian import Lagrangian
-from lc_keras.optimizers import parts_of
+from lc_keras.optimizers import averages_of, parts_of
 from lc_keras.tracing import compiled
 
 
@@ -65,12 +65,6 @@ class Averages:
         for trained, average in zip(self.trained, self._averages, strict=True):
             average.assign(trained)
 
-    def mend(self) -> None:
-        """Begins anew, from the weights, the averages that are not finite."""
-        for weight, average in self._kept():
-            if not tf.reduce_all(tf.math.is_finite(average.value)):
-                average.assign(weight)
-
     def swapped(self) -> list[tuple[keras.Variable, keras.Variable]]:
         """The pairs of weights and averages that have changed places in the model, if they have.
 
@@ -84,13 +78,8 @@ class Averages:
         return self._kept()
 
     def _kept(self) -> list[tuple[keras.Variable, keras.Variable]]:
-        """The pairs of weights and averages that the optimizer has."""
-        kept = []
-        for optimizer in self._optimizers:
-            averages = getattr(optimizer, "_model_variables_moving_average", None)
-            if averages:
-                kept += list(zip(optimizer._trainable_variables, averages, strict=True))
-        return kept
+        """The pairs of weights and averages that the optimizers have."""
+        return [pair for optimizer in self._optimizers for pair in averages_of(optimizer)]
 
     def _exchange(self, mu: tf.Tensor) -> None:
         for trained, average in zip(self.trained, self._averages, strict=True):

@@ -2,17 +2,25 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from lc_keras import thresholds
+from lc_keras.arguments import positive, strength, whole
 from lc_keras.costs import L0Constraint
-from lc_keras.groups import Weights
-from lc_keras.guard import Guard, Logs, TrainFunction
-from lc_keras.lagrangian import Lagrangian
+from lc_keras.guard import NO_EPOCH, NOT_ALONE, Guard, Logs, Snapshot, TrainFunction
+from lc_keras.lagrangian import CStep, Lagrangian
+from lc_keras.optimizers import begin_anew, optimizers_of
 from lc_keras.tasks import SharedCost, Tasks, as_tasks, bind_tasks
+
+_FEW_PERCENT = 0.05
+# Weights below it count as zeros, and zeros that may train rank above those that were removed.
+_LEAST = 1e-15
 
 
 def compress_directly(model: keras.Model, tasks: Tasks, mu: float = 1.0) -> None:
@@ -24,8 +32,9 @@ def compress_directly(model: keras.Model, tasks: Tasks, mu: float = 1.0) -> None
         mu: Float > 0, default 1: the weight of the distance, which matters to penalties.
 
     Raises:
-        ValueError: If a task does not fit the model, or a weight is not finite. The model
-            is then unchanged.
+        TypeError: If an argument is of another type.
+        ValueError: If `mu` is not positive and finite, a task does not fit the model, or a weight is
+            not finite. The model is then unchanged.
 
     Example:
 
@@ -33,15 +42,48 @@ def compress_directly(model: keras.Model, tasks: Tasks, mu: float = 1.0) -> None
     lc_keras.baselines.compress_directly(model, lc_keras.L0Constraint(keep=0.5))
     ```
     """
+    _compress(model, tasks, strength("mu", mu))
+
+
+def _compress(model: keras.Model, tasks: Tasks, mu: float = 1.0) -> CStep:
     lagrangian = Lagrangian(bind_tasks(as_tasks(tasks), model), multipliers=False)
-    bad = lagrangian.not_finite(lagrangian.direct_compression(mu))
-    if bad:
+    result = lagrangian.direct_compression(mu)
+    if bad := lagrangian.not_finite(result):
         raise ValueError(f"Expected a model with finite weights. Received: NaN or infinite values in {bad}")
     lagrangian.show_compressed()
+    return result
+
+
+def _if_changed_later(
+    model: keras.Model, variables: Sequence[keras.Variable], act: Callable[[], None]
+) -> None:
+    """Acts once more after `on_train_end` of all callbacks, if weights are then others than now.
+
+    `EarlyStopping` puts those of another epoch into the model, even if it comes later in the list.
+    """
+    history = getattr(model, "history", None)
+    if history is None:
+        return
+    left, own = _copies(variables), history.on_train_end
+
+    def last(logs: dict[str, float] | None = None) -> None:
+        vars(history).pop("on_train_end", None)
+        own(logs)
+        if not all(map(np.array_equal, left, _copies(variables))):
+            act()
+
+    # Keras appends it to the callbacks of the user.
+    history.on_train_end = last
+
+
+def _copies(variables: Sequence[keras.Variable]) -> list[np.ndarray]:
+    return [tf.convert_to_tensor(variable).numpy() for variable in variables]
 
 
 class DirectCompression(keras.callbacks.Callback):
     """Trains as without it, and compresses when the training ends.
+
+    What another callback puts into the model as `fit` ends is compressed, too.
 
     Args:
         tasks: A compression, a `Task`, or a list of these.
@@ -66,6 +108,11 @@ class DirectCompression(keras.callbacks.Callback):
         bind_tasks(self.tasks, self.model)
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        self._compress()
+        variables = [v for part in bind_tasks(self.tasks, self.model) for v in part.variables]
+        _if_changed_later(self.model, variables, self._compress)
+
+    def _compress(self) -> None:
         compress_directly(self.model, self.tasks)
 
 
@@ -76,13 +123,18 @@ class Masked(keras.constraints.Constraint):
         mask: bool `tf.Variable` of the weight's shape.
         constraint: `keras.constraints.Constraint` or `None`: the weight's own, which is
             applied first.
+
+    Attributes:
+        applied: Bool, whether an update, or the trace of one, has used it.
     """
 
     def __init__(self, mask: tf.Variable, constraint: keras.constraints.Constraint | None = None) -> None:
         self.mask = mask
         self.constraint = constraint
+        self.applied = False
 
     def __call__(self, weight: tf.Tensor) -> tf.Tensor:
+        self.applied = True
         weight = tf.convert_to_tensor(weight if self.constraint is None else self.constraint(weight))
         return tf.where(self.mask, weight, tf.zeros([], weight.dtype))
 
@@ -90,7 +142,8 @@ class Masked(keras.constraints.Constraint):
 class _Pruning(keras.callbacks.Callback):
     """Removes the weights of least magnitude as training goes on, and trains the others.
 
-    A subclass says how many are left when.
+    A subclass says how many are left when. A copy of the model's weights is kept, to go back to where
+    they were finite.
     """
 
     def __init__(self, tasks: Tasks) -> None:
@@ -119,7 +172,9 @@ class _Pruning(keras.callbacks.Callback):
         Guard.dismiss_other(model, self.params)
         self._shared = bind_tasks(self.tasks, model)
         self._variables = [v for part in self._shared for v in part.variables]
-        self._masks = [tf.Variable(tf.ones(v.shape, tf.bool), trainable=False) for v in self._variables]
+        self._masked = [
+            Masked(tf.Variable(tf.ones(v.shape, tf.bool), trainable=False)) for v in self._variables
+        ]
         self._budgets = [
             (_cost(part).total(shapes, axes), _cost(part).kept(shapes, axes))
             for part in self._shared
@@ -127,75 +182,160 @@ class _Pruning(keras.callbacks.Callback):
         ]
         self._first_epoch: int | None = None
         self._kept: list[int] | None = None
+        self._finite = Snapshot(model, [])
         model.train_function = Guard(
             model, self.params, self._execute, lambda error: self._detach(), self._detach
         )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self._check_alone()
         if self._first_epoch is None:
             self._first_epoch = epoch
+            self._check_length()
         self._epoch = epoch - self._first_epoch
         self._advance(self._epoch)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        self._check_alone()
         self._advance(self._epoch + batch / (self.params.get("steps") or math.inf))
 
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self._check_alone()
+        self._check_finite()
+        self._finite.save()
+
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        if self._first_epoch is not None:
-            # A budget holds however early the training stops, and averaged weights are not masked.
-            self._kept = None
-            self._prune_at(1.0)
+        if self._first_epoch is None:
+            self._detach()
+            raise ValueError(NO_EPOCH)
+        self._check_finite()
+        # A budget holds however early the training stops, and averaged weights are not masked.
+        norm = self._norm()
+        self._prune_to_budget()
+        if norm > 0:
+            self._warn_of(math.sqrt(max(0.0, 1 - (self._norm() / norm) ** 2)))
+        _if_changed_later(self.model, self._variables, self._compress_again)
         self._detach()
 
-    def _advance(self, position: float) -> None:
-        self._prune_at(position / (self.params["epochs"] - (self._first_epoch or 0)))
+    def _check_alone(self) -> None:
+        if not self._variables:
+            raise ValueError(NOT_ALONE)
 
-    def _prune_at(self, progress: float) -> None:
+    def _compress_again(self) -> None:
+        result = _compress(self.model, self.tasks)
+        self.density = float(result.density)
+        self._warn_of(float(result.gap))
+
+    def _warn_of(self, gap: float) -> None:
+        if gap > _FEW_PERCENT:
+            warnings.warn(
+                f"What was removed as training ended had {gap:.0%} of the norm of the weights, and the "
+                "others were not trained since: expect accuracy to suffer. Training stopped before the "
+                "budget was reached, or the weights of an earlier epoch, or averaged ones, were put into "
+                "the model.",
+                stacklevel=3,
+            )
+
+    def _norm(self) -> float:
+        return float(thresholds.l2_norm([tf.convert_to_tensor(v) for v in self._variables]))
+
+    def _check_length(self) -> None:
+        one_epoch = self.params["epochs"] - (self._first_epoch or 0) == 1
+        later = any(self.kept(total, kappa, 0.0) > kappa for total, kappa in self._budgets)
+        if self.params.get("steps") is None and one_epoch and later:
+            warnings.warn(
+                "Weights are removed as `fit` goes on, but how many batches an epoch has is not known: the "
+                "last ones are removed when the only epoch ends, and the others not trained since. Expected "
+                "data of known length, `steps_per_epoch`, or more epochs.",
+                stacklevel=3,
+            )
+
+    def _check_finite(self) -> None:
+        """Goes back to where the model was finite, if it is not."""
+        bad = ", ".join(v.path for v in self._finite.not_finite())
+        if not bad:
+            return
+        model, begun = self.model, self._kept is not None
+        if begun:
+            self._finite.restore()
+            self._prune_to_budget()
+        self._detach()
+        if not begun:
+            raise ValueError(
+                f"Expected a model with finite weights. Received: NaN or infinite values in {bad}"
+            )
+        begin_anew(optimizers_of(model))
+        raise ValueError(
+            f"Training diverged: NaN or infinite values in {bad}. The model holds the latest weights that "
+            "were finite, compressed. Try a lower learning rate, or gradient clipping."
+        )
+
+    def _advance(self, position: float) -> None:
+        progress = position / (self.params["epochs"] - (self._first_epoch or 0))
         kept = [self.kept(*budget, progress) for budget in self._budgets]
         if kept != self._kept:
+            self._check_finite()
             self._kept = kept
-            self.density = self._prune_to(kept)
+            self._prune_to(kept)
+            self._finite.save()
 
-    def _prune_to(self, kept: list[int]) -> float:
+    def _prune_to_budget(self) -> None:
+        self._prune_to([kappa for _, kappa in self._budgets])
+
+    def _prune_to(self, kept: list[int]) -> None:
         nonzeros = start = 0
-        for i, part in enumerate(self._shared):
-            masks = self._masks[start : start + len(part.variables)]
+        for part, kappa in zip(self._shared, kept, strict=True):
+            masks = [masked.mask for masked in self._masked[start : start + len(part.variables)]]
             start += len(part.variables)
-            values = [
-                tf.where(m, v.value, tf.zeros([], v.value.dtype))
-                for v, m in zip(part.variables, masks, strict=True)
-            ]
-            maps = _cost(part).largest(values, kept[i], part.output_axes)
-            for variable, mask, value, largest in zip(part.variables, masks, values, maps, strict=True):
-                # Single weights are their own magnitudes; of a group that is kept, a zero may train.
-                single = isinstance(_cost(part).groups, Weights)
-                # What was removed may fit into what a later budget leaves over; it stays removed.
-                mask.assign(mask & (largest(value if single else tf.ones_like(value)) != 0))
-                value = largest(value)
+            # What was removed stays so, even if it fits into what a later budget leaves over.
+            ranks = [_ranks(v, m) for v, m in zip(part.variables, masks, strict=True)]
+            maps = _cost(part).largest(ranks, kappa, part.output_axes)
+            for variable, mask, rank, largest in zip(part.variables, masks, ranks, maps, strict=True):
+                mask.assign(largest(rank) != 0)
+                value = tf.where(mask, variable.value, tf.zeros([], variable.value.dtype))
                 variable.assign(value)
                 nonzeros += int(tf.math.count_nonzero(value))
-        return nonzeros / sum(math.prod(v.shape) for v in self._variables)
+        self.density = nonzeros / sum(math.prod(v.shape) for v in self._variables)
 
     def _execute(self, train_function: TrainFunction, iterator: Iterator[object]) -> Logs:
-        with self._masked():
+        with self._constrained():
             logs = train_function(iterator)
+        self._check_masks()
         return {**logs, "density": self.density} if isinstance(logs, dict) else logs
 
     @contextlib.contextmanager
-    def _masked(self) -> Iterator[None]:
-        own = [variable.constraint for variable in self._variables]
-        for variable, mask, constraint in zip(self._variables, self._masks, own, strict=True):
-            variable.constraint = Masked(mask, constraint)
+    def _constrained(self) -> Iterator[None]:
+        pairs = list(zip(self._variables, self._masked, strict=True))
+        for variable, masked in pairs:
+            masked.constraint, variable.constraint = variable.constraint, masked
         try:
             yield
         finally:
-            for variable, constraint in zip(self._variables, own, strict=True):
-                variable.constraint = constraint
+            for variable, masked in pairs:
+                variable.constraint = masked.constraint
+
+    def _check_masks(self) -> None:
+        for variable, masked in zip(self._variables, self._masked, strict=True):
+            # Weights that are not trained need no mask.
+            if not masked.applied and tf.reduce_any(~masked.mask & (variable.value != 0)):
+                raise ValueError(
+                    "The training step of the model leaves out the constraints of its weights, which keep "
+                    f"at zero what is removed, for {variable.path}. Expected a `train_step` that updates "
+                    "weights with the `apply` of a Keras optimizer; or a `Task` that leaves these out."
+                )
 
     def _detach(self) -> None:
         if isinstance(self.model.train_function, Guard):
             self.model.train_function = None
-        self._shared, self._variables, self._masks = [], [], []
+        self._shared, self._variables, self._masked = [], [], []
+        self._finite = None  # type: ignore[assignment]  # as long as `fit` runs
+
+
+def _ranks(variable: keras.Variable, mask: tf.Variable) -> tf.Tensor:
+    """Magnitudes that are zero only where a mask is false."""
+    value = tf.convert_to_tensor(variable)
+    magnitudes = tf.abs(tf.cast(value, thresholds.common_dtype([value])))
+    return tf.where(mask, tf.maximum(magnitudes, _LEAST), tf.zeros([], magnitudes.dtype))
 
 
 def _cost(part: SharedCost) -> L0Constraint:
@@ -215,8 +355,9 @@ class MagnitudePruning(_Pruning):
         rounds: Int ≥ 1, default 1.
 
     Raises:
-        TypeError: If the compression of a task is not an `L0Constraint`.
-        ValueError: If `rounds` is out of range; in `fit`, if a task does not fit the model.
+        TypeError: If the compression of a task is not an `L0Constraint`, or `rounds` no number.
+        ValueError: If `rounds` is out of range; in `fit`, if a task does not fit the model, weights
+            become NaN or infinite, or the training step applies no constraints.
 
     Example:
 
@@ -228,9 +369,7 @@ class MagnitudePruning(_Pruning):
 
     def __init__(self, tasks: Tasks, rounds: int = 1) -> None:
         super().__init__(tasks)
-        if isinstance(rounds, bool) or rounds != int(rounds) or rounds < 1:
-            raise ValueError(f"Expected `rounds` to be a whole number ≥ 1. Received: rounds={rounds}")
-        self.rounds = int(rounds)
+        self.rounds = whole("rounds", rounds)
 
     def kept(self, total: int, kappa: int, progress: float) -> int:
         begun = min(self.rounds, 1 + int(progress * self.rounds + 1e-9))
@@ -249,9 +388,9 @@ class GradualPruning(_Pruning):
         every: Float > 0, default 0.25: how often weights are removed, in epochs.
 
     Raises:
-        TypeError: If the compression of a task is not an `L0Constraint`.
-        ValueError: If an argument is out of range; in `fit`, if a task does not fit the
-            model.
+        TypeError: If the compression of a task is not an `L0Constraint`, or a number is none.
+        ValueError: If an argument is out of range; in `fit`, if a task does not fit the model,
+            weights become NaN or infinite, or the training step applies no constraints.
 
     Example:
 
@@ -263,12 +402,10 @@ class GradualPruning(_Pruning):
 
     def __init__(self, tasks: Tasks, until: float = 0.75, every: float = 0.25) -> None:
         super().__init__(tasks)
-        if not 0 < until <= 1:
+        self.until = positive("until", until)
+        self.every = positive("every", every)
+        if self.until > 1:
             raise ValueError(f"Expected `until` to be above 0 and at most 1. Received: until={until}")
-        if not 0 < every < math.inf:
-            raise ValueError(f"Expected `every` to be a positive number of epochs. Received: every={every}")
-        self.until = float(until)
-        self.every = float(every)
 
     def _advance(self, position: float) -> None:
         super()._advance(math.floor(position / self.every + 1e-9) * self.every)

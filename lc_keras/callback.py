@@ -15,9 +15,9 @@ from lc_keras import schedules
 from lc_keras.arguments import non_negative, positive, switch, whole
 from lc_keras.averages import Averages
 from lc_keras.checkpoints import Checkpoint, Checkpoints, Facts
-from lc_keras.guard import Guard, Logs, Snapshot, TrainFunction
+from lc_keras.guard import NO_EPOCH, NOT_ALONE, Guard, Logs, Snapshot, TrainFunction
 from lc_keras.lagrangian import CStep, Lagrangian
-from lc_keras.optimizers import LearningRateLimit, optimizers_of, reset_state
+from lc_keras.optimizers import LearningRateLimit, begin_anew, optimizers_of
 from lc_keras.pace import Mu, Pace, is_automatic
 from lc_keras.plan import Plan
 from lc_keras.restarts import FirstEpoch, Restarts
@@ -88,8 +88,9 @@ class LearningCompression(keras.callbacks.Callback):
     Raises:
         TypeError: If an argument is of another type than described.
         ValueError: If an argument is out of range; in `fit`, if a task does not fit the
-            model, its `train_step` leaves out the penalty, or an L step diverges. The model
-            then holds the last compressed weights, all finite.
+            model, its `train_step` is a `tf.function` or leaves out the penalty, there is no
+            epoch, another callback trains the model meanwhile, or an L step diverges. The
+            model then holds the last compressed weights, all finite.
 
     Example:
 
@@ -195,6 +196,7 @@ class LearningCompression(keras.callbacks.Callback):
             self._end_epoch()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self._check_alone()
         self._end_epoch()
         if logs is not None:
             with self._leaving_model_usable():
@@ -212,10 +214,7 @@ class LearningCompression(keras.callbacks.Callback):
             self._warn("Training stopped")
         self._detach()
         if never_began:
-            raise ValueError(
-                "Expected at least one epoch to train and compress in. Received: `fit` without any, such as "
-                "one whose `initial_epoch` is not below `epochs`. The model is as it was."
-            )
+            raise ValueError(NO_EPOCH)
 
     @property
     def _running(self) -> int:
@@ -230,10 +229,7 @@ class LearningCompression(keras.callbacks.Callback):
 
     def _check_alone(self) -> None:
         if self._lagrangian is None:
-            raise ValueError(
-                "Expected `fit` alone to train the model. Received: `train_on_batch` or another `fit` while "
-                "it ran, which ended the compression; the model holds what that left."
-            )
+            raise ValueError(NOT_ALONE)
 
     def _begin(self, epoch: int) -> None:
         lagrangian = self._lagrangian
@@ -423,7 +419,7 @@ class LearningCompression(keras.callbacks.Callback):
         lagrangian = self._lagrangian
         if lagrangian is None:
             return
-        averages, usable = self._averages, True
+        usable = True
         if self._first_epoch is not None:
             usable = not self._others.not_finite()
             if usable and not lagrangian.compressed:
@@ -434,9 +430,7 @@ class LearningCompression(keras.callbacks.Callback):
             self._warn(f"Training was interrupted ({type(error).__name__})")
         self._detach()
         if not usable:
-            averages.mend()
-            for optimizer in optimizers_of(self.model):
-                reset_state(optimizer)
+            begin_anew(optimizers_of(self.model))
 
     def _detach(self) -> None:
         if self._lagrangian is None:

@@ -269,8 +269,8 @@ def reset_state(optimizer: keras.optimizers.Optimizer) -> None:
         return
     fresh = type(optimizer).from_config(_config_without_rate(optimizer))
     fresh.build(optimizer._trainable_variables)
-    averages = getattr(optimizer, "_model_variables_moving_average", [])
-    stays = {id(optimizer._iterations), id(optimizer._learning_rate), *map(id, averages)}
+    averages = (id(average) for _, average in averages_of(optimizer))
+    stays = {id(optimizer._iterations), id(optimizer._learning_rate), *averages}
     if hasattr(optimizer, "beta_2"):
         second = [v for name in _CORRECTED for v in getattr(optimizer, name, [])]
         if all(bool(tf.reduce_all(tf.math.is_finite(v.value))) for v in second):
@@ -279,6 +279,26 @@ def reset_state(optimizer: keras.optimizers.Optimizer) -> None:
     for variable, new in zip(optimizer.variables, fresh.variables, strict=False):
         if id(variable) not in stays:
             variable.assign(new)
+
+
+def begin_anew(optimizers: Iterable[keras.optimizers.Optimizer]) -> None:
+    """Clears what a divergence left in optimizers: `reset_state`, and averages from the weights on.
+
+    Args:
+        optimizers: Iterable of `keras.optimizers.Optimizer`, of which the weights are finite.
+    """
+    for optimizer in optimizers:
+        reset_state(optimizer)
+        for weight, average in averages_of(optimizer):
+            if not tf.reduce_all(tf.math.is_finite(average.value)):
+                average.assign(weight)
+
+
+def averages_of(optimizer: keras.optimizers.Optimizer) -> list[tuple[keras.Variable, keras.Variable]]:
+    """The pairs of weights and averages that an optimizer keeps with `use_ema`; none if it keeps none."""
+    optimizer = inner_optimizer(optimizer)
+    averages = getattr(optimizer, "_model_variables_moving_average", None)
+    return list(zip(optimizer._trainable_variables, averages, strict=True)) if averages else []
 
 
 def _config_without_rate(optimizer: keras.optimizers.Optimizer) -> dict[str, object]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from lc_keras import L0Constraint, L1Penalty, Neurons, Task
+from lc_keras import Blocks, L0Constraint, L1Penalty, Neurons, Task
 from lc_keras.baselines import (
     DirectCompression,
     GradualPruning,
@@ -173,15 +173,157 @@ def test_a_constraint_of_the_user_counts_too():
 
 def test_averaged_weights_are_pruned():
     model = net(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9))
-    fit(model, [GradualPruning(BUDGET, until=1.0)], epochs=2)
+    with pytest.warns(UserWarning, match="or averaged ones"):
+        fit(model, [GradualPruning(BUDGET, until=1.0)], epochs=2)
     assert nonzeros(model) == KEPT
 
 
 def test_training_that_stops_early_keeps_the_budget():
     model = net()
     stop = spy(on_epoch_end=lambda epoch, logs: setattr(model, "stop_training", True))
-    fit(model, [GradualPruning(BUDGET), stop], epochs=9)
+    with pytest.warns(UserWarning, match="not trained since"):
+        fit(model, [GradualPruning(BUDGET), stop], epochs=9)
     assert nonzeros(model) == KEPT
+
+
+@pytest.mark.parametrize("epoch", [0, 8])
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("name", BASELINES)
+def test_weights_of_another_epoch_keep_the_budget(name, first, epoch, recwarn):
+    model, best, history = net(), [], keras.callbacks.History()
+    note = spy(on_epoch_end=lambda e, logs: best.append(model.get_weights()))
+    restore = spy(on_train_end=lambda logs: model.set_weights(best[epoch]))
+    callbacks = [note, restore, BASELINES[name]()] if first else [note, BASELINES[name](), restore]
+    fit(model, [*callbacks, history], epochs=9)
+    assert nonzeros(model) == KEPT
+    assert "on_train_end" not in vars(history)
+    late = any("not trained since" in str(warning.message) for warning in recwarn)
+    assert late == (epoch == 0 and name in ("rounds", "gradual"))
+    if epoch == 8 and name != "direct":
+        for one, two in zip(model.get_weights(), best[8], strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+def test_a_penalty_is_applied_once():
+    trained, model, penalised = net(), net(), L1Penalty(0.01)
+    fit(trained)
+    compress_directly(trained, penalised)
+    fit(model, [DirectCompression(penalised)])
+    same(model, trained)
+
+
+@pytest.mark.parametrize("name", PRUNING)
+def test_a_fit_without_an_epoch(name):
+    model, unchanged = net(), net()
+    with pytest.raises(ValueError, match="at least one epoch"):
+        fit(model, [BASELINES[name]()], epochs=3, initial_epoch=3)
+    same(model, unchanged)
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("hook", ["on_epoch_end", "on_train_batch_end"])
+def test_a_batch_that_another_callback_trains(hook, first):
+    model, prune = net(), GradualPruning(BUDGET)
+    batch = spy(**{hook: lambda index, logs: model.train_on_batch(X[:8], Y[:8])})
+    with pytest.raises(ValueError, match="Expected `fit` alone to train the model"):
+        fit(model, [batch, prune] if first else [prune, batch])
+    fit(model, [prune])
+    assert nonzeros(model) == KEPT
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("name", PRUNING)
+def test_an_epoch_of_unknown_length(name, epochs, recwarn):
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(8).filter(lambda x, y: True)
+    model = net()
+    fit(model, [BASELINES[name]()], x=data, epochs=epochs)
+    assert nonzeros(model) == KEPT
+    warned = any("how many batches" in str(w.message) for w in recwarn)
+    assert warned == (epochs == 1 and name != "magnitude")
+
+
+@pytest.mark.parametrize("make", [GradualPruning, MagnitudePruning])
+def test_zeros_train_while_the_budget_has_room(make):
+    model, seen = net(), []
+    head = model.layers[1].kernel
+    head.assign(tf.zeros(head.shape))
+    all_but_two = L0Constraint(WEIGHTS - 2)
+    fit(model, [make(L0Constraint(1.0))], epochs=1)
+    assert nonzeros(model) == WEIGHTS
+    head.assign(tf.zeros(head.shape))
+    look = spy(on_train_batch_end=lambda batch, logs: seen.append(nonzeros(model)))
+    fit(model, [make(all_but_two), look], epochs=3)
+    assert seen[-1] == nonzeros(model) == WEIGHTS - 2
+
+
+def test_groups_of_zeros_train_while_the_budget_has_room():
+    model, seen = net(), []
+    kernel = model.layers[1].kernel
+    kernel.assign(tf.zeros(kernel.shape))
+    task = Task(L0Constraint(2, groups=Blocks((8, 1))), weights=kernel)
+    look = spy(on_train_batch_end=lambda batch, logs: seen.append(np.any(kernel.numpy(), axis=0).sum()))
+    fit(model, [MagnitudePruning(task, rounds=2), look], epochs=2)
+    assert seen == [2] * len(seen)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "averaging"])
+@pytest.mark.parametrize("name", PRUNING)
+def test_a_training_that_diverges_leaves_the_budget_and_finite_weights(name, optimizer):
+    averaging = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5)
+    model = net(averaging if optimizer == "averaging" else optimizer)
+    spoilt = X.copy()
+
+    def spoil(epoch, logs):
+        spoilt[30] = np.nan if epoch == 1 else X[30]
+
+    data = tf.data.Dataset.from_generator(
+        lambda: ((spoilt[i : i + 8], Y[i : i + 8]) for i in range(0, len(X), 8)),
+        output_signature=(tf.TensorSpec((None, 6)), tf.TensorSpec((None,), tf.int64)),
+    ).apply(tf.data.experimental.assert_cardinality(len(X) // 8))
+    with pytest.raises(ValueError, match="diverged: NaN.*kernel"):
+        fit(model, [BASELINES[name](), spy(on_epoch_begin=spoil)], x=data, epochs=4)
+    assert nonzeros(model) <= KEPT
+    assert all(np.all(np.isfinite(w)) for w in model.get_weights())
+    assert all(np.all(np.isfinite(v.numpy())) for v in model.optimizer.variables)
+    fit(model, epochs=1)
+    assert all(np.all(np.isfinite(w)) for w in model.get_weights()) and nonzeros(model) > KEPT
+
+
+@pytest.mark.parametrize("name", PRUNING)
+def test_weights_that_are_not_finite_at_the_start(name):
+    model = net()
+    model.layers[1].bias.assign([0, np.inf, 0])
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="finite weights.*bias"):
+        fit(model, [BASELINES[name]()])
+    for one, two in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+class ByHand(keras.Sequential):
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        trained = self.trainable_variables[self.skip :]
+        for variable, gradient in zip(trained, tape.gradient(loss, trained), strict=True):
+            variable.assign_sub(0.1 * gradient)
+        return {"loss": loss}
+
+    skip = 0
+
+
+@pytest.mark.parametrize("eager", [False, True], ids=["graph", "eager"])
+@pytest.mark.parametrize("name", PRUNING)
+def test_a_train_step_without_constraints_is_refused(name, eager):
+    model = net(kind=ByHand, run_eagerly=eager)
+    with pytest.raises(ValueError, match="leaves out the constraints.*kernel.*train_step"):
+        fit(model, [BASELINES[name]()])
+    model = net(kind=ByHand, run_eagerly=eager)
+    model.skip = 2
+    # Nothing trains what is pruned here.
+    fit(model, [BASELINES[name](Task(BUDGET, weights=model.layers[0]))])
+    assert np.count_nonzero(kernels(model)[0]) == KEPT
 
 
 @pytest.mark.parametrize("hook", ["on_epoch_begin", "on_train_batch_end"])
@@ -221,6 +363,29 @@ def test_direct_compression_of_weights_that_are_not_finite_changes_nothing():
         compress_directly(model, BUDGET)
     for one, two in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("mu", [0, -1, np.nan, np.inf, True, "x", None])
+def test_a_weight_of_the_distance_that_is_none_changes_nothing(mu):
+    model, unchanged = net(), net()
+    with pytest.raises((TypeError, ValueError), match="`mu`.*mu="):
+        compress_directly(model, L1Penalty(0.5), mu=mu)
+    same(model, unchanged)
+
+
+@pytest.mark.parametrize("value", [True, np.nan, np.inf, "x", None, -1])
+@pytest.mark.parametrize(
+    "make", [lambda **n: MagnitudePruning(BUDGET, **n), lambda **n: GradualPruning(BUDGET, **n)]
+)
+def test_numbers(make, value):
+    for name in ("rounds",) if isinstance(make(), MagnitudePruning) else ("until", "every"):
+        with pytest.raises((TypeError, ValueError), match=f"`{name}`.*{name}="):
+            make(**{name: value})
+
+
+def test_direct_compression_of_what_is_no_model():
+    with pytest.raises(TypeError, match="keras.Model.*None"):
+        compress_directly(None, BUDGET)
 
 
 @pytest.mark.parametrize(

@@ -278,14 +278,15 @@ def test_a_loss_that_is_nan_while_weights_are_finite():
 # Elsewhere
 
 
+@pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("hook", ["on_epoch_end", "on_train_batch_end"])
-def test_a_batch_that_another_callback_trains(hook):
-    model = net()
+def test_a_batch_that_another_callback_trains(hook, first):
+    model, compress = net(), lc()
     batch = spy(**{hook: lambda index, logs: model.train_on_batch(X[:8], Y[:8])})
     with pytest.raises(ValueError, match="Expected `fit` alone to train the model"):
-        fit(model, [lc(), batch])
+        fit(model, [batch, compress] if first else [compress, batch])
     assert all(v.regularizer is None for v in model.weights)
-    fit(model, [lc()])
+    fit(model, [compress])
     assert nonzeros(model) == KEPT
 
 
