@@ -1,7 +1,7 @@
 """Kills a training at random moments, starts it again until it ends, and compares the weights.
 
     python benchmarks/kill.py            # 100 kills
-    python benchmarks/kill.py --tiny     # six
+    python benchmarks/kill.py --tiny     # three
 """
 
 import argparse
@@ -38,10 +38,10 @@ def main():
     )
     parser.add_argument("--kills", type=int, default=100, help="at least")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tiny", action="store_true", help="six kills")
+    parser.add_argument("--tiny", action="store_true", help="three kills")
     parser.add_argument("--output", type=Path, default=None)
     options = parser.parse_args()
-    kills = 6 if options.tiny else options.kills
+    kills = 3 if options.tiny else options.kills
 
     # A server that has imported everything and run nothing forks each process.
     processes = multiprocessing.get_context("forkserver")

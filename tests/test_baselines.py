@@ -64,13 +64,18 @@ def test_magnitude_pruning_keeps_the_largest_of_the_start():
         np.testing.assert_array_equal(kernel != 0, kept != 0)
 
 
+@pytest.fixture(scope="module")
+def trained():
+    model = net()
+    fit(model, epochs=30)
+    return model.get_weights()
+
+
 @pytest.mark.parametrize("name", PRUNING)
-def test_retraining_mends_what_pruning_broke(name):
-    trained = net()
-    fit(trained, epochs=30)
+def test_retraining_mends_what_pruning_broke(name, trained):
     direct, retrained = net(), net()
     for model in direct, retrained:
-        model.set_weights(trained.get_weights())
+        model.set_weights(trained)
     compress_directly(direct, BUDGET)
     fit(retrained, [BASELINES[name]()], epochs=20)
     assert retrained.evaluate(X, Y, verbose=0) < 0.9 * direct.evaluate(X, Y, verbose=0)
