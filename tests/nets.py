@@ -19,6 +19,16 @@ class Builder:
     def __init__(self, choose):
         self.choose = choose
         self.tensors = []
+        # Called again and again, at whatever sizes come along.
+        self.shared = [
+            layers.ReLU(),
+            layers.Dropout(0.5),
+            layers.Activation("sigmoid"),
+            layers.UnitNormalization(),
+        ]
+
+    def again(self):
+        return self.choose(self.shared)
 
     def options(self):
         return dict(activation=self.choose(ACTIVATIONS), use_bias=self.choose([True, False]))
@@ -71,6 +81,7 @@ class Builder:
             lambda: self.nested(x.shape[1:]),
             lambda: self.merged(one),
             lambda: self.squeezed(),
+            lambda: self.again(),
         ]
 
     def sequence(self, x):
@@ -98,6 +109,7 @@ class Builder:
             lambda: layers.Conv1DTranspose(4, 3),
             lambda: self.merged(layers.Dense(4)),
             lambda: self.nested(x.shape[1:]),
+            lambda: self.again(),
         ]
 
     def vector(self, x):
@@ -112,6 +124,7 @@ class Builder:
             lambda: layers.Dropout(0.5),
             lambda: self.merged(layers.Dense(4)),
             lambda: self.nested(x.shape[1:]),
+            lambda: self.again(),
         ]
 
     def merged(self, change):
