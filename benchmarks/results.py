@@ -44,7 +44,7 @@ As above, with L steps of 15 batches, weight decay, and labels that are smoothed
 these nets are near 0 and test errors are not. Picked in trials on held-out images in 60 epochs, one seed;
 they are not what `tune.py` finds best in 20. LeNet-5 has twice the learning rate, gradients that are clipped,
 without which it diverged, and L steps of 29 batches, picked at 0.5 % in 16 epochs, one seed; 40 epochs have
-the same settings. 0.36 % in 40 epochs is of seed 0 alone, from a reference at 1.02.
+the same settings.
 """
 
 COSTS = """
@@ -54,9 +54,10 @@ error where it is not what the column says. Per layer: each layer keeps the same
 """
 
 EPOCHS = """
-As the first table, one seed, each contender with its defaults at each number of epochs; the learning rate
-falls by 0.98^40 in however many there are. PQuantML's methods and TensorFlow's toolkit keep the same fraction
-of each layer: at 1 % ten weights of the last one. PDP was run up to 20 epochs: it takes many times as long.
+As the first table, each contender with its defaults at each number of epochs; the learning rate falls by
+0.98^40 in however many there are. PQuantML's methods and TensorFlow's toolkit keep the same fraction of each
+layer: at 1 % ten weights of the last one. PQuantML was run with seed 0 alone, and PDP up to 20 epochs: it
+takes many times as long.
 """
 
 LENGTHS = """

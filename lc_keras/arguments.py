@@ -1,7 +1,9 @@
 """Numbers and switches that users pass, checked."""
 
 import math
+import numbers
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -46,8 +48,9 @@ def strength(name: str, value: float) -> float:
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a number, of Python or NumPy; a bool is none."""
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    """Whether it is a number, or a scalar that holds one; a bool is none."""
+    value = _plain(value)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def in_single_precision(value: float) -> bool:
@@ -70,17 +73,25 @@ def switch(name: str, value: bool) -> bool:
     Raises:
         TypeError: If it is anything else.
     """
-    if not isinstance(value, (bool, np.bool_)):
+    plain = _plain(value)
+    if not isinstance(plain, bool):
         raise TypeError(f"Expected `{name}` to be True or False. Received: {name}={value!r}")
-    return bool(value)
+    return plain
 
 
 def _number(name: str, value: float, what: str, fits: Callable[[float], bool]) -> float:
     error: type[Exception] | None = None
-    if not is_number(value):
+    plain = _plain(value)
+    if not is_number(plain):
         error = TypeError
-    elif not (math.isfinite(value) and fits(value)):
+    elif not (math.isfinite(plain) and fits(plain)):
         error = ValueError
     if error:
         raise error(f"Expected `{name}` to be {what}. Received: {name}={value!r}")
-    return float(value)
+    return float(plain)
+
+
+def _plain(value: Any) -> Any:
+    """What a scalar of NumPy, TensorFlow or Keras holds."""
+    value = value.numpy() if hasattr(value, "numpy") else value
+    return value.item() if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 else value

@@ -13,7 +13,7 @@ import tensorflow as tf
 from lc_keras import thresholds
 from lc_keras.arguments import positive, strength, whole
 from lc_keras.costs import L0Constraint
-from lc_keras.guard import NO_EPOCH, NOT_ALONE, Guard, Logs, Snapshot, TrainFunction
+from lc_keras.guard import NOT_ALONE, Guard, Logs, Snapshot, TrainFunction
 from lc_keras.lagrangian import CStep, Lagrangian
 from lc_keras.optimizers import begin_anew, optimizers_of
 from lc_keras.tasks import SharedCost, Tasks, as_tasks, bind_tasks
@@ -55,13 +55,13 @@ def _compress(model: keras.Model, tasks: Tasks, mu: float = 1.0) -> CStep:
 
 
 def _if_changed_later(
-    model: keras.Model, variables: Sequence[keras.Variable], act: Callable[[], None]
+    callback: keras.callbacks.Callback, variables: Sequence[keras.Variable], act: Callable[[], None]
 ) -> None:
-    """Acts once more after `on_train_end` of all callbacks, if weights are then others than now.
+    """Acts once more after `on_train_end` of all callbacks of a `fit`, if weights are then others than now.
 
     `EarlyStopping` puts those of another epoch into the model, even if it comes later in the list.
     """
-    history = getattr(model, "history", None)
+    history, params = getattr(callback.model, "history", None), callback.params
     if history is None:
         return
     left, own = _copies(variables), history.on_train_end
@@ -69,7 +69,8 @@ def _if_changed_later(
     def last(logs: dict[str, float] | None = None) -> None:
         vars(history).pop("on_train_end", None)
         own(logs)
-        if not all(map(np.array_equal, left, _copies(variables))):
+        # One that the user put in front of the callback is called in the next `fit` first.
+        if history.params is params and not all(map(np.array_equal, left, _copies(variables))):
             act()
 
     # Keras appends it to the callbacks of the user.
@@ -110,7 +111,7 @@ class DirectCompression(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         self._compress()
         variables = [v for part in bind_tasks(self.tasks, self.model) for v in part.variables]
-        _if_changed_later(self.model, variables, self._compress)
+        _if_changed_later(self, variables, self._compress)
 
     def _compress(self) -> None:
         compress_directly(self.model, self.tasks)
@@ -205,16 +206,17 @@ class _Pruning(keras.callbacks.Callback):
         self._finite.save()
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        if self._first_epoch is None:
-            self._detach()
-            raise ValueError(NO_EPOCH)
+        self._check_alone()
         self._check_finite()
         # A budget holds however early the training stops, and averaged weights are not masked.
         norm = self._norm()
         self._prune_to_budget()
-        if norm > 0:
+        if self._first_epoch is None:
+            # As where a run is restored that had been cut off after its last epoch.
+            warnings.warn("`fit` trained no epoch. The model was compressed as it is.", stacklevel=2)
+        elif norm > 0:
             self._warn_of(math.sqrt(max(0.0, 1 - (self._norm() / norm) ** 2)))
-        _if_changed_later(self.model, self._variables, self._compress_again)
+        _if_changed_later(self, self._variables, self._compress_again)
         self._detach()
 
     def _check_alone(self) -> None:
@@ -231,8 +233,9 @@ class _Pruning(keras.callbacks.Callback):
             warnings.warn(
                 f"What was removed as training ended had {gap:.0%} of the norm of the weights, and the "
                 "others were not trained since: expect accuracy to suffer. Training stopped before the "
-                "budget was reached, or the weights of an earlier epoch, or averaged ones, were put into "
-                "the model.",
+                "budget was reached, the last removal falls on its end (`until`, `every`, `rounds`, data of "
+                "unknown length), or the weights of an earlier epoch, or averaged ones, were put into the "
+                "model.",
                 stacklevel=3,
             )
 
@@ -357,7 +360,8 @@ class MagnitudePruning(_Pruning):
     Raises:
         TypeError: If the compression of a task is not an `L0Constraint`, or `rounds` no number.
         ValueError: If `rounds` is out of range; in `fit`, if a task does not fit the model, weights
-            become NaN or infinite, or the training step applies no constraints.
+            become NaN or infinite, or the training step applies no constraints or is a
+            `tf.function`.
 
     Example:
 
@@ -390,7 +394,8 @@ class GradualPruning(_Pruning):
     Raises:
         TypeError: If the compression of a task is not an `L0Constraint`, or a number is none.
         ValueError: If an argument is out of range; in `fit`, if a task does not fit the model,
-            weights become NaN or infinite, or the training step applies no constraints.
+            weights become NaN or infinite, or the training step applies no constraints or is a
+            `tf.function`.
 
     Example:
 

@@ -15,7 +15,7 @@ from lc_keras import schedules
 from lc_keras.arguments import non_negative, positive, switch, whole
 from lc_keras.averages import Averages
 from lc_keras.checkpoints import Checkpoint, Checkpoints, Facts
-from lc_keras.guard import NO_EPOCH, NOT_ALONE, Guard, Logs, Snapshot, TrainFunction
+from lc_keras.guard import NO_EPOCH, NOT_ALONE, Guard, Logs, Snapshot, TrainFunction, is_made_by_keras
 from lc_keras.lagrangian import CStep, Lagrangian
 from lc_keras.optimizers import LearningRateLimit, begin_anew, optimizers_of
 from lc_keras.pace import Mu, Pace, is_automatic
@@ -179,7 +179,7 @@ class LearningCompression(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
         self._check_alone()
         with self._leaving_model_usable():
-            if not isinstance(self.model.train_function, Guard):
+            if is_made_by_keras(self.model.train_function):
                 # Another callback had it made anew, as after a change of what is trainable.
                 self._guard()
             self._batch = batch
@@ -209,7 +209,8 @@ class LearningCompression(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         if self._restarts:
             self._restarts.delete()
-        never_began = self._lagrangian is not None and self._first_epoch is None
+        self._check_alone()
+        never_began = self._first_epoch is None
         if self._first_epoch is not None and not self._finished:
             self._warn("Training stopped")
         self._detach()

@@ -102,6 +102,11 @@ class Guard:
             raise
 
 
+def is_made_by_keras(train_function: TrainFunction) -> bool:
+    """Whether it is a train function as Keras makes it, and none that somebody put around a `Guard`."""
+    return str(getattr(train_function, "__module__", "")).partition(".")[0] == "keras"
+
+
 class Snapshot:
     """A copy of the weights of a model that are not compressed.
 

@@ -209,7 +209,7 @@ def _loops(layer: keras.Layer, inputs: tf.Tensor) -> list[keras.Layer]:
     """The layers inside that are traced for one step of a number that is not known."""
     if isinstance(layer, keras.layers.TimeDistributed) and inputs.shape[1] is None:
         return [layer]
-    if isinstance(layer, keras.layers.RNN) and not isinstance(layer, _CONV_LSTM):
+    if isinstance(layer, keras.layers.RNN) and not (isinstance(layer, _CONV_LSTM) or layer.unroll):
         return [cell for cell in _cells(layer) if type(cell) not in _CELLS]
     return []
 

@@ -98,8 +98,11 @@ class _Rebuilt:
 
     def _layer(self, layer: keras.Layer) -> keras.Layer:
         if not isinstance(layer, keras.Layer):
-            # An operation has no weights, and may hold what no config does.
-            return layer
+            try:
+                return type(layer).from_config(layer.get_config())
+            except TypeError:
+                # An operation has no weights, and may hold a function, which no config does.
+                return layer
         if isinstance(layer, keras.layers.Lambda):
             # Keras does not read a Python function back from a config.
             return keras.layers.Lambda(

@@ -127,12 +127,14 @@ def named_outputs(model: keras.Model) -> Callable[[Structure], dict[str, tf.Tens
     layers = [_given_name(model, name) for name in getattr(model, "output_names", None) or []]
     if isinstance(model, keras.Sequential) and model.layers:
         layers = [_given_name(model, model.layers[-1].name)]
-    shapes = [tf.TensorShape(tensor.shape) for tensor in getattr(model, "outputs", None) or []]
+    shapes = [tf.TensorShape(tensor.shape)[1:] for tensor in getattr(model, "outputs", None) or []]
 
     def names(outputs: Structure) -> dict[str, tf.Tensor]:
         flat = keras.tree.flatten(outputs)
         own = len(layers) == len(flat) and all(
-            shape.is_compatible_with(tensor.shape) for shape, tensor in zip(shapes, flat, strict=True)
+            # Of a model without a graph they are not known.
+            shape.is_compatible_with(tensor.shape[1:])
+            for shape, tensor in zip(shapes, flat, strict=False)
         )
         given = layers if own else [None] * len(flat)
         keys = _keys(outputs)

@@ -217,19 +217,32 @@ def test_a_penalty_is_applied_once():
     same(model, trained)
 
 
-@pytest.mark.parametrize("name", PRUNING)
-def test_a_fit_without_an_epoch(name):
-    model, unchanged = net(), net()
-    with pytest.raises(ValueError, match="at least one epoch"):
-        fit(model, [BASELINES[name]()], epochs=3, initial_epoch=3)
-    same(model, unchanged)
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_fit_without_an_epoch_keeps_the_budget(name, recwarn):
+    model = net()
+    fit(model, [BASELINES[name]()], epochs=3, initial_epoch=3)
+    assert nonzeros(model) == KEPT
+    assert any("no epoch" in str(w.message) for w in recwarn) == (name in PRUNING)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_history_in_front_of_it_prunes_no_later_fit(name):
+    model, history = net(), keras.callbacks.History()
+    fit(model, [history, BASELINES[name]()])
+    assert nonzeros(model) == KEPT
+    fit(model, [history])
+    assert nonzeros(model) > KEPT
 
 
 @pytest.mark.parametrize("first", [False, True])
-@pytest.mark.parametrize("hook", ["on_epoch_end", "on_train_batch_end"])
+@pytest.mark.parametrize("hook", ["on_epoch_end", "on_train_batch_end", "on_train_end"])
 def test_a_batch_that_another_callback_trains(hook, first):
     model, prune = net(), GradualPruning(BUDGET)
-    batch = spy(**{hook: lambda index, logs: model.train_on_batch(X[:8], Y[:8])})
+    batch = spy(**{hook: lambda *_, **__: model.train_on_batch(X[:8], Y[:8])})
+    if hook == "on_train_end" and not first:
+        fit(model, [prune, batch])
+        assert nonzeros(model) == KEPT
+        return
     with pytest.raises(ValueError, match="Expected `fit` alone to train the model"):
         fit(model, [batch, prune] if first else [prune, batch])
     fit(model, [prune])

@@ -279,10 +279,14 @@ def test_a_loss_that_is_nan_while_weights_are_finite():
 
 
 @pytest.mark.parametrize("first", [False, True])
-@pytest.mark.parametrize("hook", ["on_epoch_end", "on_train_batch_end"])
+@pytest.mark.parametrize("hook", ["on_epoch_end", "on_train_batch_end", "on_train_end"])
 def test_a_batch_that_another_callback_trains(hook, first):
     model, compress = net(), lc()
-    batch = spy(**{hook: lambda index, logs: model.train_on_batch(X[:8], Y[:8])})
+    batch = spy(**{hook: lambda *_, **__: model.train_on_batch(X[:8], Y[:8])})
+    if hook == "on_train_end" and not first:
+        # It trains the compressed model, as after `fit`.
+        fit(model, [compress, batch])
+        return
     with pytest.raises(ValueError, match="Expected `fit` alone to train the model"):
         fit(model, [batch, compress] if first else [compress, batch])
     assert all(v.regularizer is None for v in model.weights)
@@ -296,6 +300,17 @@ def test_a_train_function_that_another_callback_makes_anew():
     same_logs = [fit(model, [lc(), *more]).history for model, more in ((plain, []), (renewed, [renew]))]
     assert same_logs[0] == same_logs[1]
     same(plain, renewed)
+
+
+def test_what_another_callback_puts_around_the_train_function():
+    model, calls = net(), []
+
+    def wrap(logs):
+        inner = model.train_function
+        model.train_function = lambda iterator: calls.append(1) or inner(iterator)
+
+    fit(model, [lc(), spy(on_train_begin=wrap)], epochs=2)
+    assert len(calls) == 2 * len(X) // 8 and nonzeros(model) == KEPT
 
 
 def test_a_training_step_that_is_a_tf_function():

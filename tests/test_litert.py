@@ -131,10 +131,20 @@ def test_answers_of_yes_and_no(tmp_path):
     np.testing.assert_array_equal(run(tmp_path / "net.tflite", x), model(x))
 
 
+class Places(keras.layers.Layer):
+    """Adds a row of a table to each of up to 16 steps."""
+
+    def call(self, x):
+        return x + tf.eye(16, 4)[: tf.shape(x)[1]]
+
+
 def test_sizes_that_are_open(tmp_path):
     layers = [keras.layers.Conv2D(4, 5), keras.layers.Conv2D(4, 5), keras.layers.GlobalAveragePooling2D()]
     model = keras.Sequential([keras.Input((None, None, 3)), *layers])
     assert export_litert(model, tmp_path / "images.tflite").error < 1e-5
+    layers = [keras.layers.Embedding(5, 4), Places(), keras.layers.GlobalAveragePooling1D()]
+    short = keras.Sequential([keras.Input((None,), dtype="int32"), *layers])
+    assert export_litert(short, tmp_path / "short.tflite").error < 1e-5
     need = keras.Sequential([keras.Input((None, 3)), keras.layers.Conv1D(4, 40)])
     with pytest.raises(ValueError, match=r"made up for want of `representative_data`, inputs \(1, 32, 3\)"):
         export_litert(need, tmp_path / "long.tflite")

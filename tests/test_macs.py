@@ -142,6 +142,9 @@ def test_what_is_not_known():
     stacked = keras.Sequential([keras.Input((10, 5)), L.RNN([L.GRUCell(3), Cell()]), L.Dense(2)])
     assert [k.uses for k in macs(stacked).kernels] == [10, 10, None, 1]
 
+    unrolled = keras.Sequential([keras.Input((10, 5)), L.RNN(Cell(), unroll=True)])
+    assert [k.uses for k in macs(unrolled).kernels] == [10]
+
     steps = keras.Sequential([keras.Input((None, 5)), L.TimeDistributed(L.Dense(4))])
     assert [k.uses for k in macs(steps).kernels] == [None]
 

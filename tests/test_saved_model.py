@@ -468,6 +468,32 @@ def test_outputs_of_another_layer_have_a_name_of_their_own(tmp_path):
     assert list(signatures["serving_default"].structured_outputs) == ["logits"]
 
 
+def test_names_of_outputs_of_a_fixed_batch_and_of_a_stack_without_a_graph(tmp_path):
+    class FromDict(keras.layers.Layer):
+        def call(self, inputs):
+            return inputs["x"]
+
+    inputs = keras.Input(batch_shape=(8, 4))
+    fixed = keras.Model(inputs, keras.layers.Dense(3, name="probs")(inputs))
+    stack = keras.Sequential([FromDict(), keras.layers.Dense(3, name="probs")])
+    stack({"x": np.ones((2, 4), "float32")})
+    one = tf.TensorSpec([1, 4])
+    for model, structure in ((fixed, [one]), (stack, [{"x": one}])):
+        export_saved_model(model, tmp_path / model.name, input_signature=structure)
+        signature = tf.saved_model.load(str(tmp_path / model.name)).signatures["serving_default"]
+        assert list(signature.structured_outputs) == ["probs"]
+
+
+def test_a_random_seed_that_moves_in_a_loop(tmp_path):
+    class Loop(keras.layers.Layer):
+        def call(self, x):
+            return keras.ops.fori_loop(0, 3, lambda _, y: y + keras.random.normal(keras.ops.shape(x)), x)
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), Loop()])
+    export_saved_model(model, tmp_path)
+    assert np.isfinite(tf.saved_model.load(str(tmp_path)).serve(tf.zeros([2, 4]))).all()
+
+
 def test_a_signature_named_as_keras_names_its_own(tmp_path):
     model = mlp()
     exported = export_saved_model(model, tmp_path, signatures={"serve": lambda x: 0 * model(x)})

@@ -1,8 +1,10 @@
 """Shrunk models against the models they come from."""
 
+import gc
 import inspect
 import subprocess
 import sys
+import weakref
 
 import keras
 import numpy as np
@@ -425,6 +427,17 @@ def test_operations_with_scalars_or_functions(operation):
     small = shrink(model)
     assert widths(small)["gone"] == 6 and widths(small)["stays"] == 8
     assert_same_outputs(model, small)
+
+
+def test_the_small_model_does_not_hold_the_large_one():
+    inputs = keras.Input((5,))
+    hidden = keras.ops.tanh(layers.Dense(8, name="gone")(inputs)) * 2.0
+    model = keras.Model(inputs, layers.Dense(2)(hidden))
+    large = weakref.ref(model.get_layer("gone"))
+    small = shrink(model)
+    del model, hidden, inputs
+    gc.collect()
+    assert large() is None and small.get_layer("gone").units == 8
 
 
 def test_nested_models_are_shrunk_inside():

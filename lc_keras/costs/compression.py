@@ -61,7 +61,7 @@ class Compression:
                 )
         self.check([t.shape for t in tensors], _layouts(tensors))
         if not tf.is_symbolic_tensor(mu):
-            mu = strength("mu", getattr(mu, "numpy", lambda: mu)())
+            mu = strength("mu", mu)
 
         if not tf.executing_eagerly():
             finite = thresholds.finite(tensors)

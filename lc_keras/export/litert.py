@@ -112,13 +112,14 @@ def export_litert(
     )
     specs = named(signature)
     batches = _batches(representative_data, specs, batch_size)
-    sample = batches[0] if batches else _made_up(specs)
+    # Where any size will do, the smallest, or one that a few convolutions leave something of.
+    samples = batches[:1] or [_made_up(specs, size) for size in (1, 32)]
 
     with tempfile.TemporaryDirectory() as folder:
         saved = os.path.join(folder, "model")
         export_saved_model(model, saved, storage="dense", compute="dense", input_signature=signature)
         expected = tf.saved_model.load(saved).signatures["serving_default"]
-        expected = _answers(expected, sample, made_up=not batches)
+        sample, expected = _answered(expected, samples, made_up=not batches)
         dense = _convert(saved, quantize, batches, sparse=False)
         candidate = dense if sparse is False else _convert(saved, quantize, batches, sparse=True)
     answers = _run(interpreter_class, dense, sample)
@@ -216,10 +217,9 @@ def _batches(
     return cut
 
 
-def _made_up(specs: list[tf.TensorSpec]) -> dict[str, np.ndarray]:
+def _made_up(specs: list[tf.TensorSpec], open_size: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
-    # Where any size will do, one that a few convolutions leave something of.
-    shapes = {spec.name: [size or 32 for size in spec.shape] for spec in specs}
+    shapes = {spec.name: [size or open_size for size in spec.shape] for spec in specs}
     return {
         spec.name: random.normal(size=shapes[spec.name]).astype(spec.dtype.as_numpy_dtype)
         if spec.dtype.is_floating
@@ -228,18 +228,21 @@ def _made_up(specs: list[tf.TensorSpec]) -> dict[str, np.ndarray]:
     }
 
 
-def _answers(
-    function: Callable[..., dict[str, tf.Tensor]], sample: dict[str, np.ndarray], made_up: bool
-) -> dict[str, np.ndarray]:
-    try:
-        outputs = function(**{name: tf.constant(x) for name, x in sample.items()})
-    except tf.errors.OpError as error:
-        shapes = ", ".join(f"{name} {x.shape}" for name, x in sample.items())
-        whose = "made up for want of `representative_data`" if made_up else "of `representative_data`"
-        raise ValueError(
-            f"Expected inputs that the model can answer. Received: those {whose}, {shapes}: {error.message}"
-        ) from error
-    return {name: output.numpy() for name, output in outputs.items()}
+def _answered(
+    function: Callable[..., dict[str, tf.Tensor]], samples: Batches, made_up: bool
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The first of some samples that a model can answer, and what it answers."""
+    for sample in samples:
+        try:
+            outputs = function(**{name: tf.constant(x) for name, x in sample.items()})
+            return sample, {name: output.numpy() for name, output in outputs.items()}
+        except tf.errors.OpError as error:
+            failed = error
+    shapes = ", ".join(f"{name} {x.shape}" for name, x in samples[-1].items())
+    whose = "made up for want of `representative_data`" if made_up else "of `representative_data`"
+    raise ValueError(
+        f"Expected inputs that the model can answer. Received: those {whose}, {shapes}: {failed.message}"
+    ) from failed
 
 
 def _convert(saved: str, quantize: str | None, batches: Batches, sparse: bool) -> bytes:

@@ -302,8 +302,10 @@ def _module(
                 outputs = function(*inputs)
             # Only the weights are replaced: states, such as a random seed, still move on.
             for key, variable in scope.updated.items():
-                if key not in dense:
-                    variable.assign(scope.get_current_value(variable))
+                value = scope.get_current_value(variable)
+                # What a loop has updated stays inside it.
+                if key not in dense and value.graph is tf.compat.v1.get_default_graph():
+                    variable.assign(value)
             return outputs
 
         return serve
