@@ -51,7 +51,9 @@ trained on another machine, at 1.02, 1.00 and 0.92.
 COSTS = """
 As above. A penalty, and the constraint on the ℓ1 norm, are not told how many weights to keep: their strength
 was sought by what the runs of the first seed kept, not by their error, and what was kept stands beside the
-error where it is not what the column says. Per layer: each layer keeps the same fraction.
+error where it is not what the column says. With multipliers the ℓ1 penalty keeps more again where it is
+stronger, so that its search ends off its aim, and found nothing for 1 %. Per layer: each layer keeps the same
+fraction.
 """
 
 EPOCHS = """

@@ -32,7 +32,9 @@ def propose(points, target, first, slope):
     above, below = [log for log in logs if log[0] > 0], [log for log in logs if log[0] < 0]
     if above and below:
         (y1, x1), (y2, x2) = above[0], below[-1]
-        return math.exp(x1 - y1 * (x2 - x1) / (y2 - y1))
+        between = x1 - y1 * (x2 - x1) / (y2 - y1)
+        # Tried already, and it was neither: what is kept does not go with the strength here.
+        return None if any(math.isclose(x, between) for _, x in logs) else math.exp(between)
     ahead = math.copysign(1, -nearest[0] / slope)
     if any(ahead * (log[1] - nearest[1]) > 0 for log in logs):
         return None

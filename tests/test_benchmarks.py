@@ -152,6 +152,10 @@ def test_a_strength_is_found_in_few_runs(slope, target, monkeypatch):
         points.append((value, kept(value)))
         assert len(points) <= 6
     assert strength.propose([(1e-4, 0.5), (1e-4 * 10 ** (-slope), 0.6)], target, 1e-5, slope) is None
+    # What is kept goes up and down: the point between was tried and is no nearer.
+    above, below = (1e-4, 2 * target), (1e-4 * 4 ** (-slope), target / 2)
+    between = (strength.propose([above, below], target, 1e-5, slope), target / 4)
+    assert strength.propose([above, below, between], target, 1e-5, slope) is None
     # Another seed takes over what was found.
     assert strength.propose(points, target, first=1.0, slope=slope) == pytest.approx(points[-1][0])
 
