@@ -15,7 +15,7 @@ from lc_keras import schedules
 from lc_keras.arguments import non_negative, positive, switch, whole
 from lc_keras.averages import Averages
 from lc_keras.checkpoints import Checkpoint, Checkpoints, Facts
-from lc_keras.guard import NO_EPOCH, NOT_ALONE, Guard, Logs, Snapshot, TrainFunction, is_made_by_keras
+from lc_keras.guard import NOT_ALONE, Guard, Logs, Snapshot, TrainFunction, is_made_by_keras
 from lc_keras.lagrangian import CStep, Lagrangian
 from lc_keras.optimizers import LearningRateLimit, begin_anew, optimizers_of
 from lc_keras.pace import Mu, Pace, is_automatic
@@ -215,7 +215,10 @@ class LearningCompression(keras.callbacks.Callback):
             self._warn("Training stopped")
         self._detach()
         if never_began:
-            raise ValueError(NO_EPOCH)
+            raise ValueError(
+                "Expected at least one epoch to train and compress in. Received: `fit` without any, such as "
+                "one whose `initial_epoch` is not below `epochs`. The model is as it was."
+            )
 
     @property
     def _running(self) -> int:

@@ -13,10 +13,6 @@ Logs = dict[str, tf.Tensor]
 TrainFunction = Callable[[Iterator[object]], Logs]
 
 
-NO_EPOCH = (
-    "Expected at least one epoch to train and compress in. Received: `fit` without any, such as one whose "
-    "`initial_epoch` is not below `epochs`. The model is as it was."
-)
 NOT_ALONE = (
     "Expected `fit` alone to train the model. Received: `train_on_batch` or another `fit` while it ran, "
     "which ended the compression; the model holds what that left."

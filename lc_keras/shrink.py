@@ -145,7 +145,9 @@ class _Rebuilt:
 
 
 def _copy_state(made: keras.Layer, layer: keras.Layer, all_of_it: bool) -> None:
-    """Gives a layer what another has learnt by `adapt` and does not keep, or not only, in its weights."""
+    """Gives a layer what another has learnt by `adapt` and does not keep, or not only, in its weights; or all
+    that it holds, by name.
+    """
     for new, old in zip(made._flatten_layers(), layer._flatten_layers(), strict=True):
         # What is trained is in the weights.
         if old.trainable_weights and not all_of_it:
