@@ -433,11 +433,13 @@ def test_keep_out_of_range(keep):
 
 @pytest.mark.parametrize("kind", [L1Constraint, L2Constraint, L0Penalty, L1Penalty, L2Penalty])
 def test_bad_radius_and_alpha(kind):
+    name = "alpha" if kind.__name__.endswith("Penalty") else "radius"
+    message = f"Expected `{name}` to be a number ≥ 0. Received: {name}="
     for value in (-1.0, np.nan, np.inf):
-        with pytest.raises(ValueError, match="expected a finite float >= 0, received"):
+        with pytest.raises(ValueError, match=f"{message}{value}"):
             kind(value)
     for value in (True, "1", None):
-        with pytest.raises(TypeError, match="expected a float, received"):
+        with pytest.raises(TypeError, match=f"{message}{value!r}"):
             kind(value)
 
 

@@ -1,6 +1,5 @@
 """What every cost has: a C step, and the form in which it is asked for."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -177,14 +176,6 @@ def _layouts(tensors: Sequence[tf.Tensor]) -> list[Layout]:
 
 def axes_of(output_axes: Sequence[Sequence[int]] | None, weights: Sequence[object]) -> list[Sequence[int]]:
     return [(-1,)] * len(weights) if output_axes is None else list(output_axes)
-
-
-def non_negative(name: str, value: float) -> float:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"`{name}`: expected a float, received {value!r}")
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"`{name}`: expected a finite float >= 0, received {value!r}")
-    return float(value)
 
 
 def _describe(index: int, weight: object) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras import budgets, thresholds
-from lc_keras.costs.compression import Map, Selection, axes_of, non_negative
+from lc_keras.arguments import non_negative
+from lc_keras.costs.compression import Map, Selection, axes_of
 from lc_keras.costs.grouped import Decide, Grouped
 from lc_keras.groups import Groups, Layout
 
