@@ -41,6 +41,17 @@ def whole(name: str, value: int) -> int:
     return int(_number(name, value, what, lambda number: number >= 1 and number == int(number)))
 
 
+def number_or_fraction(name: str, value: float) -> int | float:
+    """As `positive`, for how much is kept: an int ≥ 0, or a float in [0, 1]."""
+    scalar, plain = _scalar(value), _plain(value)
+    what, is_int = "a whole number ≥ 0 or a float in [0, 1]", isinstance(plain, int)
+    fraction = _number(name, value, what, lambda number: number >= 0 and (is_int or number <= 1))
+    if is_int:
+        return int(plain)
+    # By its digits: 0.05 in single precision is 0.05000000074505806, and means 0.05.
+    return float(str(scalar)) if isinstance(scalar, np.generic) else fraction
+
+
 def strength(name: str, value: float) -> float:
     """As `positive`, for μ, which is held, and divided by, in single precision."""
     what = "a positive number, as is its inverse in single precision"
@@ -84,14 +95,27 @@ def _number(name: str, value: float, what: str, fits: Callable[[float], bool]) -
     plain = _plain(value)
     if not is_number(plain):
         error = TypeError
-    elif not (math.isfinite(plain) and fits(plain)):
+    elif not (_is_finite(plain) and fits(plain)):
         error = ValueError
     if error:
         raise error(f"Expected `{name}` to be {what}. Received: {name}={value!r}")
     return float(plain)
 
 
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
+
+
 def _plain(value: Any) -> Any:
     """What a scalar of NumPy, TensorFlow or Keras holds."""
+    value = _scalar(value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _scalar(value: Any) -> Any:
+    """The scalar of NumPy that an array, tensor or variable of no axes holds."""
     value = value.numpy() if hasattr(value, "numpy") else value
-    return value.item() if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 else value
+    return value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value

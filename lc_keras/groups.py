@@ -234,7 +234,7 @@ class Blocks(Groups):
     def __post_init__(self) -> None:
         shape = self.shape
         if not isinstance(shape, Sequence) or len(shape) != 2 or not all(_is_positive_int(n) for n in shape):
-            raise ValueError(f"`shape` of Blocks: expected two ints >= 1, received {shape!r}")
+            raise ValueError(f"Expected `shape` to be two whole numbers ≥ 1. Received: shape={shape!r}")
         object.__setattr__(self, "shape", (int(shape[0]), int(shape[1])))
 
     def count(self, shape: Sequence[int], output_axes: Sequence[int] = (-1,)) -> int:
@@ -270,7 +270,7 @@ class Blocks(Groups):
         shape = _static(shape)
         columns = _positive(output_axes, shape)
         if len(shape) < 2:
-            raise ValueError(f"Blocks: expected a tensor of rank >= 2, received shape {tuple(shape)}")
+            raise ValueError(f"Expected tensors of rank ≥ 2 for Blocks. Received: shape {tuple(shape)}")
         rows = [a for a in range(len(shape)) if a not in columns]
         return rows + columns, math.prod(shape[a] for a in rows), math.prod(shape[a] for a in columns)
 
@@ -355,7 +355,7 @@ def _is_positive_int(value: object) -> bool:
 def _static(shape: Iterable[int | None]) -> list[int]:
     shape = list(shape)
     if None in shape:
-        raise ValueError(f"expected a static shape, received {tuple(shape)}")
+        raise ValueError(f"Expected a static shape. Received: {tuple(shape)}")
     return [int(n) for n in shape if n is not None]
 
 
@@ -364,6 +364,6 @@ def _positive(axes: Sequence[int], shape: Sequence[int]) -> list[int]:
     positive = sorted({int(a) % rank for a in axes if -rank <= a < rank})
     if len(positive) != len(tuple(axes)) or not positive:
         raise ValueError(
-            f"`output_axes`: expected distinct axes of a tensor of rank {rank}, received {tuple(axes)}"
+            f"Expected `output_axes` to be distinct axes of a tensor of rank {rank}. Received: {tuple(axes)}"
         )
     return positive

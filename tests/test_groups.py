@@ -108,12 +108,12 @@ def test_values():
 
 @pytest.mark.parametrize("shape", [2, (2,), (2, 0), (2, -1), (2, 2.0), (True, 2), (1, 2, 3), "ab", None])
 def test_bad_block_shape(shape):
-    with pytest.raises(ValueError, match="expected two ints"):
+    with pytest.raises(ValueError, match="two whole numbers"):
         Blocks(shape)
 
 
 def test_bad_tensors():
-    with pytest.raises(ValueError, match="rank >= 2"):
+    with pytest.raises(ValueError, match="rank ≥ 2"):
         Blocks((2, 2)).count((4,))
     with pytest.raises(ValueError, match="static"):
         Neurons().count((None, 3))

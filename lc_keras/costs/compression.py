@@ -49,14 +49,14 @@ class Compression:
                 `tf.errors.InvalidArgumentError`, and under `jit_compile=True` it is not looked for.
         """
         if isinstance(weights, (tf.Tensor, tf.Variable, np.ndarray)) or not isinstance(weights, Sequence):
-            raise TypeError(f"`weights`: expected a list of tensors, received {type(weights).__name__}")
+            raise TypeError(f"Expected `weights` to be a list of tensors. Received: {type(weights).__name__}")
         if not weights:
-            raise ValueError("`weights`: expected at least one tensor, received an empty list")
+            raise ValueError("Expected `weights` to hold at least one tensor. Received: an empty list")
         tensors = [tf.convert_to_tensor(w) for w in weights]
         for index, (weight, tensor) in enumerate(zip(weights, tensors, strict=True)):
             if not tensor.dtype.is_floating:
                 raise ValueError(
-                    f"{_describe(index, weight)}: expected a floating dtype, received {tensor.dtype.name}"
+                    f"Expected {_describe(index, weight)} to be floating. Received: dtype {tensor.dtype.name}"
                 )
         self.check([t.shape for t in tensors], _layouts(tensors))
         if not tf.is_symbolic_tensor(mu):
@@ -64,7 +64,7 @@ class Compression:
 
         if not tf.executing_eagerly():
             finite = thresholds.finite(tensors)
-            message = "c_step: expected finite weights, received NaN or inf in a tensor (finite, by index)"
+            message = "Expected finite weights. Received: NaN or inf in a tensor (finite, by index)"
             with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(finite), [message, finite])]):
                 return self._step(tensors, tf.cast(mu, tf.float32))
         # Traced anew if an attribute was set to another value.
@@ -74,7 +74,7 @@ class Compression:
         for index, good in enumerate(finite.numpy()):
             if not good:
                 raise ValueError(
-                    f"{_describe(index, weights[index])}: expected finite values, received NaN or inf"
+                    f"Expected {_describe(index, weights[index])} to be finite. Received: NaN or inf"
                 )
         return compressed
 

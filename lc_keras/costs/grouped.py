@@ -19,7 +19,9 @@ class Grouped(Compression):
     def __init__(self, groups: Groups | None) -> None:
         self.groups: Groups = Weights() if groups is None else groups
         if not isinstance(self.groups, Groups):
-            raise TypeError(f"`groups`: expected Weights(), Neurons() or Blocks(shape), received {groups!r}")
+            raise TypeError(
+                f"Expected `groups` to be Weights(), Neurons() or Blocks(shape). Received: groups={groups!r}"
+            )
 
     @property
     def looks_into_graph(self) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras import budgets, thresholds
-from lc_keras.arguments import non_negative
+from lc_keras.arguments import non_negative, number_or_fraction
 from lc_keras.costs.compression import Map, Selection, axes_of
 from lc_keras.costs.grouped import Decide, Grouped
 from lc_keras.groups import Groups, Layout
@@ -61,7 +61,7 @@ class L0Constraint(Grouped, Selection):
         super().__init__(groups)
         self.keep = number_or_fraction("keep", keep)
         if measure not in MEASURES:
-            raise ValueError(f"`measure`: expected one of {MEASURES}, received {measure!r}")
+            raise ValueError(f"Expected `measure` to be one of {MEASURES}. Received: measure={measure!r}")
         self.measure = measure
         self.keep_at_least = (
             None if keep_at_least is None else number_or_fraction("keep_at_least", keep_at_least)
@@ -112,13 +112,13 @@ class L0Constraint(Grouped, Selection):
         if kappa > total:
             each = self.measure == "groups"
             what = "the number of groups" if each else f"the {self.measure} of all weights"
-            raise ValueError(f"`keep`: expected at most {total}, {what}, received {kappa}")
+            raise ValueError(f"Expected `keep` to be at most {total}, {what}. Received: {kappa}")
         least = self._cost(shapes, axes_of(output_axes, shapes), False)
         if kappa < least:
             raise ValueError(
-                f"`keep`: expected at least {least} {self.measure}, which may be needed for what is kept in "
-                f"any case (of each layer {self.keep_at_least or 'one unit'}, and units that cannot be "
-                f"removed), received {kappa}"
+                f"Expected `keep` to be at least {least} {self.measure}, which may be needed for what is "
+                f"kept in any case (of each layer {self.keep_at_least or 'one unit'}, and units that cannot "
+                f"be removed). Received: {kappa}"
             )
         return kappa
 
@@ -185,8 +185,8 @@ class L0Constraint(Grouped, Selection):
         price = {"groups": 1, "parameters": 1, "macs": layout.macs, "bytes": layout.bytes}[self.measure]
         if price is None:
             raise ValueError(
-                "`measure`: expected weights whose multiply-adds are known, those of Keras layers in a "
-                "Functional or Sequential model with inputs of known size"
+                "Expected weights whose multiply-adds are known, those of Keras layers in a Functional or "
+                f"Sequential model with inputs of known size. Received: measure={self.measure!r}"
             )
         return price
 
@@ -359,17 +359,3 @@ def _largest(
         )
 
     return decide
-
-
-def number_or_fraction(name: str, value: float) -> int | float:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"`{name}`: expected an int or a float, received {value!r}")
-    whole = isinstance(value, (int, np.integer))
-    if not (value >= 0 if whole else 0 <= value <= 1):
-        raise ValueError(f"`{name}`: expected an int >= 0 or a float in [0, 1], received {value!r}")
-    return int(value) if whole else _decimal_float(value)
-
-
-def _decimal_float(value: float) -> float:
-    # np.float32(0.05) means 0.05, not 0.05000000074505806.
-    return float(str(value))

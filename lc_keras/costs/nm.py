@@ -32,7 +32,7 @@ class NMConstraint(Selection):
     def __init__(self, n: int, m: int) -> None:
         whole = all(isinstance(x, (int, np.integer)) and not isinstance(x, bool) for x in (n, m))
         if not (whole and 0 <= n <= m and m >= 1):
-            raise ValueError(f"`n`, `m`: expected ints 0 <= n <= m, m >= 1, received n={n!r}, m={m!r}")
+            raise ValueError(f"Expected whole numbers 0 ≤ n ≤ m and m ≥ 1. Received: n={n!r}, m={m!r}")
         self.n, self.m = int(n), int(m)
 
     def check(
@@ -57,9 +57,7 @@ class NMConstraint(Selection):
     def _input_axis(self, rank: int, axes: Sequence[int]) -> int:
         inputs = set(range(rank)) - {a % rank for a in axes}
         if not inputs:
-            raise ValueError(
-                f"NMConstraint: expected a tensor with an axis of inputs, received one of rank {rank}"
-            )
+            raise ValueError(f"Expected tensors with an axis of inputs. Received: one of rank {rank}")
         return max(inputs)
 
     def _map(self, axis: int) -> Map:
