@@ -1,6 +1,6 @@
 """A reduced case of the paper's experiment on CIFAR-10: LC and magnitude with retraining, at equal epochs.
 
-    python benchmarks/resnet.py              # ResNet-8, 10,000 images: an hour on two cores
+    python benchmarks/resnet.py              # ResNet-8, 10,000 images: an hour on two cores for each seed
     python benchmarks/resnet.py --depth 14   # other options go to examples/resnet_cifar10.py
     python benchmarks/resnet.py --tiny       # one epoch of a few images
 """
@@ -22,12 +22,14 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tiny", action="store_true", help=TINY)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--output", type=Path, default=Path("outputs/resnet.json"))
     own, others = parser.parse_known_args()
     args = resnet_cifar10.options(["--reduced", *(TINY.split() if own.tiny else []), *others])
     # What is done, and what was begun, stays beside the output.
     args.output = own.output.with_suffix("")
-    rows = resnet_cifar10.run(args)
+    for args.seed in own.seeds:
+        rows = resnet_cifar10.run(args)
     record.write(own.output, rows)
     print(resnet_cifar10.table(rows))
     plots.errors(rows, own.output.with_suffix(""))

@@ -13,6 +13,7 @@ paper's experiment: a ResNet-8 of the same family, 10,000 images, few epochs.
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 
 import keras
@@ -242,26 +243,38 @@ def run(args):
 
 
 def table(rows):
-    """Test errors at equal epochs, a line for each method and a column for each κ."""
+    """Test errors at equal epochs, a line for each method and a column for each κ: means of the seeds."""
     cases = {}
     for row in rows:
-        cases.setdefault(tuple(row[name] for name in SETTINGS), []).append(row)
+        cases.setdefault(tuple(row[name] for name in SETTINGS if name != "seed"), []).append(row)
     return "\n\n".join(_table(own) for own in cases.values())
 
 
 def _table(rows):
     keeps = sorted({row["keep"] for row in rows}, reverse=True)
+    references = {row["seed"]: row["reference_error"] for row in rows}
+    seeds = "mean (largest) of seeds" if len(references) > 1 else "seed"
     lines = [
-        "ResNet-{depth}, {weights:,} prunable weights, {samples:,} images, seed {seed}",
-        "reference {reference_error:.2f} % after {reference_epochs} epochs",
+        "ResNet-{depth}, {weights:,} prunable weights, {samples:,} images, {seeds} {numbers}",
+        "reference {reference} % after {reference_epochs} epochs",
         "test error, %, after {epochs} more",
     ]
-    lines = [line.format(**rows[0]) for line in lines]
-    lines.append(f"{'':24}" + "".join(f"{100 * keep:>8g} %" for keep in keeps))
+    facts = {"seeds": seeds, "numbers": ", ".join(map(str, sorted(references)))}
+    facts["reference"] = _mean_and_largest(references.values())
+    lines = [line.format(**{**rows[0], **facts}) for line in lines]
+    lines.append(f"{'':24}" + "".join(f"{100 * keep:>14g} %" for keep in keeps))
     for method in METHODS:
-        errors = {row["keep"]: row["error"] for row in rows if row["contender"] == method}
-        lines.append(f"{method:24}" + "".join(f"{errors[keep]:>10.2f}" for keep in keeps))
+        cells = [
+            _mean_and_largest([r["error"] for r in rows if (r["contender"], r["keep"]) == (method, keep)])
+            for keep in keeps
+        ]
+        lines.append(f"{method:24}" + "".join(f"{cell:>16}" for cell in cells))
     return "\n".join(lines)
+
+
+def _mean_and_largest(errors):
+    largest = f" ({max(errors):.2f})" if len(errors) > 1 else ""
+    return f"{statistics.mean(errors):.2f}{largest}"
 
 
 def options(arguments=None):

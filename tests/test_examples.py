@@ -86,6 +86,24 @@ def test_resnets_have_the_weights_of_the_paper(module, depth, weights):
     assert all(abs(w.regularizer.l2 - 1e-4) < 1e-9 for w in kernels + scales)
 
 
+def test_means_of_the_seeds_of_a_resnet(module):
+    resnet = module("resnet_cifar10")
+    settings = {**dict.fromkeys(resnet.SETTINGS, 8), "keep": 0.1, "weights": 74_800}
+
+    def rows(epochs, errors):
+        return [
+            {**settings, "epochs": epochs, "seed": seed, "contender": method, "error": error}
+            | {"reference_error": 30.0 + seed}
+            for seed, error in enumerate(errors)
+            for method in resnet.METHODS
+        ]
+
+    one, three = resnet.table(rows(8, [40.0]) + rows(24, [31.0, 35.0, 33.0])).split("\n\n")
+    assert "seed 0\nreference 30.00 %" in one and "after 8 more" in one and "40.00" in one
+    assert "mean (largest) of seeds 0, 1, 2\nreference 31.00 (32.00) %" in three
+    assert three.count("33.00 (35.00)") == len(resnet.METHODS)
+
+
 def test_a_resnet_of_another_depth(module):
     with pytest.raises(ValueError, match="depth=10"):
         module("resnet_cifar10").build(10)
