@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         args.run(args)
-    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (EOFError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         print(f"lc_keras: {error}", file=sys.stderr)
         return 1
     return 0

@@ -86,8 +86,8 @@ class Alternation:
         It holds nothing of the weights' own regularizers: those are in `model.losses`.
 
         Returns:
-            Scalar float32 tensor. In a `tf.function` it follows θ, λ and μ without being
-            traced anew.
+            Scalar tensor of type `keras.config.floatx()`, 0 once this is finished. In a `tf.function`
+            it follows θ, λ and μ without being traced anew.
         """
         return self._lagrangian.penalty()
 
@@ -145,6 +145,7 @@ class Alternation:
         What was trained after that C step is lost. Once finished, it stays so.
         """
         self._lagrangian.show_compressed()
+        self._lagrangian.release()
         self._finished = True
 
     def _check_training(self, what: str) -> None:

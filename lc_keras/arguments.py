@@ -1,10 +1,11 @@
-"""Numbers and switches that users pass, checked."""
+"""Numbers, switches and models that users pass, checked."""
 
 import math
 import numbers
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 
 
@@ -88,6 +89,25 @@ def switch(name: str, value: bool) -> bool:
     if not isinstance(plain, bool):
         raise TypeError(f"Expected `{name}` to be True or False. Received: {name}={value!r}")
     return plain
+
+
+def keras_model(model: keras.Model) -> keras.Model:
+    """Checks what users pass as `model`.
+
+    Args:
+        model: What was given.
+
+    Returns:
+        `keras.Model`, the value.
+
+    Raises:
+        TypeError: If it is anything else.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"Expected `model` to be a keras.Model. Received: {model!r} (of type {type(model).__name__})"
+        )
+    return model
 
 
 def _number(name: str, value: float, what: str, fits: Callable[[float], bool]) -> float:

@@ -17,6 +17,7 @@ from lc_keras.guard import NOT_ALONE, Guard, Logs, Snapshot, TrainFunction
 from lc_keras.lagrangian import CStep, Lagrangian
 from lc_keras.optimizers import begin_anew, optimizers_of
 from lc_keras.tasks import SharedCost, Tasks, as_tasks, bind_tasks
+from lc_keras.tracing import kept_with_trace
 
 _FEW_PERCENT = 0.05
 # Weights below it count as zeros, and zeros that may train rank above those that were removed.
@@ -136,6 +137,7 @@ class Masked(keras.constraints.Constraint):
 
     def __call__(self, weight: tf.Tensor) -> tf.Tensor:
         self.applied = True
+        kept_with_trace(self.mask)
         weight = tf.convert_to_tensor(weight if self.constraint is None else self.constraint(weight))
         return tf.where(self.mask, weight, tf.zeros([], weight.dtype))
 
@@ -328,6 +330,8 @@ class _Pruning(keras.callbacks.Callback):
                 )
 
     def _detach(self) -> None:
+        for masked in self._masked:
+            masked.mask.assign(tf.ones_like(masked.mask))
         if isinstance(self.model.train_function, Guard):
             self.model.train_function = None
         self._shared, self._variables, self._masked = [], [], []

@@ -25,6 +25,7 @@ from lc_keras.run_state import RunState, check_same
 from lc_keras.tasks import Tasks, as_tasks, bind_tasks
 
 _SUGGESTED_EPOCHS = 20
+_FEW_EPOCHS = 4
 _SETTINGS = ("multipliers", "limit_learning_rate", "reset_optimizer", "tolerance")
 
 
@@ -60,7 +61,8 @@ class LearningCompression(keras.callbacks.Callback):
         steps: Int ≥ 1 or `None` (default). The number of L steps. `None`: as many as
             the epochs that `fit` is given hold, or as `mu` has elements.
         epochs_per_step: Float > 0 or `None` (default): the length of an L step in epochs. A
-            C step runs where an L step ends, at the next boundary between executions. `None`:
+            C step runs where an L step ends, at the next boundary between executions; where Keras
+            does not know how many batches an epoch has, the first epoch is one L step. `None`:
             a quarter of an epoch; where that makes fewer than 80 L steps and `steps` is not
             given, as short as makes 80, but no shorter than 15 batches.
         first_step_epochs: Float > 0 or `None` (default, as the others): the length of
@@ -69,7 +71,7 @@ class LearningCompression(keras.callbacks.Callback):
             fails at low budgets. With `mu="auto"` those of neurons move as far in each C step
             as the L step had time to follow.
         limit_learning_rate: Bool, default `True`: holds the learning rate at
-            $\min(\eta, 1/\mu)$ in each L step.
+            $\min(\eta, 1/\mu)$ in each L step. `False` where a `train_step` sets the rate itself.
         reset_optimizer: Bool, default `False`: a fresh optimizer state at each L step,
             as with the paper's L steps of many epochs. Of Adam and its kind only the
             momentum begins afresh: its second moment is corrected for its start but once.
@@ -116,8 +118,8 @@ class LearningCompression(keras.callbacks.Callback):
         super().__init__()
         self.tasks = as_tasks(tasks)
         self.mu = mu
-        if steps is None and isinstance(mu, (list, tuple, np.ndarray)):
-            steps = len(mu) or None
+        if steps is None and not is_automatic(mu) and (given := schedules.sequence(mu)) is not None:
+            steps = len(given) or None
         self.steps = None if steps is None else whole("steps", steps)
         self.epochs_per_step = _positive_or_none("epochs_per_step", epochs_per_step)
         self.first_step_epochs = _positive_or_none("first_step_epochs", first_step_epochs)
@@ -150,8 +152,10 @@ class LearningCompression(keras.callbacks.Callback):
         with model.distribute_strategy.scope():
             lagrangian = Lagrangian(shared, self.multipliers)
             self._rate = LearningRateLimit(*optimizers_of(model), variables=lagrangian.variables)
+            if self.reset_optimizer:
+                self._rate.check_reset()
         self._first_epoch: int | None = None
-        self._step, self._mu = 0, math.nan
+        self._step, self._mu, self.gap, self.density = 0, math.nan, math.nan, math.nan
         self._finished = False
         self._initial_epoch.check()
         self._averages = Averages(model.optimizer, lagrangian)
@@ -200,7 +204,7 @@ class LearningCompression(keras.callbacks.Callback):
         self._end_epoch()
         if logs is not None:
             with self._leaving_model_usable():
-                if math.isnan(logs.get("loss", 0.0)):
+                if np.isnan(logs.get("loss", 0.0)).any():
                     self._diverge("the loss is NaN")
             logs.update(self._logs)
         if self._restarts:
@@ -243,6 +247,13 @@ class LearningCompression(keras.callbacks.Callback):
             warnings.warn(
                 f"{plan.steps} L steps need {self.epochs} epochs. Received: {plan.epochs} epochs, after "
                 "which the model is compressed at an early stage of the schedule.",
+                stacklevel=2,
+            )
+        if self.params.get("steps") is None and plan.epochs < _FEW_EPOCHS:
+            warnings.warn(
+                f"How many batches an epoch has is not known: the first of {plan.epochs} epochs is one L "
+                "step, at the first μ, and what else the schedule has for it is skipped. Expected data of "
+                "known length, `steps_per_epoch`, or more epochs.",
                 stacklevel=2,
             )
         if self.model.steps_per_execution > plan.shortest:
@@ -323,7 +334,8 @@ class LearningCompression(keras.callbacks.Callback):
             self._end_epoch()
         else:
             try:
-                with self._lagrangian.pulling(), self._rate.applied():
+                limit = self._rate.applied() if self.limit_learning_rate else contextlib.nullcontext()
+                with self._lagrangian.pulling(), limit:
                     self._metrics = train_function(iterator)
             except (StopIteration, tf.errors.OutOfRangeError):
                 self._end_epoch(out_of_data=True)
@@ -444,6 +456,8 @@ class LearningCompression(keras.callbacks.Callback):
             self.model.train_function = None
         if self._initial_epoch.is_set:
             self._initial_epoch.clear()
+        self._lagrangian.release()
+        self._rate.set(math.inf)
         # All that holds copies of weights.
         self._lagrangian = self._others = self._rate = None  # type: ignore[assignment]  # as in __init__
         self._averages = self._pace = self._restarts = None  # type: ignore[assignment]

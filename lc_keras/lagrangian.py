@@ -107,7 +107,8 @@ class Lagrangian:
                 "The training step of the model leaves out `model.losses`, where the penalty of the "
                 f"L step is, for {free[0]}{more}. Expected a `train_step` that calls `compute_loss` of "
                 "`keras.Model`, or adds the `losses` of the model, or of the part that holds these "
-                "weights, to the loss whose gradient trains them; or a `Task` that leaves them out."
+                "weights, to the loss whose gradient trains them, without a tf.function of its own, which "
+                "would go on as it was traced before; or a `Task` that leaves them out."
             )
 
     def direct_compression(self, mu: float) -> CStep:
@@ -180,6 +181,11 @@ class Lagrangian:
         if self.compressed:
             self._swap()
             self.compressed = False
+
+    def release(self) -> None:
+        """Pulls no more, also in what `train_step` has traced in functions of its own, which it keeps."""
+        for mu in self.mus:
+            mu.assign(0.0)
 
     def _swap(self) -> None:
         for variable, theta in zip(self.variables, self.thetas, strict=True):

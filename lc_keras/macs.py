@@ -65,7 +65,8 @@ class Macs:
             layers, which pruning does not change, or `None` if not known.
         dense: Int, the sum of all that is known, with every weight.
         remaining: Int, the same by the weights that are not zero.
-        unknown: Tuple of strings, the paths of kernels left out of the sums.
+        unknown: Tuple of strings, what is left out of the sums: the paths of kernels, and
+            `"attention"`.
     """
 
     kernels: tuple[KernelMacs, ...]
@@ -81,7 +82,8 @@ class Macs:
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        return tuple(kernel.path for kernel in self.kernels if kernel.uses is None)
+        kernels = tuple(kernel.path for kernel in self.kernels if kernel.uses is None)
+        return kernels if self.attention is not None else (*kernels, "attention")
 
 
 def macs(model: keras.Model, input_signature: list[Structure] | None = None) -> Macs:

@@ -104,6 +104,7 @@ def _variable_report(
 ) -> VariableReport:
     value = keras.ops.convert_to_numpy(variable)
     floating = keras.backend.is_float_dtype(variable.dtype)
+    wide = value if value.dtype == "float64" else value.astype("float32")
     kept = int(np.count_nonzero(value))
     if stored is not None:
         encoding, nbytes = stored[id(variable)]
@@ -123,7 +124,7 @@ def _variable_report(
         gzip_bits=8 * len(gzip.compress(value.tobytes(), 1)) if stored is None else None,
         macs=None if known is None else known * value.size,
         remaining_macs=None if known is None else known * kept,
-        finite=not floating or bool(np.isfinite(value.astype("float32")).all()),
+        finite=not floating or bool(np.isfinite(wide).all()),
         frozen=frozen,
     )
 

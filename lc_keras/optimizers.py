@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from lc_keras.tracing import kept_with_trace
+
 # What Keras takes as a learning rate.
 Rate: TypeAlias = (
     "keras.Variable | keras.optimizers.schedules.LearningRateSchedule | Callable[[], tf.Tensor]"
@@ -50,6 +52,21 @@ class LearningRateLimit:
     def guessed(self) -> bool:
         """Whether it is not known yet which of several optimizers updates the compressed weights."""
         return len(self._optimizers) > 1 and not any(map(self._updates, self._optimizers))
+
+    def check_reset(self) -> None:
+        """Checks that `reset_optimizers` will work.
+
+        Raises:
+            ValueError: If Keras cannot make an optimizer anew.
+        """
+        for optimizer in self._optimizers:
+            try:
+                _made_anew(optimizer)
+            except Exception as error:
+                raise ValueError(
+                    "Expected an optimizer that Keras can make anew from its `get_config`, for "
+                    f"`reset_optimizer=True`. Received: {type(optimizer).__name__}: {error}"
+                ) from error
 
     def reset_optimizers(self) -> None:
         """`reset_state` of those that update the compressed weights."""
@@ -115,6 +132,7 @@ class LearningRateLimit:
             # An optimizer asks for its rate when it is built: it is known by then what it updates.
             if len(self._optimizers) > 1 and not self._updates(optimizer):
                 return rate()
+            kept_with_trace(self._limit)
             return tf.minimum(tf.cast(rate(), tf.float32), self._limit)
 
         return limited
@@ -267,7 +285,7 @@ def reset_state(optimizer: keras.optimizers.Optimizer) -> None:
     optimizer = inner_optimizer(optimizer)
     if not optimizer.built:
         return
-    fresh = type(optimizer).from_config(_config_without_rate(optimizer))
+    fresh = _made_anew(optimizer)
     fresh.build(optimizer._trainable_variables)
     averages = (id(average) for _, average in averages_of(optimizer))
     stays = {id(optimizer._iterations), id(optimizer._learning_rate), *averages}
@@ -301,15 +319,14 @@ def averages_of(optimizer: keras.optimizers.Optimizer) -> list[tuple[keras.Varia
     return list(zip(optimizer._trainable_variables, averages, strict=True)) if averages else []
 
 
-def _config_without_rate(optimizer: keras.optimizers.Optimizer) -> dict[str, object]:
-    """The config of an optimizer, whose rate need not be one that Keras can write down."""
+def _made_anew(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """An optimizer of the same config but for the rate, which Keras may not be able to write down."""
     given: Rate = optimizer._learning_rate
-    if isinstance(given, keras.Variable):
-        return optimizer.get_config()
-    # A schedule, too, so that the variables of the optimizer are as many.
-    optimizer._learning_rate = keras.optimizers.schedules.ExponentialDecay(0.0, 1, 1.0)
+    if not isinstance(given, keras.Variable):
+        # A schedule, too, so that the variables of the optimizer are as many.
+        optimizer._learning_rate = keras.optimizers.schedules.ExponentialDecay(0.0, 1, 1.0)
     try:
-        return optimizer.get_config()
+        return type(optimizer).from_config(optimizer.get_config())
     finally:
         optimizer._learning_rate = given
 

@@ -7,6 +7,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from lc_keras.arguments import non_negative
+from lc_keras.tracing import kept_with_trace
+
 Gradient = Callable[[tf.Tensor], tuple[tf.Tensor, None, None]]
 
 
@@ -20,14 +23,15 @@ class LCPenalty(keras.regularizers.Regularizer):
     `mu` and `target` are variables: a new value retraces nothing.
 
     Args:
-        target: `tf.Variable`, or array of the weight's shape: t.
+        target: `tf.Variable`, or array of the weight's shape, of which a float32 variable is made: t.
         mu: `tf.Variable` or float, default 0: μ ≥ 0.
         regularizer: Regularizer or `None` (default): the one that the weight has
             already; both count.
 
     Raises:
-        ValueError: If `mu` is a negative number, or a weight has another shape than
-            `target`.
+        TypeError: If `mu` is no number.
+        ValueError: If `mu` is negative or not finite in single precision, or a weight has
+            another shape than `target`.
 
     Example:
 
@@ -44,8 +48,9 @@ class LCPenalty(keras.regularizers.Regularizer):
         regularizer: keras.regularizers.Regularizer | None = None,
     ) -> None:
         if not isinstance(mu, tf.Variable):
-            if not 0 <= float(mu) < float("inf"):
-                raise ValueError(f"Expected `mu` to be a finite number ≥ 0. Received: mu={mu}")
+            mu = non_negative("mu", mu)
+            if mu > float(tf.float32.max):
+                raise ValueError(f"Expected `mu` to be finite in single precision. Received: mu={mu}")
             mu = tf.Variable(mu, trainable=False, dtype=tf.float32, name="mu")
         if not isinstance(target, tf.Variable):
             target = tf.Variable(target, trainable=False, dtype=tf.float32, name="target")
@@ -84,6 +89,7 @@ class LCPenalty(keras.regularizers.Regularizer):
                 f"Expected a weight of the target's shape {tuple(self.target.shape)}. "
                 f"Received: a weight of shape {tuple(weight.shape)}"
             )
+        kept_with_trace(self.target, self.mu)
         target = self.target.value()
         penalty = self._pull(tf.cast(weight, target.dtype), target, tf.cast(self.mu.value(), target.dtype))
         # Keras adds it to losses of that type, whatever the weight is.
@@ -117,7 +123,10 @@ class LCPenalty(keras.regularizers.Regularizer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "LCPenalty":
-        target = keras.saving.deserialize_keras_object(config["target"])
+        target = config["target"]
+        if isinstance(target, dict):
+            target = keras.saving.deserialize_keras_object(target)
+        target = tf.Variable(target, trainable=False, dtype=target.dtype, name="target")
         return cls(**{**config, "target": target})
 
 

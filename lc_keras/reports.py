@@ -24,7 +24,7 @@ class VariableReport:
         weights: Int, how many weights it has.
         kept: Int, how many of them are not zero.
         encoding: String, `"dense"`, `"bitmask"`, `"gaps8"` or `"gaps16"`: how
-            `export_saved_model` stores it.
+            `export_saved_model` stores it to be computed dense, or has stored it.
         dense_bits: Int, its size with every weight stored.
         bits: Int, its size in that encoding.
         gzip_bits: Int, the size of the dense weight compressed by gzip at its fastest,
@@ -72,7 +72,7 @@ class PruningReport:
         kept: Int, how many of them are not zero.
         density: Float, the fraction of the kernels' weights that is kept.
         dense_bits: Int, the size of all variables, each weight stored.
-        bits: Int, the size of all variables as `export_saved_model` stores them.
+        bits: Int, the size of all variables in these encodings.
         gzip_bits: Int, the same, each compressed by gzip, or `None` if not measured.
         macs: Int, the multiply-adds for one example, as far as known.
         remaining_macs: Int, those by weights that are not zero.
@@ -165,9 +165,10 @@ class PruningReport:
             yield f"{self.macs:,} multiply-adds an example, {self.remaining_macs:,} by weights that are left"
         if self.rows and self.kept == self.weights:
             yield "No kernel has zeros: nothing is gained."
+        attention = ["attention"] if self.attention_macs is None else []
         for title, paths in (
             ("Left out, as not trainable", [row.path for row in self.frozen]),
-            ("Multiply-adds not known", [row.path for row in self.rows if row.macs is None]),
+            ("Multiply-adds not known", [row.path for row in self.rows if row.macs is None] + attention),
             ("Not finite", [row.path for row in self._all if not row.finite]),
         ):
             if paths:

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from lc_keras.arguments import above_one, in_single_precision, is_number, positive
+from lc_keras.arguments import above_one, in_single_precision, is_number, positive, whole
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Exponential:
         factor: Float > 1, growth from one L step to the next.
 
     Raises:
+        TypeError: If an argument is no number.
         ValueError: If an argument is out of its range.
 
     Example:
@@ -52,6 +54,7 @@ class Geometric:
         last: Float > `first`, μ of the last L step.
 
     Raises:
+        TypeError: If an argument is no number.
         ValueError: If an argument is out of its range.
 
     Example:
@@ -80,7 +83,12 @@ class Geometric:
 
         Returns:
             List of `steps` floats.
+
+        Raises:
+            TypeError: If `steps` is no number.
+            ValueError: If it is no whole number ≥ 1.
         """
+        steps = whole("steps", steps)
         ratio = self.last / self.first
         return [self.first * ratio ** (i / max(1, steps - 1)) for i in range(steps)]
 
@@ -183,6 +191,13 @@ class Automatic:
         return before ** (1 - weight) * gradients**weight
 
 
+def sequence(schedule: object) -> list[Any] | None:
+    """The elements of what is a sequence of μ, and `None` for anything else."""
+    if isinstance(schedule, np.ndarray):
+        return list(schedule) if schedule.ndim == 1 else None
+    return list(schedule) if isinstance(schedule, Sequence) and not isinstance(schedule, str) else None
+
+
 def values(schedule: Schedule | str, steps: int) -> list[float]:
     """Evaluates a schedule at every L step of a run.
 
@@ -200,24 +215,25 @@ def values(schedule: Schedule | str, steps: int) -> list[float]:
             does not grow, or the sequence is too short.
     """
     if isinstance(schedule, Geometric):
-        mus = schedule.over(steps)
+        given = schedule.over(steps)
     elif callable(schedule) and not isinstance(schedule, type):
-        mus = [float(schedule(i)) for i in range(steps)]
-    elif isinstance(schedule, (Sequence, np.ndarray)) and not isinstance(schedule, str):
-        if len(schedule) < steps:
+        given = [schedule(i) for i in range(steps)]
+    elif (elements := sequence(schedule)) is not None:
+        if len(elements) < steps:
             raise ValueError(
                 f"Expected `mu` to hold a value for each of {steps} L steps. "
-                f"Received: {len(schedule)} values."
+                f"Received: {len(elements)} values."
             )
-        for i, mu in enumerate(schedule[:steps]):
-            if not is_number(mu):
-                raise TypeError(f"Expected every μ to be a number. Received: μ={mu!r} at L step {i}")
-        mus = [float(mu) for mu in schedule[:steps]]
+        given = elements[:steps]
     else:
         raise TypeError(
             'Expected `mu` to be "auto", a schedule such as Exponential(9e-5, 1.1), a function '
             f"of the L step's index, or a sequence of numbers. Received: mu={schedule!r}"
         )
+    for i, mu in enumerate(given):
+        if not is_number(mu):
+            raise TypeError(f"Expected every μ to be a number. Received: μ={mu!r} at L step {i}")
+    mus = [float(mu) for mu in given]
     for i, mu in enumerate(mus):
         if not in_single_precision(mu):
             raise ValueError(

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from lc_keras.arguments import whole
 from lc_keras.flow import Graph
 from lc_keras.flow.graph import as_functional
 from lc_keras.macs import macs
@@ -81,7 +82,7 @@ def shrink_report(model: keras.Model, batch_size: int | None = None) -> ShrinkRe
         `ShrinkReport`.
 
     Raises:
-        TypeError: If `model` is not a graph of layers, or not built.
+        TypeError: If `model` is not a graph of layers, or not built, or `batch_size` no number.
         ValueError: If `batch_size` is not such an int.
 
     Example:
@@ -90,10 +91,7 @@ def shrink_report(model: keras.Model, batch_size: int | None = None) -> ShrinkRe
     print(lc_keras.shrink_report(model, batch_size=32))
     ```
     """
-    if batch_size is not None and (isinstance(batch_size, bool) or not int(batch_size) == batch_size >= 1):
-        raise ValueError(
-            f"Expected `batch_size` to be an int >= 1 or None. Received: batch_size={batch_size}"
-        )
+    batch_size = None if batch_size is None else whole("batch_size", batch_size)
     graph, small = Graph(model), shrink(model)
     counted = macs(model), macs(small)
     return ShrinkReport(

@@ -82,7 +82,9 @@ def named(structure: list[Structure]) -> list[tf.TensorSpec]:
     """Flattens an input signature and gives each input the name it is served under.
 
     A key of a dictionary is a name; else the name that the specification has; else
-    `"inputs"` if there is one input, and `"inputs_0"`, `"inputs_1"`, ... if several.
+    `"inputs"` if there is one input, and `"inputs_0"`, `"inputs_1"`, ... if several. What is
+    no ASCII letter or digit becomes `_`, and what does not begin with a letter is put after
+    `"arg_"`, as TensorFlow does it.
 
     Args:
         structure: List of `tf.TensorSpec` or of structures of these.
@@ -91,9 +93,14 @@ def named(structure: list[Structure]) -> list[tf.TensorSpec]:
         List of `tf.TensorSpec`.
 
     Raises:
-        TypeError: If the structure holds anything else.
+        TypeError: If it is no list, or the structures hold anything else.
         ValueError: If two inputs have one name.
     """
+    if not isinstance(structure, (list, tuple)):
+        raise TypeError(
+            "Expected `input_signature` to be a list, with a tf.TensorSpec or a structure of these for each "
+            f"positional argument of the model. Received: {structure!r}"
+        )
     specs = keras.tree.flatten(structure)
     for spec in specs:
         if not isinstance(spec, tf.TensorSpec):
@@ -105,7 +112,7 @@ def named(structure: list[Structure]) -> list[tf.TensorSpec]:
     names = []
     for i, (key, spec) in enumerate(zip(keys, specs, strict=True)):
         default = "inputs" if len(specs) == 1 else f"inputs_{i}"
-        names.append(re.sub(r"\W", "_", key or spec.name or default))
+        names.append(_name(key or spec.name or default))
     if len(set(names)) < len(names):
         raise ValueError(f"Expected inputs of different names. Received: {', '.join(names)}.")
     return [tf.TensorSpec(spec.shape, spec.dtype, name) for spec, name in zip(specs, names, strict=True)]
@@ -140,13 +147,20 @@ def named_outputs(model: keras.Model) -> Callable[[Structure], dict[str, tf.Tens
         keys = _keys(outputs)
         defaults = [f"output_{i}" for i in range(len(flat))]
         found = [
-            re.sub(r"\W", "_", k or g or default)
+            re.sub(r"\W", "_", k or g or default, flags=re.ASCII)
             for k, g, default in zip(keys, given, defaults, strict=True)
         ]
         unique = len(set(found)) == len(found)
         return dict(zip(found if unique else defaults, flat, strict=True))
 
     return names
+
+
+def _name(text: str) -> str:
+    """The name of an argument of a signature."""
+    name = re.sub(r"\W", "_", text, flags=re.ASCII)
+    # TensorFlow calls what it makes of the signature with an argument of its own called `self`.
+    return name if name[0].isalpha() and name != "self" else f"arg_{name}"
 
 
 def _needed_arguments(model: keras.Model) -> list[str]:

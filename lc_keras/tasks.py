@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import keras
 
-from lc_keras.arguments import switch
+from lc_keras.arguments import keras_model, switch
 from lc_keras.costs import Compression
 from lc_keras.flow.graph import is_graph
 from lc_keras.groups import Layout, Neurons
@@ -122,6 +122,7 @@ class Task:
             each once even if layers share it.
 
         Raises:
+            TypeError: If `model` is no `keras.Model`.
             ValueError: If the model is not built, or a selector matches nothing
                 that can be trained.
         """
@@ -149,8 +150,8 @@ class Task:
         Raises:
             ValueError: As `select`, or if the budget is out of the weights' range.
         """
-        owners = _owners(model)
         selected = self.select(model)
+        owners = _owners(model)
         parts = [selected]
         if self.per_layer:
             by_layer: dict[int, list[keras.Variable]] = {}
@@ -224,10 +225,6 @@ def bind_tasks(tasks: Sequence[Task], model: keras.Model) -> list[SharedCost]:
         TypeError: If `model` is no `keras.Model`.
         ValueError: As `Task.bind`, or if two tasks claim one variable.
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"Expected `model` to be a keras.Model. Received: {model!r} (of type {type(model).__name__})"
-        )
     shared: list[SharedCost] = []
     claimed: dict[int, Task] = {}
     for task in tasks:
@@ -312,7 +309,7 @@ def _matches(selector: Single, candidates: list[keras.Variable]) -> list[keras.V
 
 
 def _trainable_variables(model: keras.Model, task: Task) -> list[keras.Variable]:
-    variables = model.trainable_variables
+    variables = keras_model(model).trainable_variables
     if not variables:
         why = "is not built" if not model.built else "has no trainable weights"
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What TensorFlow traces: functions that each `fit` has anew, and methods of layers replaced meanwhile."""
+"""What TensorFlow traces: functions that each `fit` has anew, what they read, methods replaced meanwhile."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +24,19 @@ def compiled(function: F) -> F:
     made = tf.function(function, autograph=False)
     made._omit_frequent_tracing_warning = True
     return made
+
+
+def kept_with_trace(*variables: tf.Variable) -> None:
+    """Keeps variables for as long as there is the function that is being traced and reads them.
+
+    A function that a `train_step` calls may be called long after the `fit` in which it was traced.
+
+    Args:
+        *variables: `tf.Variable`s.
+    """
+    if not tf.executing_eagerly():
+        graph = tf.compat.v1.get_default_graph()
+        graph._lc_keras_variables = [*getattr(graph, "_lc_keras_variables", ()), *variables]
 
 
 @contextlib.contextmanager

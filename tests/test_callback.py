@@ -533,6 +533,7 @@ def test_of_the_batch_after_the_last_l_step_nothing_is_kept():
         ({"steps": 10, "epochs_per_step": 0.3}, 3),
         ({"steps": 5, "epochs_per_step": 0.3, "first_step_epochs": 1}, 3),
         ({"mu": [1.0, 2.0, 3.0], "epochs_per_step": 2}, 6),
+        ({"mu": range(1, 4), "epochs_per_step": 2}, 6),
     ],
     ids=str,
 )
@@ -691,6 +692,13 @@ def test_data(options):
         same(model, arrays)
 
 
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize("epochs, warns", [(1, True), (3, True), (4, False)])
+def test_few_epochs_of_unknown_length(epochs, warns, recwarn):
+    fit(net(), [lc()], epochs=epochs, x=unknown())
+    assert any("is not known: the first of" in str(w.message) for w in recwarn) == warns
+
+
 def test_a_single_callback_that_is_not_in_a_list():
     # Keras then runs the hooks at the end of batches in other threads.
     model, listed = net(), net()
@@ -711,3 +719,9 @@ def test_a_callback_serves_again():
     fresh = net()
     fit(fresh, [lc()])
     same(other, fresh)
+
+
+def test_the_gap_of_an_earlier_fit_does_not_count():
+    compress, options = lc(mu="auto"), {"steps_per_execution": 2 * BATCHES, "jit_compile": False}
+    mus = [fit(net(**options), [compress], epochs=1).history["mu"] for _ in range(2)]
+    assert mus[0] == mus[1]

@@ -107,7 +107,7 @@ def test_exponential(arguments):
     [
         (
             lambda: LearningCompression(L0Constraint(WEIGHTS + 1)),
-            f"at most {WEIGHTS}.*received {WEIGHTS + 1}",
+            f"at most {WEIGHTS}.*Received: {WEIGHTS + 1}",
         ),
         (lambda: LearningCompression([L0Constraint(3), L0Constraint(4)]), "belongs to two tasks"),
     ],
@@ -323,6 +323,75 @@ def test_a_training_step_that_is_a_tf_function():
     for callback in (lc(), MagnitudePruning(L0Constraint(KEPT))):
         with pytest.raises(ValueError, match="tf.function itself"):
             fit(model, [callback])
+
+
+class Traced(keras.Sequential):
+    """Updates its weights in a function that stays traced from one `fit` to the next."""
+
+    @tf.function
+    def update(self, x, y):
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+        return loss
+
+    def train_step(self, data):
+        return {"loss": self.update(*data)}
+
+
+@pytest.mark.parametrize("make", [lc, lambda: MagnitudePruning(L0Constraint(KEPT))], ids=["lc", "magnitude"])
+def test_what_a_training_step_has_traced_by_itself_is_let_go(make):
+    model = net(kind=Traced)
+    fit(model, [make()])
+    assert nonzeros(model) == KEPT
+    is_clean(model, kind=Traced)
+    assert nonzeros(model) > KEPT
+
+
+def test_what_a_training_step_has_traced_before_is_refused():
+    model = net(kind=Traced)
+    fit(model)
+    with pytest.raises(ValueError, match="tf.function of its own"):
+        fit(model, [lc()])
+
+
+def test_a_training_step_that_sets_the_learning_rate():
+    class Sets(keras.Sequential):
+        def train_step(self, data):
+            self.optimizer.learning_rate = 0.05
+            return super().train_step(data)
+
+    model, other = net(kind=Sets), net(keras.optimizers.SGD(0.05))
+    for trained in (model, other):
+        fit(trained, [lc(limit_learning_rate=False)])
+    same(model, other)
+
+
+def test_a_loss_that_is_a_vector():
+    class Vector(keras.Sequential):
+        def train_step(self, data):
+            return {"loss": super().train_step(data)["loss"] * [1.0, self.factor]}
+
+    model = net(kind=Vector)
+    model.factor = 2.0
+    fit(model, [lc()])
+    assert nonzeros(model) == KEPT
+    model.factor = np.nan
+    with pytest.raises(ValueError, match="diverged: the loss is NaN"):
+        fit(model, [lc()])
+
+
+def test_an_optimizer_that_cannot_be_made_anew():
+    class Scaled(keras.optimizers.SGD):
+        def __init__(self, scale, **options):
+            super().__init__(scale * 0.1, **options)
+
+    model, untouched = net(Scaled(1.0)), net(Scaled(1.0))
+    with pytest.raises(ValueError, match="Scaled: .*scale"):
+        fit(model, [lc(reset_optimizer=True)])
+    same(model, untouched)
+    fit(model, [lc()])
+    assert nonzeros(model) == KEPT
 
 
 def test_a_fit_without_an_epoch():

@@ -367,6 +367,14 @@ def test_a_new_mu_is_no_new_graph(cost, monkeypatch):
     assert len(traces) == 1
 
 
+def test_mu_may_be_a_variable_in_a_function():
+    mu, weights = tf.Variable(1.0), [tf.constant([1.0, 2.0])]
+    step = tf.function(lambda: L1Penalty(1.0).c_step(weights, mu)[0])
+    for value in (1.0, 2.0):
+        mu.assign(value)
+        np.testing.assert_array_equal(step(), L1Penalty(1.0).c_step(weights, value)[0])
+
+
 def test_mu_is_used():
     v = [np.float32([1.0, 3.0])]
     penalty = L1Penalty(1.0)
@@ -500,6 +508,8 @@ class TestNMConstraint:
     def test_a_tensor_without_inputs(self):
         with pytest.raises(ValueError, match="axis of inputs"):
             NMConstraint(2, 4).c_step([np.zeros(4, np.float32)], MU)
+        with pytest.raises(ValueError, match="axis of inputs"):
+            NMConstraint(2, 4).c_step([np.float32(1)], MU)
 
 
 SCALED = [

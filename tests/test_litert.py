@@ -184,14 +184,22 @@ def test_bad_arguments(tmp_path):
         (model, {"quantize": "int8"}, "Expected `representative_data`"),
         (model, {"representative_data": []}, "at least 1 examples"),
         (model, {"representative_data": np.ones((2, 200))}, "`representative_data` for input 'pixels'"),
+        (model, {"representative_data": [(np.ones((2, 200)), [1, 2])]}, "'pixels' to be an array"),
         (model, {"batch_size": 0}, "Expected `batch_size`"),
         (half, {}, "layer 'half' in float16"),
         (keras.Sequential([keras.layers.Dense(2)]), {}, "not built"),
     ):
         with pytest.raises(ValueError, match=message):
             export_litert(given, path, **options)
-    with pytest.raises(TypeError, match="keras.Model"):
-        export_litert("net", path)
+    for given, options, message in (
+        ("net", {}, "keras.Model"),
+        (model, {"sparse": 1}, "sparse=1"),
+        (model, {"batch_size": True}, "batch_size=True"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            export_litert(given, path, **options)
+    with pytest.raises(ValueError, match="name of a file"):
+        export_litert(model, "")
     with pytest.raises(ValueError, match="the directory"):
         export_litert(model, tmp_path)
     path.write_text("mine")

@@ -77,8 +77,12 @@ def test_what_is_no_model(tmp_path, capsys):
     (tmp_path / "folder").mkdir()
     with zipfile.ZipFile(tmp_path / "other.keras", "w") as other:
         other.writestr("readme.txt", "an archive")
+    keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "net.keras")
+    (tmp_path / "empty.npy").write_bytes(b"")
+    data = [str(tmp_path / "net.tflite"), "--quantize", "int8", "--data", str(tmp_path / "empty.npy")]
     for arguments, message in (
         (["report", "missing.keras"], "is not a file"),
+        (["export", str(tmp_path / "net.keras"), *data], "No data left"),
         (["report", str(tmp_path / "text.keras")], "which is none"),
         (["report", str(tmp_path / "other.keras")], "config.json"),
         (["report", str(tmp_path / "folder")], "export_saved_model wrote"),

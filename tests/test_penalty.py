@@ -109,7 +109,7 @@ def test_another_shape_is_an_error(shape):
         LCPenalty(np.zeros((4, 3), "float32"))(tf.zeros(shape))
 
 
-@pytest.mark.parametrize("mu", [-1.0, -1e-9, math.nan])
+@pytest.mark.parametrize("mu", [-1.0, -1e-9, math.nan, 1e39])
 def test_bad_mu_is_an_error(mu):
     with pytest.raises(ValueError, match="`mu`"):
         LCPenalty(np.zeros(3, "float32"), mu)
@@ -168,3 +168,15 @@ def test_the_pull_leaves_the_own_regularizer_out():
     penalty = LCPenalty(np.zeros(3), 2.0, keras.regularizers.L2(10.0))
     weight = np.ones(3, "float32")
     assert float(penalty.pull(weight)) == 3.0 and float(penalty(weight)) == 33.0
+
+
+def test_config():
+    third = tf.Variable([1 / 3], dtype=tf.float64)
+    for target in (np.zeros((2, 2)), third):
+        penalty = LCPenalty(target, 0.1)
+        config = penalty.get_config()
+        for given in (config, keras.saving.serialize_keras_object(config)):
+            copy = LCPenalty.from_config(given)
+            assert copy.target.dtype == penalty.target.dtype
+            np.testing.assert_array_equal(copy.target, penalty.target)
+            assert copy.mu == penalty.mu

@@ -114,6 +114,19 @@ def test_what_is_not_finite_is_said(pruned):
     assert f"Not finite: {pruned.layers[1].gamma.path}" in str(found)
 
 
+def test_what_double_precision_holds_is_finite():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, dtype="float64")])
+    model.layers[0].kernel.assign(np.full((2, 2), 1e300))
+    assert report(model).rows[0].finite
+
+
+def test_attention_of_unknown_size_is_said():
+    x = keras.Input((None, 8))
+    model = keras.Model(x, keras.layers.Dense(3)(keras.layers.Attention()([x, x])[:, 0]))
+    assert report(model).attention_macs is None
+    assert "Multiply-adds not known: attention" in str(report(model))
+
+
 def test_one_weight_and_no_kernel():
     single = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
     keep(single.layers[0].kernel, 0)

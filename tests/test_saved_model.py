@@ -567,11 +567,21 @@ def test_bad_arguments(tmp_path):
         ({"values": "int8"}, "Expected `values`"),
         ({"expected_batch": 0}, "Expected `expected_batch`"),
         ({"expected_batch": ()}, "Expected `expected_batch`"),
+        ({"signatures": {"serving_default": model}}, "other names than the model's own"),
     ):
         with pytest.raises(ValueError, match=message):
             export_saved_model(model, tmp_path / "net", **options)
-    with pytest.raises(TypeError, match="tf.TensorSpec"):
-        export_saved_model(model, tmp_path / "net", input_signature=[(None, 200)])
+    for options, message in (
+        ({"input_signature": [(None, 200)]}, "tf.TensorSpec"),
+        ({"input_signature": tf.TensorSpec([None, 200])}, "`input_signature` to be a list"),
+        ({"expected_batch": None}, "expected_batch=None"),
+        ({"expected_batch": "32"}, "expected_batch='32'"),
+        ({"overwrite": "no"}, "overwrite='no'"),
+        ({"signatures": [model]}, "Expected `signatures`"),
+        ({"signatures": {"more": (3, [])}}, "Expected `signatures`"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            export_saved_model(model, tmp_path / "net", **options)
     flat = keras.Sequential([keras.Input((3,)), keras.layers.Flatten()])
     with pytest.raises(ValueError, match="has none"):
         export_saved_model(flat, tmp_path / "net", compute="sparse")

@@ -1,3 +1,4 @@
+import collections
 import math
 
 import numpy as np
@@ -33,6 +34,8 @@ def test_geometric_of_one_step_is_its_first_value():
         [0.5, 1.0, 2.0, 4.0],
         (0.5, 1, 2, 4),
         [0.5, 1.0, 2.0, 4.0, 8.0],
+        np.array([0.5, 1.0, 2.0, 4.0]),
+        collections.deque([0.5, 1.0, 2.0, 4.0]),
     ],
 )
 def test_values_of_each_kind_of_schedule(schedule):
@@ -88,12 +91,26 @@ def test_values_ignores_what_comes_after_the_last_step():
     assert values([0.5, 1.0, 0.0], 2) == [0.5, 1.0]
 
 
+@pytest.mark.parametrize("bad", ["2", None, True])
+@pytest.mark.parametrize("kind", [list, lambda mus: mus.__getitem__], ids=["list", "function"])
+def test_values_rejects_mu_that_is_no_number(kind, bad):
+    with pytest.raises(TypeError, match="every μ to be a number.*at L step 1"):
+        values(kind([1.0, bad]), 2)
+
+
+def test_steps_of_geometric():
+    assert Geometric(1.0, 4.0).over(2.0) == [1.0, 4.0]
+    for steps, error in ((0, ValueError), (1.5, ValueError), ("2", TypeError)):
+        with pytest.raises(error, match="`steps` to be a whole number"):
+            Geometric(1.0, 4.0).over(steps)
+
+
 def test_values_rejects_a_short_sequence():
     with pytest.raises(ValueError, match=r"each of 3 L steps.*2 values"):
         values([0.5, 1.0], 3)
 
 
-@pytest.mark.parametrize("schedule", [0.5, "fast", None])
+@pytest.mark.parametrize("schedule", [0.5, "fast", None, np.array(0.5), np.ones((2, 2))], ids=str)
 def test_values_rejects_other_types(schedule):
     with pytest.raises(TypeError, match="`mu`"):
         values(schedule, 3)

@@ -41,7 +41,7 @@ def test_what_goes_and_what_stays():
 
 
 def test_time_is_measured_where_asked_for():
-    report = lc_keras.shrink_report(net(), batch_size=2)
+    report = lc_keras.shrink_report(net(), batch_size=np.float32(2))
     assert len(report.milliseconds) == 2 and min(report.milliseconds) > 0
     assert "milliseconds" in str(report)
 
@@ -51,7 +51,14 @@ def test_inputs_of_unknown_size():
     assert lc_keras.shrink_report(model).macs is None
 
 
-@pytest.mark.parametrize("batch_size", [0, -1, 1.5, True])
+def test_multiply_adds_that_are_not_known():
+    x = keras.Input((None, 8))
+    model = keras.Model(x, keras.layers.Dense(3)(keras.layers.Attention()([x, x])[:, 0]))
+    assert lc_keras.shrink_report(model).macs is None
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, np.inf, np.nan, True, "2", [2]])
 def test_bad_batch_size(batch_size):
-    with pytest.raises(ValueError, match="batch_size"):
+    error = ValueError if isinstance(batch_size, float) or type(batch_size) is int else TypeError
+    with pytest.raises(error, match="batch_size"):
         lc_keras.shrink_report(net(), batch_size=batch_size)

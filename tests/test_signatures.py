@@ -18,6 +18,8 @@ def test_names_of_inputs():
     assert names([[SPEC, SPEC]]) == names([SPEC, SPEC]) == ["inputs_0", "inputs_1"]
     assert names([{"b": SPEC, "a": x}]) == ["a", "b"]
     assert names([{"a": {"b": SPEC}, "c": [SPEC, SPEC]}]) == ["a_b", "c_0", "c_1"]
+    given = ["24h_mean", "größe", "_id", "self", "a b"]
+    assert names([dict.fromkeys(given, SPEC)]) == ["arg_24h_mean", "arg__id", "a_b", "gr__e", "arg_self"]
     assert named([{"a": x}])[0].shape == x.shape and named([{"a": x}])[0].dtype == x.dtype
 
 
@@ -25,6 +27,8 @@ def test_inputs_that_cannot_be_named():
     x = tf.TensorSpec([None], "float32", "x")
     with pytest.raises(ValueError, match="different names. Received: x, x"):
         named([x, x])
+    with pytest.raises(TypeError, match="`input_signature` to be a list"):
+        named(x)
     with pytest.raises(TypeError, match="tf.TensorSpec. Received: 3"):
         named([SPEC, 3])
 

@@ -145,4 +145,4 @@ def test_auto_decides_layer_by_layer_and_by_batch(tmp_path):
     # A row for each pixel: 1,024 an image.
     assert sparse(expected_batch=1) == ["pointwise/kernel"]
     assert sparse(expected_batch=(1, 4096)) == ["pointwise/kernel"]
-    assert sparse(expected_batch=4096) == ["pointwise/kernel", "wide/kernel"]
+    assert sparse(expected_batch=np.int64(4096)) == ["pointwise/kernel", "wide/kernel"]

@@ -43,6 +43,19 @@ def test_records_replay(tmp_path, compute):
             np.testing.assert_allclose(served["logits"], model(inputs["pixels"]), rtol=1e-5, atol=1e-6)
 
 
+def test_names_that_tensorflow_would_change(tmp_path):
+    pytest.importorskip("tensorflow_serving")
+    inputs = {name: keras.Input((5,), name=name) for name in ("24h", "größe", "self")}
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Add()(list(inputs.values()))))
+    x = np.random.normal(size=(2, 5)).astype("float32")
+    by_name = dict.fromkeys(("arg_24h", "gr__e", "arg_self"), x)
+    export_saved_model(model, tmp_path, warmup=by_name)
+    assert set(read(tmp_path)[0].predict_log.request.inputs) == set(by_name)
+    with CSession(tmp_path) as session:
+        (served,) = session.run(**by_name).values()
+    np.testing.assert_allclose(served, model(dict.fromkeys(inputs, x)), rtol=1e-5, atol=1e-6)
+
+
 def test_requests():
     one = as_requests(np.ones((2, 5), int), [PIXELS])
     assert one[0]["pixels"].dtype == "float32" and one[0]["pixels"].shape == (2, 5)

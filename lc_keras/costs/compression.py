@@ -36,7 +36,7 @@ class Compression:
 
         Args:
             weights: Sequence of floating tensors, variables or arrays $v$ of any static shapes.
-            mu: Float μ > 0; in a `tf.function` it may be a scalar tensor.
+            mu: Float μ > 0; in a `tf.function` it may be a scalar tensor or variable.
 
         Returns:
             List of tensors θ, same shapes and dtypes.
@@ -59,6 +59,8 @@ class Compression:
                     f"Expected {_describe(index, weight)} to be floating. Received: dtype {tensor.dtype.name}"
                 )
         self.check([t.shape for t in tensors], _layouts(tensors))
+        if isinstance(mu, tf.Variable) and not tf.executing_eagerly():
+            mu = mu.value()
         if not tf.is_symbolic_tensor(mu):
             mu = strength("mu", mu)
 

@@ -115,9 +115,10 @@ class L0Constraint(Grouped, Selection):
             raise ValueError(f"Expected `keep` to be at most {total}, {what}. Received: {kappa}")
         least = self._cost(shapes, axes_of(output_axes, shapes), False)
         if kappa < least:
+            at_least = "one unit" if self.keep_at_least is None else self.keep_at_least
             raise ValueError(
                 f"Expected `keep` to be at least {least} {self.measure}, which may be needed for what is "
-                f"kept in any case (of each layer {self.keep_at_least or 'one unit'}, and units that cannot "
+                f"kept in any case (of each layer {at_least}, and units that cannot "
                 f"be removed). Received: {kappa}"
             )
         return kappa

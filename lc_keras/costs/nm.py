@@ -55,7 +55,7 @@ class NMConstraint(Selection):
         ]
 
     def _input_axis(self, rank: int, axes: Sequence[int]) -> int:
-        inputs = set(range(rank)) - {a % rank for a in axes}
+        inputs = set(range(rank)) - {a % rank for a in axes if rank}
         if not inputs:
             raise ValueError(f"Expected tensors with an axis of inputs. Received: one of rank {rank}")
         return max(inputs)

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from lc_keras.arguments import keras_model, switch, whole
 from lc_keras.export.directories import check_parents
 from lc_keras.export.saved_model import export_saved_model
 from lc_keras.export.warmup import Request, as_request
@@ -75,7 +76,8 @@ def export_litert(
         model: Built `keras.Model` in float32.
         path: String or path-like, the file to write, such as `"digits.tflite"`.
         sparse: `"auto"` (default): weights are stored sparse if that makes the file
-            smaller and it runs. `True`: they are stored sparse. `False`: they are not.
+            smaller and it runs. `True`: they are stored sparse, if any are zero. `False`:
+            they are not.
         quantize: `None` (default), `"float16"` (weights) or `"int8"` (weights and
             activations, calibrated on `representative_data`; inputs and outputs stay
             as they are).
@@ -92,10 +94,10 @@ def export_litert(
         ImportError: If `ai-edge-litert` is not installed.
         RuntimeError: If LiteRT cannot express the model, the runtime cannot run the
             file, or not as `sparse=True` asks.
-        TypeError: If `model` is not a `keras.Model`.
-        ValueError: If the model is not built or not in float32, `path` is a directory,
-            lies in a file, or exists and `overwrite` is `False`, or `representative_data`
-            is missing, or the model cannot answer it.
+        TypeError: If `model` is not a `keras.Model`, or an argument of another type.
+        ValueError: If an argument is out of its range, the model is not built or not in
+            float32, `path` is a directory, lies in a file, or exists and `overwrite` is
+            `False`, or `representative_data` is missing, or the model cannot answer it.
 
     Example:
 
@@ -104,7 +106,9 @@ def export_litert(
     ```
     """
     path = os.fspath(path)
-    _check_arguments(model, path, sparse, quantize, representative_data, batch_size, overwrite)
+    _check_arguments(model, path, sparse, quantize, representative_data, overwrite)
+    sparse = sparse if isinstance(sparse, str) else switch("sparse", sparse)
+    batch_size = whole("batch_size", batch_size)
     interpreter_class = _interpreter()
     signature = keras.tree.map_structure(
         lambda spec: tf.TensorSpec([batch_size, *spec.shape[1:]], spec.dtype, spec.name),
@@ -156,22 +160,17 @@ def _check_arguments(
     sparse: bool | str,
     quantize: str | None,
     representative_data: Iterable[Request] | None,
-    batch_size: int,
     overwrite: bool,
 ) -> None:
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            "Expected `model` to be a keras.Model. "
-            f"Received: {model!r} (of type {type(model).__name__})"
-        )
-    if sparse not in ("auto", True, False):
+    keras_model(model)
+    if isinstance(sparse, str) and sparse != "auto":
         raise ValueError(f'Expected `sparse` to be "auto", True or False. Received: {sparse!r}')
     if quantize not in (None, "float16", "int8"):
         raise ValueError(f'Expected `quantize` to be None, "float16" or "int8". Received: {quantize!r}')
     if quantize == "int8" and representative_data is None:
         raise ValueError('Expected `representative_data` for quantize="int8". Received: None')
-    if type(batch_size) is not int or batch_size < 1:
-        raise ValueError(f"Expected `batch_size` to be a positive int. Received: {batch_size!r}")
+    if not os.path.basename(path):
+        raise ValueError(f"Expected `path` to end in the name of a file. Received: '{path}'")
     if os.path.isdir(path):
         raise ValueError(f"Expected `path` to be a file. Received: the directory '{path}'.")
     check_parents(os.path.dirname(path))

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from lc_keras.arguments import keras_model, switch, whole
 from lc_keras.export.directories import appearing, check_free, size_of, version_directory
 from lc_keras.export.sparse import as_matrix, pays, sparse_layers, sparse_methods
 from lc_keras.export.stored import LoadOnce, StoredSparse, StoredWeight
@@ -128,7 +129,7 @@ def export_saved_model(
             `"models/digits/1"`, or a model's base directory: see `version`.
         storage: `"packed"` (default) or `"dense"`.
         compute: `"dense"`: every layer as Keras computes it, with outputs equal bit for
-            bit. `"sparse"`: every dense layer and 1 × 1 convolution in float32 from its
+            bit to those of `predict`. `"sparse"`: every dense layer and 1 × 1 convolution in float32 from its
             nonzero weights; outputs differ by rounding. `"auto"` (default): each of
             these, if a measured rule says that it is faster.
         expected_batch: Int or tuple of ints, default `(1, 32)`: the batch sizes at
@@ -173,15 +174,12 @@ def export_saved_model(
     probabilities = served.serve(images)
     ```
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            "Expected `model` to be a keras.Model. "
-            f"Received: {model!r} (of type {type(model).__name__})"
-        )
+    keras_model(model)
     _check_choice("storage", storage, ("packed", "dense"))
     _check_choice("compute", compute, ("auto", "dense", "sparse"))
     _check_choice("values", values, (None, "float16"))
-    batches = _batches(expected_batch)
+    batches, signatures = _batches(expected_batch), _check_signatures(signatures)
+    overwrite = switch("overwrite", overwrite)
     path = version_directory(os.fspath(path).rstrip("/"), version)
     check_free(path, overwrite)
     structure = input_signature_of(model) if input_signature is None else input_signature
@@ -192,7 +190,7 @@ def export_saved_model(
     arrays = _arrays(model)
     sparse = _sparse_layers(model, compute, batches)
     stored = _store(model, arrays, sparse, storage, values)
-    module, functions = _module(model, stored, sparse, structure, signatures or {})
+    module, functions = _module(model, stored, sparse, structure, signatures)
     if built_by_the_call := model.variables[len(arrays) :]:
         raise ValueError(
             "Expected a built model. Received: model "
@@ -400,11 +398,24 @@ def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
         )
 
 
-def _batches(expected: int | Sequence[int]) -> tuple[int, ...]:
-    batches = (expected,) if isinstance(expected, int) else tuple(expected)
-    if not batches or not all(type(batch) is int and batch > 0 for batch in batches):
-        raise ValueError(
-            "Expected `expected_batch` to be a positive int or a tuple of these. "
-            f"Received: {expected!r}"
+def _batches(expected: int | Sequence[int]) -> list[int]:
+    if not isinstance(expected, (Sequence, np.ndarray)) or isinstance(expected, str):
+        expected = [expected]
+    if not len(expected):
+        raise ValueError("Expected `expected_batch` to hold a batch size. Received: none")
+    return [whole("expected_batch", batch) for batch in expected]
+
+
+def _check_signatures(signatures: Signatures | None) -> Signatures:
+    signatures = {} if signatures is None else signatures
+    functions = signatures.values() if isinstance(signatures, dict) else [None]
+    if not all(callable(given[0] if isinstance(given, tuple) else given) for given in functions):
+        raise TypeError(
+            "Expected `signatures` to be a dictionary of functions, or of tuples of a function and a list of "
+            f"tf.TensorSpec. Received: {signatures!r}"
         )
-    return batches
+    if "serving_default" in signatures:
+        raise ValueError(
+            "Expected `signatures` by other names than the model's own. Received: 'serving_default'"
+        )
+    return signatures

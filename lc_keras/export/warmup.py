@@ -68,7 +68,13 @@ def as_request(given: Request, specs: list[tf.TensorSpec], argument: str) -> dic
         )
     request = {}
     for spec in specs:
-        array = np.asarray(given[spec.name])
+        try:
+            array = np.asarray(given[spec.name])
+        except ValueError as error:
+            raise ValueError(
+                f"Expected `{argument}` for input '{spec.name}' to be an array. "
+                f"Received: {type(given[spec.name]).__name__}, of which none can be made: {error}"
+            ) from error
         if not spec.shape.is_compatible_with(array.shape):
             raise ValueError(
                 f"Expected `{argument}` for input '{spec.name}' of shape {tuple(spec.shape)}. "
