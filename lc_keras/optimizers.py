@@ -17,7 +17,7 @@ Rate: TypeAlias = (
 
 _LOOKS = 20
 # The second moments that are divided by 1 − β₂ᵗ, where t counts all steps.
-_CORRECTED = ("_velocities", "_velocity_hats")
+_CORRECTED = ("_velocities", "_velocity_hats", "adam_velocities")
 
 
 class LearningRateLimit:
@@ -289,14 +289,28 @@ def reset_state(optimizer: keras.optimizers.Optimizer) -> None:
     fresh.build(optimizer._trainable_variables)
     averages = (id(average) for _, average in averages_of(optimizer))
     stays = {id(optimizer._iterations), id(optimizer._learning_rate), *averages}
-    if hasattr(optimizer, "beta_2"):
-        second = [v for name in _CORRECTED for v in getattr(optimizer, name, [])]
+    if hasattr(optimizer, "beta_2") or hasattr(optimizer, "adam_beta_2"):
+        second = [v for name in _CORRECTED for v in getattr(optimizer, name, []) if v is not None]
         if all(bool(tf.reduce_all(tf.math.is_finite(v.value))) for v in second):
             stays |= set(map(id, second))
-    # Not strict: inside a LossScaleOptimizer Keras does not count Nadam's last variable.
-    for variable, new in zip(optimizer.variables, fresh.variables, strict=False):
+    for variable, new in _pairs(optimizer, fresh):
         if id(variable) not in stays:
             variable.assign(new)
+
+
+def _pairs(
+    optimizer: keras.optimizers.Optimizer, fresh: keras.optimizers.Optimizer
+) -> Iterator[tuple[keras.Variable, keras.Variable]]:
+    """The variables of two optimizers of one kind."""
+    if len(optimizer.variables) == len(fresh.variables):
+        yield from zip(optimizer.variables, fresh.variables, strict=True)
+        return
+    # Inside a LossScaleOptimizer Keras does not count all variables of some kinds.
+    for name in vars(optimizer).keys() & vars(fresh).keys() - {"_trainable_variables", "_variables"}:
+        kept = [vars(owner)[name] for owner in (optimizer, fresh)]
+        for pair in zip(*(k if isinstance(k, (list, tuple)) else [k] for k in kept), strict=False):
+            if all(isinstance(variable, keras.Variable) for variable in pair):
+                yield pair
 
 
 def begin_anew(optimizers: Iterable[keras.optimizers.Optimizer]) -> None:

@@ -1,6 +1,7 @@
 """Dead neurons and filters taken out of the graph: a smaller model that computes the same."""
 
 import tempfile
+from typing import Any
 
 import keras
 import numpy as np
@@ -115,12 +116,12 @@ class _Rebuilt:
             )
         flow = self._graph.layers[id(layer)]
         kept = self._kept(flow)
-        changes = {}
+        config = layer.get_config()
         if not all(stays.all() for stays in kept.values()):
-            changes = flow.config(lambda port: int(kept[port].sum()))
+            config = _without_fixed_values(config) | flow.config(lambda port: int(kept[port].sum()))
             if "bias" in self._folded(flow) and flow.optional("bias") is None:
-                changes["use_bias"] = True
-        return type(layer).from_config({**layer.get_config(), **changes})
+                config["use_bias"] = True
+        return type(layer).from_config(config)
 
     def _kept(self, flow: Flow) -> dict[str, np.ndarray]:
         return {port: self._stays[ids] for port, ids in flow.ports.items()}
@@ -142,6 +143,17 @@ class _Rebuilt:
         ]
         # A bias that the layer did not have comes last.
         return [*weights, *folded.values()]
+
+
+def _without_fixed_values(config: Any) -> Any:
+    """A config in which initializers that hold arrays, of the sizes of before, give zeros."""
+    if isinstance(config, list):
+        return [_without_fixed_values(part) for part in config]
+    if not isinstance(config, dict):
+        return config
+    if config.get("class_name") == "Constant" and isinstance(config["config"].get("value"), dict):
+        return keras.initializers.serialize(keras.initializers.Zeros())
+    return {name: _without_fixed_values(part) for name, part in config.items()}
 
 
 def _copy_state(made: keras.Layer, layer: keras.Layer, all_of_it: bool) -> None:

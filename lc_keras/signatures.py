@@ -1,6 +1,7 @@
 """What goes into a model and what comes out, by name and type."""
 
 import inspect
+import keyword
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
@@ -83,8 +84,8 @@ def named(structure: list[Structure]) -> list[tf.TensorSpec]:
 
     A key of a dictionary is a name; else the name that the specification has; else
     `"inputs"` if there is one input, and `"inputs_0"`, `"inputs_1"`, ... if several. What is
-    no ASCII letter or digit becomes `_`, and what does not begin with a letter is put after
-    `"arg_"`, as TensorFlow does it.
+    no ASCII letter or digit becomes `_`, and what does not begin with a letter, or is a word of
+    Python's, is put after `"arg_"`, as TensorFlow does it.
 
     Args:
         structure: List of `tf.TensorSpec` or of structures of these.
@@ -159,8 +160,9 @@ def named_outputs(model: keras.Model) -> Callable[[Structure], dict[str, tf.Tens
 def _name(text: str) -> str:
     """The name of an argument of a signature."""
     name = re.sub(r"\W", "_", text, flags=re.ASCII)
-    # TensorFlow calls what it makes of the signature with an argument of its own called `self`.
-    return name if name[0].isalpha() and name != "self" else f"arg_{name}"
+    # TensorFlow makes Python functions of signatures, and calls them with an argument of its own, `self`.
+    taken = keyword.iskeyword(name) or name == "self"
+    return name if name[0].isalpha() and not taken else f"arg_{name}"
 
 
 def _needed_arguments(model: keras.Model) -> list[str]:

@@ -409,6 +409,26 @@ def test_a_model_inside_with_its_units_on_two_axes():
     assert_same_outputs(model, shrink(model))
 
 
+def test_initializers_of_a_fixed_size():
+    table, ones = (keras.initializers.Constant(x) for x in (np.random.normal(size=(7, 6)), np.ones(4)))
+    model = keras.Sequential(
+        [
+            keras.Input((5,), dtype="int32"),
+            layers.Embedding(7, 6, embeddings_initializer=table),
+            layers.Bidirectional(layers.SimpleRNN(4, bias_initializer=ones)),
+            layers.Dense(3, bias_initializer=keras.initializers.Constant(0.5)),
+        ]
+    )
+    for direction in (model.layers[1].forward_layer, model.layers[1].backward_layer):
+        kernel = direction.cell.kernel
+        kernel.assign(kernel.numpy() * (np.arange(6) < 3)[:, None])
+    small = shrink(model)
+    assert small.layers[0].output_dim == 3
+    assert small.layers[2].bias_initializer.value == 0.5
+    x = np.random.randint(7, size=(2, 5))
+    np.testing.assert_allclose(small(x), model(x), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "operation",
     [

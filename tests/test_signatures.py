@@ -18,8 +18,9 @@ def test_names_of_inputs():
     assert names([[SPEC, SPEC]]) == names([SPEC, SPEC]) == ["inputs_0", "inputs_1"]
     assert names([{"b": SPEC, "a": x}]) == ["a", "b"]
     assert names([{"a": {"b": SPEC}, "c": [SPEC, SPEC]}]) == ["a_b", "c_0", "c_1"]
-    given = ["24h_mean", "größe", "_id", "self", "a b"]
-    assert names([dict.fromkeys(given, SPEC)]) == ["arg_24h_mean", "arg__id", "a_b", "gr__e", "arg_self"]
+    given = ["24h_mean", "größe", "_id", "self", "a b", "class"]
+    served = ["arg_24h_mean", "arg__id", "a_b", "arg_class", "gr__e", "arg_self"]
+    assert names([dict.fromkeys(given, SPEC)]) == served
     assert named([{"a": x}])[0].shape == x.shape and named([{"a": x}])[0].dtype == x.dtype
 
 

@@ -146,3 +146,17 @@ def test_auto_decides_layer_by_layer_and_by_batch(tmp_path):
     assert sparse(expected_batch=1) == ["pointwise/kernel"]
     assert sparse(expected_batch=(1, 4096)) == ["pointwise/kernel"]
     assert sparse(expected_batch=np.int64(4096)) == ["pointwise/kernel", "wide/kernel"]
+
+
+def test_a_kernel_that_a_subclass_computes_stays_dense(tmp_path):
+    class Doubled(keras.layers.Dense):
+        @property
+        def kernel(self):
+            return super().kernel * 2.0
+
+    model = keras.Sequential([keras.Input((5,)), Doubled(4), keras.layers.Dense(3)])
+    exported = export_saved_model(model, tmp_path, compute="sparse")
+    assert [w.compute for w in exported.weights if "kernel" in w.path] == ["dense", "sparse"]
+    x = np.random.normal(size=(2, 5)).astype("float32")
+    loaded = tf.saved_model.load(str(tmp_path))
+    np.testing.assert_allclose(loaded.serve(x), model(x), rtol=1e-5, atol=1e-6)

@@ -45,10 +45,10 @@ def test_records_replay(tmp_path, compute):
 
 def test_names_that_tensorflow_would_change(tmp_path):
     pytest.importorskip("tensorflow_serving")
-    inputs = {name: keras.Input((5,), name=name) for name in ("24h", "größe", "self")}
+    inputs = {name: keras.Input((5,), name=name) for name in ("24h", "größe", "class")}
     model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Add()(list(inputs.values()))))
     x = np.random.normal(size=(2, 5)).astype("float32")
-    by_name = dict.fromkeys(("arg_24h", "gr__e", "arg_self"), x)
+    by_name = dict.fromkeys(("arg_24h", "gr__e", "arg_class"), x)
     export_saved_model(model, tmp_path, warmup=by_name)
     assert set(read(tmp_path)[0].predict_log.request.inputs) == set(by_name)
     with CSession(tmp_path) as session:

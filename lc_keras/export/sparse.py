@@ -134,12 +134,12 @@ def _is_product(layer: keras.Layer) -> bool:
         return False
     if not layer.built or layer.compute_dtype != "float32":
         return False
-    if type(layer).call is keras.layers.Dense.call:
-        return True
-    return (
+    multiplies = type(layer).call is keras.layers.Dense.call or (
         isinstance(layer, (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D))
         and type(layer).convolution_op is keras.layers.Conv2D.convolution_op
         and set(layer.kernel_size) == {1}
         and layer.groups == 1
         and layer.data_format == "channels_last"
     )
+    # A subclass may compute its kernel.
+    return multiplies and any(layer.kernel is variable for variable in layer.variables)
