@@ -1,9 +1,13 @@
+import gc
+import weakref
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import lc_keras
-from lc_keras.tracing import compiled, replaced
+from lc_keras.tracing import compiled, kept_with_trace, replaced
 
 
 class Counting:
@@ -41,3 +45,27 @@ def test_methods_are_back_after_an_error():
         raise KeyError
     np.testing.assert_array_equal(layer(np.ones((1, 2))).numpy(), before)
     assert "call" not in vars(layer)
+
+
+def test_what_a_trace_reads_lives_as_long_as_the_trace():
+    def traced(keep):
+        @tf.function
+        def reads(x):
+            if keep:
+                kept_with_trace(variable)
+            return x + variable
+
+        variable = tf.Variable(1.0)
+        reads(2.0)
+        # As in what traces for others, which the function itself does not hold.
+        return reads.get_concrete_function(2.0), weakref.ref(variable)
+
+    for keep in (True, False):
+        function, variable = traced(keep)
+        gc.collect()
+        assert (variable() is not None) == keep
+        if keep:
+            assert function(tf.constant(2.0)) == 3.0
+        del function
+        gc.collect()
+        assert variable() is None
