@@ -118,7 +118,7 @@ class LearningCompression(keras.callbacks.Callback):
         super().__init__()
         self.tasks = as_tasks(tasks)
         self.mu = mu
-        if steps is None and not is_automatic(mu) and (given := schedules.sequence(mu)) is not None:
+        if steps is None and (given := schedules.sequence(mu)) is not None:
             steps = len(given) or None
         self.steps = None if steps is None else whole("steps", steps)
         self.epochs_per_step = _positive_or_none("epochs_per_step", epochs_per_step)

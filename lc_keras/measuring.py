@@ -104,7 +104,7 @@ def _variable_report(
 ) -> VariableReport:
     value = keras.ops.convert_to_numpy(variable)
     floating = keras.backend.is_float_dtype(variable.dtype)
-    wide = value if value.dtype == "float64" else value.astype("float32")
+    wide = value.astype("float32") if floating and value.dtype != "float64" else value
     kept = int(np.count_nonzero(value))
     if stored is not None:
         encoding, nbytes = stored[id(variable)]
