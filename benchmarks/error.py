@@ -213,19 +213,21 @@ def table(rows):
             f"{first['net']}, {first['optimizer']}: {first['measured_on']} error, %, mean (largest) of seeds "
             f"{', '.join(map(str, seeds))}; reference {reference:.2f}"
         ),
-        f"{'':34}{'epochs':>6}" + "".join(f"{100 * keep:>18g} %" for keep in keeps),
+        f"{'':34}{'epochs':>6}" + "".join(f"{100 * keep:>20g} %" for keep in keeps),
     ]
     for epochs, contender in sorted({(row["epochs"], row["contender"]) for row in rows}):
         cells = []
         for keep in keeps:
             of = {"epochs": epochs, "contender": contender, "keep": keep}
-            cells.append(f"{_cell(_of(rows, of), keep):>20}")
+            cells.append(f"{_cell(_of(rows, of), keep, len(seeds)):>22}")
         lines.append(f"{contender:34}{epochs:>6}" + "".join(cells))
     direct = {(row["keep"], row["seed"]): row["direct_error"] for row in rows}
     means = [statistics.mean(error for (at, _), error in direct.items() if at == keep) for keep in keeps]
-    lines.append(f"{'direct compression':34}{0:>6}" + "".join(f"{mean:>20.2f}" for mean in means))
+    lines.append(f"{'direct compression':34}{0:>6}" + "".join(f"{mean:>22.2f}" for mean in means))
     if any("@" in line for line in lines):
         lines.append("@: % kept, where it is not what the column says")
+    if any("°" in line for line in lines):
+        lines.append("°: of fewer of the seeds")
     tuned = {}
     for row in rows:
         if row["settings"]:
@@ -247,12 +249,13 @@ def shown(settings):
     return ", ".join(f"{option} {value:g}" for option, value in settings)
 
 
-def _cell(rows, keep):
+def _cell(rows, keep, seeds):
     if not rows:
         return ""
     errors, kept = [row["error"] for row in rows], statistics.mean(row["density"] for row in rows)
     where = "" if abs(kept / keep - 1) < 0.01 else f" @{100 * kept:.3g}"
-    return f"{statistics.mean(errors):.2f} ({max(errors):.2f}){where}"
+    fewer = "" if len(rows) == seeds else "°"
+    return f"{statistics.mean(errors):.2f} ({max(errors):.2f}){fewer}{where}"
 
 
 if __name__ == "__main__":

@@ -52,15 +52,15 @@ COSTS = """
 As above. A penalty, and the constraint on the ℓ1 norm, are not told how many weights to keep: their strength
 was sought by what the runs of the first seed kept, not by their error, and what was kept stands beside the
 error where it is not what the column says. With multipliers the ℓ1 penalty keeps more again where it is
-stronger, so that its search ends off its aim, and found nothing for 1 %. Per layer: each layer keeps the same
-fraction.
+stronger, so that its search ends off its aim, and found nothing for 1 %. At 1 % the ℓ0 penalty is ahead of
+the constraint, and behind it elsewhere. Per layer: each layer keeps the same fraction.
 """
 
 EPOCHS = """
 As the first table, each contender with its defaults at each number of epochs; the learning rate falls by
 0.98^40 in however many there are. PQuantML's methods and TensorFlow's toolkit keep the same fraction of each
-layer: at 1 % ten weights of the last one. PQuantML was run with seed 0 alone, and PDP up to 20 epochs: it
-takes many times as long.
+layer: at 1 % ten weights of the last one. PQuantML was run with seed 0 alone, and PDP, which takes many times
+as long, up to 60 epochs.
 """
 
 LENGTHS = """

@@ -67,6 +67,8 @@ def is_number(value: object) -> bool:
 
 def in_single_precision(value: float) -> bool:
     """Whether a number and its inverse are positive and finite in single precision."""
+    if not _is_finite(value):
+        return False
     with np.errstate(all="ignore"):
         single = np.float32(value)
         return bool(single > 0 and np.isfinite(single) and np.isfinite(1 / single))

@@ -17,7 +17,7 @@ from lc_keras.guard import NOT_ALONE, Guard, Logs, Snapshot, TrainFunction
 from lc_keras.lagrangian import CStep, Lagrangian
 from lc_keras.optimizers import begin_anew, optimizers_of
 from lc_keras.tasks import SharedCost, Tasks, as_tasks, bind_tasks
-from lc_keras.tracing import kept_with_trace
+from lc_keras.tracing import emptied, kept_with_trace
 
 _FEW_PERCENT = 0.05
 # Weights below it count as zeros, and zeros that may train rank above those that were removed.
@@ -331,7 +331,7 @@ class _Pruning(keras.callbacks.Callback):
 
     def _detach(self) -> None:
         for masked in self._masked:
-            masked.mask.assign(tf.ones_like(masked.mask))
+            emptied(masked.mask, True)
         if isinstance(self.model.train_function, Guard):
             self.model.train_function = None
         self._shared, self._variables, self._masked = [], [], []

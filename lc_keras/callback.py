@@ -61,8 +61,8 @@ class LearningCompression(keras.callbacks.Callback):
         steps: Int ≥ 1 or `None` (default). The number of L steps. `None`: as many as
             the epochs that `fit` is given hold, or as `mu` has elements.
         epochs_per_step: Float > 0 or `None` (default): the length of an L step in epochs. A
-            C step runs where an L step ends, at the next boundary between executions; where Keras
-            does not know how many batches an epoch has, the first epoch is one L step. `None`:
+            C step runs where an L step ends, at the next boundary between executions; in the first
+            epoch none does if Keras does not know how many batches an epoch has. `None`:
             a quarter of an epoch; where that makes fewer than 80 L steps and `steps` is not
             given, as short as makes 80, but no shorter than 15 batches.
         first_step_epochs: Float > 0 or `None` (default, as the others): the length of
@@ -249,10 +249,11 @@ class LearningCompression(keras.callbacks.Callback):
                 "which the model is compressed at an early stage of the schedule.",
                 stacklevel=2,
             )
-        if self.params.get("steps") is None and plan.epochs < _FEW_EPOCHS:
+        skips = self.params.get("steps") is None and plan.first_length < 1 and plan.steps > 1
+        if skips and plan.epochs < _FEW_EPOCHS:
             warnings.warn(
-                f"How many batches an epoch has is not known: the first of {plan.epochs} epochs is one L "
-                "step, at the first μ, and what else the schedule has for it is skipped. Expected data of "
+                "How many batches an epoch has is not known: no C step runs in the first of "
+                f"{plan.epochs} epochs, and what the schedule has for it is skipped. Expected data of "
                 "known length, `steps_per_epoch`, or more epochs.",
                 stacklevel=2,
             )

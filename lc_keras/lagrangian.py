@@ -12,7 +12,7 @@ from lc_keras import thresholds
 from lc_keras.costs.compression import Map, Selection
 from lc_keras.penalty import LCPenalty
 from lc_keras.tasks import SharedCost
-from lc_keras.tracing import compiled
+from lc_keras.tracing import compiled, emptied
 
 
 class CStep(NamedTuple):
@@ -183,9 +183,10 @@ class Lagrangian:
             self.compressed = False
 
     def release(self) -> None:
-        """Pulls no more, also in what `train_step` has traced in functions of its own, which it keeps."""
-        for mu in self.mus:
+        """Frees t, and θ without multipliers. The penalty is 0 from now on, wherever it was traced."""
+        for mu, target in zip(self.mus, self.targets, strict=True):
             mu.assign(0.0)
+            emptied(target, 0.0)
 
     def _swap(self) -> None:
         for variable, theta in zip(self.variables, self.thetas, strict=True):

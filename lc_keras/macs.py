@@ -23,6 +23,7 @@ _TRANSPOSED = (
 )
 _CONV_LSTM = (keras.layers.ConvLSTM1D, keras.layers.ConvLSTM2D, keras.layers.ConvLSTM3D)
 _HEADS = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
+_ATTENTION = (*_HEADS, keras.layers.Attention, keras.layers.AdditiveAttention)
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ def count_uses(model: keras.Model, input_signature: list[Structure] | None = Non
         if not is_built(model):
             raise
         counter = Counter(_kernels(model))
-        counter.attention = None
+        if any(isinstance(layer, _ATTENTION) for layer in model._flatten_layers()):
+            counter.attention = None
     # A kernel that no layer was seen to use is not known to be idle.
     counter.uses = {key: times or None for key, times in counter.uses.items()}
     return counter

@@ -59,7 +59,7 @@ class LearningRateLimit:
         Raises:
             ValueError: If Keras cannot make an optimizer anew.
         """
-        for optimizer in self._optimizers:
+        for optimizer in [] if self.guessed else self.updating:
             try:
                 _made_anew(optimizer)
             except Exception as error:
@@ -320,7 +320,9 @@ def begin_anew(optimizers: Iterable[keras.optimizers.Optimizer]) -> None:
         optimizers: Iterable of `keras.optimizers.Optimizer`, of which the weights are finite.
     """
     for optimizer in optimizers:
-        reset_state(optimizer)
+        # What Keras cannot make anew stays as it is: there is another error to be told.
+        with contextlib.suppress(TypeError, ValueError):
+            reset_state(optimizer)
         for weight, average in averages_of(optimizer):
             if not tf.reduce_all(tf.math.is_finite(average.value)):
                 average.assign(weight)

@@ -126,7 +126,8 @@ class LCPenalty(keras.regularizers.Regularizer):
         target = config["target"]
         if isinstance(target, dict):
             target = keras.saving.deserialize_keras_object(target)
-        target = tf.Variable(target, trainable=False, dtype=target.dtype, name="target")
+        dtype = tf.float64 if np.asarray(target).dtype == "float64" else tf.float32
+        target = tf.Variable(target, trainable=False, dtype=dtype, name="target")
         return cls(**{**config, "target": target})
 
 

@@ -233,13 +233,13 @@ def values(schedule: Schedule | str, steps: int) -> list[float]:
     for i, mu in enumerate(given):
         if not is_number(mu):
             raise TypeError(f"Expected every μ to be a number. Received: μ={mu!r} at L step {i}")
-    mus = [float(mu) for mu in given]
-    for i, mu in enumerate(mus):
         if not in_single_precision(mu):
             raise ValueError(
                 "Expected every μ to be positive and finite, and its inverse, in single precision. "
                 f"Received: μ={mu} at L step {i}"
             )
+    mus = [float(mu) for mu in given]
+    for i, mu in enumerate(mus):
         if i and mu <= mus[i - 1]:
             raise ValueError(
                 f"Expected μ to grow. Received: μ={mu} at L step {i} after μ={mus[i - 1]}"

@@ -151,7 +151,8 @@ def _without_fixed_values(config: Any) -> Any:
         return [_without_fixed_values(part) for part in config]
     if not isinstance(config, dict):
         return config
-    if config.get("class_name") == "Constant" and isinstance(config["config"].get("value"), dict):
+    of_keras = (config.get("module"), config.get("class_name")) == ("keras.initializers", "Constant")
+    if of_keras and isinstance(config["config"]["value"], (dict, list, tuple)):
         return keras.initializers.serialize(keras.initializers.Zeros())
     return {name: _without_fixed_values(part) for name, part in config.items()}
 

@@ -85,7 +85,7 @@ def named(structure: list[Structure]) -> list[tf.TensorSpec]:
     A key of a dictionary is a name; else the name that the specification has; else
     `"inputs"` if there is one input, and `"inputs_0"`, `"inputs_1"`, ... if several. What is
     no ASCII letter or digit becomes `_`, and what does not begin with a letter, or is a word of
-    Python's, is put after `"arg_"`, as TensorFlow does it.
+    Python's, is put after `"arg_"`.
 
     Args:
         structure: List of `tf.TensorSpec` or of structures of these.
@@ -110,12 +110,15 @@ def named(structure: list[Structure]) -> list[tf.TensorSpec]:
                 f"Received: {spec!r} (of type {type(spec).__name__})"
             )
     keys = _keys(structure, skip=1)
-    names = []
+    given = []
     for i, (key, spec) in enumerate(zip(keys, specs, strict=True)):
         default = "inputs" if len(specs) == 1 else f"inputs_{i}"
-        names.append(_name(key or spec.name or default))
+        given.append(key or spec.name or default)
+    names = list(map(argument_name, given))
     if len(set(names)) < len(names):
-        raise ValueError(f"Expected inputs of different names. Received: {', '.join(names)}.")
+        raise ValueError(
+            f"Expected inputs of different names. Received: {', '.join(given)}, served as {', '.join(names)}."
+        )
     return [tf.TensorSpec(spec.shape, spec.dtype, name) for spec, name in zip(specs, names, strict=True)]
 
 
@@ -148,7 +151,7 @@ def named_outputs(model: keras.Model) -> Callable[[Structure], dict[str, tf.Tens
         keys = _keys(outputs)
         defaults = [f"output_{i}" for i in range(len(flat))]
         found = [
-            re.sub(r"\W", "_", k or g or default, flags=re.ASCII)
+            re.sub(r"\W", "_", k or g or default)
             for k, g, default in zip(keys, given, defaults, strict=True)
         ]
         unique = len(set(found)) == len(found)
@@ -157,8 +160,8 @@ def named_outputs(model: keras.Model) -> Callable[[Structure], dict[str, tf.Tens
     return names
 
 
-def _name(text: str) -> str:
-    """The name of an argument of a signature."""
+def argument_name(text: str) -> str:
+    """The name of an argument of a signature: `text`, as far as that may be one."""
     name = re.sub(r"\W", "_", text, flags=re.ASCII)
     # TensorFlow makes Python functions of signatures, and calls them with an argument of its own, `self`.
     taken = keyword.iskeyword(name) or name == "self"

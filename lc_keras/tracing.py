@@ -27,9 +27,10 @@ def compiled(function: F) -> F:
 
 
 def kept_with_trace(*variables: tf.Variable) -> None:
-    """Keeps variables for as long as there is the function that is being traced and reads them.
+    """Keeps variables for as long as there is the graph that is being traced and reads them.
 
-    A function that a `train_step` calls may be called long after the `fit` in which it was traced.
+    A function that a `train_step` calls may be called long after the `fit` in which it was traced. What they
+    hold is freed with `emptied`.
 
     Args:
         *variables: `tf.Variable`s.
@@ -37,6 +38,22 @@ def kept_with_trace(*variables: tf.Variable) -> None:
     if not tf.executing_eagerly():
         graph = tf.compat.v1.get_default_graph()
         graph._lc_keras_variables = [*getattr(graph, "_lc_keras_variables", ()), *variables]
+
+
+def emptied(variable: tf.Variable, value: float | bool) -> None:
+    """Puts one value in the place of all that a variable holds, and frees their memory.
+
+    TensorFlow keeps the graph of a train function for good, and with it what the variables hold that
+    it reads. Where such a function runs again after all, the value is broadcast.
+
+    Args:
+        variable: `tf.Variable`, mirrored or not.
+        value: Float or bool.
+    """
+    mirrored = isinstance(variable, tf.distribute.DistributedValues)
+    for part in variable.values if mirrored else [variable]:
+        single = tf.cast(value, part.dtype)
+        tf.raw_ops.AssignVariableOp(resource=part.handle, value=single, validate_shape=False)
 
 
 @contextlib.contextmanager

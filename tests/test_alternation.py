@@ -186,3 +186,20 @@ def test_wrong_mu(mu, error):
         with pytest.raises(error, match="Expected `next_mu` to be a positive number"):
             lc_steps.c_step(mu)
     assert lc_steps.mu == MUS[0]
+
+
+def test_once_finished_nothing_is_pulled():
+    model = net()
+    lc_steps = alternation(model)
+    step = training_step(model, lc_steps)
+    step(*BATCHES[0])
+    lc_steps.c_step(MUS[1])
+    assert lc_steps.penalty() > 0
+    lc_steps.finish()
+    assert lc_steps.penalty() == tf.function(lc_steps.penalty)() == 0
+    # What was traced before trains on, as without the penalty.
+    other = net()
+    other.set_weights(model.get_weights())
+    step(*BATCHES[1])
+    fit(other, x=BATCHES[1][0], y=BATCHES[1][1], epochs=1)
+    same(model, other, rtol=1e-5, atol=1e-7)

@@ -693,10 +693,21 @@ def test_data(options):
 
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
-@pytest.mark.parametrize("epochs, warns", [(1, True), (3, True), (4, False)])
-def test_few_epochs_of_unknown_length(epochs, warns, recwarn):
-    fit(net(), [lc()], epochs=epochs, x=unknown())
-    assert any("is not known: the first of" in str(w.message) for w in recwarn) == warns
+@pytest.mark.parametrize(
+    "epochs, options, warns",
+    [
+        (1, {}, True),
+        (3, {}, True),
+        (4, {}, False),
+        (3, {"epochs_per_step": 1}, False),
+        (1, {"steps": 1}, False),
+        (1, {"known": True}, False),
+    ],
+)
+def test_few_epochs_of_unknown_length(epochs, options, warns, recwarn):
+    x = dataset() if options.pop("known", False) else unknown()
+    fit(net(), [lc(**options)], epochs=epochs, x=x)
+    assert any("an epoch has is not known" in str(w.message) for w in recwarn) == warns
 
 
 def test_a_single_callback_that_is_not_in_a_list():

@@ -193,7 +193,8 @@ def test_bad_arguments(tmp_path):
             export_litert(given, path, **options)
     for given, options, message in (
         ("net", {}, "keras.Model"),
-        (model, {"sparse": 1}, "sparse=1"),
+        (model, {"sparse": 1}, '"auto", True or False. Received: sparse=1'),
+        (model, {"overwrite": "no"}, "overwrite='no'"),
         (model, {"batch_size": True}, "batch_size=True"),
     ):
         with pytest.raises(TypeError, match=message):

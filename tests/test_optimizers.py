@@ -235,12 +235,15 @@ def test_steps_of_adam_after_a_reset_stay_within_its_rate(amsgrad):
 
 def test_steps_of_muon_after_a_reset_stay_within_its_rate():
     optimizer, bias = keras.optimizers.Muon(0.1), keras.Variable(np.zeros(4, "float32"), name="bias")
-    optimizer.apply([tf.ones(4)], [bias])
+    kernel = keras.Variable(np.eye(4, dtype="float32"), name="kernel")
+    optimizer.apply([tf.ones(4), tf.ones((4, 4))], [bias, kernel])
+    assert optimizer.momentums[1].numpy().any()
     optimizer.iterations.assign(10_000)
     optimizer.adam_velocities[0].assign(np.ones(4))
     reset_state(optimizer)
     before = bias.numpy()
-    optimizer.apply([tf.ones(4)], [bias])
+    assert not optimizer.momentums[1].numpy().any()
+    optimizer.apply([tf.ones(4), tf.ones((4, 4))], [bias, kernel])
     assert 0 < np.abs(bias.numpy() - before).max() < 0.02
 
 

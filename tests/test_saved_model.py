@@ -579,6 +579,7 @@ def test_bad_arguments(tmp_path):
         ({"overwrite": "no"}, "overwrite='no'"),
         ({"signatures": [model]}, "Expected `signatures`"),
         ({"signatures": {"more": (3, [])}}, "Expected `signatures`"),
+        ({"signatures": {"more": (model,)}}, "Expected `signatures`"),
     ):
         with pytest.raises(TypeError, match=message):
             export_saved_model(model, tmp_path / "net", **options)

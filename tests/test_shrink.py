@@ -416,15 +416,19 @@ def test_initializers_of_a_fixed_size():
             keras.Input((5,), dtype="int32"),
             layers.Embedding(7, 6, embeddings_initializer=table),
             layers.Bidirectional(layers.SimpleRNN(4, bias_initializer=ones)),
-            layers.Dense(3, bias_initializer=keras.initializers.Constant(0.5)),
+            layers.Dense(8, bias_initializer=keras.initializers.Constant(0.5)),
+            layers.Dense(3, kernel_initializer=keras.initializers.Constant([[1.0] * 3] * 8)),
         ]
     )
     for direction in (model.layers[1].forward_layer, model.layers[1].backward_layer):
         kernel = direction.cell.kernel
         kernel.assign(kernel.numpy() * (np.arange(6) < 3)[:, None])
+    last = model.layers[-1].kernel
+    last.assign(last.numpy() * (np.arange(8) < 5)[:, None])
     small = shrink(model)
     assert small.layers[0].output_dim == 3
-    assert small.layers[2].bias_initializer.value == 0.5
+    assert small.layers[2].units == 5 and small.layers[2].bias_initializer.value == 0.5
+    assert small.layers[1].forward_layer.cell.units == 4
     x = np.random.randint(7, size=(2, 5))
     np.testing.assert_allclose(small(x), model(x), rtol=1e-5, atol=1e-6)
 

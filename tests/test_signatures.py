@@ -26,7 +26,7 @@ def test_names_of_inputs():
 
 def test_inputs_that_cannot_be_named():
     x = tf.TensorSpec([None], "float32", "x")
-    with pytest.raises(ValueError, match="different names. Received: x, x"):
+    with pytest.raises(ValueError, match="different names. Received: x, x, served as x, x"):
         named([x, x])
     with pytest.raises(TypeError, match="`input_signature` to be a list"):
         named(x)

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import lc_keras
-from lc_keras.tracing import compiled, kept_with_trace, replaced
+from lc_keras.tracing import compiled, emptied, kept_with_trace, replaced
 
 
 class Counting:
@@ -69,3 +69,18 @@ def test_what_a_trace_reads_lives_as_long_as_the_trace():
         del function
         gc.collect()
         assert variable() is None
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_trace_reads_on_what_was_emptied(jit_compile):
+    mask, values = tf.Variable([True, False]), tf.Variable([1.0, 2.0])
+
+    @tf.function(jit_compile=jit_compile)
+    def reads(x):
+        return tf.where(mask, x, 0.0) - values
+
+    np.testing.assert_array_equal(reads(tf.constant([3.0, 4.0])), [2.0, -2.0])
+    emptied(mask, True)
+    emptied(values, 0.0)
+    np.testing.assert_array_equal(reads(tf.constant([3.0, 4.0])), [3.0, 4.0])
+    assert mask.numpy().shape == values.numpy().shape == ()

@@ -36,7 +36,7 @@ class Compression:
 
         Args:
             weights: Sequence of floating tensors, variables or arrays $v$ of any static shapes.
-            mu: Float μ > 0; in a `tf.function` it may be a scalar tensor or variable.
+            mu: Float μ > 0; in a `tf.function` it may be a scalar tensor or `tf.Variable`.
 
         Returns:
             List of tensors θ, same shapes and dtypes.

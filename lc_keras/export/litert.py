@@ -106,8 +106,9 @@ def export_litert(
     ```
     """
     path = os.fspath(path)
+    overwrite = switch("overwrite", overwrite)
     _check_arguments(model, path, sparse, quantize, representative_data, overwrite)
-    sparse = sparse if isinstance(sparse, str) else switch("sparse", sparse)
+    sparse = sparse if isinstance(sparse, str) else bool(sparse)
     batch_size = whole("batch_size", batch_size)
     interpreter_class = _interpreter()
     signature = keras.tree.map_structure(
@@ -163,8 +164,9 @@ def _check_arguments(
     overwrite: bool,
 ) -> None:
     keras_model(model)
-    if isinstance(sparse, str) and sparse != "auto":
-        raise ValueError(f'Expected `sparse` to be "auto", True or False. Received: {sparse!r}')
+    if not (isinstance(sparse, (bool, np.bool_)) or (isinstance(sparse, str) and sparse == "auto")):
+        error = ValueError if isinstance(sparse, str) else TypeError
+        raise error(f'Expected `sparse` to be "auto", True or False. Received: sparse={sparse!r}')
     if quantize not in (None, "float16", "int8"):
         raise ValueError(f'Expected `quantize` to be None, "float16" or "int8". Received: {quantize!r}')
     if quantize == "int8" and representative_data is None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -142,7 +142,7 @@ def export_saved_model(
             then means its `input_dtype`, and arguments that have a default keep it.
         signatures: Dictionary of further signatures by name: functions of the inputs
             of the model, or tuples of a function and the list of its own
-            `tf.TensorSpec`. `None` (default): none.
+            `tf.TensorSpec`. `"serving_default"` is the model's own. `None` (default): none.
         warmup: Requests that TensorFlow Serving sends itself before it lets the model
             answer: an array, a dictionary of arrays by the names of the inputs, or a
             list of up to 1,000 of these. Needs `tensorflow-serving-api`. `None`
@@ -399,17 +399,25 @@ def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
 
 
 def _batches(expected: int | Sequence[int]) -> list[int]:
-    if not isinstance(expected, (Sequence, np.ndarray)) or isinstance(expected, str):
-        expected = [expected]
-    if not len(expected):
+    given = expected.tolist() if isinstance(expected, np.ndarray) else expected
+    batches = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    if not batches:
         raise ValueError("Expected `expected_batch` to hold a batch size. Received: none")
-    return [whole("expected_batch", batch) for batch in expected]
+    return [whole("expected_batch", batch) for batch in batches]
+
+
+def _is_pair(given: object) -> bool:
+    """Whether it is a function with the specification of its inputs."""
+    if not (isinstance(given, tuple) and len(given) == 2):
+        return False
+    function, inputs = given
+    return callable(function) and isinstance(inputs, (list, tuple))
 
 
 def _check_signatures(signatures: Signatures | None) -> Signatures:
     signatures = {} if signatures is None else signatures
-    functions = signatures.values() if isinstance(signatures, dict) else [None]
-    if not all(callable(given[0] if isinstance(given, tuple) else given) for given in functions):
+    functions = signatures.values() if isinstance(signatures, Mapping) else [None]
+    if not all(callable(given) or _is_pair(given) for given in functions):
         raise TypeError(
             "Expected `signatures` to be a dictionary of functions, or of tuples of a function and a list of "
             f"tf.TensorSpec. Received: {signatures!r}"

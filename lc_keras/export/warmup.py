@@ -7,6 +7,8 @@ from types import ModuleType
 import numpy as np
 import tensorflow as tf
 
+from lc_keras.signatures import argument_name
+
 # An array of a single input, or arrays by the names of the inputs.
 Request = np.ndarray | dict[str, np.ndarray]
 Requests = Request | list[Request] | tuple[Request, ...]
@@ -43,7 +45,8 @@ def as_request(given: Request, specs: list[tf.TensorSpec], argument: str) -> dic
     """Checks arrays against the inputs of a model.
 
     Args:
-        given: An array of one input, or a dictionary of arrays by the names of the inputs.
+        given: An array of one input, or a dictionary of arrays by the names of the inputs, as they are
+            served or as the model has them.
         specs: List of `tf.TensorSpec`, the named inputs.
         argument: String, what the user calls the arrays.
 
@@ -61,6 +64,7 @@ def as_request(given: Request, specs: list[tf.TensorSpec], argument: str) -> dic
                 f"Received: {type(given).__name__}"
             )
         given = {names[0]: given}
+    given = {argument_name(str(name)): array for name, array in given.items()}
     if set(given) != set(names):
         raise ValueError(
             f"Expected a request of `{argument}` for the inputs {', '.join(names)}. "
