@@ -732,7 +732,16 @@ def test_a_callback_serves_again():
     same(other, fresh)
 
 
+def test_what_train_functions_read_is_freed():
+    # TensorFlow keeps their graphs, and what these read with them.
+    compress, seen = lc(), []
+    fit(net(), [compress, spy(on_epoch_end=lambda epoch, logs: seen.append(compress._lagrangian))])
+    assert compress._lagrangian is None
+    assert [target.numpy().size for target in seen[0].targets] == [1, 1]
+
+
 def test_the_gap_of_an_earlier_fit_does_not_count():
     compress, options = lc(mu="auto"), {"steps_per_execution": 2 * BATCHES, "jit_compile": False}
-    mus = [fit(net(**options), [compress], epochs=1).history["mu"] for _ in range(2)]
+    with pytest.warns(UserWarning, match="An L step of 2 batches"):
+        mus = [fit(net(**options), [compress], epochs=1).history["mu"] for _ in range(2)]
     assert mus[0] == mus[1]
