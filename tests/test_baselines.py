@@ -192,7 +192,7 @@ def test_training_that_stops_early_keeps_the_budget():
 
 
 @pytest.mark.parametrize("epoch", [0, 8])
-@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("first", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", BASELINES)
 def test_weights_of_another_epoch_keep_the_budget(name, first, epoch, recwarn):
     model, best, history = net(), [], keras.callbacks.History()

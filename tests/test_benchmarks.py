@@ -16,8 +16,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = """
 any_model
 kill
-resnet
-neurons
+resnet neurons
 whole_run
 c_step on_device serving shrink
 automatic_mu error l_step step_length tune
@@ -36,8 +35,9 @@ for script in scripts:
 
 @pytest.mark.parametrize("scripts", SCRIPTS)
 def test_a_tiny_pass(scripts, tmp_path, request):
-    if scripts in DATASETS:
-        request.getfixturevalue(DATASETS[scripts])
+    for script in scripts.split():
+        if script in DATASETS:
+            request.getfixturevalue(DATASETS[script])
     benchmarks = ROOT / "benchmarks"
     done = subprocess.run(
         [sys.executable, "-c", RUN, benchmarks, tmp_path, *scripts.split()],

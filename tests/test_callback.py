@@ -696,11 +696,9 @@ def test_data(options):
 @pytest.mark.parametrize(
     "epochs, options, warns",
     [
-        (1, {}, True),
         (3, {}, True),
         (4, {}, False),
         (3, {"epochs_per_step": 1}, False),
-        (1, {"steps": 1}, False),
         (1, {"known": True}, False),
     ],
 )

@@ -154,14 +154,17 @@ def test_a_model_that_cannot_be_traced_is_still_reported():
         def __init__(self):
             super().__init__()
             self.dense = L.Dense(2)
+            self.attention = L.Attention() if attends else None
 
         def call(self, x, scale):
-            return self.dense(x) * scale
+            return self.dense(self.attention([x, x]) if attends else x) * scale
 
-    model = NeedsMore()
-    model(np.ones((1, 3), "float32"), scale=2.0)
-    counted = macs(model)
-    assert [k.uses for k in counted.kernels] == [None] and counted.attention is None
+    for attends in (False, True):
+        model = NeedsMore()
+        model(np.ones((1, 4, 3), "float32"), scale=2.0)
+        counted = macs(model)
+        assert [k.uses for k in counted.kernels] == [None]
+        assert counted.attention == (None if attends else 0)
 
 
 def test_the_model_stays_as_it_was():

@@ -130,7 +130,7 @@ def test_a_restarted_fit_ends_where_an_uninterrupted_one_does(tmp_path, optimize
     assert resumed._initial_epoch is None
 
 
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("known", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 def test_numbers_of_epochs_and_batches_from_numpy(tmp_path, known):
     def run(folder, number, **options):
