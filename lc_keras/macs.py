@@ -265,7 +265,7 @@ def _products(layer: keras.Layer, args: Sequence[Any], kwargs: dict[str, Any]) -
         depth = layer._key_dim + layer._value_dim if hasattr(layer, "_key_dim") else 2 * layer.head_dim
         along = getattr(layer, "_attention_axes", None) or range(1, len(value) - 1)
         sizes = [*query[:-1], *(value[axis] for axis in along), heads, depth]
-    elif isinstance(layer, (keras.layers.Attention, keras.layers.AdditiveAttention)):
+    elif isinstance(layer, _ATTENTION):
         query, value, *key = (tensor.shape for tensor in (args[0] if args else kwargs["inputs"]))
         sizes = [*query[:2], value[1], (key[0] if key else value)[-1] + value[-1]]
     else:
