@@ -1,10 +1,8 @@
 """What LC is compared with: direct compression, and pruning by magnitude while `fit` trains."""
 
-import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import cast
 
 import keras
 import numpy as np
@@ -15,13 +13,11 @@ from lc_keras.arguments import positive, strength, whole
 from lc_keras.costs import L0Constraint
 from lc_keras.guard import NOT_ALONE, Guard, Logs, Snapshot, TrainFunction
 from lc_keras.lagrangian import CStep, Lagrangian
+from lc_keras.masks import Masks
 from lc_keras.optimizers import begin_anew, optimizers_of
-from lc_keras.tasks import SharedCost, Tasks, as_tasks, bind_tasks
-from lc_keras.tracing import emptied, kept_with_trace
+from lc_keras.tasks import Tasks, as_tasks, bind_tasks
 
 _FEW_PERCENT = 0.05
-# Weights below it count as zeros, and zeros that may train rank above those that were removed.
-_LEAST = 1e-15
 
 
 def compress_directly(model: keras.Model, tasks: Tasks, mu: float = 1.0) -> None:
@@ -118,30 +114,6 @@ class DirectCompression(keras.callbacks.Callback):
         compress_directly(self.model, self.tasks)
 
 
-class Masked(keras.constraints.Constraint):
-    """Keeps weights at zero where a mask is false, after each update.
-
-    Args:
-        mask: bool `tf.Variable` of the weight's shape.
-        constraint: `keras.constraints.Constraint` or `None`: the weight's own, which is
-            applied first.
-
-    Attributes:
-        applied: Bool, whether an update, or the trace of one, has used it.
-    """
-
-    def __init__(self, mask: tf.Variable, constraint: keras.constraints.Constraint | None = None) -> None:
-        self.mask = mask
-        self.constraint = constraint
-        self.applied = False
-
-    def __call__(self, weight: tf.Tensor) -> tf.Tensor:
-        self.applied = True
-        kept_with_trace(self.mask)
-        weight = tf.convert_to_tensor(weight if self.constraint is None else self.constraint(weight))
-        return tf.where(self.mask, weight, tf.zeros([], weight.dtype))
-
-
 class _Pruning(keras.callbacks.Callback):
     """Removes the weights of least magnitude as training goes on, and trains the others.
 
@@ -156,6 +128,7 @@ class _Pruning(keras.callbacks.Callback):
             if not isinstance(task.compression, L0Constraint):
                 raise TypeError(f"Expected an L0Constraint in every task. Received: {task!r}")
         self.density = math.nan
+        self._masks: Masks = None  # type: ignore[assignment]  # there while `fit` runs
 
     def kept(self, total: int, kappa: int, progress: float) -> int:
         """What is left of the groups that share a budget.
@@ -173,16 +146,7 @@ class _Pruning(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         model = self.model
         Guard.dismiss_other(model, self.params)
-        self._shared = bind_tasks(self.tasks, model)
-        self._variables = [v for part in self._shared for v in part.variables]
-        self._masked = [
-            Masked(tf.Variable(tf.ones(v.shape, tf.bool), trainable=False)) for v in self._variables
-        ]
-        self._budgets = [
-            (_cost(part).total(shapes, axes), _cost(part).kept(shapes, axes))
-            for part in self._shared
-            for shapes, axes in [([v.shape for v in part.variables], part.output_axes)]
-        ]
+        self._masks = Masks(bind_tasks(self.tasks, model))
         self._first_epoch: int | None = None
         self._kept: list[int] | None = None
         self._finite = Snapshot(model, [])
@@ -218,11 +182,11 @@ class _Pruning(keras.callbacks.Callback):
             warnings.warn("`fit` trained no epoch. The model was compressed as it is.", stacklevel=2)
         elif norm > 0:
             self._warn_of(math.sqrt(max(0.0, 1 - (self._norm() / norm) ** 2)))
-        _if_changed_later(self, self._variables, self._compress_again)
+        _if_changed_later(self, self._masks.variables, self._compress_again)
         self._detach()
 
     def _check_alone(self) -> None:
-        if not self._variables:
+        if self._masks is None:
             raise ValueError(NOT_ALONE)
 
     def _compress_again(self) -> None:
@@ -242,11 +206,11 @@ class _Pruning(keras.callbacks.Callback):
             )
 
     def _norm(self) -> float:
-        return float(thresholds.l2_norm([tf.convert_to_tensor(v) for v in self._variables]))
+        return float(thresholds.l2_norm([tf.convert_to_tensor(v) for v in self._masks.variables]))
 
     def _check_length(self) -> None:
         one_epoch = self.params["epochs"] - (self._first_epoch or 0) == 1
-        later = any(self.kept(total, kappa, 0.0) > kappa for total, kappa in self._budgets)
+        later = any(self.kept(total, kappa, 0.0) > kappa for total, kappa in self._masks.budgets)
         if self.params.get("steps") is None and one_epoch and later:
             warnings.warn(
                 "Weights are removed as `fit` goes on, but how many batches an epoch has is not known: the "
@@ -277,76 +241,29 @@ class _Pruning(keras.callbacks.Callback):
 
     def _advance(self, position: float) -> None:
         progress = position / (self.params["epochs"] - (self._first_epoch or 0))
-        kept = [self.kept(*budget, progress) for budget in self._budgets]
+        kept = [self.kept(*budget, progress) for budget in self._masks.budgets]
         if kept != self._kept:
             self._check_finite()
             self._kept = kept
-            self._prune_to(kept)
+            self.density = self._masks.prune_to(kept)
             self._finite.save()
 
     def _prune_to_budget(self) -> None:
-        self._prune_to([kappa for _, kappa in self._budgets])
-
-    def _prune_to(self, kept: list[int]) -> None:
-        nonzeros = start = 0
-        for part, kappa in zip(self._shared, kept, strict=True):
-            masks = [masked.mask for masked in self._masked[start : start + len(part.variables)]]
-            start += len(part.variables)
-            # What was removed stays so, even if it fits into what a later budget leaves over.
-            ranks = [_ranks(v, m) for v, m in zip(part.variables, masks, strict=True)]
-            maps = _cost(part).largest(ranks, kappa, part.output_axes)
-            for variable, mask, rank, largest in zip(part.variables, masks, ranks, maps, strict=True):
-                mask.assign(largest(rank) != 0)
-                value = tf.where(mask, variable.value, tf.zeros([], variable.value.dtype))
-                variable.assign(value)
-                nonzeros += int(tf.math.count_nonzero(value))
-        self.density = nonzeros / sum(math.prod(v.shape) for v in self._variables)
+        self.density = self._masks.prune_to([kappa for _, kappa in self._masks.budgets])
 
     def _execute(self, train_function: TrainFunction, iterator: Iterator[object]) -> Logs:
-        with self._constrained():
+        with self._masks.constraining():
             logs = train_function(iterator)
-        self._check_masks()
+        self._masks.check_applied()
         return {**logs, "density": self.density} if isinstance(logs, dict) else logs
 
-    @contextlib.contextmanager
-    def _constrained(self) -> Iterator[None]:
-        pairs = list(zip(self._variables, self._masked, strict=True))
-        for variable, masked in pairs:
-            masked.constraint, variable.constraint = variable.constraint, masked
-        try:
-            yield
-        finally:
-            for variable, masked in pairs:
-                variable.constraint = masked.constraint
-
-    def _check_masks(self) -> None:
-        for variable, masked in zip(self._variables, self._masked, strict=True):
-            # Weights that are not trained need no mask.
-            if not masked.applied and tf.reduce_any(~masked.mask & (variable.value != 0)):
-                raise ValueError(
-                    "The training step of the model leaves out the constraints of its weights, which keep "
-                    f"at zero what is removed, for {variable.path}. Expected a `train_step` that updates "
-                    "weights with the `apply` of a Keras optimizer; or a `Task` that leaves these out."
-                )
-
     def _detach(self) -> None:
-        for masked in self._masked:
-            emptied(masked.mask, True)
+        if self._masks is None:
+            return
         if isinstance(self.model.train_function, Guard):
             self.model.train_function = None
-        self._shared, self._variables, self._masked = [], [], []
-        self._finite = None  # type: ignore[assignment]  # as long as `fit` runs
-
-
-def _ranks(variable: keras.Variable, mask: tf.Variable) -> tf.Tensor:
-    """Magnitudes that are zero only where a mask is false."""
-    value = tf.convert_to_tensor(variable)
-    magnitudes = tf.abs(tf.cast(value, thresholds.common_dtype([value])))
-    return tf.where(mask, tf.maximum(magnitudes, _LEAST), tf.zeros([], magnitudes.dtype))
-
-
-def _cost(part: SharedCost) -> L0Constraint:
-    return cast(L0Constraint, part.compression)  # of another kind, `_Pruning` takes none
+        self._masks.release()
+        self._masks = self._finite = None  # type: ignore[assignment]  # as in __init__
 
 
 class MagnitudePruning(_Pruning):

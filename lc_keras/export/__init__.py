@@ -1,6 +1,7 @@
 """Files that serve a model without Keras."""
 
+from lc_keras.export.exported import ExportedWeight, SavedModelExport
 from lc_keras.export.litert import LiteRTExport, export_litert
-from lc_keras.export.saved_model import ExportedWeight, SavedModelExport, export_saved_model
+from lc_keras.export.saved_model import export_saved_model
 
 __all__ = ["ExportedWeight", "LiteRTExport", "SavedModelExport", "export_litert", "export_saved_model"]

@@ -3,7 +3,6 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import keras
@@ -12,6 +11,7 @@ import tensorflow as tf
 
 from lc_keras.arguments import keras_model, switch, whole
 from lc_keras.export.directories import appearing, check_free, size_of, version_directory
+from lc_keras.export.exported import ExportedWeight, SavedModelExport, exported_as
 from lc_keras.export.sparse import as_matrix, pays, sparse_layers, sparse_methods
 from lc_keras.export.stored import LoadOnce, StoredSparse, StoredWeight
 from lc_keras.export.warmup import Requests, as_requests, prediction_log, write_warmup
@@ -27,68 +27,6 @@ Signatures = dict[str, Callable[..., Structure] | tuple[Callable[..., Structure]
 Sparse = dict[int, list[keras.Layer]]
 # What is stored in another form than the model's, by the id of the variable.
 Stored = dict[int, tuple[Packed, StoredWeight | StoredSparse]]
-
-
-@dataclass(frozen=True)
-class ExportedWeight:
-    """How one variable of a model was exported.
-
-    Attributes:
-        path: String, the variable's path in the model.
-        encoding: String, `"dense"`, `"gaps8"`, `"gaps16"` or `"bitmask"`.
-        compute: String, `"dense"` or `"sparse"`.
-        nbytes: Int, the bytes of its values and places in the file.
-        dense_nbytes: Int, its bytes in the model.
-        error: Float, how far the stored values are from the model's at most: 0 unless
-            they are stored in fewer bits.
-    """
-
-    path: str
-    encoding: str
-    compute: str
-    nbytes: int
-    dense_nbytes: int
-    error: float
-
-
-@dataclass(frozen=True)
-class SavedModelExport:
-    """What `export_saved_model` wrote.
-
-    `str()` of it says it in a few lines.
-
-    Attributes:
-        path: String, the directory of the SavedModel.
-        nbytes: Int, the size of all its files.
-        weights: Tuple of `ExportedWeight`, one for each variable of the model.
-        signatures: Tuple of strings.
-    """
-
-    path: str
-    nbytes: int
-    weights: tuple[ExportedWeight, ...]
-    signatures: tuple[str, ...]
-
-    def __str__(self) -> str:
-        dense = sum(weight.dense_nbytes for weight in self.weights)
-        packed = [weight for weight in self.weights if weight.encoding != "dense"]
-        sparse = [weight for weight in self.weights if weight.compute == "sparse"]
-        lines = [
-            (
-                f"Wrote '{self.path}': {self.nbytes / 1000:,.0f} kB, of weights that take "
-                f"{dense / 1000:,.0f} kB dense."
-            ),
-            (
-                f"Weights packed: {len(packed)}; multiplied sparse: {len(sparse)}; "
-                f"signatures: {', '.join(self.signatures)}."
-            ),
-        ]
-        if not packed:
-            lines.append("Nothing is gained by packing: no weight has enough zeros.")
-        rounded = max(self.weights, key=lambda weight: weight.error, default=None)
-        if rounded is not None and rounded.error:
-            lines.append(f"Stored values are off by at most {rounded.error:.2g} ({rounded.path}).")
-        return "\n".join(lines)
 
 
 def export_saved_model(
@@ -198,7 +136,7 @@ def export_saved_model(
             f"random: {', '.join(variable.path for variable in built_by_the_call)}"
         )
     weights = tuple(
-        _exported(variable, array, stored.get(id(variable)))
+        exported_as(variable, array, stored.get(id(variable)))
         for variable, array in zip(model.variables, arrays, strict=True)
     )
     with appearing(path, overwrite) as unfinished:
@@ -367,20 +305,6 @@ def _with_single_name(structure: list[Structure]) -> list[Structure]:
     if len(structure) == 1 and isinstance(structure[0], tf.TensorSpec):
         return named(structure)
     return structure
-
-
-def _exported(
-    variable: keras.Variable, array: np.ndarray, stored: tuple[Packed, StoredWeight | StoredSparse] | None
-) -> ExportedWeight:
-    if stored is None:
-        return ExportedWeight(variable.path, "dense", "dense", array.nbytes, array.nbytes, 0.0)
-    packed, weight = stored
-    error = 0.0
-    if packed.values.dtype != array.dtype:
-        finite = array[np.isfinite(array)]
-        error = float(np.abs(finite - finite.astype(packed.values.dtype).astype(array.dtype)).max(initial=0))
-    compute = "sparse" if isinstance(weight, StoredSparse) else "dense"
-    return ExportedWeight(variable.path, packed.encoding, compute, packed.nbytes, array.nbytes, error)
 
 
 def _write_report(folder: str, model: keras.Model, weights: Sequence[ExportedWeight]) -> None:
