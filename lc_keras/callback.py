@@ -25,7 +25,6 @@ from lc_keras.run_state import RunState, check_same
 from lc_keras.tasks import Tasks, as_tasks, bind_tasks
 
 _SUGGESTED_EPOCHS = 20
-_FEW_EPOCHS = 4
 _SETTINGS = ("multipliers", "limit_learning_rate", "reset_optimizer", "tolerance")
 
 
@@ -243,26 +242,8 @@ class LearningCompression(keras.callbacks.Callback):
         lagrangian = self._lagrangian
         plan = self._plan = self._lay_out(epoch)
         pace = self._pace = Pace(self.mu, plan, lagrangian, self._rate)
-        if self.steps is not None and plan.epochs < self.epochs:
-            warnings.warn(
-                f"{plan.steps} L steps need {self.epochs} epochs. Received: {plan.epochs} epochs, after "
-                "which the model is compressed at an early stage of the schedule.",
-                stacklevel=2,
-            )
-        skips = self.params.get("steps") is None and plan.first_length < 1 and plan.steps > 1
-        if skips and plan.epochs < _FEW_EPOCHS:
-            warnings.warn(
-                "How many batches an epoch has is not known: no C step runs in the first of "
-                f"{plan.epochs} epochs, and what the schedule has for it is skipped. Expected data of "
-                "known length, `steps_per_epoch`, or more epochs.",
-                stacklevel=2,
-            )
-        if self.model.steps_per_execution > plan.shortest:
-            warnings.warn(
-                f"An L step of {plan.shortest:g} batches is shorter than steps_per_execution="
-                f"{self.model.steps_per_execution}: L steps that end in one execution share a C step.",
-                stacklevel=2,
-            )
+        for caveat in plan.caveats(self.steps is not None, self.model.steps_per_execution):
+            warnings.warn(caveat, stacklevel=2)
         pace.look_ahead()
         self._check_others()
         self._step = plan.step_at(0, 0, 0, self.model.steps_per_execution) if plan.batches else 0

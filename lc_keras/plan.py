@@ -1,10 +1,12 @@
 """Where in the epochs of a run its L steps lie."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 # The length of an L step in epochs, and what it may be cut to in order to have so many of them.
 _LENGTH, _STEPS, _FEWEST_BATCHES = 0.25, 80, 15
+_FEW_EPOCHS = 4
 
 
 @dataclass
@@ -68,6 +70,34 @@ class Plan:
     def shortest(self) -> float:
         """The batches of the shortest L step; infinite while that is not known."""
         return min(self.length, self.first_length) * (self.batches or math.inf)
+
+    def caveats(self, steps_given: bool, execution: int) -> Iterator[str]:
+        """Finds what will not go as it was asked for.
+
+        Args:
+            steps_given: Bool, whether the user asked for so many L steps.
+            execution: Int, how many batches run at once.
+
+        Yields:
+            Strings, to warn with.
+        """
+        if steps_given and self.epochs < self.epochs_needed:
+            yield (
+                f"{self.steps} L steps need {self.epochs_needed} epochs. Received: {self.epochs} epochs, "
+                "after which the model is compressed at an early stage of the schedule."
+            )
+        skips = self.batches is None and self.first_length < 1 and self.steps > 1
+        if skips and self.epochs < _FEW_EPOCHS:
+            yield (
+                "How many batches an epoch has is not known: no C step runs in the first of "
+                f"{self.epochs} epochs, and what the schedule has for it is skipped. Expected data of "
+                "known length, `steps_per_epoch`, or more epochs."
+            )
+        if execution > self.shortest:
+            yield (
+                f"An L step of {self.shortest:g} batches is shorter than steps_per_execution={execution}: "
+                "L steps that end in one execution share a C step."
+            )
 
     def step_at(self, step: int, epoch: int, batch: int, execution: int) -> int:
         """Finds the L step of the execution that begins with a batch.

@@ -38,6 +38,27 @@ def test_epochs_needed(steps, length, first_length, epochs):
     assert Plan.of(steps, length, first_length).epochs_needed == epochs
 
 
+@pytest.mark.parametrize(
+    "plan, steps_given, execution, caveat",
+    [
+        ((8, 0.25, 0.25, 1, 10), True, 1, "8 L steps need 2 epochs. Received: 1 epochs"),
+        ((4, 0.25, 0.25, 1, 10), True, 1, None),
+        # Of the steps that a plan made itself, the last may be cut off.
+        ((4, 0.3, 0.25, 1, 10), False, 1, None),
+        ((12, 0.25, 0.25, 3, None), False, 1, "no C step runs in the first of 3 epochs"),
+        ((16, 0.25, 0.25, 4, None), False, 1, None),
+        ((3, 0.25, 1.0, 2, None), False, 1, None),
+        ((1, 0.25, 0.25, 3, None), True, 1, None),
+        ((8, 0.25, 0.5, 2, 16), False, 5, "An L step of 4 batches is shorter than steps_per_execution=5"),
+        ((8, 0.25, 0.5, 2, 16), False, 4, None),
+    ],
+)
+def test_caveats(plan, steps_given, execution, caveat):
+    found = list(Plan(*plan).caveats(steps_given, execution))
+    assert len(found) == (caveat is not None)
+    assert all(caveat in text for text in found)
+
+
 def ends(plan, execution, epochs):
     """The position, in batches, of each C step, and which L step begins there."""
     step, found = 0, {}
