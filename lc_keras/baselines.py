@@ -2,17 +2,17 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from lc_keras import thresholds
 from lc_keras.arguments import positive, strength, whole
 from lc_keras.costs import L0Constraint
 from lc_keras.guard import NOT_ALONE, Guard, Logs, Snapshot, TrainFunction
-from lc_keras.lagrangian import CStep, Lagrangian
+from lc_keras.lagrangian import Lagrangian
+from lc_keras.late_changes import compress_again, if_changed_later
 from lc_keras.masks import Masks
 from lc_keras.optimizers import begin_anew, optimizers_of
 from lc_keras.tasks import Tasks, as_tasks, bind_tasks
@@ -39,43 +39,12 @@ def compress_directly(model: keras.Model, tasks: Tasks, mu: float = 1.0) -> None
     lc_keras.baselines.compress_directly(model, lc_keras.L0Constraint(keep=0.5))
     ```
     """
-    _compress(model, tasks, strength("mu", mu))
-
-
-def _compress(model: keras.Model, tasks: Tasks, mu: float = 1.0) -> CStep:
+    mu = strength("mu", mu)
     lagrangian = Lagrangian(bind_tasks(as_tasks(tasks), model), multipliers=False)
     result = lagrangian.direct_compression(mu)
     if bad := lagrangian.not_finite(result):
         raise ValueError(f"Expected a model with finite weights. Received: NaN or infinite values in {bad}")
     lagrangian.show_compressed()
-    return result
-
-
-def _if_changed_later(
-    callback: keras.callbacks.Callback, variables: Sequence[keras.Variable], act: Callable[[], None]
-) -> None:
-    """Acts once more after `on_train_end` of all callbacks of a `fit`, if weights are then others than now.
-
-    `EarlyStopping` puts those of another epoch into the model, even if it comes later in the list.
-    """
-    history, params = getattr(callback.model, "history", None), callback.params
-    if history is None:
-        return
-    left, own = _copies(variables), history.on_train_end
-
-    def last(logs: dict[str, float] | None = None) -> None:
-        vars(history).pop("on_train_end", None)
-        own(logs)
-        # One that the user put in front of the callback is called in the next `fit` first.
-        if history.params is params and not all(map(np.array_equal, left, _copies(variables))):
-            act()
-
-    # Keras appends it to the callbacks of the user.
-    history.on_train_end = last
-
-
-def _copies(variables: Sequence[keras.Variable]) -> list[np.ndarray]:
-    return [tf.convert_to_tensor(variable).numpy() for variable in variables]
 
 
 class DirectCompression(keras.callbacks.Callback):
@@ -108,7 +77,7 @@ class DirectCompression(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         self._compress()
         variables = [v for part in bind_tasks(self.tasks, self.model) for v in part.variables]
-        _if_changed_later(self, variables, self._compress)
+        if_changed_later(self, variables, self._compress)
 
     def _compress(self) -> None:
         compress_directly(self.model, self.tasks)
@@ -182,7 +151,7 @@ class _Pruning(keras.callbacks.Callback):
             warnings.warn("`fit` trained no epoch. The model was compressed as it is.", stacklevel=2)
         elif norm > 0:
             self._warn_of(math.sqrt(max(0.0, 1 - (self._norm() / norm) ** 2)))
-        _if_changed_later(self, self._masks.variables, self._compress_again)
+        if_changed_later(self, self._masks.variables, self._compress_again)
         self._detach()
 
     def _check_alone(self) -> None:
@@ -190,9 +159,8 @@ class _Pruning(keras.callbacks.Callback):
             raise ValueError(NOT_ALONE)
 
     def _compress_again(self) -> None:
-        result = _compress(self.model, self.tasks)
-        self.density = float(result.density)
-        self._warn_of(float(result.gap))
+        gap, self.density = compress_again(self.model, self.tasks, mu=1.0)
+        self._warn_of(gap)
 
     def _warn_of(self, gap: float) -> None:
         if gap > _FEW_PERCENT:

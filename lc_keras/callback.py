@@ -17,6 +17,7 @@ from lc_keras.averages import Averages
 from lc_keras.checkpoints import Checkpoint, Checkpoints, Facts
 from lc_keras.guard import NOT_ALONE, Guard, Logs, Snapshot, TrainFunction, is_made_by_keras
 from lc_keras.lagrangian import CStep, Lagrangian
+from lc_keras.late_changes import compress_again, if_changed_later
 from lc_keras.optimizers import LearningRateLimit, begin_anew, optimizers_of
 from lc_keras.pace import Mu, Pace, is_automatic
 from lc_keras.plan import Plan
@@ -48,8 +49,12 @@ class LearningCompression(keras.callbacks.Callback):
     number of the running L step) and `l_steps` (how many there are).
 
     Other callbacks may come before or after it: at the end of an epoch they meet the
-    compressed model. Where the optimizer keeps averages of the weights (`use_ema`), it is
-    compressed averages that `keras.callbacks.SwapEMAWeights` puts into it.
+    compressed model. Weights that they put into it between epochs are trained on; what they
+    put there as `fit` ends is compressed, too, where that breaks a budget. Where the optimizer
+    keeps averages of the weights (`use_ema`), it is compressed averages that
+    `keras.callbacks.SwapEMAWeights` puts into it.
+
+    A `constraint` of the weights' own holds for θ, too, where the cost is an ℓ0 or N:M one.
 
     Args:
         tasks: A compression (over all default kernels jointly), a `Task`, or a list
@@ -174,6 +179,8 @@ class LearningCompression(keras.callbacks.Callback):
         self._check_alone()
         with self._leaving_model_usable():
             self._initial_epoch.check()
+            # Keras has read it; were it still there, an interruption would leave it to the next `fit`.
+            self._initial_epoch.clear()
             if self._first_epoch is None:
                 self._begin(epoch)
             self._epoch = epoch - (self._first_epoch or 0)
@@ -188,8 +195,7 @@ class LearningCompression(keras.callbacks.Callback):
             self._batch = batch
             if self._lagrangian.compressed:
                 # Now that SwapEMAWeights, if it is there, has put the weights back.
-                self._lagrangian.show_training()
-                self._averages.show_training()
+                self._show_training()
             if self._plan.batches:
                 self._advance(batch)
             self._logs.update(mu=self._mu, l_step=self._running + 1)
@@ -213,15 +219,19 @@ class LearningCompression(keras.callbacks.Callback):
         if self._restarts:
             self._restarts.delete()
         self._check_alone()
-        never_began = self._first_epoch is None
-        if self._first_epoch is not None and not self._finished:
-            self._warn("Training stopped")
-        self._detach()
-        if never_began:
+        if self._first_epoch is None:
+            self._detach()
             raise ValueError(
                 "Expected at least one epoch to train and compress in. Received: `fit` without any, such as "
                 "one whose `initial_epoch` is not below `epochs`. The model is as it was."
             )
+        if not self._finished:
+            self._warn("Training stopped")
+        replaced, variables = self._lagrangian.is_replaced(), self._lagrangian.variables
+        self._detach()
+        if replaced:
+            self._compress_again()
+        if_changed_later(self, variables, self._compress_again)
 
     @property
     def _running(self) -> int:
@@ -399,6 +409,17 @@ class LearningCompression(keras.callbacks.Callback):
             self._advance(min(ended, self._plan.batches))
             self._show_compressed()
 
+    def _show_training(self) -> None:
+        if self._lagrangian.is_replaced():
+            warnings.warn(
+                "Between epochs other weights were put in the place of the compressed ones. Training goes on "
+                "from these, with multipliers that begin anew.",
+                stacklevel=3,
+            )
+            self._check(self._lagrangian.begin_anew(self._mu))
+        self._lagrangian.show_training()
+        self._averages.show_training()
+
     def _show_compressed(self) -> None:
         if not self._lagrangian.compressed:
             self._lagrangian.show_compressed()
@@ -429,6 +450,16 @@ class LearningCompression(keras.callbacks.Callback):
         self._detach()
         if not usable:
             begin_anew(optimizers_of(self.model))
+
+    def _compress_again(self) -> None:
+        gap, self.density = compress_again(self.model, self.tasks, self._mu)
+        if gap:
+            warnings.warn(
+                "As training ended, other weights than those of the latest C step were put into the model. "
+                f"What they had beyond the budget, {gap:.0%} of their norm, was removed, and the others were "
+                "not trained since: expect accuracy to suffer.",
+                stacklevel=3,
+            )
 
     def _detach(self) -> None:
         if self._lagrangian is None:

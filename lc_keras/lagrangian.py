@@ -66,8 +66,10 @@ class Lagrangian:
         ]
         self.size = sum(int(target.shape.num_elements()) for target in self.targets)
         self.compressed = False
+        self._shown = np.empty(0, np.int64)
         self._c_step = compiled(self._c_step)  # type: ignore[method-assign]  # compiled
         self._swap = compiled(self._swap)  # type: ignore[method-assign]  # compiled
+        self._checksums = compiled(self._checksums)  # type: ignore[method-assign]  # compiled
 
     @property
     def multipliers(self) -> list[tf.Tensor]:
@@ -167,20 +169,43 @@ class Lagrangian:
             chosen = variables[start : start + len(part.variables)]
             start += len(chosen)
             maps = _maps(part, chosen, scales[start - len(chosen) : start], mu)
-            for variable, solve in zip(chosen, maps, strict=True):
-                variable.assign(tf.cast(solve(_read(variable)), variable.dtype))
+            weights = self.variables[start - len(chosen) : start]
+            for variable, weight, solve in zip(chosen, weights, maps, strict=True):
+                theta = _constrained(weight, part, solve(_read(variable)))
+                variable.assign(tf.cast(theta, variable.dtype))
 
     def show_compressed(self) -> None:
         """Puts θ into the model, and w where θ was."""
         if not self.compressed:
             self._swap()
-            self.compressed = True
+            self.now_compressed()
+
+    def now_compressed(self) -> None:
+        """Notes that the model holds θ, and w is where θ was."""
+        self.compressed = True
+        self._shown = self._checksums().numpy()
 
     def show_training(self) -> None:
         """Puts w back into the model."""
         if self.compressed:
             self._swap()
             self.compressed = False
+
+    def is_replaced(self) -> bool:
+        """Whether somebody put other weights in the place of θ while the model showed it."""
+        return self.compressed and not np.array_equal(self._shown, self._checksums().numpy())
+
+    def begin_anew(self, mu: float) -> CStep:
+        r"""Takes what the model holds in the place of θ for w, and $	heta = \Pi(w)$, $\lambda = 0$.
+
+        Args:
+            mu: Float > 0, μ of the L step that begins.
+
+        Returns:
+            `CStep`.
+        """
+        self.compressed = False
+        return self.direct_compression(mu)
 
     def release(self) -> None:
         """Frees t, and θ without multipliers. The penalty is 0 from now on, wherever it was traced."""
@@ -193,6 +218,9 @@ class Lagrangian:
             weight, compressed = _read(variable), theta.value()
             variable.assign(tf.cast(compressed, variable.dtype))
             theta.assign(weight)
+
+    def _checksums(self) -> tf.Tensor:
+        return tf.stack([thresholds.checksum(tf.convert_to_tensor(v)) for v in self.variables])
 
     def _c_step(
         self,
@@ -211,7 +239,7 @@ class Lagrangian:
                 variable.assign(tf.cast(value, tf.float32))
             return found
 
-        nothing = tf.constant(float("nan"))
+        nothing = tf.constant(-1.0)
         with tf.device(self.variables[0].value.device):
             finite = thresholds.finite([tf.convert_to_tensor(v) for v in self.variables])
             gap, density = tf.cond(tf.reduce_all(finite), update, lambda: (nothing, nothing))
@@ -239,7 +267,7 @@ class Lagrangian:
             for i, solve in zip(range(start, stop), maps, strict=True):
                 with tf.device(self.variables[i].value.device), tf.control_dependencies(done):
                     shifted, weight = _read(sources[i]), _read(self.variables[i])
-                    theta = solve(shifted)
+                    theta = _constrained(self.variables[i], part, solve(shifted))
                     done = [self.thetas[i].assign(theta)]
                     if with_multipliers:
                         moved = theta - shifted - tf.cast(rests[i], theta.dtype) * (theta - weight)
@@ -262,6 +290,14 @@ def _maps(
 ) -> list[Map]:
     given = {"scales": scales} if isinstance(part.compression, Selection) else {}
     return part.compression.maps([_read(source) for source in sources], mu, part.output_axes, **given)
+
+
+def _constrained(variable: keras.Variable, part: SharedCost, theta: tf.Tensor) -> tf.Tensor:
+    """θ under the weight's own constraint, where the cost only says which weights are zero."""
+    if variable.constraint is None or not isinstance(part.compression, Selection):
+        return theta
+    constrained = tf.cast(tf.convert_to_tensor(variable.constraint(theta)), theta.dtype)
+    return tf.where(theta != 0, constrained, tf.zeros([], theta.dtype))
 
 
 def _read(variable: keras.Variable | tf.Variable) -> tf.Tensor:

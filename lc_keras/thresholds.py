@@ -213,7 +213,8 @@ def kth_largest(
         prefix = tf.bitwise.bitwise_or(
             prefix, tf.bitwise.left_shift(tf.cast(digit, bits), tf.constant(low, bits))
         )
-    infinity = tf.bitcast(tf.constant(float("inf"), dtype), bits)
+    # As bits: `tf.debugging.enable_check_numerics` takes no infinity for a constant.
+    infinity = tf.constant(0x7F800000 if dtype == tf.float32 else 0x7FF0000000000000, bits)
     return Threshold(tf.minimum(prefix, infinity), above, ties)
 
 
@@ -316,6 +317,25 @@ def l2_norm(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     plain = norm(tf.constant(1, dtype))
     safe = tf.logical_and(plain > low, plain < high)
     return tf.cond(safe, lambda: plain, careful, name="normal")
+
+
+@tf.autograph.experimental.do_not_convert
+def checksum(tensor: tf.Tensor) -> tf.Tensor:
+    """A sum of the bits of a tensor, which is exact and hence the same in any order of summation.
+
+    Args:
+        tensor: Floating tensor of any shape.
+
+    Returns:
+        int64 scalar.
+    """
+    dtype = common_dtype([tensor])
+
+    def update(total: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
+        bits = tf.bitcast(tf.cast(chunk, dtype), tf.int32 if dtype == tf.float32 else tf.int64)
+        return total + tf.reduce_sum(tf.cast(bits, tf.int64))
+
+    return fold([tensor], tf.constant(0, tf.int64), update)
 
 
 @tf.autograph.experimental.do_not_convert

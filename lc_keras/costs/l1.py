@@ -31,6 +31,8 @@ class L1Constraint(Grouped):
     array([2., 0.], dtype=float32)
     """
 
+    is_projection = True
+
     def __init__(self, radius: float, groups: Groups | None = None) -> None:
         super().__init__(groups)
         self.radius = non_negative("radius", radius)

@@ -27,6 +27,8 @@ class L2Constraint(Compression):
     array([0.8], dtype=float32)
     """
 
+    is_projection = True
+
     def __init__(self, radius: float) -> None:
         self.radius = non_negative("radius", radius)
 
