@@ -138,6 +138,8 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
+    import tensorflow as tf
+
     from lc_keras.export import export_litert, export_saved_model
 
     litert = args.target.endswith(".tflite")
@@ -150,7 +152,11 @@ def _export(args: argparse.Namespace) -> None:
     options = {name: given[name] for name in mine if name in given}
     if "representative_data" in options:
         options["representative_data"] = [_array(options["representative_data"])]
-    print(export(_load(args), args.target, overwrite=args.overwrite, **options))
+    try:
+        print(export(_load(args), args.target, overwrite=args.overwrite, **options))
+    except tf.errors.OpError as error:
+        # As of a directory that cannot be made: TensorFlow has errors of its own for it.
+        raise OSError(error.message) from error
 
 
 def _load(args: argparse.Namespace) -> "keras.Model":

@@ -102,8 +102,8 @@ class Alternation:
 
         Raises:
             TypeError: If μ is no number.
-            ValueError: If μ is not positive and finite, the model holds θ instead of w,
-                or a weight of the model is not finite. In the last case the model then
+            ValueError: If μ is not positive and finite, it is called in a `tf.function`, the model
+                holds θ instead of w, or a weight of the model is not finite. In the last case the model then
                 holds the compressed weights of the C step before, and this is finished.
         """
         next_mu = self.mu if next_mu is None else strength("next_mu", next_mu)
@@ -149,6 +149,8 @@ class Alternation:
         self._finished = True
 
     def _check_training(self, what: str) -> None:
+        if not tf.executing_eagerly():
+            raise ValueError(f"Expected {what} between calls of a tf.function. Received: one inside of it.")
         if self._lagrangian.compressed:
             why = "it was finished" if self._finished else "it is shown compressed"
             raise ValueError(f"Expected the model to hold the weights in training, {what} needs them; {why}.")

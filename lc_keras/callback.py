@@ -198,7 +198,6 @@ class LearningCompression(keras.callbacks.Callback):
                 self._show_training()
             if self._plan.batches:
                 self._advance(batch)
-            self._logs.update(mu=self._mu, l_step=self._running + 1)
 
     def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
         if self._lagrangian is not None:
@@ -329,6 +328,8 @@ class LearningCompression(keras.callbacks.Callback):
                 limit = self._rate.applied() if self.limit_learning_rate else contextlib.nullcontext()
                 with self._lagrangian.pulling(), limit:
                     self._metrics = train_function(iterator)
+                # Not where a batch begins: where the length is unknown, Keras begins one that has no data.
+                self._logs.update(mu=self._mu, l_step=self._running + 1)
             except (StopIteration, tf.errors.OutOfRangeError):
                 self._end_epoch(out_of_data=True)
                 raise

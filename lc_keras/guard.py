@@ -63,7 +63,7 @@ class Guard:
         self._train_function = model.train_function
 
     @classmethod
-    def dismiss_other(cls, model: keras.Model, params: dict[str, int]) -> None:
+    def dismiss_other(cls, model: keras.Model, params: dict[str, int] | None) -> None:
         """Clears away what an earlier `fit` left, where it could not do so itself.
 
         Args:
@@ -71,8 +71,13 @@ class Guard:
             params: The `params` that Keras gave the callbacks of this `fit`.
 
         Raises:
-            ValueError: If another callback guards this same `fit`.
+            ValueError: If another callback guards this same `fit`, or nothing is known of it.
         """
+        if params is None:
+            raise ValueError(
+                "Expected a list of callbacks, which Keras tells how many epochs there are. Received: a "
+                "CallbackList that was made without `epochs`."
+            )
         other = model.train_function
         if isinstance(other, cls):
             other.dismiss()

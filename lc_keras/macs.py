@@ -99,8 +99,8 @@ def macs(model: keras.Model, input_signature: list[Structure] | None = None) -> 
     Args:
         model: Built `keras.Model`.
         input_signature: List of `tf.TensorSpec` or of structures of these, one for
-            each positional argument of the model, of a batch of one. `None` (default):
-            as the model was built.
+            each positional argument of the model, of a batch of one where its size is open.
+            `None` (default): as the model was built.
 
     Returns:
         `Macs`.
@@ -139,8 +139,8 @@ def count_uses(model: keras.Model, input_signature: list[Structure] | None = Non
     """
     counter = Counter(_kernels(model))
     try:
-        signature = input_signature_of(model) if input_signature is None else input_signature
-        counter.trace(model, keras.tree.map_structure(_of_one_example, signature))
+        signature = input_signature_of(model, own_batch=True) if input_signature is None else input_signature
+        counter.trace(model, signature)
     except Exception:
         # A model that cannot be called this way can still be measured in bits.
         if not is_built(model):
@@ -175,7 +175,12 @@ class Counter:
             with keras.StatelessScope(), replaced(hooks):
                 return model(*inputs, training=False)
 
+        batches = (spec.shape[0] for spec in keras.tree.flatten(signature) if spec.shape.rank)
+        examples = next((size for size in batches if size), 1)
+        signature = keras.tree.map_structure(lambda spec: _of_batch(spec, examples), signature)
         tf.function(call, input_signature=signature, autograph=False).get_concrete_function()
+        self.uses = {key: _divide(uses, examples) for key, uses in self.uses.items()}
+        self.attention = _divide(self.attention, examples)
 
     def _hook(self, layer: keras.Layer) -> Callable[..., Any]:
         original = layer.call
@@ -278,8 +283,8 @@ def _kernels(model: keras.Model) -> list[keras.Variable]:
     return list(found.values())
 
 
-def _of_one_example(spec: tf.TensorSpec) -> tf.TensorSpec:
-    return tf.TensorSpec([1, *spec.shape[1:]], spec.dtype, spec.name)
+def _of_batch(spec: tf.TensorSpec, examples: int) -> tf.TensorSpec:
+    return tf.TensorSpec([examples, *spec.shape[1:]], spec.dtype, spec.name)
 
 
 def _size(shape: Iterable[int | None]) -> int | None:

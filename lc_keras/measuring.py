@@ -137,7 +137,16 @@ def _read(path: str) -> PruningReport:
             f"Received: '{path}', which holds no {REPORT_FILE}."
         )
     with tf.io.gfile.GFile(file) as opened:
-        content = json.load(opened)
+        text = opened.read()
+    try:
+        return _parsed(text, path)
+    except (KeyError, TypeError, ValueError) as error:
+        message = f"Expected a report that export_saved_model wrote. Received: '{file}': {error!r}"
+        raise ValueError(message) from error
+
+
+def _parsed(text: str, path: str) -> PruningReport:
+    content = json.loads(text)
     names = [field.name for field in fields(VariableReport)]
     rows, others = (
         tuple(

@@ -195,7 +195,8 @@ def sequence(schedule: object) -> list[Any] | None:
     """The elements of what is a sequence of μ, and `None` for anything else."""
     if isinstance(schedule, np.ndarray):
         return list(schedule) if schedule.ndim == 1 else None
-    return list(schedule) if isinstance(schedule, Sequence) and not isinstance(schedule, str) else None
+    is_text = isinstance(schedule, (str, bytes))
+    return list(schedule) if isinstance(schedule, Sequence) and not is_text else None
 
 
 def values(schedule: Schedule | str, steps: int) -> list[float]:

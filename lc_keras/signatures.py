@@ -31,11 +31,14 @@ def is_built(model: keras.Model) -> bool:
     return model.built or (bool(model.variables) and all(layer.built for layer in parts))
 
 
-def input_signature_of(model: keras.Model) -> list[Structure]:
+def input_signature_of(model: keras.Model, own_batch: bool = False) -> list[Structure]:
     """The inputs that a model was built for, with any batch size.
 
     Args:
-        model: Built `keras.Model`.
+        model: Built `keras.Model`. Layers that are `stateful` have room for the states of so many
+            examples as the inputs were given, and get no others.
+        own_batch: Bool, default `False`. `True`: with the batch size that the inputs were given,
+            if they were given one.
 
     Returns:
         List of `tf.TensorSpec` or of structures of these, one for each positional
@@ -55,11 +58,14 @@ def input_signature_of(model: keras.Model) -> list[Structure]:
             f"Expected a built model. Received: model '{model.name}', which is not built; "
             "call it on data first."
         )
-    if isinstance(model, keras.Sequential):
-        spec = model.inputs[0]
-        return [_spec(spec.shape, spec.dtype, spec.name)]
     if inputs is not None:
-        return [keras.tree.map_structure(lambda x: _spec(x.shape, x.dtype, x.name), model.input)]
+        own_batch = own_batch or any(getattr(part, "stateful", False) for part in model._flatten_layers())
+        structure = inputs[0] if isinstance(model, keras.Sequential) else model.input
+        return [
+            keras.tree.map_structure(
+                lambda x: _spec(x.shape, x.dtype, x.name, x.shape[0] if own_batch else None), structure
+            )
+        ]
     recorded = model.get_build_config() or {}
     shapes = recorded.get("shapes_dict", recorded).values()
     if not shapes:
@@ -103,6 +109,10 @@ def named(structure: list[Structure]) -> list[tf.TensorSpec]:
             f"positional argument of the model. Received: {structure!r}"
         )
     specs = keras.tree.flatten(structure)
+    if not specs:
+        raise ValueError(
+            "Expected `input_signature` to hold a tf.TensorSpec for each input of the model. Received: none"
+        )
     for spec in specs:
         if not isinstance(spec, tf.TensorSpec):
             raise TypeError(
@@ -191,7 +201,9 @@ def _given_name(model: keras.Model, name: str) -> str | None:
     return None if automatic or _AUTOMATIC_INPUT.fullmatch(name) else name
 
 
-def _spec(shape: Sequence[int | None], dtype: str | tf.DType, name: str | None = None) -> tf.TensorSpec:
+def _spec(
+    shape: Sequence[int | None], dtype: str | tf.DType, name: str | None = None, batch: int | None = None
+) -> tf.TensorSpec:
     if name is not None and _AUTOMATIC_INPUT.fullmatch(name):
         name = None
-    return tf.TensorSpec((None, *shape[1:]), dtype, name)
+    return tf.TensorSpec((batch, *shape[1:]), dtype, name)

@@ -203,3 +203,23 @@ def test_once_finished_nothing_is_pulled():
     step(*BATCHES[1])
     fit(other, x=BATCHES[1][0], y=BATCHES[1][1], epochs=1)
     same(model, other, rtol=1e-5, atol=1e-7)
+
+
+def test_a_c_step_returns_its_gap():
+    model = net()
+    lc_steps = alternation(model)
+    training_step(model, lc_steps)(*BATCHES[0])
+    weights = np.concatenate([w.ravel() for w in kernels(model)])
+    gap = lc_steps.c_step(MUS[1])
+    with lc_steps.compressed():
+        thetas = np.concatenate([w.ravel() for w in kernels(model)])
+    np.testing.assert_allclose(gap, np.linalg.norm(weights - thetas) / np.linalg.norm(weights), rtol=1e-5)
+    assert gap == lc_steps.gap
+
+
+@pytest.mark.parametrize("act", [Alternation.c_step, lambda steps: steps.compressed().__enter__()])
+def test_inside_a_tf_function(act):
+    lc_steps = alternation(net())
+    with pytest.raises(ValueError, match="between calls of a tf.function"):
+        tf.function(lambda: act(lc_steps), autograph=False)()
+    lc_steps.c_step(MUS[1])

@@ -438,3 +438,40 @@ def test_a_budget_that_does_not_fit_changes_nothing(name):
 def test_not_beside_lc():
     with pytest.raises(ValueError, match="one LearningCompression, or one baseline"):
         fit(net(), [lc(), MagnitudePruning(BUDGET)])
+
+
+@pytest.mark.parametrize("name", PRUNING)
+def test_a_fit_that_begins_with_a_later_epoch_prunes_as_any(name):
+    one, other = net(), net()
+    logs = fit(one, [BASELINES[name]()], epochs=3).history
+    assert fit(other, [BASELINES[name]()], epochs=5, initial_epoch=2).history == logs
+    same(one, other)
+
+
+class AtLeast(keras.constraints.Constraint):
+    def __call__(self, w):
+        return keras.ops.maximum(w, 0.01)
+
+
+def test_what_is_removed_stays_zero_whatever_a_constraint_of_the_user_makes_of_it():
+    model, seen = net(), []
+    model.layers[0].kernel.constraint = AtLeast()
+    look = spy(on_train_batch_end=lambda batch, logs: seen.append(nonzeros(model)))
+    fit(model, [BASELINES["magnitude"](), look], epochs=1)
+    assert seen == [KEPT] * 8
+
+
+def test_weights_that_make_no_unit_are_not_shrunk():
+    model = net()
+    before = kernels(model)
+    compress_directly(model, L1Penalty(0.1, Neurons()))
+    factors = 1 - 0.1 / np.linalg.norm(before[0], axis=0)
+    np.testing.assert_allclose(kernels(model)[0], before[0] * factors, rtol=1e-5)
+    np.testing.assert_array_equal(kernels(model)[1], before[1])
+
+
+def test_weights_that_are_not_finite_where_no_epoch_is_trained():
+    model = net()
+    model.layers[1].bias.assign([0, np.inf, 0])
+    with pytest.raises(ValueError, match="finite weights.*bias"):
+        fit(model, [BASELINES["magnitude"]()], epochs=3, initial_epoch=3)

@@ -2,6 +2,7 @@ import itertools
 import re
 import subprocess
 import sys
+import warnings
 import zipfile
 
 import keras
@@ -9,7 +10,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from lc_keras import Geometric, L0Constraint, LearningCompression, Neurons, Weights
+from lc_keras import (
+    Geometric,
+    L0Constraint,
+    L0Penalty,
+    L1Constraint,
+    L1Penalty,
+    L2Constraint,
+    L2Penalty,
+    LearningCompression,
+    Neurons,
+    NMConstraint,
+    Weights,
+)
 from lc_keras.lagrangian import Lagrangian
 from lc_keras.schedules import Automatic
 
@@ -747,3 +760,144 @@ def test_the_gap_of_an_earlier_fit_does_not_count():
             return fit(model, [compress], epochs=1).history["mu"]
 
     assert mu() == mu()
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_epochs_of_unknown_length_end_and_log_as_those_of_known_length():
+    known, open_ended, steps = net(), net(), []
+    expected = fit(known, [lc(epochs_per_step=1)], epochs=4).history
+    logs = fit(open_ended, [lc(epochs_per_step=1)], epochs=4, x=unknown()).history
+    for name in ("mu", "l_step", "gap", "density"):
+        assert logs[name] == expected[name]
+    same(known, open_ended)
+    look = spy(on_train_batch_end=lambda batch, logs: steps.append(logs["l_step"]))
+    fit(net(), [lc(), look], epochs=4, x=unknown())
+    assert steps == 8 * [1] + [step for step in range(5, 17) for _ in range(2)]
+
+
+def test_the_strongest_pull_limits_the_learning_rate():
+    mus, compress = [], LearningCompression(L0Constraint(0.5, Neurons()))
+    look = spy(
+        on_train_batch_begin=lambda batch, logs: mus.append([mu.numpy() for mu in compress._lagrangian.mus])
+    )
+    model = net(keras.optimizers.SGD(0.1, momentum=0.5), kind=RateSeen)
+    fit(model, [compress, look])
+    highest, lowest = np.max(mus, axis=1), np.min(mus, axis=1)
+    assert np.any((highest > 10) & (highest > 1.5 * lowest))
+    np.testing.assert_allclose(model.seen, np.minimum(0.1, 1 / highest), rtol=1e-5)
+
+
+def test_an_evaluation_with_it_is_as_without():
+    model, compress = net(), lc()
+    assert model.evaluate(X, Y, verbose=0, callbacks=[compress]) == model.evaluate(X, Y, verbose=0)
+    fit(model, [compress])
+    assert model.evaluate(X, Y, verbose=0, callbacks=[compress]) == model.evaluate(X, Y, verbose=0)
+
+
+def test_a_gap_of_zero_stops_no_training():
+    logs = fit(net(), [LearningCompression(L0Constraint(1.0), mu=RANGE)]).history
+    assert logs["gap"] == [0, 0] and logs["l_step"] == [4, 8]
+
+
+# What other callbacks put into the model.
+
+
+def changed_at_the_end(model, compress, first, change):
+    """Trains; returns kernels as another callback changed them when training ended, and the warnings."""
+    given = []
+
+    def put(logs):
+        model.set_weights([change(weight) for weight in model.get_weights()])
+        given.extend(kernels(model))
+
+    other = spy(on_train_end=put)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(model, [compress, other] if first else [other, compress])
+    return given, [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_weights_that_are_put_into_the_model_as_training_ends(first):
+    model, compress = net(), lc()
+    given, (warning,) = changed_at_the_end(model, compress, first, lambda weight: weight + 0.01)
+    gap = np.linalg.norm([np.linalg.norm(a - b) for a, b in zip(given, kernels(model), strict=True)])
+    gap /= np.linalg.norm([np.linalg.norm(kernel) for kernel in given])
+    assert "As training ended, other weights" in warning and f"{gap:.0%} of their norm" in warning
+    for kernel, expected in zip(kernels(model), largest(given), strict=True):
+        np.testing.assert_array_equal(kernel, expected)
+    assert compress.density == KEPT / WEIGHTS
+    assert model.layers[0].bias.numpy().any()
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("cost", [L1Constraint(3.0), L2Constraint(1.5), L1Penalty(0.1), L2Penalty(0.1)])
+def test_only_a_budget_is_kept_as_training_ends(cost, first):
+    model = net()
+    compress = LearningCompression(cost, mu=RANGE)
+    given, found = changed_at_the_end(model, compress, first, lambda weight: 2 * weight)
+    if isinstance(cost, (L1Penalty, L2Penalty)):
+        assert not found
+        for kernel, expected in zip(kernels(model), given, strict=True):
+            np.testing.assert_array_equal(kernel, expected)
+    else:
+        assert len(found) == 1
+        order = 1 if isinstance(cost, L1Constraint) else 2
+        norm = np.linalg.norm(np.concatenate([kernel.ravel() for kernel in kernels(model)]), order)
+        assert norm == pytest.approx(cost.radius, rel=1e-5)
+
+
+def test_weights_that_keep_the_budget_stay_as_they_are_put():
+    model, compress = net(), lc()
+    given, found = changed_at_the_end(model, compress, True, lambda weight: 2 * weight)
+    assert not found
+    for kernel, expected in zip(kernels(model), given, strict=True):
+        np.testing.assert_array_equal(kernel, expected)
+
+
+@pytest.mark.parametrize("multipliers", [True, False])
+@pytest.mark.parametrize("hook", ["on_epoch_begin", "on_epoch_end"])
+def test_weights_that_are_put_into_the_model_between_epochs(hook, multipliers):
+    def put(epoch, logs):
+        if epoch == (2 if hook == "on_epoch_begin" else 1):
+            model.set_weights(start)
+
+    def look(batch, logs):
+        lagrangian = compress._lagrangian
+        seen.append((kernels(model), [theta.numpy() for theta in lagrangian.thetas], lagrangian.multipliers))
+
+    model, seen, compress = net(), [], lc(epochs_per_step=1, multipliers=multipliers)
+    start = net(keras.optimizers.SGD(0.1)).get_weights()
+    look = spy(on_train_batch_begin=look)
+    with pytest.warns(UserWarning, match="Between epochs other weights were put"):
+        fit(model, [compress, spy(**{hook: put}), look], epochs=4)
+    now, thetas, multipliers = seen[2 * BATCHES]
+    for kernel, given in zip(now, start[::2], strict=True):
+        np.testing.assert_array_equal(kernel, given)
+    for theta, expected in zip(thetas, largest(start[::2]), strict=True):
+        np.testing.assert_array_equal(theta, expected)
+    assert not any(np.any(values) for values in multipliers)
+    assert nonzeros(model) == KEPT
+
+
+@pytest.mark.parametrize("cost", [L0Constraint(KEPT), NMConstraint(2, 4), L0Penalty(0.01)], ids=repr)
+@pytest.mark.parametrize("constraint", ["MaxNorm", "UnitNorm", "NonNeg"])
+def test_a_constraint_of_the_weights_holds_for_theta(cost, constraint):
+    model = net()
+    held = {
+        "MaxNorm": keras.constraints.MaxNorm(0.3),
+        "UnitNorm": keras.constraints.UnitNorm(),
+        "NonNeg": keras.constraints.NonNeg(),
+    }[constraint]
+    model.layers[0].kernel.constraint = held
+    fit(model, [LearningCompression(cost, mu=Geometric(0.5, 2.0))], epochs=4)
+    kernel = kernels(model)[0]
+    assert 0 < np.count_nonzero(kernel) < kernel.size
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(held(kernel)), kernel, atol=1e-6)
+
+
+def test_a_budget_goes_before_a_constraint_of_the_weights():
+    model = net()
+    model.layers[0].kernel.constraint = keras.constraints.UnitNorm()
+    fit(model, [LearningCompression(L1Constraint(3.0), mu=RANGE)], epochs=4)
+    assert sum(np.abs(kernel).sum() for kernel in kernels(model)) <= 3.0 * (1 + 1e-6)

@@ -56,6 +56,7 @@ def is_clean(model, **options):
         ({"tolerance": float("nan")}, ValueError, "tolerance=nan"),
         ({"tolerance": True}, TypeError, "tolerance=True"),
         ({"mu": "big"}, TypeError, "mu='big'"),
+        ({"mu": b"12"}, TypeError, "mu=b'12'"),
         ({"mu": 0.1}, TypeError, "mu=0.1"),
         ({"mu": None}, TypeError, "mu=None"),
         ({"mu": Exponential}, TypeError, "mu=<class"),
@@ -627,3 +628,52 @@ def test_a_training_step_that_leaves_out_the_losses(validated):
         fit(model, [lc()], **data)
     assert all_finite(model.get_weights())
     is_clean(model, kind=LeavesOutLosses)
+
+
+def test_a_fit_that_another_callback_runs():
+    model, compress = net(), lc()
+    inner = spy(on_epoch_end=lambda epoch, logs: model.fit(X, Y, batch_size=8, verbose=0))
+    with pytest.raises(ValueError, match="Expected `fit` alone to train the model"):
+        fit(model, [compress, inner])
+    assert all(v.regularizer is None for v in model.weights)
+    fit(model, [compress])
+    assert nonzeros(model) == KEPT
+
+
+def test_statistics_that_become_infinite_while_the_loss_is_finite():
+    norm = keras.layers.BatchNormalization()
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8), norm, keras.layers.Dense(3)])
+    model.compile(keras.optimizers.SGD(0.1), XENT)
+    poison = spy(
+        on_train_batch_end=lambda batch, logs: batch == 2 and norm.moving_variance.assign(8 * [np.inf])
+    )
+    with pytest.raises(ValueError, match="L step 2 of 8 diverged: NaN or .*moving_variance"):
+        fit(model, [lc(), poison])
+    assert all_finite(model.get_weights()) and nonzeros(model) == KEPT
+
+
+def test_weights_that_are_not_finite_as_training_ends():
+    model = net()
+    poison = spy(on_train_end=lambda logs: model.layers[0].kernel.assign(np.full((6, 8), np.nan)))
+    with pytest.raises(ValueError, match="Expected callbacks to put finite weights .*kernel"):
+        fit(model, [lc(), poison])
+
+
+@pytest.mark.parametrize("prune", [lc, lambda: MagnitudePruning(L0Constraint(KEPT))])
+def test_callbacks_of_which_nothing_is_known(prune):
+    model = net()
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="Expected a list of callbacks.*CallbackList"):
+        fit(model, keras.callbacks.CallbackList([prune()], add_history=True, model=model))
+    for weight, expected in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, expected)
+
+
+def test_checks_of_numerics():
+    tf.debugging.enable_check_numerics()
+    try:
+        model = net()
+        fit(model, [lc()])
+        assert nonzeros(model) == KEPT
+    finally:
+        tf.debugging.disable_check_numerics()

@@ -70,7 +70,7 @@ def test_versions(tmp_path):
     base = str(tmp_path)
     assert version_directory(base, None) == base
     assert version_directory(base, "next") == f"{base}/1"
-    assert version_directory(base, 7) == f"{base}/7"
+    assert version_directory(base, 7) == version_directory(base, np.int64(7)) == f"{base}/7"
     for name in ("2", "10", "10.unfinished-0", "notes"):
         (tmp_path / name).mkdir()
     assert version_directory(base, None) == version_directory(base, "next") == f"{base}/11"

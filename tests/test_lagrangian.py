@@ -352,3 +352,38 @@ def test_the_pull_follows_the_c_step():
         for v, t in zip(lagrangian.variables, lagrangian.targets, strict=True)
     ]
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_compress_counts_distances_as_the_c_step_does():
+    model = net()
+    tasks = [Task(L0Constraint(6), "first/kernel"), Task(L0Constraint(6), "(second|third)/kernel")]
+    lagrangian = attach(model, tasks, multipliers=False)
+    lagrangian.direct_compression(0.1)
+    perturb(lagrangian.variables)
+    lagrangian.c_step(0.1, 0.2, [1.0, 0.01, 100.0])
+    averages = [tf.Variable(v) for v in copies(lagrangian.variables)]
+    tf.function(lambda: lagrangian.compress(averages, tf.constant(0.2)), autograph=False)()
+    lagrangian.c_step(0.2, 0.2)
+    assert [np.count_nonzero(theta) for theta in lagrangian.thetas] == [6, 0, 6]
+    for average, theta in zip(averages, lagrangian.thetas, strict=True):
+        np.testing.assert_array_equal(average.numpy(), theta.numpy())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_weights_that_others_put_in_the_place_of_theta(dtype):
+    model = net(dtype=dtype)
+    lagrangian = attach(model, [Task(L0Constraint(6))])
+    lagrangian.direct_compression(0.1)
+    assert not lagrangian.is_replaced()
+    lagrangian.show_compressed()
+    assert not lagrangian.is_replaced()
+    for variable in lagrangian.variables:
+        value = variable.numpy().copy()
+        changed = value.copy()
+        changed.flat[-1] = np.nextafter(np.float32(value.flat[-1]), 9) if dtype == "float32" else 0.5
+        variable.assign(changed)
+        assert lagrangian.is_replaced()
+        variable.assign(value)
+        assert not lagrangian.is_replaced()
+    lagrangian.show_training()
+    assert not lagrangian.is_replaced()

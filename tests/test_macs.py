@@ -195,3 +195,21 @@ def test_counting_builds_no_layer():
 def test_not_built():
     with pytest.raises(ValueError, match="not built"):
         macs(keras.Sequential([L.Dense(3)]))
+
+
+def test_calls_by_keyword_and_keys_of_their_own():
+    x, memory, key = keras.Input((5, 8)), keras.Input((7, 6)), keras.Input((7, 8))
+    counted = macs(keras.Model([x, memory], L.MultiHeadAttention(2, 3, 4)(query=x, value=memory)))
+    assert [k.uses for k in counted.kernels] == [5, 7, 7, 5] and counted.attention == 5 * 7 * 2 * (3 + 4)
+    counted = macs(keras.Model([x, memory, key], L.Attention()([x, memory, key])))
+    assert counted.attention == 5 * 7 * (8 + 6)
+    assert [k.uses for k in macs(keras.Model(x, L.Dense(3)(inputs=x))).kernels] == [5]
+
+
+def test_a_batch_size_of_the_model_itself():
+    x = keras.Input(batch_shape=(16, 5, 3))
+    attended = L.MultiHeadAttention(1, 2)(x, x)
+    y = L.Dense(2)(keras.ops.reshape(L.LSTM(4, stateful=True)(attended), (16, 2, 2)))
+    counted = macs(keras.Model(x, y))
+    assert [k.uses for k in counted.kernels] == [5, 5, 5, 5, 5, 5, 2] and counted.attention == 5 * 5 * 2 * 2
+    assert not counted.unknown

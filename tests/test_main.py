@@ -127,3 +127,20 @@ def test_runs_as_a_module(saved):
         [sys.executable, "-m", "lc_keras", "report", path], capture_output=True, text=True, check=True
     )
     assert "all kernels" in run.stdout
+
+
+def own_loss(y, prediction):
+    return keras.ops.mean(keras.ops.abs(y - prediction))
+
+
+def test_a_model_with_a_loss_of_the_users_own(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", own_loss)
+    model.fit(np.ones((2, 2)), np.ones((2, 1)), verbose=0)
+    model.save(tmp_path / "net.keras")
+    assert main(["report", str(tmp_path / "net.keras")]) == 0
+
+
+def test_a_target_that_cannot_be_made(saved, capsys):
+    assert main(["export", str(saved), "/proc/x/y"]) == 1
+    assert capsys.readouterr().err.startswith("lc_keras: /proc/x")

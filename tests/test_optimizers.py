@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from lc_keras.optimizers import (
     LearningRateLimit,
+    begin_anew,
     effective_rate,
     inner_optimizer,
     optimizers_of,
@@ -415,3 +416,75 @@ def test_only_what_updates_the_compressed_weights_is_limited_and_sets_the_scale(
         assert free > 0.01
     assert limit.updating == [ours] and not limit.guessed
     assert limit.highest() == pytest.approx(0.1) and limit.effective() == pytest.approx(0.1)
+
+
+def test_effective_rate_of_adam_is_of_all_weights_alike():
+    optimizer = keras.optimizers.Adam(0.1)
+    small, large = keras.Variable(np.zeros(1)), keras.Variable(np.zeros(3))
+    optimizer.apply([tf.fill((1,), 8.0), tf.fill((3,), 4.0)], [small, large])
+    # (1 · 64 + 3 · 16) / 4 = 28.
+    assert effective_rate(optimizer, [small, large], 0.1) == pytest.approx(0.1 / 28**0.5, rel=1e-4)
+
+
+def test_effective_rate_of_adam_is_corrected_by_updates():
+    optimizer, weight = keras.optimizers.Adam(0.1, gradient_accumulation_steps=2), fresh()
+    for _ in range(2):
+        move(optimizer, weight, 4.0)
+    assert effective_rate(optimizer, [weight], 0.1) == pytest.approx(0.05 / 4, rel=1e-4)
+
+
+def test_effective_rate_of_adam_where_gradients_are_zero():
+    optimizer, weight = keras.optimizers.Adam(0.1), fresh()
+    move(optimizer, weight, 0.0)
+    assert effective_rate(optimizer, [weight], 0.1) == pytest.approx(100.0)
+
+
+def test_relative_gradients_are_unknown_where_another_optimizer_updates_some():
+    optimizer, ours, theirs = keras.optimizers.Adam(0.1), fresh(), fresh()
+    move(optimizer, ours)
+    assert relative_gradients(optimizer, [ours, theirs]) is None
+
+
+def test_look_ahead_begins_where_the_optimizer_is():
+    optimizer = SGD(keras.optimizers.schedules.PolynomialDecay(0.0, 10, 0.5))
+    optimizer.iterations.assign(8)
+    limit = LearningRateLimit(optimizer)
+    limit.look_ahead(4)
+    assert limit.highest() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_of_several_schedules_each_is_looked_ahead(first):
+    warm_up = SGD(keras.optimizers.schedules.PolynomialDecay(0.0, 10, 0.5))
+    limit = LearningRateLimit(*([warm_up, SGD(0.1)] if first else [SGD(0.1), warm_up]))
+    limit.look_ahead(20)
+    assert limit.guessed and limit.highest() == limit.effective() == pytest.approx(0.5)
+
+
+class Scaled(SGD):
+    def __init__(self, scale, **options):
+        super().__init__(scale * 0.1, **options)
+
+
+def test_only_what_updates_the_compressed_weights_is_reset():
+    # The other cannot be made anew, which does not matter.
+    ours, theirs, compressed, other = SGD(0.1, 0.9), Scaled(1.0, momentum=0.9), fresh(), fresh()
+    limit = LearningRateLimit(theirs, ours, variables=[compressed])
+    # Which one it is, is not known yet.
+    limit.check_reset()
+    move(ours, compressed)
+    move(theirs, other)
+    limit.check_reset()
+    limit.reset_optimizers()
+    assert not ours.momentums[0].numpy().any() and theirs.momentums[0].numpy().all()
+
+
+def test_finite_averages_stay():
+    optimizer, weight = SGD(0.1, use_ema=True, ema_momentum=0.5), fresh(5.0)
+    for _ in range(3):
+        move(optimizer, weight)
+    (average,) = optimizer._model_variables_moving_average
+    before = average.numpy()
+    assert np.all(before != weight.numpy())
+    begin_anew([optimizer])
+    np.testing.assert_array_equal(average.numpy(), before)

@@ -180,3 +180,16 @@ def test_config():
             assert copy.target.dtype == penalty.target.dtype
             np.testing.assert_array_equal(copy.target, penalty.target)
             assert copy.mu == penalty.mu
+
+
+def test_a_gradient_that_a_function_returns_is_used():
+    penalty, weight = LCPenalty(np.zeros(3), 1.0), tf.Variable(np.ones(3, "float32"))
+
+    @tf.function
+    def slope():
+        with tf.GradientTape() as tape:
+            loss = penalty(weight)
+        return tape.gradient(loss, weight)
+
+    weight.assign_sub(0.1 * slope())
+    assert penalty.pulls

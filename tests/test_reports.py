@@ -274,3 +274,23 @@ def test_a_model_that_is_never_called_itself():
     assert report(built).weights == 6 and not built.built
     with pytest.raises(ValueError, match="not built"):
         report(NeverCalled(keras.layers.Dense(2)))
+
+
+@pytest.mark.parametrize("steps", [5, None])
+def test_attention_is_read_from_an_export_and_is_left(tmp_path, steps):
+    x = keras.Input((steps, 8))
+    model = keras.Model(x, keras.layers.Dense(3)(keras.layers.Attention()([x, x])))
+    model.layers[-1].kernel.assign(np.zeros((8, 3)))
+    export_saved_model(model, tmp_path / "1")
+    assert report(tmp_path / "1").attention_macs == report(model).attention_macs
+    assert report(model).attention_macs == (5 * 5 * 16 if steps else None)
+    if steps:
+        assert (report(model).macs, report(model).remaining_macs) == (5 * 5 * 16 + 5 * 24, 5 * 5 * 16)
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", '{"rows": []}', '{"rows": [{}], "others": [], "totals": {}}'])
+def test_a_report_that_is_damaged(tmp_path, pruned, damaged):
+    export_saved_model(pruned, tmp_path / "1")
+    (tmp_path / "1" / "assets.extra" / "lc_keras_report.json").write_text(damaged)
+    with pytest.raises(ValueError, match="Expected a report that export_saved_model wrote. .*1/assets"):
+        report(tmp_path / "1")

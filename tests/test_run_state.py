@@ -1,5 +1,7 @@
 """A `fit` that is cut off and started again ends where one that was not ends, bit for bit."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -203,6 +205,12 @@ def interrupted(tmp_path_factory):
 L0 = lc_keras.L0Constraint
 
 
+def in_twos():
+    model = net()
+    model.steps_per_execution = 2
+    return model
+
+
 @pytest.mark.parametrize(
     "options, difference",
     [
@@ -215,6 +223,18 @@ L0 = lc_keras.L0Constraint
         ({"mu": lc_keras.Geometric(0.1, 1.0)}, r"mu: expected \[0.1, .*received auto"),
         ({"multipliers": False}, "multipliers: expected False, received True"),
         ({"first_step_epochs": 1}, "first_step_epochs: expected 1.0, received 0.25"),
+        ({"limit_learning_rate": False}, "limit_learning_rate: expected False, received True"),
+        ({"reset_optimizer": True}, "reset_optimizer: expected True, received False"),
+        ({"tolerance": 0.1}, "tolerance: expected 0.1, received 0.0"),
+        (
+            {"epochs_per_step": 0.5, "first_step_epochs": 0.25, "steps": 16},
+            "epochs_per_step: expected 0.5, received 0.25",
+        ),
+        ({"model": in_twos}, "steps_per_execution: expected 2, received 1"),
+        (
+            {"model": lambda: net(keras.optimizers.Adam(0.01, amsgrad=True))},
+            r"optimizers\[0\].variables: expected 20 of them, received 14",
+        ),
         ({"known": False}, "batches in an epoch: expected None, received 8"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -282,3 +302,29 @@ def test_the_state_of_several_optimizers(tmp_path, keep):
     assert [tuple(v.shape) for v in second.variables] == [(), (), (16, 4), (4,)]
     for variable in [*other.variables, *second.variables]:
         assert np.all(variable.numpy() == 3)
+
+
+def test_an_interrupt_outside_of_the_training_leaves_no_epoch_behind(tmp_path):
+    cut_off(tmp_path)
+
+    def interrupt(epoch, logs):
+        raise KeyboardInterrupt
+
+    model = net()
+    with pytest.raises(KeyboardInterrupt):
+        prune(tmp_path, model=model, extra=[keras.callbacks.LambdaCallback(on_epoch_end=interrupt)])
+    assert model._initial_epoch is None
+
+
+def test_what_a_run_that_was_over_says_of_itself(tmp_path):
+    def run(*extra):
+        data = Data()
+        batches = data.batches.apply(tf.data.experimental.assert_cardinality(SAMPLES // BATCH))
+        compress = lc_keras.LearningCompression(L0(0.2), checkpoint_dir=tmp_path)
+        with contextlib.suppress(ZeroDivisionError):
+            net().fit(batches, epochs=2, verbose=0, shuffle=False, callbacks=[data, *extra, compress])
+        return compress
+
+    cut = run(keras.callbacks.LambdaCallback(on_train_end=lambda logs: 1 / 0))
+    again = run()
+    assert (again.gap, again.density) == (cut.gap, cut.density)

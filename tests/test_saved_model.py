@@ -639,3 +639,36 @@ def test_quantised_models(tmp_path):
     x = np.random.normal(size=(3, 200)).astype("float32")
     export_saved_model(model, tmp_path)
     np.testing.assert_allclose(serve(tmp_path, x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision_leaves_what_has_two_bytes(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, dtype="bfloat16")])
+    model.layers[0].kernel.assign(np.full((2, 2), 1e30))
+    exported = export_saved_model(model, tmp_path / "1", values="float16")
+    assert [weight.error for weight in exported.weights] == [0, 0]
+
+
+@pytest.mark.parametrize("compute", ["dense", "sparse"])
+@pytest.mark.parametrize("endpoint", ["serve", "serving_default"])
+def test_in_a_layer_of_keras(tmp_path, compute, endpoint):
+    model = dense_net()
+    prune(model, 0.1)
+    export_saved_model(model, tmp_path / "1", compute=compute)
+    x = np.random.default_rng(0).normal(size=(3, *model.input_shape[1:])).astype("float32")
+    outputs = keras.layers.TFSMLayer(tmp_path / "1", call_endpoint=endpoint)(x)
+    (outputs,) = outputs.values() if isinstance(outputs, dict) else [outputs]
+    np.testing.assert_allclose(outputs, model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_with_states_serves_as_many_examples_as_it_has_states_for(tmp_path):
+    x = keras.Input(batch_shape=(4, 5, 3))
+    model = keras.Model(x, keras.layers.LSTM(2, stateful=True)(x))
+    export_saved_model(model, tmp_path / "1")
+    signature = tf.saved_model.load(tmp_path / "1").signatures["serving_default"]
+    (spec,) = signature.structured_input_signature[1].values()
+    assert spec.shape == (4, 5, 3)
+
+
+def test_a_signature_without_inputs(tmp_path):
+    with pytest.raises(ValueError, match="Expected `input_signature` to hold a tf.TensorSpec"):
+        export_saved_model(dense_net(), tmp_path / "1", input_signature=[])

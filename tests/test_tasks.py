@@ -313,6 +313,7 @@ UNITS = [
     (layers.SeparableConv2D(5, 2, depth_multiplier=3), (8, 8, 2), [(-2, -1), (-1,)]),
     (layers.Conv1DTranspose(5, 2), (8, 3), [(-2,)]),
     (layers.Conv2DTranspose(5, 2), (8, 8, 3), [(-2,)]),
+    (layers.Conv3DTranspose(5, 2), (4, 4, 4, 3), [(-2,)]),
     (layers.EinsumDense("abc,cde->abde", (6, 2, 3)), (6, 4), [(-2, -1)]),
     (layers.EinsumDense("...ab,bac->...c", 5), (6, 4, 3), [(-1,)]),
     (layers.EinsumDense("abc,dc->abd", (6, 5)), (6, 4), [(-2,)]),
@@ -626,3 +627,10 @@ def test_fit_keeps_the_budget_exactly(kind):
         assert sum(np.count_nonzero(v.numpy()) for v in task.select(model)) == kept
     # All took part in the training.
     assert all((v.numpy() != b).any() for v, b in zip(model.trainable_variables, before, strict=True))
+
+
+def test_multiply_adds_of_a_layer_of_another_kind_are_not_known():
+    layer, x = Scaled(), keras.Input((4,))
+    model = keras.Model(x, layers.Dense(2)(layer(x)))
+    with pytest.raises(ValueError, match="measure='macs'"):
+        Task(L0Constraint(0.5, Neurons(), measure="macs"), layer).bind(model)

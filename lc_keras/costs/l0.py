@@ -60,7 +60,7 @@ class L0Constraint(Grouped, Selection):
     ) -> None:
         super().__init__(groups)
         self.keep = number_or_fraction("keep", keep)
-        if measure not in MEASURES:
+        if not isinstance(measure, str) or measure not in MEASURES:
             raise ValueError(f"Expected `measure` to be one of {MEASURES}. Received: measure={measure!r}")
         self.measure = measure
         self.keep_at_least = (

@@ -6,6 +6,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -58,6 +59,8 @@ def version_directory(path: str, version: int | str | None) -> str:
         TypeError: If `version` is of another type.
         ValueError: If `version` is another string, or an int below 0.
     """
+    if isinstance(version, np.integer):
+        version = int(version)
     # A bool is an int.
     if version is not None and version != "next" and type(version) is not int:
         raise TypeError(

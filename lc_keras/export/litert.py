@@ -171,6 +171,11 @@ def _check_arguments(
         raise ValueError(f'Expected `quantize` to be None, "float16" or "int8". Received: {quantize!r}')
     if quantize == "int8" and representative_data is None:
         raise ValueError('Expected `representative_data` for quantize="int8". Received: None')
+    if representative_data is not None and not isinstance(representative_data, Iterable):
+        raise TypeError(
+            "Expected `representative_data` to be an iterable of inputs. "
+            f"Received: {representative_data!r} (of type {type(representative_data).__name__})"
+        )
     if not os.path.basename(path):
         raise ValueError(f"Expected `path` to end in the name of a file. Received: '{path}'")
     if os.path.isdir(path):

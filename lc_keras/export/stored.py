@@ -1,10 +1,12 @@
 """Weights as a SavedModel holds them: packed in the file, unpacked once it is loaded."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
 from lc_keras.packing import Packed, positions_of, unpack
+from lc_keras.tracing import emptied
 
 
 class StoredWeight(tf.Module):
@@ -20,19 +22,18 @@ class StoredWeight(tf.Module):
         self._encoding, self._shape, self._dtype = packed.encoding, packed.shape, tf.as_dtype(dtype)
         self.values = tf.Variable(packed.values, trainable=False)
         self.places = None if packed.places is None else tf.Variable(packed.places, trainable=False)
-        # What follows holds nothing in the file; loading fills it.
-        self.dense = _empty(len(packed.shape), dtype)
+        self.dense = _unsaved(packed.shape, dtype)
 
     def read(self) -> tf.Tensor:
         """The weight, once `load` has run."""
-        return tf.ensure_shape(self.dense, self._shape)
+        return self.dense.value()
 
     def load(self) -> None:
         """Unpacks the weight."""
         values = tf.cast(self.values, self._dtype)
         if self.places is not None:
             values = unpack(self._encoding, values, self.places, self._shape)
-        self.dense.assign(values)
+        _fill(self.dense, values)
 
 
 class StoredSparse(tf.Module):
@@ -48,19 +49,19 @@ class StoredSparse(tf.Module):
         self._encoding, self.shape, self._dtype = packed.encoding, packed.shape, tf.as_dtype(dtype)
         self.values = tf.Variable(packed.values, trainable=False)
         self.places = tf.Variable(packed.places, trainable=False)
-        self.indices = _empty(2, tf.int64)
-        self.entries = _empty(1, dtype)
+        self.indices = _unsaved((len(packed.values), 2), tf.int64)
+        self.entries = _unsaved((len(packed.values),), dtype)
 
     def read(self) -> tuple[tf.Tensor, tf.Tensor]:
         """The places, of shape `(n, 2)`, and what is there, once `load` has run."""
-        return tf.ensure_shape(self.indices, [None, 2]), tf.ensure_shape(self.entries, [None])
+        return self.indices.value(), self.entries.value()
 
     def load(self) -> None:
         """Unpacks the places."""
         positions = positions_of(self._encoding, self.places)
         columns = tf.constant(self.shape[1], tf.int64)
-        self.indices.assign(tf.stack([positions // columns, positions % columns], axis=1))
-        self.entries.assign(tf.cast(self.values, self._dtype))
+        _fill(self.indices, tf.stack([positions // columns, positions % columns], axis=1))
+        _fill(self.entries, tf.cast(self.values, self._dtype))
 
 
 class LoadOnce(tf.saved_model.experimental.TrackableResource):
@@ -83,5 +84,23 @@ class LoadOnce(tf.saved_model.experimental.TrackableResource):
             weight.load()
 
 
-def _empty(rank: int, dtype: str | tf.DType) -> tf.Variable:
-    return tf.Variable(tf.zeros([0] * rank, dtype), shape=[None] * rank, trainable=False)
+def _unsaved(shape: Sequence[int], dtype: str | tf.DType) -> tf.Variable:
+    """A variable of which the file holds nothing but its shape; loading fills it."""
+    variable = tf.Variable(tf.zeros(shape, dtype), trainable=False)
+    export = variable._export_to_saved_model_graph
+
+    def export_unsaved(object_map: dict[Any, Any], *args: Any, **kwargs: Any) -> Any:
+        resources = export(object_map, *args, **kwargs)
+        object_map[variable]._serialize_to_tensors = dict
+        return resources
+
+    # What a checkpoint holds of it, and of the copy of it that is exported.
+    variable._serialize_to_tensors = dict
+    variable._export_to_saved_model_graph = export_unsaved
+    emptied(variable, 0)
+    return variable
+
+
+def _fill(variable: tf.Variable, value: tf.Tensor) -> None:
+    # What was emptied has another shape, which `assign` would not have.
+    tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)
