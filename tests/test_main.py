@@ -142,5 +142,5 @@ def test_a_model_with_a_loss_of_the_users_own(tmp_path):
 
 
 def test_a_target_that_cannot_be_made(saved, capsys):
-    assert main(["export", str(saved), "/proc/x/y"]) == 1
+    assert main(["export", saved[1], "/proc/x/y"]) == 1
     assert capsys.readouterr().err.startswith("lc_keras: /proc/x")

@@ -199,3 +199,13 @@ def test_finite(dtype, bad):
 
 def test_huge_is_finite():
     assert thresholds.finite([tf.constant([LARGEST, -LARGEST])]).numpy().all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("size", [1, 1000, 3 * thresholds.CHUNK + 5])
+def test_outline(size, dtype):
+    rng = np.random.default_rng(0)
+    x = tf.cast(rng.normal(size=size) * (rng.random(size) < 0.3), dtype)
+    wide = x.numpy().astype("float64")
+    expected = [np.count_nonzero(wide), wide.sum(), np.abs(wide).sum(), np.square(wide).sum()]
+    np.testing.assert_allclose(thresholds.outline(x), expected, rtol=1e-9, atol=1e-9)
