@@ -203,16 +203,20 @@ class Lagrangian:
         return not np.all(changes <= lost[:, None] * self._shown[:, [0, 2, 2, 3]])
 
     def begin_anew(self, mu: float) -> CStep:
-        r"""Takes what the model holds in the place of θ for w, and $	heta = \Pi(w)$, $\lambda = 0$.
+        r"""Takes what the model holds in the place of θ for w, and $\theta = \Pi(w)$, $\lambda = 0$.
 
         Args:
             mu: Float > 0, μ of the L step that begins.
 
         Returns:
-            `CStep`.
+            `CStep`. If what the model holds is not finite, w stays as it was, with its $\theta = \Pi(w)$.
         """
         self.compressed = False
-        return self.direct_compression(mu)
+        result = self.direct_compression(mu)
+        if not np.all(result.finite):
+            self._swap()
+            self.direct_compression(mu)
+        return result
 
     def release(self) -> None:
         """Frees t, and θ without multipliers. The penalty is 0 from now on, wherever it was traced."""
@@ -240,7 +244,7 @@ class Lagrangian:
         def update() -> tuple[tf.Tensor, tf.Tensor]:
             next_mus = next_mu * tf.cast(next_scales, tf.float64)
             ratios = tf.where(multiply, mu * tf.cast(self.scales, tf.float64) / next_mus, 0.0)
-            found = self._update(tf.cast(mu, tf.float32), ratios, portions)
+            found = self._update(tf.cast(mu, tf.float32), ratios, portions, multiply)
             self.scales.assign(next_scales)
             for variable, value in zip(self.mus, tf.unstack(next_mus), strict=True):
                 variable.assign(tf.cast(value, tf.float32))
@@ -253,7 +257,7 @@ class Lagrangian:
         return CStep(finite, gap, density)
 
     def _update(
-        self, mu: tf.Tensor, ratios: tf.Tensor, portions: tf.Tensor
+        self, mu: tf.Tensor, ratios: tf.Tensor, portions: tf.Tensor, multiply: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         # With v = w − λ/μ the new multipliers are λ − φμ(w − θ) = μ(θ − v − (1 − φ)(θ − w)), and the
         # new target is θ + λ/μ'. v waits where θ will be: no third array.
@@ -264,7 +268,9 @@ class Lagrangian:
             for variable, target, theta in zip(self.variables, self.targets, self.thetas, strict=True):
                 # One after the other, here and below: the buffers of one tensor at a time are alive.
                 with tf.control_dependencies(done):
-                    done = [theta.assign(_read(variable) - (target - theta))]
+                    weight = _read(variable)
+                    shifted = tf.cond(multiply, lambda: weight - (target - theta), lambda: weight)  # noqa: B023, called at once
+                    done = [theta.assign(shifted)]
         sources = self.thetas if with_multipliers else self.variables
         squared_gap = squared_norm = kept = tf.constant(0.0, tf.float64)
         start = 0

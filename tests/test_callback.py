@@ -866,7 +866,7 @@ def test_weights_that_are_put_into_the_model_between_epochs(hook, multipliers):
         lagrangian = compress._lagrangian
         seen.append((kernels(model), [theta.numpy() for theta in lagrangian.thetas], lagrangian.multipliers))
 
-    model, seen, compress = net(), [], lc(epochs_per_step=1, multipliers=multipliers)
+    model, seen, compress = net(), [], lc(multipliers=multipliers)
     start = net(keras.optimizers.SGD(0.1)).get_weights()
     look = spy(on_train_batch_begin=look)
     with pytest.warns(UserWarning, match="Between epochs other weights were put"):

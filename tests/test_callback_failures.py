@@ -677,3 +677,18 @@ def test_checks_of_numerics():
         assert nonzeros(model) == KEPT
     finally:
         tf.debugging.disable_check_numerics()
+
+
+@pytest.mark.parametrize("multipliers", [True, False])
+def test_weights_that_are_not_finite_between_epochs(multipliers):
+    def put(epoch, logs):
+        if epoch == 1:
+            model.layers[0].kernel.assign(np.full((6, 8), np.nan))
+
+    model = net()
+    diverged = pytest.raises(ValueError, match="diverged: NaN or infinite values in .*kernel")
+    with pytest.warns(UserWarning, match="Between epochs"), diverged:
+        fit(model, [lc(multipliers=multipliers), spy(on_epoch_end=put)], epochs=3)
+    assert all_finite(model.get_weights()) and nonzeros(model) == KEPT
+    fit(model, [lc()])
+    assert nonzeros(model) == KEPT

@@ -392,3 +392,28 @@ def test_weights_that_others_put_in_the_place_of_theta(dtype):
         assert not lagrangian.is_replaced()
     lagrangian.show_training()
     assert not lagrangian.is_replaced()
+
+
+@pytest.mark.parametrize("multipliers", [True, False])
+@pytest.mark.parametrize("value", [1.0, np.nan])
+def test_begin_anew(multipliers, value):
+    model = net()
+    lagrangian = attach(model, [Task(L0Constraint(6))], multipliers)
+    lagrangian.direct_compression(0.1)
+    for mu in (0.1, 0.2):
+        perturb(lagrangian.variables)
+        lagrangian.c_step(mu, 2 * mu)
+    trained = copies(lagrangian.variables)
+    lagrangian.show_compressed()
+    given = [value * np.linspace(1, 2, w.size, dtype="float32").reshape(w.shape) for w in trained]
+    for variable, other in zip(lagrangian.variables, given, strict=True):
+        variable.assign(other)
+    result = lagrangian.begin_anew(0.4)
+    assert np.all(result.finite) == np.isfinite(value) and not lagrangian.compressed
+    expected = given if np.isfinite(value) else trained
+    for found, w in zip(copies(lagrangian.variables), expected, strict=True):
+        np.testing.assert_array_equal(found, w)
+    thetas = L0Constraint(6).c_step([tf.constant(w) for w in expected], mu=1.0)
+    for found, theta in zip(copies(lagrangian.thetas), thetas, strict=True):
+        np.testing.assert_array_equal(found, theta)
+    assert not any(np.any(part) for part in lagrangian.multipliers)
