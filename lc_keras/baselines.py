@@ -23,6 +23,8 @@ _FEW_PERCENT = 0.05
 def compress_directly(model: keras.Model, tasks: Tasks, mu: float = 1.0) -> None:
     """Compresses a model as it is: one C step and no training.
 
+    A `constraint` of the weights' own is applied to what an ℓ0 or N:M cost keeps.
+
     Args:
         model: Built `keras.Model`.
         tasks: A compression, a `Task`, or a list of these.

@@ -286,6 +286,7 @@ class LearningCompression(keras.callbacks.Callback):
         self._step, self._mu, self._finished = place["step"], place["mu"], place["finished"]
         self.gap, self.density, self._plan.batches = place["gap"], place["density"], place["batches"]
         self._rate.ahead, self._pace.state = place["ahead"], place["automatic"]
+        lagrangian.shown = np.array(place["shown"])
         # As `keras.callbacks.BackupAndRestore` does.
         over = self._finished or place["stopped"]
         self._initial_epoch.set(self.params["epochs"] if over else saved.epoch)
@@ -316,6 +317,7 @@ class LearningCompression(keras.callbacks.Callback):
             "stopped": bool(self.model.stop_training),
             "ahead": self._rate.ahead,
             "automatic": self._pace.state,
+            "shown": self._lagrangian.shown.tolist(),
         }
 
     def _execute(self, train_function: TrainFunction, iterator: Iterator[object]) -> Logs:
@@ -411,7 +413,7 @@ class LearningCompression(keras.callbacks.Callback):
             self._show_compressed()
 
     def _show_training(self) -> None:
-        if self._lagrangian.is_replaced():
+        if self._lagrangian.is_replaced(swapped=bool(self._averages.trained)):
             warnings.warn(
                 "Between epochs other weights were put in the place of the compressed ones. Training goes on "
                 "from these, with multipliers that begin anew.",

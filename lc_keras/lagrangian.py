@@ -14,8 +14,9 @@ from lc_keras.penalty import LCPenalty
 from lc_keras.tasks import SharedCost
 from lc_keras.tracing import compiled, emptied
 
-# How much is lost where Keras swaps weights and their averages, by adding and subtracting, by their bytes.
-_SWAPPED = {2: 0.03, 4: 1e-4, 8: 1e-4}
+# How much is lost where Keras swaps weights and their averages by adding and subtracting, by the bytes of
+# the weights; and where two sums are of the same values.
+_SWAPPED, _SAME = {2: 0.03, 4: 1e-4, 8: 1e-4}, 1e-12
 
 
 class CStep(NamedTuple):
@@ -69,7 +70,7 @@ class Lagrangian:
         ]
         self.size = sum(int(target.shape.num_elements()) for target in self.targets)
         self.compressed = False
-        self._shown = np.empty((0, 4))
+        self.shown = np.empty((0, 4))
         self._c_step = compiled(self._c_step)  # type: ignore[method-assign]  # compiled
         self._swap = compiled(self._swap)  # type: ignore[method-assign]  # compiled
         self._outlines = compiled(self._outlines)  # type: ignore[method-assign]  # compiled
@@ -181,12 +182,8 @@ class Lagrangian:
         """Puts θ into the model, and w where θ was."""
         if not self.compressed:
             self._swap()
-            self.now_compressed()
-
-    def now_compressed(self) -> None:
-        """Notes that the model holds θ, and w is where θ was."""
-        self.compressed = True
-        self._shown = self._outlines().numpy()
+            self.compressed = True
+            self.shown = self._outlines().numpy()
 
     def show_training(self) -> None:
         """Puts w back into the model."""
@@ -194,13 +191,21 @@ class Lagrangian:
             self._swap()
             self.compressed = False
 
-    def is_replaced(self) -> bool:
-        """Whether somebody put other weights in the place of θ while the model showed it."""
+    def is_replaced(self, swapped: bool = False) -> bool:
+        """Whether somebody put other weights in the place of θ while the model showed it.
+
+        Args:
+            swapped: Bool, default `False`. `True`: weights may have changed places with their averages, and
+                back, which loses some of their digits.
+
+        Returns:
+            Bool.
+        """
         if not self.compressed:
             return False
-        changes = np.abs(self._outlines().numpy() - self._shown)
-        lost = np.array([_SWAPPED[v.value.dtype.size] for v in self.variables])
-        return not np.all(changes <= lost[:, None] * self._shown[:, [0, 2, 2, 3]])
+        changes = np.abs(self._outlines().numpy() - self.shown)
+        lost = np.array([_SWAPPED[v.value.dtype.size] if swapped else _SAME for v in self.variables])
+        return not np.all(changes <= lost[:, None] * self.shown[:, [0, 2, 2, 3]])
 
     def begin_anew(self, mu: float) -> CStep:
         r"""Takes what the model holds in the place of θ for w, and $\theta = \Pi(w)$, $\lambda = 0$.
@@ -212,9 +217,12 @@ class Lagrangian:
             `CStep`. If what the model holds is not finite, w stays as it was, with its $\theta = \Pi(w)$.
         """
         self.compressed = False
+        for target, theta in zip(self.targets, self.thetas, strict=True):
+            target.assign(theta)  # λ = 0
         result = self.direct_compression(mu)
         if not np.all(result.finite):
-            self._swap()
+            for variable, theta in zip(self.variables, self.thetas, strict=True):
+                variable.assign(tf.cast(theta, variable.dtype))
             self.direct_compression(mu)
         return result
 
@@ -244,7 +252,7 @@ class Lagrangian:
         def update() -> tuple[tf.Tensor, tf.Tensor]:
             next_mus = next_mu * tf.cast(next_scales, tf.float64)
             ratios = tf.where(multiply, mu * tf.cast(self.scales, tf.float64) / next_mus, 0.0)
-            found = self._update(tf.cast(mu, tf.float32), ratios, portions, multiply)
+            found = self._update(tf.cast(mu, tf.float32), ratios, portions)
             self.scales.assign(next_scales)
             for variable, value in zip(self.mus, tf.unstack(next_mus), strict=True):
                 variable.assign(tf.cast(value, tf.float32))
@@ -257,7 +265,7 @@ class Lagrangian:
         return CStep(finite, gap, density)
 
     def _update(
-        self, mu: tf.Tensor, ratios: tf.Tensor, portions: tf.Tensor, multiply: tf.Tensor
+        self, mu: tf.Tensor, ratios: tf.Tensor, portions: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         # With v = w − λ/μ the new multipliers are λ − φμ(w − θ) = μ(θ − v − (1 − φ)(θ − w)), and the
         # new target is θ + λ/μ'. v waits where θ will be: no third array.
@@ -268,9 +276,7 @@ class Lagrangian:
             for variable, target, theta in zip(self.variables, self.targets, self.thetas, strict=True):
                 # One after the other, here and below: the buffers of one tensor at a time are alive.
                 with tf.control_dependencies(done):
-                    weight = _read(variable)
-                    shifted = tf.cond(multiply, lambda: weight - (target - theta), lambda: weight)  # noqa: B023, called at once
-                    done = [theta.assign(shifted)]
+                    done = [theta.assign(_read(variable) - (target - theta))]
         sources = self.thetas if with_multipliers else self.variables
         squared_gap = squared_norm = kept = tf.constant(0.0, tf.float64)
         start = 0

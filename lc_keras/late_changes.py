@@ -6,11 +6,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from lc_keras.lagrangian import Lagrangian
-from lc_keras.tasks import Task, bind_tasks
+from lc_keras.costs.compression import Selection
+from lc_keras.lagrangian import CStep, Lagrangian
+from lc_keras.tasks import SharedCost, Task, bind_tasks
 
-# A projection of what is one already may move it by so much.
-_ROUNDING = 1e-6
+# How far a projection may move what is one already, by the bytes of the weights.
+_ROUNDING = {2: 1e-2, 4: 1e-6, 8: 1e-6}
 
 
 def if_changed_later(
@@ -50,27 +51,38 @@ def compress_again(model: keras.Model, tasks: Sequence[Task], mu: float) -> tupl
         mu: Float > 0.
 
     Returns:
-        Tuple of two floats: how much was removed, as a fraction of the norm of the weights, and the
-        fraction of the weights of all tasks that is not zero.
+        Tuple of two floats: how much was removed, at most, as a fraction of the norm of the weights that
+        share a budget, and the fraction of the weights of all tasks that is not zero.
 
     Raises:
         ValueError: If a weight is not finite. Nothing is changed then.
     """
     shared, gap = bind_tasks(tasks, model), 0.0
-    if budgets := [part for part in shared if part.compression.is_projection]:
-        with model.distribute_strategy.scope():
-            lagrangian = Lagrangian(budgets, multipliers=False)
-        result = lagrangian.direct_compression(mu)
-        if bad := lagrangian.not_finite(result):
-            raise ValueError(
-                "Expected callbacks to put finite weights into the model as training ends. Received: NaN or "
-                f"infinite values in {', '.join(bad)}."
-            )
-        if result.gap > _ROUNDING:
-            lagrangian.show_compressed()
-            gap = float(result.gap)
+    for part in shared:
+        if part.compression.has_budget:
+            with model.distribute_strategy.scope():
+                lagrangian = Lagrangian([part], multipliers=False)
+            result = lagrangian.direct_compression(mu)
+            if bad := lagrangian.not_finite(result):
+                raise ValueError(
+                    "Expected callbacks to put finite weights into the model as training ends. Received: NaN "
+                    f"or infinite values in {', '.join(bad)}."
+                )
+            if _breaks_budget(part, result):
+                lagrangian.show_compressed()
+                gap = max(gap, float(result.gap))
+    return gap, _density(shared)
+
+
+def _breaks_budget(part: SharedCost, result: CStep) -> bool:
+    if isinstance(part.compression, Selection):
+        return _density([part]) > float(result.density) * (1 + _ROUNDING[4])
+    return float(result.gap) > max(_ROUNDING[v.value.dtype.size] for v in part.variables)
+
+
+def _density(shared: Sequence[SharedCost]) -> float:
     values = [value for part in shared for value in _copies(part.variables)]
-    return gap, sum(map(np.count_nonzero, values)) / sum(value.size for value in values)
+    return sum(map(np.count_nonzero, values)) / sum(value.size for value in values)
 
 
 def _copies(variables: Sequence[keras.Variable]) -> list[np.ndarray]:

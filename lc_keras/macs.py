@@ -179,8 +179,9 @@ class Counter:
         examples = next((size for size in batches if size), 1)
         signature = keras.tree.map_structure(lambda spec: _of_batch(spec, examples), signature)
         tf.function(call, input_signature=signature, autograph=False).get_concrete_function()
-        self.uses = {key: _divide(uses, examples) for key, uses in self.uses.items()}
-        self.attention = _divide(self.attention, examples)
+        # What is the same for all examples counts for each.
+        self.uses = {key: uses and -(-uses // examples) for key, uses in self.uses.items()}
+        self.attention = self.attention and -(-self.attention // examples)
 
     def _hook(self, layer: keras.Layer) -> Callable[..., Any]:
         original = layer.call

@@ -62,7 +62,7 @@ class RunState:
         self._averages.prepare()
         for name, variable in self._variables():
             variable.assign(checkpoint.read(name))
-        self._lagrangian.now_compressed()
+        self._lagrangian.compressed = True
 
     def _variables(self) -> Iterator[tuple[str, keras.Variable | tf.Variable]]:
         lagrangian = self._lagrangian

@@ -32,11 +32,11 @@ def is_built(model: keras.Model) -> bool:
 
 
 def input_signature_of(model: keras.Model, own_batch: bool = False) -> list[Structure]:
-    """The inputs that a model was built for, with any batch size.
+    """The inputs that a model was built for, with any batch size unless a layer of it is `stateful`.
 
     Args:
-        model: Built `keras.Model`. Layers that are `stateful` have room for the states of so many
-            examples as the inputs were given, and get no others.
+        model: Built `keras.Model`. A stateful layer has states for as many examples as the inputs were
+            given, and takes no others.
         own_batch: Bool, default `False`. `True`: with the batch size that the inputs were given,
             if they were given one.
 
@@ -101,7 +101,7 @@ def named(structure: list[Structure]) -> list[tf.TensorSpec]:
 
     Raises:
         TypeError: If it is no list, or the structures hold anything else.
-        ValueError: If two inputs have one name.
+        ValueError: If there are none, or two inputs have one name.
     """
     if not isinstance(structure, (list, tuple)):
         raise TypeError(

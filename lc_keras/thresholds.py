@@ -327,12 +327,15 @@ def outline(tensor: tf.Tensor) -> tf.Tensor:
         tensor: Floating tensor of any shape.
 
     Returns:
-        float64 vector: how many elements are not zero, $\sum_i x_i$, $\sum_i |x_i|$ and $\sum_i x_i^2$.
+        float64 vector: how many elements are not zero, $\sum_i h_i x_i$ with numbers $h_i$ between 0 and 1
+        that differ from place to place, $\sum_i |x_i|$ and $\sum_i x_i^2$.
     """
 
     def update(so_far: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
         x = tf.cast(chunk, tf.float64)
-        return so_far + tf.stack(list(map(tf.reduce_sum, (tf.abs(tf.sign(x)), x, tf.abs(x), tf.square(x)))))
+        places = tf.math.mod(tf.range(tf.size(x, tf.int64)) * 40503, 65536) / 65536
+        sums = tf.abs(tf.sign(x)), places * x, tf.abs(x), tf.square(x)
+        return so_far + tf.stack([tf.reduce_sum(terms) for terms in sums])
 
     return fold([tensor], tf.zeros([4], tf.float64), update)
 

@@ -475,3 +475,9 @@ def test_weights_that_are_not_finite_where_no_epoch_is_trained():
     model.layers[1].bias.assign([0, np.inf, 0])
     with pytest.raises(ValueError, match="finite weights.*bias"):
         fit(model, [BASELINES["magnitude"]()], epochs=3, initial_epoch=3)
+
+
+def test_the_memory_of_masks_is_freed():
+    prune, masks = BASELINES["magnitude"](), []
+    fit(net(), [prune, spy(on_epoch_begin=lambda epoch, logs: masks.extend(prune._masks._masked))], epochs=1)
+    assert [masked.mask.numpy().shape for masked in masks] == [(), ()]

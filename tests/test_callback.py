@@ -831,12 +831,14 @@ def test_weights_that_are_put_into_the_model_as_training_ends(first):
 
 
 @pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("cost", [L1Constraint(3.0), L2Constraint(1.5), L1Penalty(0.1), L2Penalty(0.1)])
+@pytest.mark.parametrize(
+    "cost", [L1Constraint(3.0), L2Constraint(1.5), L0Penalty(0.1), L1Penalty(0.1), L2Penalty(0.1)]
+)
 def test_only_a_budget_is_kept_as_training_ends(cost, first):
     model = net()
     compress = LearningCompression(cost, mu=RANGE)
-    given, found = changed_at_the_end(model, compress, first, lambda weight: 2 * weight)
-    if isinstance(cost, (L1Penalty, L2Penalty)):
+    given, found = changed_at_the_end(model, compress, first, lambda weight: 2 * weight + 0.001)
+    if isinstance(cost, (L0Penalty, L1Penalty, L2Penalty)):
         assert not found
         for kernel, expected in zip(kernels(model), given, strict=True):
             np.testing.assert_array_equal(kernel, expected)
@@ -847,12 +849,27 @@ def test_only_a_budget_is_kept_as_training_ends(cost, first):
         assert norm == pytest.approx(cost.radius, rel=1e-5)
 
 
-def test_weights_that_keep_the_budget_stay_as_they_are_put():
-    model, compress = net(), lc()
-    given, found = changed_at_the_end(model, compress, True, lambda weight: 2 * weight)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("cost", [L0Constraint(KEPT), NMConstraint(2, 4), L1Constraint(3.0)], ids=repr)
+def test_weights_that_keep_the_budget_stay_as_they_are_put(cost, dtype):
+    model = net(dtype=dtype)
+    model.layers[0].kernel.constraint = keras.constraints.MinMaxNorm(0.5, 1.0, rate=0.5)
+    compress = LearningCompression(cost, mu=RANGE)
+    given, found = changed_at_the_end(model, compress, True, lambda weight: weight * 0.5)
     assert not found
     for kernel, expected in zip(kernels(model), given, strict=True):
         np.testing.assert_array_equal(kernel, expected)
+
+
+def test_a_single_weight_beyond_the_budget_is_found_as_training_ends():
+    def put(logs):
+        kernel = kernels(model)[0]
+        kernel.flat[np.flatnonzero(kernel == 0)[0]] = 1e-6
+        model.layers[0].kernel.assign(kernel)
+
+    model = net()
+    fit(model, [spy(on_train_end=put), lc()])
+    assert nonzeros(model) == KEPT
 
 
 @pytest.mark.parametrize("multipliers", [True, False])
@@ -894,6 +911,19 @@ def test_a_constraint_of_the_weights_holds_for_theta(cost, constraint):
     kernel = kernels(model)[0]
     assert 0 < np.count_nonzero(kernel) < kernel.size
     np.testing.assert_allclose(keras.ops.convert_to_numpy(held(kernel)), kernel, atol=1e-6)
+
+
+class AtLeast(keras.constraints.Constraint):
+    def __call__(self, w):
+        return keras.ops.maximum(w, 0.1)
+
+
+def test_a_constraint_that_takes_weights_off_zero():
+    model = net(keras.optimizers.SGD(0.1, use_ema=True))
+    model.layers[0].kernel.constraint = AtLeast()
+    fit(model, [lc()])
+    kernel = kernels(model)[0]
+    assert nonzeros(model) == KEPT and np.all(kernel[kernel != 0] >= 0.1)
 
 
 def test_a_budget_goes_before_a_constraint_of_the_weights():

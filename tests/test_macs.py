@@ -213,3 +213,14 @@ def test_a_batch_size_of_the_model_itself():
     counted = macs(keras.Model(x, y))
     assert [k.uses for k in counted.kernels] == [5, 5, 5, 5, 5, 5, 2] and counted.attention == 5 * 5 * 2 * 2
     assert not counted.unknown
+
+
+@pytest.mark.parametrize("batch", [None, 1, 32])
+def test_a_kernel_that_meets_the_same_for_all_examples(batch):
+    class Query(L.Layer):
+        def call(self, x):
+            return keras.ops.ones((1, 4))
+
+    x = keras.Input(batch_shape=(batch, 4))
+    y = L.Dense(3)(x) + L.Dense(3)(Query()(x))
+    assert [k.uses for k in macs(keras.Model(x, y)).kernels] == [1, 1]

@@ -328,3 +328,25 @@ def test_what_a_run_that_was_over_says_of_itself(tmp_path):
     cut = run(keras.callbacks.LambdaCallback(on_train_end=lambda logs: 1 / 0))
     again = run()
     assert (again.gap, again.density) == (cut.gap, cut.density)
+
+
+@pytest.mark.filterwarnings("ignore:Between epochs")
+def test_weights_that_are_put_between_epochs_are_there_after_a_restart(tmp_path):
+    # As the first callback, at the end of an epoch that was validated: the model is compressed then.
+    def run(folder, *extra):
+        def put(epoch, logs):
+            if epoch == 1:
+                model.set_weights([np.full_like(weight, 3.0) for weight in model.get_weights()])
+
+        data, model = Data(), net()
+        batches = data.batches.apply(tf.data.experimental.assert_cardinality(SAMPLES // BATCH))
+        compress = lc_keras.LearningCompression(L0(0.2), checkpoint_dir=folder)
+        callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=put), data, *extra, compress]
+        options = {"epochs": 4, "verbose": 0, "shuffle": False}
+        model.fit(batches, validation_data=batches, callbacks=callbacks, **options)
+        return model
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="cut off"):
+        run(tmp_path / "run", CutOff(2))
+    same(whole, run(tmp_path / "run"))

@@ -20,10 +20,10 @@ class Compression:
 
     Attributes:
         looks_into_graph: Bool, whether it takes `Layout`s, with what a model's graph says of its weights.
-        is_projection: Bool, whether a second C step leaves weights as the first one made them.
+        has_budget: Bool, whether weights can be said to keep it: it is a constraint.
     """
 
-    is_projection = False
+    has_budget = False
 
     @property
     def looks_into_graph(self) -> bool:
@@ -151,8 +151,6 @@ class Selection(Compression):
     The distance to the given weights decides which, and nothing else; so it may count more in one
     tensor than in another.
     """
-
-    is_projection = True
 
     def maps(
         self,

@@ -51,6 +51,8 @@ class L0Constraint(Grouped, Selection):
     array([ 3.,  0.,  0., -2.], dtype=float32)
     """
 
+    has_budget = True
+
     def __init__(
         self,
         keep: int | float,

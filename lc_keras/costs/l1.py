@@ -31,7 +31,7 @@ class L1Constraint(Grouped):
     array([2., 0.], dtype=float32)
     """
 
-    is_projection = True
+    has_budget = True
 
     def __init__(self, radius: float, groups: Groups | None = None) -> None:
         super().__init__(groups)

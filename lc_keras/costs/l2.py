@@ -27,7 +27,7 @@ class L2Constraint(Compression):
     array([0.8], dtype=float32)
     """
 
-    is_projection = True
+    has_budget = True
 
     def __init__(self, radius: float) -> None:
         self.radius = non_negative("radius", radius)

@@ -29,6 +29,8 @@ class NMConstraint(Selection):
     array([3., 0., 0., 2.], dtype=float32)
     """
 
+    has_budget = True
+
     def __init__(self, n: int, m: int) -> None:
         whole = all(isinstance(x, (int, np.integer)) and not isinstance(x, bool) for x in (n, m))
         if not (whole and 0 <= n <= m and m >= 1):

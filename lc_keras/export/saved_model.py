@@ -47,10 +47,11 @@ def export_saved_model(
     """Writes a model as a SavedModel for inference.
 
     What is written needs neither Keras nor this package: `tf.saved_model.load` and
-    TensorFlow Serving read it. It takes any batch size, and its signature
-    `serving_default` has inputs and outputs by name: the keys of dictionaries, else
-    the names given to input and output layers, else `inputs` and `output_0`. Loaded
-    in Python, its function `serve` takes and returns the structures of the model.
+    TensorFlow Serving read it. It takes any batch size (with stateful layers that of the
+    model's inputs), and its signature `serving_default` has inputs and outputs by name:
+    the keys of dictionaries, else the names given to input and output layers, else
+    `inputs` and `output_0`. Loaded in Python, its function `serve` takes and returns the
+    structures of the model.
 
     Each variable is written once. Weights with many zeros are written packed, each in
     the encoding that is smallest for it; the file's own initialisation unpacks them
