@@ -57,7 +57,7 @@ class Contender:
 # Decoupled from the gradient: what goes of a weight in a batch is this times the learning rate.
 WEIGHT_DECAYS = {"sgd": 1e-3, "adam": 0.1}
 LABEL_SMOOTHING = 0.05
-_OF_TRAINING = {"rate": 1.0, "weight_decay": None, "label_smoothing": 0.0, "clip_norm": None}
+_OF_TRAINING = {"rate": 1.0, "weight_decay": None, "label_smoothing": 0.0, "clip_norm": None, "shift": 0.0}
 
 
 def _options(name, *values):

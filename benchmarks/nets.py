@@ -58,6 +58,7 @@ class Net:
         weight_decay=None,
         label_smoothing=0.0,
         clip_norm=None,
+        shift=0.0,
         executions=16,
     ):
         """Trains `model` as every contender is trained, the learning rate times `rate`."""
@@ -73,6 +74,7 @@ class Net:
             weight_decay=weight_decay,
             label_smoothing=label_smoothing,
             clip_norm=clip_norm,
+            shift=shift,
             batch_size=self.batch_size,
             executions=executions,
         )

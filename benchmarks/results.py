@@ -59,8 +59,7 @@ the constraint, and behind it elsewhere. Per layer: each layer keeps the same fr
 EPOCHS = """
 As the first table, each contender with its defaults at each number of epochs; the learning rate falls by
 0.98^40 in however many there are. PQuantML's methods and TensorFlow's toolkit keep the same fraction of each
-layer: at 1 % ten weights of the last one. PQuantML was run with seed 0 alone, and PDP, which takes many times
-as long, up to 60 epochs.
+layer: at 1 % ten weights of the last one. PQuantML was run with seed 0 alone.
 """
 
 LENGTHS = """

@@ -1,5 +1,6 @@
 """Data sets as whole arrays, and batches of them."""
 
+import math
 import os
 
 import numpy as np
@@ -91,3 +92,32 @@ def batches(part, size, seed=None):
         .map(lambda i: tuple(tf.gather(tensor, i) for tensor in tensors))
         .prefetch(tf.data.AUTOTUNE)
     )
+
+
+def shifted(batches, part, seed):
+    """Batches of square images of which some are moved by a pixel to one of four sides, anew in each epoch.
+
+    What leaves an image on one side comes in on the other.
+
+    Args:
+        batches: `tf.data.Dataset` of tuples of images, flat or not, and labels.
+        part: Float in [0, 1], the fraction of the images to move.
+        seed: Int.
+
+    Returns:
+        `tf.data.Dataset` as `batches`.
+    """
+
+    def shift(batch, seed):
+        images, labels = batch
+        side = math.isqrt(math.prod(images.shape[1:]))
+        squares = tf.reshape(images, [-1, side, side])
+        drawn = tf.random.stateless_uniform([tf.shape(squares)[0], 1, 1], seed)
+        moved = squares
+        for i, (down, right) in enumerate([(1, 0), (-1, 0), (0, 1), (0, -1)]):
+            chosen = (part * i / 4 <= drawn) & (drawn < part * (i + 1) / 4)
+            moved = tf.where(chosen, tf.roll(squares, [down, right], axis=[1, 2]), moved)
+        return tf.reshape(moved, [-1, *images.shape[1:]]), labels
+
+    seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2)
+    return tf.data.Dataset.zip(batches, seeds).map(shift).prefetch(tf.data.AUTOTUNE)

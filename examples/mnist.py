@@ -87,7 +87,8 @@ def parts(source, validation):
 
 def fit(
     model, train, epochs, label, callbacks=(), *, optimizer, learning_rate, seed,
-    weight_decay=None, label_smoothing=0.0, clip_norm=None, batch_size=256, jit_compile=False, executions=16,
+    weight_decay=None, label_smoothing=0.0, clip_norm=None, shift=0.0, batch_size=256, jit_compile=False,
+    executions=16,
 ):
     """Trains with a learning rate that falls by 0.98^40 over the run, `executions` in an epoch."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -95,6 +96,8 @@ def fit(
         train = data.smoothed(train, label_smoothing)
         loss = keras.losses.CategoricalCrossentropy(from_logits=True)
     train = data.batches(train, batch_size, seed=seed)
+    if shift:
+        train = data.shifted(train, shift, seed)
     batches = int(train.cardinality())
     falling = keras.optimizers.schedules.ExponentialDecay(
         learning_rate, decay_steps=batches, decay_rate=0.98 ** (40 / epochs), staircase=True

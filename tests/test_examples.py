@@ -268,6 +268,30 @@ def test_batches_cover_the_data_in_a_new_order_each_epoch(module):
     assert [x.numpy().tolist() for (x,) in still] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
+@pytest.mark.parametrize("shape", [(6, 6, 1), (36,)])
+def test_images_are_shifted_anew_in_each_epoch(module, shape):
+    data = module("data")
+    images = np.random.default_rng(0).normal(size=(400, 6, 6)).astype("float32")
+    sides = [images, *(np.roll(images, by, axis) for axis in (1, 2) for by in (1, -1))]
+    plain = data.batches((images.reshape(-1, *shape), np.arange(400)), 32)
+    shifted = data.shifted(plain, 0.4, seed=1)
+    assert shifted.cardinality() == plain.cardinality() == 13
+    assert shifted.element_spec[0].shape[1:] == shape
+
+    def sides_of(batches):
+        chosen = []
+        for shown, numbers in batches:
+            for image, number in zip(shown.numpy().reshape(-1, 6, 6), numbers.numpy(), strict=True):
+                chosen += [i for i, side in enumerate(sides) if np.array_equal(side[number], image)]
+        return chosen
+
+    first, second = sides_of(shifted), sides_of(shifted)
+    assert len(first) == len(second) == 400 and first != second
+    assert sides_of(data.shifted(plain, 0.4, seed=1)) == first
+    counts = np.bincount(first)
+    assert abs(counts[0] - 240) < 40 and all(abs(count - 40) < 20 for count in counts[1:])
+
+
 def test_table_and_plot(module, tmp_path):
     tradeoff = module("tradeoff")
     points = [
