@@ -26,13 +26,22 @@ BASELINES = {
 PRUNING = ["magnitude", "rounds", "gradual"]
 
 
-@pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"steps_per_execution": 3}, {"jit_compile": True}, {"run_eagerly": True}],
-    ids=["graph", "several batches", "jit", "eager"],
+    "options, name",
+    [
+        *(({}, name) for name in BASELINES),
+        ({"steps_per_execution": 3}, "gradual"),
+        ({"jit_compile": True}, "rounds"),
+        ({"run_eagerly": True}, "gradual"),
+        *(
+            pytest.param(options, name, marks=pytest.mark.slow)
+            for options in ({"steps_per_execution": 3}, {"jit_compile": True}, {"run_eagerly": True})
+            for name in BASELINES
+        ),
+    ],
+    ids=str,
 )
-def test_the_budget_is_kept_and_nothing_is_left(name, options):
+def test_the_budget_is_kept_and_nothing_is_left(options, name):
     model = net(**options)
     own = [v.constraint for v in model.weights]
     fit(model, [BASELINES[name]()], epochs=3)
@@ -191,7 +200,7 @@ def test_training_that_stops_early_keeps_the_budget():
     assert nonzeros(model) == KEPT
 
 
-@pytest.mark.parametrize("epoch", [0, 8])
+@pytest.mark.parametrize("epoch", [0, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("first", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", BASELINES)
 def test_weights_of_another_epoch_keep_the_budget(name, first, epoch, recwarn):
@@ -284,8 +293,19 @@ def test_groups_of_zeros_train_while_the_budget_has_room():
     assert seen == [2] * len(seen)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "averaging"])
-@pytest.mark.parametrize("name", PRUNING)
+@pytest.mark.parametrize(
+    "name, optimizer",
+    [
+        ("magnitude", "averaging"),
+        ("rounds", "adam"),
+        ("gradual", "sgd"),
+        *(
+            pytest.param(name, optimizer, marks=pytest.mark.slow)
+            for name in PRUNING
+            for optimizer in ("sgd", "adam", "averaging")
+        ),
+    ],
+)
 def test_a_training_that_diverges_leaves_the_budget_and_finite_weights(name, optimizer):
     averaging = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5)
     model = net(averaging if optimizer == "averaging" else optimizer)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lc_keras.export import export_saved_model
-from lc_keras.measuring import report
+from lc_keras.measuring import REPORT_FILE, report
 from lc_keras.reports import PruningReport, VariableReport
 
 
@@ -289,8 +289,9 @@ def test_attention_is_read_from_an_export_and_is_left(tmp_path, steps):
 
 
 @pytest.mark.parametrize("damaged", ["{", "[]", '{"rows": []}', '{"rows": [{}], "others": [], "totals": {}}'])
-def test_a_report_that_is_damaged(tmp_path, pruned, damaged):
-    export_saved_model(pruned, tmp_path / "1")
-    (tmp_path / "1" / "assets.extra" / "lc_keras_report.json").write_text(damaged)
+def test_a_report_that_is_damaged(tmp_path, damaged):
+    file = tmp_path / "1" / REPORT_FILE
+    file.parent.mkdir(parents=True)
+    file.write_text(damaged)
     with pytest.raises(ValueError, match="Expected a report that export_saved_model wrote. .*1/assets"):
         report(tmp_path / "1")

@@ -648,8 +648,7 @@ def test_half_precision_leaves_what_has_two_bytes(tmp_path):
     assert [weight.error for weight in exported.weights] == [0, 0]
 
 
-@pytest.mark.parametrize("compute", ["dense", "sparse"])
-@pytest.mark.parametrize("endpoint", ["serve", "serving_default"])
+@pytest.mark.parametrize("compute, endpoint", [("dense", "serve"), ("sparse", "serving_default")])
 def test_in_a_layer_of_keras(tmp_path, compute, endpoint):
     model = dense_net()
     prune(model, 0.1)

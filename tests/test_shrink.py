@@ -623,7 +623,7 @@ def test_inputs_and_outputs_keep_names_structure_and_size():
     assert widths(small)["a"] == 4 and widths(small)["c"] == 3
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_random_graphs(data):
     model = nets.model(data)

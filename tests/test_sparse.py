@@ -15,14 +15,14 @@ def sparse_matrix(shape, density):
 
 
 @pytest.mark.parametrize("density", [0.0, 0.01, 0.3, 1.0])
-@pytest.mark.parametrize("rows", [0, 1, 16, 17, 31, 32, 100])
-def test_multiplies_any_number_of_rows(rows, density):
+def test_multiplies_any_number_of_rows(density):
     matrix = sparse_matrix((30, 70), density)
     weight = StoredSparse(pack(matrix, dense=False), "float32")
     weight.load()
-    x = np.random.normal(size=(rows, 70)).astype("float32")
     function = tf.function(lambda x: multiply(x, weight), input_signature=[tf.TensorSpec([None, 70])])
-    np.testing.assert_allclose(function(x), x @ matrix.T, rtol=1e-5, atol=1e-5)
+    for rows in (0, 1, 16, 17, 31, 32, 100):
+        x = np.random.normal(size=(rows, 70)).astype("float32")
+        np.testing.assert_allclose(function(x), x @ matrix.T, rtol=1e-5, atol=1e-5)
 
 
 def test_multiplies_the_last_axis_of_more():
