@@ -55,7 +55,7 @@ def compress_again(model: keras.Model, tasks: Sequence[Task], mu: float) -> tupl
         share a budget, and the fraction of the weights of all tasks that is not zero.
 
     Raises:
-        ValueError: If a weight is not finite. Nothing is changed then.
+        ValueError: If a weight is not finite. What shares its budget is not changed then.
     """
     shared, gap = bind_tasks(tasks, model), 0.0
     for part in shared:
@@ -68,16 +68,20 @@ def compress_again(model: keras.Model, tasks: Sequence[Task], mu: float) -> tupl
                     "Expected callbacks to put finite weights into the model as training ends. Received: NaN "
                     f"or infinite values in {', '.join(bad)}."
                 )
-            if _breaks_budget(part, result):
+            if _breaks_budget(lagrangian, result):
                 lagrangian.show_compressed()
                 gap = max(gap, float(result.gap))
     return gap, _density(shared)
 
 
-def _breaks_budget(part: SharedCost, result: CStep) -> bool:
+def _breaks_budget(lagrangian: Lagrangian, result: CStep) -> bool:
+    """Whether a direct compression took something away."""
+    variables, (part,) = lagrangian.variables, lagrangian.shared
     if isinstance(part.compression, Selection):
-        return _density([part]) > float(result.density) * (1 + _ROUNDING[4])
-    return float(result.gap) > max(_ROUNDING[v.value.dtype.size] for v in part.variables)
+        # A constraint of the weights' own may have changed what was kept.
+        pairs = zip(_copies(variables), _copies(lagrangian.thetas), strict=True)
+        return any(np.count_nonzero(value) > np.count_nonzero(theta) for value, theta in pairs)
+    return float(result.gap) > max(_ROUNDING[v.value.dtype.size] for v in variables)
 
 
 def _density(shared: Sequence[SharedCost]) -> float:

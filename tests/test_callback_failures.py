@@ -466,7 +466,9 @@ class Interrupted(keras.Sequential):
         return super().train_step(data)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError("full")], ids=repr)
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), pytest.param(MemoryError("full"), marks=pytest.mark.slow)], ids=repr
+)
 @pytest.mark.parametrize("at", [0, 1, 8, 15])
 def test_an_error_in_the_training_step(error, at):
     options = {"kind": Interrupted, "run_eagerly": True}

@@ -96,7 +96,7 @@ def replicated(replicas, **options):
 @pytest.mark.parametrize(
     "options, compress",
     [
-        ({}, lambda: LearningCompression(L0Constraint(0.2))),
+        pytest.param({}, lambda: LearningCompression(L0Constraint(0.2)), marks=pytest.mark.slow),
         ({"optimizer": "adam"}, lambda: LearningCompression(L0Constraint(0.5, Neurons()))),
         ({}, lambda: LearningCompression(L1Penalty(0.05), mu=Exponential(0.5, 1.3), multipliers=False)),
         ({}, lambda: baselines.GradualPruning(L0Constraint(0.2))),

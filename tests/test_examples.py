@@ -53,8 +53,11 @@ def test_digits(tmp_path):
     assert images.shape == (500, 64) and served.shape == (500, 10)
 
 
-def test_lenet300_at_each_cost(tmp_path, mnist_dir):
-    costs = ["l0-constraint", "l1-constraint", "l0-penalty", "l1-penalty"]
+COSTS = ["l0-constraint", "l1-constraint", "l0-penalty", "l1-penalty"]
+
+
+@pytest.mark.parametrize("costs", [COSTS[::3], pytest.param(COSTS, marks=pytest.mark.slow)], ids=len)
+def test_lenet300_at_each_cost(tmp_path, mnist_dir, costs):
     options = ("--epochs", "1", "--reference-epochs", "1", "--samples", "600")
     budgets = ("--keep", "0.05", "--alpha", "1e-6", "--mu", "1e-3:1e-1")
     points, _ = run("lenet300_mnist.py", tmp_path, "--costs", *costs, *options, *budgets)

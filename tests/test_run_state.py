@@ -107,7 +107,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize(
     "optimizer, options",
     [
-        ("momentum", {"multipliers": False}),
+        pytest.param("momentum", {"multipliers": False}, marks=pytest.mark.slow),
         ("momentum", {"tasks": lc_keras.L0Constraint(0.5, lc_keras.Neurons())}),
         ("warm-up", {"epochs_per_step": 0.3}),
         pytest.param("loss scale", {"mu": lc_keras.Geometric(0.01, 1.0)}, marks=pytest.mark.slow),
