@@ -133,7 +133,7 @@ class Theta(keras.callbacks.Callback):
         self._compress = compress
 
     def on_train_begin(self, logs=None):
-        self._lagrangian = self._compress._lagrangian
+        self._lagrangian = self._compress._run.lagrangian
 
     def on_epoch_end(self, epoch, logs=None):
         # While the model shows θ, w waits where θ was.

@@ -3,22 +3,22 @@
 import keras
 import numpy as np
 
-from lc_keras.checkpoints import Checkpoint, Checkpoints, Facts
-from lc_keras.run_state import RunState
+from lc_keras.checkpoints import Checkpoint, Checkpoints
+from lc_keras.run import Run
 
 
 class Restarts:
-    """The checkpoints of one `fit`.
+    """The checkpoints of one run.
 
     Args:
         checkpoints: `Checkpoints`.
-        state: `RunState` of the model in `fit`.
-        model: `keras.Model`.
+        run: `Run`.
+        model: `keras.Model`, in `fit`.
     """
 
-    def __init__(self, checkpoints: Checkpoints, state: RunState, model: keras.Model) -> None:
+    def __init__(self, checkpoints: Checkpoints, run: Run, model: keras.Model) -> None:
         self._checkpoints = checkpoints
-        self._state = state
+        self._run = run
         # Of several workers all read their variables, and one writes.
         self._writes = model.distribute_strategy.extended.should_checkpoint
 
@@ -26,27 +26,13 @@ class Restarts:
         """The newest checkpoint that is whole, or `None`."""
         return self._checkpoints.latest()
 
-    def restore(self, saved: Checkpoint) -> None:
-        """Gives the model, its optimizers, θ, λ and μ the values they had.
-
-        Args:
-            saved: `Checkpoint`, one of `save`.
-
-        Raises:
-            ValueError: If it is of another model, optimizer or task. No value is changed then.
-        """
-        self._state.restore(saved, saved.facts["run"])
-
-    def save(self, epoch: int, settings: Facts, place: Facts) -> None:
+    def save(self, epoch: int) -> None:
         """Writes a checkpoint.
 
         Args:
             epoch: Int, the epoch to go on with.
-            settings: Dict of what a run and its restart have in common.
-            place: Dict of where the run is.
         """
-        facts = {"run": self._state.description(), "settings": settings, "place": place}
-        tensors = self._state.tensors()
+        facts, tensors = self._run.facts(), self._run.state().tensors()
         if self._writes:
             self._checkpoints.save(epoch, facts, tensors)
 

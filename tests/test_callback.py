@@ -598,7 +598,7 @@ def test_fewer_epochs_than_the_schedule():
 def test_distances_of_neurons_have_scales(groups, scaled):
     """By the gradients in the first quarter of the run: 2 of 8 L steps of 2 batches."""
     seen, compress = [], LearningCompression(L0Constraint(0.5, groups))
-    look = spy(on_train_batch_end=lambda batch, logs: seen.append(compress._lagrangian.scales.numpy()))
+    look = spy(on_train_batch_end=lambda batch, logs: seen.append(compress._run.lagrangian.scales.numpy()))
     fit(net(keras.optimizers.Adam(0.02)), [compress, look])
     assert (np.array(seen[:2]) == 1).all() and len(seen) == 16
     changes = [(one != two).any() for one, two in itertools.pairwise(seen)]
@@ -746,8 +746,8 @@ def test_a_callback_serves_again():
 def test_what_train_functions_read_is_freed():
     # TensorFlow keeps their graphs, and what these read with them.
     compress, seen = lc(), []
-    fit(net(), [compress, spy(on_epoch_end=lambda epoch, logs: seen.append(compress._lagrangian))])
-    assert compress._lagrangian is None
+    fit(net(), [compress, spy(on_epoch_end=lambda epoch, logs: seen.append(compress._run.lagrangian))])
+    assert compress._run is None
     assert [target.numpy().size for target in seen[0].targets] == [1, 1]
 
 
@@ -778,7 +778,9 @@ def test_epochs_of_unknown_length_end_and_log_as_those_of_known_length():
 def test_the_strongest_pull_limits_the_learning_rate():
     mus, compress = [], LearningCompression(L0Constraint(0.5, Neurons()))
     look = spy(
-        on_train_batch_begin=lambda batch, logs: mus.append([mu.numpy() for mu in compress._lagrangian.mus])
+        on_train_batch_begin=lambda batch, logs: mus.append(
+            [mu.numpy() for mu in compress._run.lagrangian.mus]
+        )
     )
     model = net(keras.optimizers.SGD(0.1, momentum=0.5), kind=RateSeen)
     fit(model, [compress, look])
@@ -881,7 +883,7 @@ def test_weights_that_are_put_into_the_model_between_epochs(hook, multipliers):
             model.set_weights(start)
 
     def look(batch, logs):
-        lagrangian = compress._lagrangian
+        lagrangian = compress._run.lagrangian
         seen.append((kernels(model), [theta.numpy() for theta in lagrangian.thetas], lagrangian.multipliers))
 
     model, seen, compress = net(), [], lc(multipliers=multipliers)

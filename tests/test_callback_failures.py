@@ -538,7 +538,7 @@ def test_the_next_fit_frees_what_an_interrupted_one_left():
     model, compress = net(), lc()
     with pytest.raises(KeyboardInterrupt):
         fit(model, [compress, spy(on_train_batch_end=interrupt)])
-    thetas = [weakref.ref(theta) for theta in compress._lagrangian.thetas]
+    thetas = [weakref.ref(theta) for theta in compress._run.lagrangian.thetas]
     fit(model, [lc()], epochs=1)
     gc.collect()
     assert len(thetas) == 2 and all(theta() is None for theta in thetas)

@@ -120,7 +120,7 @@ def test_theta_and_multipliers_are_mirrored(replicas):
     compress, seen = LearningCompression(L0Constraint(0.2)), []
 
     def look(batch, logs):
-        lagrangian = compress._lagrangian
+        lagrangian = compress._run.lagrangian
         for held in [*lagrangian.thetas, *lagrangian.targets, *lagrangian.mus]:
             copies = model.distribute_strategy.experimental_local_results(held)
             assert [name(copy.device) for copy in copies] == replicas

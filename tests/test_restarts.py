@@ -12,9 +12,9 @@ from lc_keras.restarts import FirstEpoch, Restarts
 def test_of_several_workers_one_writes_and_deletes(tmp_path, writes):
     extended = SimpleNamespace(should_checkpoint=writes)
     model = SimpleNamespace(distribute_strategy=SimpleNamespace(extended=extended))
-    state = SimpleNamespace(description=dict, tensors=dict)
-    restarts = Restarts(Checkpoints(tmp_path / "run"), state, model)
-    restarts.save(3, {}, {})
+    run = SimpleNamespace(facts=dict, state=lambda: SimpleNamespace(tensors=dict))
+    restarts = Restarts(Checkpoints(tmp_path / "run"), run, model)
+    restarts.save(3)
     assert (tmp_path / "run").exists() == writes
     Checkpoints(tmp_path / "run").save(4, {}, {})
     restarts.delete()
