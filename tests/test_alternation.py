@@ -1,3 +1,5 @@
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -46,13 +48,22 @@ def run(model, lc_steps, mus=MUS, limited=False, each_l_step=lambda i: None):
     lc_steps.finish()
 
 
-@pytest.mark.parametrize("multipliers", [True, False])
-@pytest.mark.parametrize("limited", [True, pytest.param(False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "optimizer",
-    [lambda: keras.optimizers.SGD(0.02, 0.9, nesterov=True), lambda: keras.optimizers.Adam(0.01)],
-    ids=["sgd", "adam"],
-)
+def sgd():
+    return keras.optimizers.SGD(0.02, 0.9, nesterov=True)
+
+
+def adam():
+    return keras.optimizers.Adam(0.01)
+
+
+# One of each optimizer is enough for every day.
+CASES = [
+    pytest.param(*case, marks=[pytest.mark.slow] * (case not in [(sgd, True, True), (adam, True, False)]))
+    for case in itertools.product([sgd, adam], [True, False], [True, False])
+]
+
+
+@pytest.mark.parametrize("optimizer, limited, multipliers", CASES)
 def test_same_weights_as_the_callback(optimizer, limited, multipliers):
     options = {"regularizer": keras.regularizers.L2(1e-3)}
     inside, outside = net(optimizer(), **options), net(optimizer(), **options)

@@ -80,7 +80,7 @@ def trained():
     return model.get_weights()
 
 
-@pytest.mark.parametrize("name", PRUNING)
+@pytest.mark.parametrize("name", ["magnitude", "gradual", pytest.param("rounds", marks=pytest.mark.slow)])
 def test_retraining_mends_what_pruning_broke(name, trained):
     direct, retrained = net(), net()
     for model in direct, retrained:

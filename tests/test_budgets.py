@@ -256,7 +256,7 @@ def net():
     return keras.Model(x, layers.Dense(3, name="head")(y))
 
 
-@pytest.mark.parametrize("measure", ["groups", "parameters", "macs"])
+@pytest.mark.parametrize("measure", ["groups", pytest.param("parameters", marks=pytest.mark.slow), "macs"])
 def test_a_budget_of_neurons_makes_a_smaller_net(measure):
     model = net()
     (part,) = bind_tasks([Task(L0Constraint(0.5, Neurons(), measure))], model)

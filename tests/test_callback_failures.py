@@ -191,7 +191,7 @@ def is_recovered(model):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("batch", [0, 3, 7])
+@pytest.mark.parametrize("batch", [0, pytest.param(3, marks=pytest.mark.slow), 7])
 @pytest.mark.parametrize("validated", [False, True])
 def test_a_loss_that_becomes_nan(batch, validated):
     model = net(keras.optimizers.SGD(0.1, momentum=0.9))
@@ -469,7 +469,7 @@ class Interrupted(keras.Sequential):
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt(), pytest.param(MemoryError("full"), marks=pytest.mark.slow)], ids=repr
 )
-@pytest.mark.parametrize("at", [0, 1, 8, 15])
+@pytest.mark.parametrize("at", [0, pytest.param(1, marks=pytest.mark.slow), 8, 15])
 def test_an_error_in_the_training_step(error, at):
     options = {"kind": Interrupted, "run_eagerly": True}
     model, compress = net(**options), lc()
@@ -492,10 +492,10 @@ HOOKS = [
     "on_train_begin",
     "on_epoch_begin",
     "on_train_batch_begin",
-    "on_train_batch_end",
+    pytest.param("on_train_batch_end", marks=pytest.mark.slow),
     "on_test_begin",
-    "on_test_batch_end",
-    "on_test_end",
+    pytest.param("on_test_batch_end", marks=pytest.mark.slow),
+    pytest.param("on_test_end", marks=pytest.mark.slow),
     "on_epoch_end",
     "on_train_end",
 ]

@@ -98,7 +98,11 @@ def replicated(replicas, **options):
     [
         pytest.param({}, lambda: LearningCompression(L0Constraint(0.2)), marks=pytest.mark.slow),
         ({"optimizer": "adam"}, lambda: LearningCompression(L0Constraint(0.5, Neurons()))),
-        ({}, lambda: LearningCompression(L1Penalty(0.05), mu=Exponential(0.5, 1.3), multipliers=False)),
+        pytest.param(
+            {},
+            lambda: LearningCompression(L1Penalty(0.05), mu=Exponential(0.5, 1.3), multipliers=False),
+            marks=pytest.mark.slow,
+        ),
         ({}, lambda: baselines.GradualPruning(L0Constraint(0.2))),
     ],
     ids=["weights", "neurons", "penalty", "baseline"],

@@ -204,7 +204,11 @@ def test_adamw_with_everything():
 
 
 @pytest.mark.parametrize("mu", [[1e-12, 1e-9], [1e6, 1e9], [1e-6, 1e6]], ids=str)
-@pytest.mark.parametrize("cost", [L0Constraint(KEPT), L1Penalty(1e-3), L2Penalty(1e-3)], ids=repr)
+@pytest.mark.parametrize(
+    "cost",
+    [L0Constraint(KEPT), L1Penalty(1e-3), pytest.param(L2Penalty(1e-3), marks=pytest.mark.slow)],
+    ids=repr,
+)
 def test_extreme_mu(cost, mu):
     model = net()
     compress = LearningCompression(cost, mu=mu, epochs_per_step=1)
@@ -297,28 +301,29 @@ def lagrangian(inputs, hidden):
 
 
 lagrangian(100, 50).direct_compression(1.0)
-held = lagrangian(10_000, 1_000)
+empty = resident("VmRSS")
+held = lagrangian(8_000, 500)
 held.direct_compression(1.0)
 before = resident("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
 result = held.c_step(1.0, 2.0)
-print(float(result.density), before / held.size, (resident("VmHWM") - before) / held.size)
+print(float(result.density), (before - empty) / held.size, (resident("VmHWM") - before) / held.size)
 """
 
 
-def test_a_hundred_million_weights():
+def test_forty_million_weights():
     """The peak of a C step beside w, θ and λ, in bytes a weight, of ten tensors alike."""
     if sys.platform != "linux":
         pytest.skip("memory is measured on Linux")
     lines = Path("/proc/meminfo").read_text().splitlines()
     available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    if available < 4_000_000:
-        pytest.skip("less than 4 GB of free memory")
+    if available < 2_000_000:
+        pytest.skip("less than 2 GB of free memory")
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     density, held, rise = map(float, done.stdout.split())
     assert density == pytest.approx(0.05, abs=1e-6)
-    # w, θ, the target, and what TensorFlow needs itself; then the buffers for a tenth of the weights.
-    assert 12 < held < 24
+    # w, θ, the target, and buffers that are kept; then the buffers for a tenth of the weights.
+    assert 12 < held < 18
     # A copy of all weights would take four more.
     assert rise < 3
 
