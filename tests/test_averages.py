@@ -48,6 +48,19 @@ def test_averages_are_compressed_while_they_are_shown(scaled):
     assert averages.trained is copies
 
 
+def test_a_constraint_of_the_weights_holds_for_what_is_shown():
+    model, _, averages = attached(averaging())
+    model.layers[0].kernel.constraint = keras.constraints.NonNeg()
+    model.optimizer.build(model.trainable_variables)
+    average = model.optimizer._model_variables_moving_average[0]
+    average.assign(model.layers[0].kernel)
+    given = average.numpy()
+    averages.show_compressed(1.0)
+    shown = average.numpy()
+    np.testing.assert_array_equal(shown[shown != 0], given[shown != 0])
+    assert np.any(shown) and np.all(shown >= 0)
+
+
 def test_it_sees_what_has_changed_places():
     model, lagrangian, averages = attached(averaging())
     model.optimizer.build(model.trainable_variables)

@@ -659,9 +659,11 @@ def test_in_a_layer_of_keras(tmp_path, compute, endpoint):
     np.testing.assert_allclose(outputs, model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
 
 
-def test_a_model_with_states_serves_as_many_examples_as_it_has_states_for(tmp_path):
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_model_with_states_serves_as_many_examples_as_it_has_states_for(tmp_path, nested):
     x = keras.Input(batch_shape=(4, 5, 3))
-    model = keras.Model(x, keras.layers.LSTM(2, stateful=True)(x))
+    y = keras.layers.LSTM(2, stateful=True)(x)
+    model = keras.Model(x, keras.layers.Dense(2)(keras.Model(x, y)(x)) if nested else y)
     export_saved_model(model, tmp_path / "1")
     signature = tf.saved_model.load(tmp_path / "1").signatures["serving_default"]
     (spec,) = signature.structured_input_signature[1].values()
