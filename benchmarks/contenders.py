@@ -57,7 +57,7 @@ class Contender:
 # Decoupled from the gradient: what goes of a weight in a batch is this times the learning rate.
 WEIGHT_DECAYS = {"sgd": 1e-3, "adam": 0.1}
 LABEL_SMOOTHING = 0.05
-_OF_TRAINING = {"rate": 1.0, "weight_decay": None, "label_smoothing": 0.0, "clip_norm": None, "shift": 0.0}
+_OF_TRAINING = "rate", "weight_decay", "label_smoothing", "clip_norm", "shift", "dropout"
 
 
 def _options(name, *values):
@@ -193,7 +193,7 @@ def run(start, name, keep, epochs, settings, strength=None):
             [callback],
             optimizer=start.optimizer,
             seed=start.seed,
-            **{name: settings.get(name, default) for name, default in _OF_TRAINING.items()},
+            **{option: value for option, value in settings.items() if option in _OF_TRAINING},
             # An L step may be shorter than usual, but not than an execution.
             executions=max(16, math.ceil(1 / settings.get("epochs_per_step", 1))),
         )

@@ -55,11 +55,7 @@ class Net:
         optimizer,
         seed,
         rate=1.0,
-        weight_decay=None,
-        label_smoothing=0.0,
-        clip_norm=None,
-        shift=0.0,
-        executions=16,
+        **settings,
     ):
         """Trains `model` as every contender is trained, the learning rate times `rate`."""
         mnist.fit(
@@ -71,12 +67,8 @@ class Net:
             optimizer=optimizer,
             learning_rate=rate * self.rates[optimizer],
             seed=seed,
-            weight_decay=weight_decay,
-            label_smoothing=label_smoothing,
-            clip_norm=clip_norm,
-            shift=shift,
             batch_size=self.batch_size,
-            executions=executions,
+            **settings,
         )
 
     def reference(self, train, optimizer, seed, epochs=None):

@@ -108,8 +108,7 @@ def shifted(batches, part, seed):
         `tf.data.Dataset` as `batches`.
     """
 
-    def shift(batch, seed):
-        images, labels = batch
+    def shift(images, seed):
         side = math.isqrt(math.prod(images.shape[1:]))
         squares = tf.reshape(images, [-1, side, side])
         drawn = tf.random.stateless_uniform([tf.shape(squares)[0], 1, 1], seed)
@@ -117,7 +116,27 @@ def shifted(batches, part, seed):
         for i, (down, right) in enumerate([(1, 0), (-1, 0), (0, 1), (0, -1)]):
             chosen = (part * i / 4 <= drawn) & (drawn < part * (i + 1) / 4)
             moved = tf.where(chosen, tf.roll(squares, [down, right], axis=[1, 2]), moved)
-        return tf.reshape(moved, [-1, *images.shape[1:]]), labels
+        return tf.reshape(moved, [-1, *images.shape[1:]])
 
+    return _changed(batches, shift, seed)
+
+
+def dropped(batches, part, seed):
+    """Batches of which some values are 0 and the others larger by as much, anew in each epoch: dropout.
+
+    Args:
+        batches: `tf.data.Dataset` of tuples of inputs and labels.
+        part: Float in [0, 1), the fraction of the values to drop.
+        seed: Int.
+
+    Returns:
+        `tf.data.Dataset` as `batches`.
+    """
+    return _changed(batches, lambda x, seed: tf.nn.experimental.stateless_dropout(x, part, seed), seed)
+
+
+def _changed(batches, change, seed):
+    """Batches whose inputs are changed by a function of them and of a seed, another one in each epoch."""
     seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2)
-    return tf.data.Dataset.zip(batches, seeds).map(shift).prefetch(tf.data.AUTOTUNE)
+    changed = tf.data.Dataset.zip(batches, seeds).map(lambda batch, seed: (change(batch[0], seed), batch[1]))
+    return changed.prefetch(tf.data.AUTOTUNE)

@@ -87,8 +87,8 @@ def parts(source, validation):
 
 def fit(
     model, train, epochs, label, callbacks=(), *, optimizer, learning_rate, seed,
-    weight_decay=None, label_smoothing=0.0, clip_norm=None, shift=0.0, batch_size=256, jit_compile=False,
-    executions=16,
+    weight_decay=None, label_smoothing=0.0, clip_norm=None, shift=0.0, dropout=0.0, batch_size=256,
+    jit_compile=False, executions=16,
 ):
     """Trains with a learning rate that falls by 0.98^40 over the run, `executions` in an epoch."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -98,6 +98,8 @@ def fit(
     train = data.batches(train, batch_size, seed=seed)
     if shift:
         train = data.shifted(train, shift, seed)
+    if dropout:
+        train = data.dropped(train, dropout, seed)
     batches = int(train.cardinality())
     falling = keras.optimizers.schedules.ExponentialDecay(
         learning_rate, decay_steps=batches, decay_rate=0.98 ** (40 / epochs), staircase=True

@@ -295,6 +295,21 @@ def test_images_are_shifted_anew_in_each_epoch(module, shape):
     assert abs(counts[0] - 240) < 40 and all(abs(count - 40) < 20 for count in counts[1:])
 
 
+def test_inputs_are_dropped_anew_in_each_epoch(module):
+    data = module("data")
+    plain = data.batches((np.ones((400, 6, 6), "float32"), np.arange(400)), 32)
+    dropped = data.dropped(plain, 0.2, seed=1)
+    assert dropped.cardinality() == 13 and dropped.element_spec == plain.element_spec
+
+    def inputs_of(batches):
+        return np.concatenate([x for x, _ in batches.as_numpy_iterator()])
+
+    first, second = inputs_of(dropped), inputs_of(dropped)
+    np.testing.assert_allclose(np.unique(first), [0, 1.25])
+    assert abs(np.mean(first == 0) - 0.2) < 0.02 and np.any(first != second)
+    np.testing.assert_array_equal(inputs_of(data.dropped(plain, 0.2, seed=1)), first)
+
+
 def test_table_and_plot(module, tmp_path):
     tradeoff = module("tradeoff")
     points = [
