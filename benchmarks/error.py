@@ -33,6 +33,8 @@ from lc_keras.baselines import compress_directly
 DEFAULT = ["LC", "LC per layer", "LC without multipliers", "gradual", "magnitude", "magnitude, 5 rounds"]
 # Whole runs, to find the strength that keeps what was asked for.
 MOST_RUNS = 6
+# Settings that change what the nets see, as their rows are called.
+CHANGED = {"shift": "moved images", "dropout": "dropout"}
 
 
 def arguments(description, choices, **defaults):
@@ -178,7 +180,7 @@ def _next(contender, similar, done, keep, most):
 def best_placed(rows):
     """Of the runs of each case, the one that kept what is nearest to what was asked for.
 
-    Contenders with settings of their own are called tuned.
+    Contenders with settings of their own are called tuned, with what changes their images.
     """
     placed = {}
     for row in rows:
@@ -186,10 +188,13 @@ def best_placed(rows):
         case += row["keep"], row["epochs"], row["seed"]
         other = placed.get(case, row)
         placed[case] = min(other, row, key=lambda r: abs(r["density"] / r["keep"] - 1))
-    return [
-        {**row, "contender": f"{row['contender']}, tuned"} if row["settings"] else row
-        for row in placed.values()
-    ]
+    return [{**row, "contender": _called(row)} for row in placed.values()]
+
+
+def _called(row):
+    tuned = ["tuned"] if row["settings"] else []
+    changed = [name for option, name in CHANGED.items() if option in row["settings"]]
+    return ", ".join([row["contender"], *tuned, *changed])
 
 
 def tables(rows):

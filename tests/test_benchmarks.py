@@ -118,7 +118,13 @@ def test_results_are_written_from_what_there_is(tmp_path):
         for epochs in (5, 20)
         for seed in (0, 1)
     ]
-    (tmp_path / "error.json").write_text(json.dumps({"environment": {"cores": 2}, "rows": rows}))
+    moved = [
+        row | {"settings": {"rate": 2.0, "shift": 0.3}, "error": 1.5}
+        for row in rows
+        if (row["contender"], row["keep"], row["epochs"]) == ("LC", 0.05, 20)
+    ]
+    figures = {"environment": {"cores": 2}, "rows": rows + moved}
+    (tmp_path / "error.json").write_text(json.dumps(figures))
     subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "results.py", "--figures", tmp_path, "--docs", tmp_path],
         check=True,
@@ -131,6 +137,8 @@ def test_results_are_written_from_what_there_is(tmp_path):
     assert ["direct", "compression", "0", "46.00", "46.00"] in cells
     assert ["LC", "20", "2.55", "(3.05)", "2.55", "(3.05)", "@2.1"] in cells
     assert ["gradual", "5", "3.70", "(4.20)", "3.70", "(4.20)"] in cells
+    assert ["LC,", "tuned,", "moved", "images", "20", "1.50", "(1.50)"] in cells
+    assert "LC, tuned, moved images at 5 %: rate 2, shift 0.3\n" in text
     for what in ("kept", "epochs", "layers"):
         name = f"plots/error_lenet300_sgd_{what}.png"
         assert f"({name})" in text and (tmp_path / name).stat().st_size > 5000
