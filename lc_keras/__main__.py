@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -169,7 +170,7 @@ def _load(args: argparse.Namespace) -> "keras.Model":
         raise ValueError(f"Expected a .keras file. Received: '{args.model}', which is none.")
     try:
         return keras.saving.load_model(args.model, compile=False, safe_mode=not args.unsafe)
-    except KeyError as error:
+    except (KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"Expected a .keras file. Received: '{args.model}': {error.args[0]}") from error
     except ValueError as error:
         if "safe_mode" in str(error) and not args.unsafe:
@@ -189,7 +190,7 @@ def _array(path: str) -> "np.ndarray":
 def _version(text: str) -> int | str:
     if text == "next":
         return text
-    if not text.isdigit():
+    if not text.isdecimal():
         raise argparse.ArgumentTypeError(f'expected "next" or a number, received {text!r}')
     return int(text)
 

@@ -175,7 +175,7 @@ def argument_name(text: str) -> str:
     name = re.sub(r"\W", "_", text, flags=re.ASCII)
     # TensorFlow makes Python functions of signatures, and calls them with an argument of its own, `self`.
     taken = keyword.iskeyword(name) or name == "self"
-    return name if name[0].isalpha() and not taken else f"arg_{name}"
+    return name if name[:1].isalpha() and not taken else f"arg_{name}"
 
 
 def _needed_arguments(model: keras.Model) -> list[str]:
@@ -196,8 +196,9 @@ def _keys(structure: Structure, skip: int = 0) -> list[str | None]:
 def _given_name(model: keras.Model, name: str) -> str | None:
     """The name of a layer, unless Keras made it up and it differs from run to run."""
     layer = next((layer for layer in model.layers if layer.name == name), None)
-    stem = re.sub(r"_\d+$", "", name).replace("_", "")
-    automatic = layer is None or stem == type(layer).__name__.lower()
+    # A class may end in a number, too.
+    stems = {stem.replace("_", "") for stem in (name, re.sub(r"_\d+$", "", name))}
+    automatic = layer is None or type(layer).__name__.replace("_", "").lower() in stems
     return None if automatic or _AUTOMATIC_INPUT.fullmatch(name) else name
 
 

@@ -66,12 +66,23 @@ def test_a_directory_that_another_process_wrote_stays(tmp_path):
     assert names(tmp_path) == ["1"] and (tmp_path / "1" / "file").read_text() == "theirs"
 
 
+def test_what_was_made_for_it_goes_when_writing_fails(tmp_path):
+    path = tmp_path / "new" / "base" / "1"
+    with pytest.raises(OSError, match="full"), appearing(str(path), overwrite=False):
+        raise OSError("full")
+    assert names(tmp_path) == []
+    with pytest.raises(OSError, match="full"), appearing(str(path), overwrite=False):
+        (tmp_path / "new" / "theirs").write_text("another process's")
+        raise OSError("full")
+    assert names(tmp_path / "new") == ["theirs"]
+
+
 def test_versions(tmp_path):
     base = str(tmp_path)
     assert version_directory(base, None) == base
     assert version_directory(base, "next") == f"{base}/1"
     assert version_directory(base, 7) == version_directory(base, np.int64(7)) == f"{base}/7"
-    for name in ("2", "10", "10.unfinished-0", "notes"):
+    for name in ("2", "10", "10.unfinished-0", "notes", "²"):
         (tmp_path / name).mkdir()
     assert version_directory(base, None) == version_directory(base, "next") == f"{base}/11"
     assert version_directory(f"{base}/3", None) == f"{base}/3"
@@ -88,6 +99,11 @@ def test_free(tmp_path):
     (tmp_path / "empty").mkdir()
     check_free(str(tmp_path / "empty"), overwrite=False)
     check_free("relative/path", overwrite=False)
+    check_free("what?/*", overwrite=False)
+    # TensorFlow would not find what it wrote there.
+    for path, found in (("net[v2]/1", r"\[ and \]"), ("a\\b", r"\\")):
+        with pytest.raises(ValueError, match=f"Expected `path` without {found}, which .* pattern"):
+            check_free(path, overwrite=False)
 
 
 def test_each_export_to_a_base_directory_is_a_new_version(tmp_path):
@@ -150,4 +166,4 @@ def test_a_full_disk_leaves_nothing(tmp_path):
 
     failed = export_in_a_process(tmp_path / "net" / "1", "full disk", preexec_fn=no_file_above_100_kb)
     assert failed.returncode == 1 and "File too large" in failed.stderr, failed.stderr
-    assert names(tmp_path / "net") == []
+    assert names(tmp_path) == []

@@ -175,6 +175,13 @@ def test_several_inputs_by_name(tmp_path):
     np.testing.assert_allclose(runner(**x)["logits"], model(list(x.values())), rtol=1e-5, atol=1e-6)
 
 
+def test_words_without_representative_data(tmp_path):
+    words = keras.Input((1,), dtype="string")
+    seen = keras.layers.StringLookup(vocabulary=["a"], output_mode="one_hot")(words)
+    exported = export_litert(keras.Model(words, keras.layers.Dense(2)(seen)), tmp_path / "net.tflite")
+    assert exported.error is None or exported.error < 1e-5
+
+
 def test_bad_arguments(tmp_path):
     model, path = mlp(), tmp_path / "net.tflite"
     half = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, dtype="mixed_float16", name="half")])

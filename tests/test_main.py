@@ -79,12 +79,17 @@ def test_what_is_no_model(tmp_path, capsys):
         other.writestr("readme.txt", "an archive")
     keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "net.keras")
     (tmp_path / "empty.npy").write_bytes(b"")
+    damaged = bytearray((tmp_path / "net.keras").read_bytes())
+    start = zipfile.ZipFile(tmp_path / "net.keras").getinfo("config.json").header_offset
+    damaged[start + 60 : start + 70] = b"X" * 10
+    (tmp_path / "damaged.keras").write_bytes(damaged)
     data = [str(tmp_path / "net.tflite"), "--quantize", "int8", "--data", str(tmp_path / "empty.npy")]
     for arguments, message in (
         (["report", "missing.keras"], "is not a file"),
         (["export", str(tmp_path / "net.keras"), *data], "No data left"),
         (["report", str(tmp_path / "text.keras")], "which is none"),
         (["report", str(tmp_path / "other.keras")], "config.json"),
+        (["report", str(tmp_path / "damaged.keras")], "Bad CRC-32"),
         (["report", str(tmp_path / "folder")], "export_saved_model wrote"),
         (["export", str(tmp_path / "folder"), "out"], "Expected a .keras file"),
     ):
@@ -114,7 +119,7 @@ def test_help(arguments, capsys, monkeypatch):
 
 
 def test_wrong_options(capsys):
-    for arguments in ([], ["prune"], ["export", "a.keras", "b", "--version", "newest"]):
+    for arguments in ([], ["prune"], ["export", "a.keras", "b", "--version", "²"]):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 2

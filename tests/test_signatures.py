@@ -97,5 +97,10 @@ def test_names_of_outputs():
     assert names(*some) == {"output_0": 0, "output_1": 1, "logits": 2}
     misleading = keras.layers.Dense(1, name="output_1")(x), plain(x)
     assert names(*misleading) == {"output_0": 0, "output_1": 1}
+    # Names that Keras makes of those of classes differ from run to run.
+    for made_up in ("My_Head", "Block_2", "EinsumDenser"):
+        head = type(made_up, (keras.layers.Dense,), {})
+        assert names(head(2)(x)) == names(head(2)(x)) == {"output_0": 0}
+    assert names(keras.layers.Dense(2, name="dense2")(x)) == {"dense2": 0}
     # One layer, twice: its name does not tell the outputs apart.
     assert names(logits(x), logits(x)) == {"output_0": 0, "output_1": 1}

@@ -160,3 +160,103 @@ def test_a_kernel_that_a_subclass_computes_stays_dense(tmp_path):
     x = np.random.normal(size=(2, 5)).astype("float32")
     loaded = tf.saved_model.load(str(tmp_path))
     np.testing.assert_allclose(loaded.serve(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+def shapes_in(path):
+    return [shape for _, shape in tf.train.list_variables(str(path / "variables/variables"))]
+
+
+class Twice(keras.layers.Conv2D):
+    def call(self, inputs):
+        return self.convolution_op(inputs, 2 * self.kernel)
+
+
+def test_which_convolutions():
+    called = keras.layers.Conv2D(4, 1)
+    called.call = lambda inputs: 2 * keras.layers.Conv2D.call(called, inputs)
+    pixels = keras.layers.Conv2D(4, 1, name="pixels")
+    layers = [Twice(4, 1), called, keras.layers.Conv2D(4, (1, 3)), pixels]
+    assert sparse_layers(keras.Sequential([keras.Input((8, 8, 4)), *layers])) == [pixels]
+    first = keras.layers.Conv2D(4, 1, data_format="channels_first")
+    assert sparse_layers(keras.Sequential([keras.Input((4, 8, 8)), first])) == []
+
+
+@pytest.mark.parametrize(
+    "size, layer",
+    [
+        ((20, 40), keras.layers.Conv1D(30, 1, strides=2, padding="same", activation="relu")),
+        ((6, 5, 4, 40), keras.layers.Conv3D(30, 1, strides=(1, 2, 1), use_bias=False)),
+    ],
+    ids=["1D", "3D"],
+)
+def test_convolutions_multiply_sparse(tmp_path, size, layer):
+    model = keras.Sequential([keras.Input(size), layer])
+    layer.kernel.assign(sparse_matrix(layer.kernel.shape, 0.1))
+    if layer.use_bias:
+        layer.bias.assign(np.linspace(-1, 1, 30))
+    export_saved_model(model, tmp_path, compute="sparse")
+    loaded, x = tf.saved_model.load(str(tmp_path)), np.random.normal(size=(3, *size)).astype("float32")
+    np.testing.assert_allclose(loaded.serve(x), model(x), rtol=1e-5, atol=1e-5)
+    assert list(layer.kernel.shape) not in shapes_in(tmp_path)
+
+
+class Mapped(keras.layers.Layer):
+    """A dense layer for each of the rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(30)
+
+    def build(self, shape):
+        self.dense.build(shape[2:])
+
+    def call(self, inputs):
+        return keras.ops.vectorized_map(lambda row: self.dense(row[None])[0], inputs[0])[None]
+
+
+def test_in_a_vectorised_map(tmp_path):
+    x = keras.Input((4, 50), batch_size=1)
+    model = keras.Model(x, Mapped()(x))
+    model.layers[1].dense.kernel.assign(sparse_matrix((50, 30), 0.1))
+    export_saved_model(model, tmp_path, compute="sparse")
+    loaded, x = tf.saved_model.load(str(tmp_path)), np.random.normal(size=(1, 4, 50)).astype("float32")
+    np.testing.assert_allclose(loaded.serve(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [3, None])
+def test_a_layer_for_each_step_is_sparse_where_the_steps_are_known(steps):
+    x = keras.Input((steps, 50))
+    layer = keras.layers.Dense(30)
+    model = keras.Model(x, keras.layers.TimeDistributed(layer)(x))
+    assert sparse_layers(model) == ([layer] if steps else [])
+
+
+def test_sparse_inputs(tmp_path):
+    words = keras.Input((), dtype="string")
+    vocabulary = [f"w{i}" for i in range(50)]
+    seen = keras.layers.TextVectorization(vocabulary=vocabulary, output_mode="multi_hot", sparse=True)
+    model = keras.Model(words, keras.layers.Dense(20)(seen(words)))
+    model.layers[-1].kernel.assign(sparse_matrix(model.layers[-1].kernel.shape, 0.2))
+    export_saved_model(model, tmp_path, compute="sparse")
+    loaded, x = tf.saved_model.load(str(tmp_path)), tf.constant(["w1 w3 w7", "w30"])
+    np.testing.assert_allclose(loaded.serve(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+class Tied(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense, self.alone = keras.layers.Dense(50), keras.layers.Dense(50)
+
+    def call(self, inputs):
+        return keras.ops.matmul(self.alone(self.dense(inputs)), keras.ops.transpose(self.dense.kernel))
+
+
+def test_a_kernel_that_is_read_elsewhere_is_written_once(tmp_path):
+    model, x = Tied(), np.random.normal(size=(40, 50)).astype("float32")
+    model(x)
+    for layer in (model.dense, model.alone):
+        layer.kernel.assign(sparse_matrix((50, 50), 0.1))
+    exported = export_saved_model(model, tmp_path, compute="sparse")
+    assert [w.compute for w in exported.weights if "kernel" in w.path] == ["dense", "sparse"]
+    loaded = tf.saved_model.load(str(tmp_path))
+    np.testing.assert_allclose(loaded.serve(x), model(x), rtol=1e-5, atol=1e-5)

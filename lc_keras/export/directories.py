@@ -26,6 +26,7 @@ def appearing(path: str, overwrite: bool) -> Iterator[str]:
         String, the directory to write into.
     """
     unfinished, replaced = (f"{path}.{state}-{uuid.uuid4().hex}" for state in ("unfinished", "replaced"))
+    missing = list(_missing(os.path.dirname(path)))
     try:
         tf.io.gfile.makedirs(unfinished)
         yield unfinished
@@ -38,8 +39,13 @@ def appearing(path: str, overwrite: bool) -> Iterator[str]:
             if tf.io.gfile.exists(replaced):
                 tf.io.gfile.rename(replaced, path)
             raise
-    finally:
+    except BaseException:
         _remove(unfinished)
+        for parent in missing:
+            # Somebody else may have put something there meanwhile.
+            if tf.io.gfile.exists(parent) and not tf.io.gfile.listdir(parent):
+                tf.io.gfile.rmtree(parent)
+        raise
     _remove(replaced)
 
 
@@ -85,12 +91,17 @@ def check_free(path: str, overwrite: bool) -> None:
         overwrite: Bool, whether a SavedModel that is there may be replaced.
 
     Raises:
-        ValueError: If `path` does not end in a name, is a file, or lies in one, or holds
-            anything that may not be replaced.
+        ValueError: If `path` does not end in a name, has one that TensorFlow could not load, is a
+            file, or lies in one, or holds anything that may not be replaced.
     """
     # What is written appears beside `path` first, and beside ".." is somewhere else.
     if os.path.basename(path) in ("", os.curdir, os.pardir):
         raise ValueError(f"Expected `path` to end in the name of a directory. Received: '{path}'")
+    if patterns := set(path) & set("[]\\"):
+        raise ValueError(
+            f"Expected `path` without {' and '.join(sorted(patterns))}, which TensorFlow takes for a pattern "
+            f"when it loads a SavedModel. Received: '{path}'"
+        )
     parent = check_parents(path)
     found = sorted(tf.io.gfile.listdir(path)) if parent == path else []
     if not found:
@@ -147,4 +158,11 @@ def _remove(path: str) -> None:
 
 def _versions(path: str) -> list[int]:
     found = tf.io.gfile.listdir(path) if path and tf.io.gfile.isdir(path) else []
-    return [int(name) for name in (name.rstrip("/") for name in found) if name.isdigit()]
+    return [int(name) for name in (name.rstrip("/") for name in found) if name.isdecimal()]
+
+
+def _missing(path: str) -> Iterator[str]:
+    """The directories of a path that are not there, from the innermost on."""
+    while path and not tf.io.gfile.exists(path):
+        yield path
+        path = os.path.dirname(path)

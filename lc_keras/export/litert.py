@@ -106,7 +106,7 @@ def export_litert(
     ```
     """
     path = os.fspath(path)
-    overwrite = switch("overwrite", overwrite)
+    overwrite, verbose = switch("overwrite", overwrite), switch("verbose", verbose)
     _check_arguments(model, path, sparse, quantize, representative_data, overwrite)
     sparse = sparse if isinstance(sparse, str) else bool(sparse)
     batch_size = whole("batch_size", batch_size)
@@ -229,7 +229,7 @@ def _made_up(specs: list[tf.TensorSpec], open_size: int) -> dict[str, np.ndarray
     return {
         spec.name: random.normal(size=shapes[spec.name]).astype(spec.dtype.as_numpy_dtype)
         if spec.dtype.is_floating
-        else np.zeros(shapes[spec.name], spec.dtype.as_numpy_dtype)
+        else np.full(shapes[spec.name], b"" if spec.dtype == tf.string else 0, spec.dtype.as_numpy_dtype)
         for spec in specs
     }
 

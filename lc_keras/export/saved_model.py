@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
@@ -118,7 +118,7 @@ def export_saved_model(
     _check_choice("compute", compute, ("auto", "dense", "sparse"))
     _check_choice("values", values, (None, "float16"))
     batches, signatures = _batches(expected_batch), _check_signatures(signatures)
-    overwrite = switch("overwrite", overwrite)
+    overwrite, verbose = switch("overwrite", overwrite), switch("verbose", verbose)
     path = version_directory(os.fspath(path).rstrip("/"), version)
     check_free(path, overwrite)
     structure = input_signature_of(model) if input_signature is None else input_signature
@@ -130,12 +130,12 @@ def export_saved_model(
     sparse = _sparse_layers(model, compute, batches)
     stored = _store(model, arrays, sparse, storage, values)
     module, functions = _module(model, stored, sparse, structure, signatures)
-    if built_by_the_call := model.variables[len(arrays) :]:
-        raise ValueError(
-            "Expected a built model. Received: model "
-            f"'{model.name}', of which some layers were not built, so that these weights are "
-            f"random: {', '.join(variable.path for variable in built_by_the_call)}"
-        )
+    read = {id(variable) for variable in module.used}
+    if also_dense := {id(v) for v in model.variables if id(v.value) in read} & sparse.keys():
+        # A kernel that something else reads, too, would be in the file twice.
+        sparse = {key: layers for key, layers in sparse.items() if key not in also_dense}
+        stored = _store(model, arrays, sparse, storage, values)
+        module, functions = _module(model, stored, sparse, structure, signatures)
     weights = tuple(
         exported_as(variable, array, stored.get(id(variable)))
         for variable, array in zip(model.variables, arrays, strict=True)
@@ -226,6 +226,9 @@ def _module(
         for layer in layers
         for method in sparse_methods(layer, stored[key][1])
     ]
+    # The call must not give the model weights that it did not have, and that would be random.
+    unbuilt = [part for part in model._flatten_layers() if not part.built]
+    methods += [(part, "add_weight", _refuse(model, part)) for part in unbuilt]
     variables = {id(variable): variable for variable in model.variables}
 
     def with_stored_weights(function: Callable[..., Structure]) -> Callable[..., Structure]:
@@ -267,12 +270,34 @@ def _module(
         module.load_once = LoadOnce(module.stored)
     traces = [function.get_concrete_function() for function in (serve, *functions.values())]
     module.used = list({id(v): v for trace in traces for v in trace.variables}.values())
-    module.tables = [
-        resource
-        for resource in tf.train.TrackableView(model).descendants()
-        if isinstance(resource, tf.saved_model.experimental.TrackableResource)
-    ]
+    tables = (p for p in _parts(model) if isinstance(p, tf.saved_model.experimental.TrackableResource))
+    module.tables = list({id(table): table for table in tables}.values())
     return module, functions
+
+
+def _parts(model: keras.Model) -> Iterator[object]:
+    """What a model tracks, and what lists and dictionaries of its layers hold, where TensorFlow stops."""
+    yield from tf.train.TrackableView(model).descendants()
+    held: list[object] = [vars(layer) for layer in model._flatten_layers()]
+    seen = set()
+    while held:
+        part = held.pop()
+        if isinstance(part, (list, tuple, dict)):
+            if id(part) not in seen:
+                seen.add(id(part))
+                held += part.values() if isinstance(part, dict) else part
+        else:
+            yield part
+
+
+def _refuse(model: keras.Model, layer: keras.Layer) -> Callable[..., None]:
+    def add_weight(*_: object, **__: object) -> None:
+        raise ValueError(
+            f"Expected a built model. Received: model '{model.name}', of which '{layer.name}' was not built, "
+            "so that its weights would be random."
+        )
+
+    return add_weight
 
 
 class _Scope(keras.StatelessScope):

@@ -24,7 +24,9 @@ def sparse_layers(model: keras.Model) -> list[keras.Layer]:
     Returns:
         List of dense layers and 1 × 1 convolutions with a float32 kernel.
     """
-    return [layer for layer in model._flatten_layers() if _is_product(layer)]
+    layers = list(model._flatten_layers())
+    vectorized = {id(part) for layer in layers if _is_vectorized(layer) for part in layer._flatten_layers()}
+    return [layer for layer in layers if _is_product(layer) and id(layer) not in vectorized]
 
 
 def as_matrix(layer: keras.Layer) -> np.ndarray:
@@ -53,19 +55,19 @@ def sparse_methods(
         List of one tuple of the layer, the name of a method, and a function.
     """
 
-    def dense(inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+    def dense(inputs: tf.Tensor | tf.SparseTensor, training: bool | None = None) -> tf.Tensor:
+        if isinstance(inputs, tf.SparseTensor):
+            inputs = tf.sparse.to_dense(inputs)
         outputs = multiply(inputs, weight)
         if layer.bias is not None:
             outputs = keras.ops.add(outputs, layer.bias)
         return outputs if layer.activation is None else layer.activation(outputs)
 
-    def convolve(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    def convolve(inputs: tf.Tensor) -> tf.Tensor:
         steps = tuple(slice(None, None, stride) for stride in layer.strides)
-        return multiply(inputs[(slice(None), *steps)], weight)
+        return dense(inputs[(slice(None), *steps)])
 
-    if isinstance(layer, keras.layers.Dense):
-        return [(layer, "call", dense)]
-    return [(layer, "convolution_op", convolve)]
+    return [(layer, "call", dense if isinstance(layer, keras.layers.Dense) else convolve)]
 
 
 def multiply(inputs: tf.Tensor, weight: StoredSparse) -> tf.Tensor:
@@ -99,7 +101,9 @@ def multiply(inputs: tf.Tensor, weight: StoredSparse) -> tf.Tensor:
         padded = tf.pad(columns, [[0, 0], [0, -rows % _PACKET]])
         return tf.raw_ops.SparseMatrixMatMul(a=matrix, b=padded)[:, :rows]
 
-    outputs = tf.transpose(tf.cond(rows <= _FEW_ROWS, by_entry, by_row))
+    # What `vectorized_map` makes of compressed rows cannot be loaded.
+    in_map = "loop_body" in tf.compat.v1.get_default_graph().get_name_scope().split("/")
+    outputs = tf.transpose(by_entry() if in_map else tf.cond(rows <= _FEW_ROWS, by_entry, by_row))
     outputs = tf.reshape(outputs, shape)
     return tf.ensure_shape(outputs, [*inputs.shape[:-1], weight.shape[0]])
 
@@ -129,13 +133,23 @@ def pays(shape: tuple[int, int], kept: int, rows: int) -> bool:
     return 1.8 * sparse < dense
 
 
+def _is_vectorized(layer: keras.Layer) -> bool:
+    """Whether it calls what is inside for all steps at once, as many as come."""
+    if not isinstance(layer, keras.layers.TimeDistributed):
+        return False
+    shape = (layer.get_build_config() or {}).get("input_shape")
+    return shape is None or shape[1] is None
+
+
 def _is_product(layer: keras.Layer) -> bool:
     if getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False):
         return False
     if not layer.built or layer.compute_dtype != "float32":
         return False
+    if "call" in vars(layer):
+        return False
     multiplies = type(layer).call is keras.layers.Dense.call or (
-        isinstance(layer, (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D))
+        type(layer).call in (keras.layers.Conv1D.call, keras.layers.Conv2D.call)
         and type(layer).convolution_op is keras.layers.Conv2D.convolution_op
         and set(layer.kernel_size) == {1}
         and layer.groups == 1
