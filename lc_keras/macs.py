@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from lc_keras.arguments import keras_model
 from lc_keras.signatures import Structure, input_signature_of, is_built
 from lc_keras.tracing import replaced
 
@@ -106,6 +107,7 @@ def macs(model: keras.Model, input_signature: list[Structure] | None = None) -> 
         `Macs`.
 
     Raises:
+        TypeError: If it is no `keras.Model`.
         ValueError: If the model is not built.
 
     Example:
@@ -115,7 +117,7 @@ def macs(model: keras.Model, input_signature: list[Structure] | None = None) -> 
     print(counted.remaining / counted.dense)
     ```
     """
-    counter = count_uses(model, input_signature)
+    counter = count_uses(keras_model(model), input_signature)
     kernels = []
     for variable in _kernels(model):
         value = keras.ops.convert_to_numpy(variable)

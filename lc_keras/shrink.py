@@ -18,7 +18,8 @@ def shrink(model: keras.Model) -> keras.Model:
     or where nothing depends on it. What a dead unit hands out, if it is not zero, is folded into the biases
     of what follows; where that is not exact, as before a convolution that pads, the unit stays. Units that
     are tied, by an addition or a shared layer, go together or not at all. Of no layer all units go. Layers of
-    unknown kinds stay as they are, with all that goes in and out of them.
+    unknown kinds stay as they are, with all that goes in and out of them; those that cannot be made anew from
+    their config, as Keras makes them, are in both models.
 
     Any model with zeros in it will do, however they came there. The model itself is not changed.
 
@@ -71,8 +72,10 @@ class _Rebuilt:
 
     def set_weights(self) -> None:
         for flow in self._graph.layers.values():
-            if isinstance(flow.layer, keras.Layer):
-                made = self._made[id(flow.layer)]
+            made = self._made[id(flow.layer)]
+            if isinstance(made, keras.Layer) and made is not flow.layer:
+                if isinstance(flow, Wall):
+                    _alter(made, flow.layer)
                 parts = flow.layer._flatten_layers()
                 quantized = any(getattr(part, "quantization_mode", None) for part in parts)
                 # What is quantised is built with its weights in another order.
@@ -98,12 +101,6 @@ class _Rebuilt:
         return self._made[id(operation)]
 
     def _layer(self, layer: keras.Layer) -> keras.Layer:
-        if not isinstance(layer, keras.Layer):
-            try:
-                return type(layer).from_config(layer.get_config())
-            except TypeError:
-                # An operation has no weights, and may hold a function, which no config does.
-                return layer
         if isinstance(layer, keras.layers.Lambda):
             # Keras does not read a Python function back from a config.
             return keras.layers.Lambda(
@@ -115,8 +112,14 @@ class _Rebuilt:
                 dtype=layer.dtype_policy,
             )
         flow = self._graph.layers[id(layer)]
+        if isinstance(flow, Wall):
+            try:
+                return type(layer).from_config(layer.get_config())
+            except (NotImplementedError, TypeError, ValueError):
+                # Of the user's own, such as an operation that holds a function.
+                return layer
         kept = self._kept(flow)
-        config = layer.get_config()
+        config = _config(layer)
         if not all(stays.all() for stays in kept.values()):
             config = _without_fixed_values(config) | flow.config(lambda port: int(kept[port].sum()))
             if "bias" in self._folded(flow) and flow.optional("bias") is None:
@@ -143,6 +146,31 @@ class _Rebuilt:
         ]
         # A bias that the layer did not have comes last.
         return [*weights, *folded.values()]
+
+
+def _config(layer: keras.Layer) -> dict[str, Any]:
+    """The config of a layer, with functions of the user's themselves, which Keras may not read from it."""
+    config = layer.get_config()
+    functions = [
+        name
+        for name, value in config.items()
+        if callable(getattr(layer, name, None)) and not isinstance(value, str) and not _is_of_keras(value)
+    ]
+    return config | {name: getattr(layer, name) for name in functions}
+
+
+def _is_of_keras(config: Any) -> bool:
+    return isinstance(config, dict) and str(config.get("module")).startswith("keras")
+
+
+def _alter(made: keras.Layer, layer: keras.Layer) -> None:
+    """Quantises what is quantised inside of a layer, and adapts what is adapted, which no config says."""
+    for new, old in zip(made._flatten_layers(), layer._flatten_layers(), strict=True):
+        mode = getattr(old, "quantization_mode", None)
+        if mode and getattr(new, "quantization_mode", None) != mode:
+            new.quantize(mode)
+        if getattr(old, "lora_enabled", False) and not new.lora_enabled:
+            new.enable_lora(old.lora_rank)
 
 
 def _without_fixed_values(config: Any) -> Any:

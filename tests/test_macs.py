@@ -224,3 +224,9 @@ def test_a_kernel_that_meets_the_same_for_all_examples(batch):
     x = keras.Input(batch_shape=(batch, 4))
     y = L.Dense(3)(x) + L.Dense(3)(Query()(x))
     assert [k.uses for k in macs(keras.Model(x, y)).kernels] == [1, 1]
+
+
+@pytest.mark.parametrize("wrong", [None, "net.keras"])
+def test_what_is_no_model(wrong):
+    with pytest.raises(TypeError, match="Expected `model` to be a keras.Model. Received: "):
+        macs(wrong)

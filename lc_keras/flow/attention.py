@@ -41,6 +41,9 @@ class MultiHeadAttention(Flow):
         if bias is not None:
             self.constants += bias
         varies = (kernel[~self.signals["value"].constant] != 0).any(axis=(0, 2))
+        if self.layer._dropout > 0 or len(self.shapes[0]) != 3:
+            # Keras then computes it in a way in which what is masked throughout attends to nothing.
+            varies |= self.constants.any(axis=1)
         heads = np.where(varies, np.nan, self.constants.any(axis=1))
         self.heads = Signal((None, len(heads)), 1, self.units.new(len(heads)), heads)
         self.hidden = [self.heads]

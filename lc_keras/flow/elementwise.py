@@ -22,6 +22,8 @@ class EachUnit(Flow):
     A subclass says what becomes of a constant.
     """
 
+    takes = 1
+
     def axes(self) -> tuple[int, int]:
         """The axis of the units in the input and in the output."""
         return self.inputs[0].axis, self.inputs[0].axis

@@ -1,5 +1,6 @@
 """A model's graph walked once forward and once back: what is tied, what is constant, what is read."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -42,6 +43,8 @@ class Graph:
         self.layers: dict[int, Flow] = {}
         self.models: dict[int, list[Signal]] = {}
         self.walls: list[keras.Layer] = []
+        # Each layer is made anew but once, and a model that is entered in one call and not in another twice.
+        self._closed = {id(n.operation) for n in _calls(model) if not _is_entered(n)}
         inputs = [self._outside(tuple(t.shape), "is an input of the model") for t in functional.inputs]
         outputs = self._run(model, inputs)
         for signal in outputs:
@@ -81,6 +84,7 @@ class Graph:
     def _run(self, model: keras.Model, inputs: list[Signal]) -> list[Signal]:
         """The outputs of a model, called on signals."""
         functional = as_functional(model)
+        inputs = [self._fitting(*pair, model) for pair in zip(functional.inputs, inputs, strict=True)]
         known = self.models.setdefault(id(model), inputs)
         for tensor, first, signal in zip(functional.inputs, known, inputs, strict=True):
             if first.axis != signal.axis:
@@ -96,24 +100,32 @@ class Graph:
                     signals.update(zip(map(id, node.outputs), outputs, strict=True))
         return [signals[id(t)] for t in functional.outputs]
 
+    def _fitting(self, tensor: keras.KerasTensor, signal: Signal, model: keras.Model) -> Signal:
+        """What a model is called on, as its input has it."""
+        shape = tuple(tensor.shape)
+        if len(signal.shape) == len(shape) and shape[signal.axis] in (None, len(signal.ids)):
+            return signal
+        why = f"is an input of '{model.name}', which has another shape"
+        self.units.pin(signal.ids, why)
+        signal.read[:] = True
+        return self._outside(shape, why)
+
     def _call(self, node: Node, signals: dict[int, Signal]) -> list[Signal]:
         layer = node.operation
-        given = [v for name, v in node.arguments.kwargs.items() if name.endswith("mask")]
-        masks = {id(t) for t in keras.tree.flatten(given) if t is not None}
+        masks = _masks(node)
         for mask in (signals[id(t)] for t in node.input_tensors if id(t) in masks):
             self.units.pin(mask.ids, f"is a mask of '{layer.name}'")
             mask.read[:] = True
         inputs = [signals[id(t)] for t in node.input_tensors if id(t) not in masks]
-        plain = _is_plain(node)
-        if is_graph(layer) and plain and not masks and len(inputs) == len(as_functional(layer).inputs):
-            outputs = self._run(layer, inputs)
+        if id(layer) not in self._closed:
+            outputs = self._run(layer, [signals[id(t)] for t in _in_order(node)])
             for signal, tensor in zip(outputs, node.outputs, strict=True):
                 # What is open in a model may be known where it is called.
                 signal.shape = tuple(tensor.shape)
             return outputs
         kind = KINDS.get(type(layer), Wall)
         fits = kind.fits(layer) and kind.takes in (None, len(inputs))
-        if not plain or not fits or _is_altered(layer):
+        if not (_is_plain(node) and fits) or _is_altered(layer) or not _has_config(layer):
             kind = Wall
         if kind is Wall and layer not in self.walls:
             self.walls.append(layer)
@@ -136,8 +148,9 @@ class Graph:
             self.units.tie(first.ports[port], ids)
         why = f"'{again.layer.name}' is shared and given unlike constants"
         for one, other in zip(first.inputs, again.inputs, strict=False):
-            unlike = one.constant & other.constant & (one.value != other.value)
-            self.units.hold(one.ids[unlike], why)
+            # What varies in one call need not be read there.
+            given = [signal.constant & (signal.value != 0) for signal in (one, other)]
+            self.units.hold(one.ids[(given[0] | given[1]) & (one.value != other.value)], why)
 
 
 def is_graph(layer: keras.Layer) -> bool:
@@ -158,17 +171,61 @@ def as_functional(model: keras.Model) -> keras.Model:
     return model._functional if isinstance(model, keras.Sequential) else model
 
 
+def _in_order(node: Node) -> list[keras.KerasTensor]:
+    """What a model is called on, in the order of its inputs."""
+    given, inputs = node.arguments.args[0], as_functional(node.operation)._inputs_struct
+    if isinstance(given, dict) and isinstance(inputs, (list, tuple)):
+        return [given[tensor.name] for tensor in inputs]
+    return node.input_tensors
+
+
 def _sizes(flow: Flow) -> tuple[dict[str, int], list[int]]:
     """How many units a call has at each port, and comes with."""
     return {port: len(ids) for port, ids in flow.ports.items()}, [len(x.ids) for x in flow.inputs]
 
 
 def _is_plain(node: Node) -> bool:
-    """Whether a layer is called on tensors and masks alone, outside of training."""
+    """Whether a layer is called on tensors of the graph and masks alone, outside of training."""
+    given = keras.tree.flatten(node.arguments.args)
     options = node.arguments.kwargs.items()
-    return all(value is None or value is False or name.endswith("mask") for name, value in options)
+    return all(value is None or isinstance(value, keras.KerasTensor) for value in given) and all(
+        value is None or value is False or name.endswith("mask") for name, value in options
+    )
+
+
+def _is_entered(node: Node) -> bool:
+    """Whether a call is one of a graph of layers, and these do as if they were called themselves."""
+    if not (is_graph(node.operation) and _is_plain(node) and not _masks(node)):
+        return False
+    return len(node.input_tensors) == len(as_functional(node.operation).inputs)
+
+
+def _masks(node: Node) -> set[int]:
+    """The ids of the masks among the tensors of a call."""
+    given = [value for name, value in node.arguments.kwargs.items() if name.endswith("mask")]
+    return {id(tensor) for tensor in keras.tree.flatten(given) if tensor is not None}
+
+
+def _calls(model: keras.Model) -> Iterator[Node]:
+    """All calls of layers in a graph and in those inside of it."""
+    for nodes in as_functional(model)._nodes_by_depth.values():
+        for node in nodes:
+            if not node.is_input:
+                yield node
+                if is_graph(node.operation):
+                    yield from _calls(node.operation)
+
+
+def _has_config(layer: keras.Layer) -> bool:
+    """Whether a layer says what it was made with."""
+    try:
+        layer.get_config()
+    except (NotImplementedError, TypeError, ValueError):
+        return False
+    return True
 
 
 def _is_altered(layer: keras.Layer) -> bool:
-    """Whether a layer's kernel is not what it multiplies by."""
-    return bool(getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False))
+    """Whether a kernel of a layer, or of one inside, is not what it multiplies by."""
+    parts = layer._flatten_layers() if isinstance(layer, keras.Layer) else []
+    return any(getattr(p, "quantization_mode", None) or getattr(p, "lora_enabled", False) for p in parts)

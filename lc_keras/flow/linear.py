@@ -27,6 +27,8 @@ class Linear(Flow):
     A subclass says where the units are and gives the kernel as matrices from inputs to outputs.
     """
 
+    takes = 1
+
     def touches(self) -> np.ndarray:
         """Matrix of bools, inputs × outputs: whether a weight between them is not zero."""
         raise NotImplementedError

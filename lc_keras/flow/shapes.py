@@ -1,5 +1,6 @@
 """Layers that move units to other places: flatten, reshape, permute, repeat, concatenate, embed."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,6 +11,8 @@ from lc_keras.flow.units import Along, Flow, Shape, Signal, Weight, describes, l
 
 class Moved(Flow):
     """The elements of a tensor in another shape, in the order that `moved` gives."""
+
+    takes = 1
 
     def moved(self, elements: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         return elements.reshape(shape)
@@ -46,7 +49,11 @@ class Moved(Flow):
             return None
         along = [1] * len(sizes)
         along[x.axis - 1] = len(x.ids)
-        return self.moved(np.broadcast_to(np.arange(len(x.ids)).reshape(along), sizes), after)
+        places = np.broadcast_to(np.arange(len(x.ids)).reshape(along), sizes)
+        if -1 in after and places.size % -math.prod(after):
+            # What is open is divided, too.
+            return None
+        return self.moved(places, after)
 
 
 def _axis_of(places: np.ndarray) -> int | None:

@@ -290,7 +290,8 @@ _ELEMENTWISE = {
 
 def is_elementwise(activation: Callable[[tf.Tensor], tf.Tensor]) -> bool:
     """Whether an activation is one of those of Keras that take each element by itself."""
-    return activation in _ELEMENTWISE
+    # `in` would ask what may not be hashed, such as an object of the user's, for its hash.
+    return any(activation is function for function in _ELEMENTWISE)
 
 
 def apply(function: Callable[[tf.Tensor], tf.Tensor], value: np.ndarray) -> np.ndarray:
