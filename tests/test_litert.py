@@ -184,6 +184,7 @@ def test_words_without_representative_data(tmp_path):
 
 def test_bad_arguments(tmp_path):
     model, path = mlp(), tmp_path / "net.tflite"
+    wide = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, dtype="float64", name="wide")])
     half = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, dtype="mixed_float16", name="half")])
     for given, options, message in (
         (model, {"sparse": "yes"}, "Expected `sparse`"),
@@ -194,6 +195,7 @@ def test_bad_arguments(tmp_path):
         (model, {"representative_data": [(np.ones((2, 200)), [1, 2])]}, "'pixels' to be an array"),
         (model, {"batch_size": 0}, "Expected `batch_size`"),
         (half, {}, "layer 'half' in float16"),
+        (wide, {}, "layer 'wide' in float64"),
         (keras.Sequential([keras.layers.Dense(2)]), {}, "not built"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -202,6 +204,7 @@ def test_bad_arguments(tmp_path):
         ("net", {}, "keras.Model"),
         (model, {"sparse": 1}, '"auto", True or False. Received: sparse=1'),
         (model, {"overwrite": "no"}, "overwrite='no'"),
+        (model, {"verbose": "no"}, "verbose='no'"),
         (model, {"batch_size": True}, "batch_size=True"),
     ):
         with pytest.raises(TypeError, match=message):

@@ -38,8 +38,10 @@ def test_export_of_versions(saved, tmp_path, capsys):
     base, x = str(tmp_path / "base"), np.random.normal(size=(3, 200)).astype("float32")
     options = ["--compute", "auto", "--expected-batch", "1", "128", "--float16"]
     assert main(["export", path, base, "--version", "next", *options]) == 0
-    assert main(["export", path, base, "--storage", "dense"]) == 0
+    assert main(["export", path, base, "--storage", "dense", "--compute", "dense"]) == 0
+    assert "Weights packed: 0; multiplied sparse: 0" in capsys.readouterr().out
     assert main(["export", path, base, "--version", "7", "--compute", "sparse"]) == 0
+    assert "multiplied sparse: 2" in capsys.readouterr().out
     assert main(["export", path, base, "--version", "7"]) == 1
     assert "overwrite" in capsys.readouterr().err
     assert main(["export", path, base, "--version", "7", "--overwrite"]) == 0

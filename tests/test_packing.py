@@ -81,3 +81,10 @@ def test_unpacks_in_a_graph():
     packed = pack(sparse_array(100_000, 3_000))
     function = tf.function(lambda values, places: unpack(packed.encoding, values, places, (100_000,)))
     np.testing.assert_array_equal(function(packed.values, packed.places), unpacked(packed))
+
+
+def test_what_bridges_a_gap_is_not_kept():
+    value = np.zeros(70_001, "float32")
+    value[[0, 70_000]] = 1
+    packed = pack(value.reshape(1, -1), dense=False)
+    assert packed.kept == 2 < len(packed.values)

@@ -11,7 +11,7 @@ import pytest
 
 from lc_keras.export import export_saved_model
 from lc_keras.measuring import REPORT_FILE, report
-from lc_keras.reports import PruningReport, VariableReport
+from lc_keras.reports import PruningReport, VariableReport, _short
 
 
 def net(dtype="float32"):
@@ -295,3 +295,19 @@ def test_a_report_that_is_damaged(tmp_path, damaged):
     file.write_text(damaged)
     with pytest.raises(ValueError, match="Expected a report that export_saved_model wrote. .*1/assets"):
         report(tmp_path / "1")
+
+
+@pytest.mark.parametrize("number, text", [(None, "-"), (999, "999"), (999.7, "1k"), (999_700, "1M")])
+def test_short_numbers(number, text):
+    assert _short(number) == text
+
+
+def test_a_net_without_kernels_has_no_kernel_without_zeros():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization()])
+    assert "No kernel has zeros" not in str(report(model))
+
+
+def test_whole_numbers_are_finite():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dropout(0.5), keras.layers.Dense(2)])
+    model.layers[0].seed_generator.state.assign([2, 3])
+    assert all(row.finite for row in (*report(model).rows, *report(model).others))

@@ -89,3 +89,10 @@ def test_without_the_package(tmp_path, monkeypatch):
         export_saved_model(net(), tmp_path / "1", warmup=np.ones((1, 5)))
     assert list(tmp_path.iterdir()) == []
     export_saved_model(net(), tmp_path / "1")
+
+
+def test_inputs_that_the_model_does_not_have():
+    x = np.ones((2, 5))
+    for given in ({"pixels": x, "more": x}, {"": x}):
+        with pytest.raises(ValueError, match="Expected a request of `warmup` for the inputs pixels. Received: "):
+            as_requests(given, [PIXELS])
