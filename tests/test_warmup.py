@@ -94,5 +94,5 @@ def test_without_the_package(tmp_path, monkeypatch):
 def test_inputs_that_the_model_does_not_have():
     x = np.ones((2, 5))
     for given in ({"pixels": x, "more": x}, {"": x}):
-        with pytest.raises(ValueError, match="Expected a request of `warmup` for the inputs pixels. Received: "):
+        with pytest.raises(ValueError, match="Expected a request of `warmup` for the inputs pixels. Rec"):
             as_requests(given, [PIXELS])
