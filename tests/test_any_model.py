@@ -26,7 +26,10 @@ def reloader():
 
 
 # Like others in the list, or in a tiny pass of benchmarks/any_model.py.
-SLOW = (kinds.nested_three_deep, kinds.shared_weights, kinds.lora_alone, kinds.lstm_tagger, kinds.u_net)
+SLOW = {
+    *(kinds.nested_three_deep, kinds.shared_weights, kinds.lora_alone, kinds.lstm_tagger),
+    *(kinds.u_net, kinds.transformer, kinds.gan),
+}
 KINDS = [pytest.param(kind, marks=[pytest.mark.slow] * (kind in SLOW)) for kind in kinds.KINDS]
 
 

@@ -163,7 +163,7 @@ def test_the_best_checkpoint_of_averages_is_compressed(tmp_path, first):
 
 
 @pytest.mark.filterwarnings("ignore:Training (was interrupted|stopped)")
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("first", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_swapped_averages_and_a_restart(tmp_path, first):
     def run(folder, *extra):
         swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)

@@ -26,6 +26,11 @@ BASELINES = {
 PRUNING = ["magnitude", "rounds", "gradual"]
 
 
+def often(names):
+    """Of two that share their code, one is enough for every day."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name == "rounds")) for name in names]
+
+
 @pytest.mark.parametrize(
     "options, name",
     [
@@ -202,7 +207,7 @@ def test_training_that_stops_early_keeps_the_budget():
 
 @pytest.mark.parametrize("epoch", [0, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("first", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", often(BASELINES))
 def test_weights_of_another_epoch_keep_the_budget(name, first, epoch, recwarn):
     model, best, history = net(), [], keras.callbacks.History()
     note = spy(on_epoch_end=lambda e, logs: best.append(model.get_weights()))
@@ -226,7 +231,7 @@ def test_a_penalty_is_applied_once():
     same(model, trained)
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", often(BASELINES))
 def test_a_fit_without_an_epoch_keeps_the_budget(name, recwarn):
     model = net()
     fit(model, [BASELINES[name]()], epochs=3, initial_epoch=3)
@@ -234,7 +239,7 @@ def test_a_fit_without_an_epoch_keeps_the_budget(name, recwarn):
     assert any("no epoch" in str(w.message) for w in recwarn) == (name in PRUNING)
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", often(BASELINES))
 def test_a_history_in_front_of_it_prunes_no_later_fit(name):
     model, history = net(), keras.callbacks.History()
     fit(model, [history, BASELINES[name]()])
@@ -259,7 +264,7 @@ def test_a_batch_that_another_callback_trains(hook, first):
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
-@pytest.mark.parametrize("name", PRUNING)
+@pytest.mark.parametrize("name", often(PRUNING))
 def test_an_epoch_of_unknown_length(name, epochs, recwarn):
     data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(8).filter(lambda x, y: True)
     model = net()
@@ -327,7 +332,7 @@ def test_a_training_that_diverges_leaves_the_budget_and_finite_weights(name, opt
     assert all(np.all(np.isfinite(w)) for w in model.get_weights()) and nonzeros(model) > KEPT
 
 
-@pytest.mark.parametrize("name", PRUNING)
+@pytest.mark.parametrize("name", often(PRUNING))
 def test_weights_that_are_not_finite_at_the_start(name):
     model = net()
     model.layers[1].bias.assign([0, np.inf, 0])
@@ -352,7 +357,7 @@ class ByHand(keras.Sequential):
 
 
 @pytest.mark.parametrize("eager", [False, True], ids=["graph", "eager"])
-@pytest.mark.parametrize("name", PRUNING)
+@pytest.mark.parametrize("name", often(PRUNING))
 def test_a_train_step_without_constraints_is_refused(name, eager):
     model = net(kind=ByHand, run_eagerly=eager)
     with pytest.raises(ValueError, match="leaves out the constraints.*kernel.*train_step"):
@@ -445,7 +450,7 @@ def test_arguments(make, error, message):
         make()
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", often(BASELINES))
 def test_a_budget_that_does_not_fit_changes_nothing(name):
     model = net()
     before = model.get_weights()
@@ -460,7 +465,7 @@ def test_not_beside_lc():
         fit(net(), [lc(), MagnitudePruning(BUDGET)])
 
 
-@pytest.mark.parametrize("name", PRUNING)
+@pytest.mark.parametrize("name", often(PRUNING))
 def test_a_fit_that_begins_with_a_later_epoch_prunes_as_any(name):
     one, other = net(), net()
     logs = fit(one, [BASELINES[name]()], epochs=3).history

@@ -130,7 +130,7 @@ def test_a_budget_of_multiply_adds_holds_in_the_smaller_net(name):
     assert_same_outputs(model, small)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in NETS])
 def test_half_of_each_layer(name):
     model = NETS[name]()
     for v in model.trainable_variables:

@@ -111,7 +111,7 @@ OPTIMIZERS = {
         ("momentum", {"tasks": lc_keras.L0Constraint(0.5, lc_keras.Neurons())}),
         ("warm-up", {"epochs_per_step": 0.3}),
         pytest.param("loss scale", {"mu": lc_keras.Geometric(0.01, 1.0)}, marks=pytest.mark.slow),
-        ("accumulation", {"known": False}),
+        pytest.param("accumulation", {"known": False}, marks=pytest.mark.slow),
         ("averages", {"reset_optimizer": True, "epochs_per_step": 1}),
     ],
     ids=str,
@@ -132,7 +132,7 @@ def test_a_restarted_fit_ends_where_an_uninterrupted_one_does(tmp_path, optimize
     assert resumed._initial_epoch is None
 
 
-@pytest.mark.parametrize("known", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("known", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 def test_numbers_of_epochs_and_batches_from_numpy(tmp_path, known):
     def run(folder, number, **options):
