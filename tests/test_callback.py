@@ -122,6 +122,7 @@ def test_a_later_fit_has_no_penalty():
     assert nonzeros(model) == WEIGHTS
 
 
+@pytest.mark.slow
 def test_saved_model_loads_without_the_package(tmp_path):
     decay = keras.optimizers.schedules.ExponentialDecay(0.1, 4, 0.5)
     model = net(keras.optimizers.SGD(decay, momentum=0.9))

@@ -103,7 +103,7 @@ def replicated(replicas, **options):
             lambda: LearningCompression(L1Penalty(0.05), mu=Exponential(0.5, 1.3), multipliers=False),
             marks=pytest.mark.slow,
         ),
-        ({}, lambda: baselines.GradualPruning(L0Constraint(0.2))),
+        pytest.param({}, lambda: baselines.GradualPruning(L0Constraint(0.2)), marks=pytest.mark.slow),
     ],
     ids=["weights", "neurons", "penalty", "baseline"],
 )
@@ -137,6 +137,7 @@ def test_theta_and_multipliers_are_mirrored(replicas):
     assert seen == list(range(8))
 
 
+@pytest.mark.slow
 def test_a_run_on_several_devices_goes_on_from_its_checkpoint(replicas, tmp_path):
     whole = replicated(replicas)
     fit(whole, LearningCompression(L0Constraint(0.2)))
