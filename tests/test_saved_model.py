@@ -653,6 +653,23 @@ def test_unbuilt_layers(tmp_path):
     assert not (tmp_path / "used").exists() and len(used.weights) == 2
 
 
+class MakesItsLayer(keras.layers.Layer):
+    def build(self, shape):
+        self.inner = keras.layers.Dense(2)
+
+    def call(self, x):
+        return self.inner(x)
+
+
+def test_layers_that_are_made_late(tmp_path):
+    model = ForgetsALayer(True)
+    model.forgotten = MakesItsLayer()
+    model.build((None, 3))
+    with pytest.raises(ValueError, match="Expected a built model. .* were not there, .*dense.*/kernel"):
+        export_saved_model(model, tmp_path / "late")
+    assert not (tmp_path / "late").exists()
+
+
 def test_quantised_models(tmp_path):
     model = prune(mlp(), 0.05)
     model.quantize("int8")

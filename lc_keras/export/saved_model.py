@@ -136,6 +136,12 @@ def export_saved_model(
         sparse = {key: layers for key, layers in sparse.items() if key not in also_dense}
         stored = _store(model, arrays, sparse, storage, values)
         module, functions = _module(model, stored, sparse, structure, signatures)
+    if built_by_the_call := model.variables[len(arrays) :]:
+        # In layers that others make as they are built.
+        raise ValueError(
+            f"Expected a built model. Received: model '{model.name}', of which these weights were not there, "
+            f"and are random: {', '.join(variable.path for variable in built_by_the_call)}"
+        )
     weights = tuple(
         exported_as(variable, array, stored.get(id(variable)))
         for variable, array in zip(model.variables, arrays, strict=True)
