@@ -1,7 +1,7 @@
 """Kills a training at random moments, starts it again until it ends, and compares the weights.
 
-    python benchmarks/kill.py            # 100 kills
-    python benchmarks/kill.py --tiny     # three
+python benchmarks/kill.py            # 100 kills
+python benchmarks/kill.py --tiny     # three
 """
 
 import argparse

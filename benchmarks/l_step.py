@@ -1,7 +1,7 @@
 """What an L step and a C step cost, against plain `fit`, side by side in one run.
 
-    python benchmarks/l_step.py                # six minutes on two cores
-    python benchmarks/l_step.py --tiny         # seconds
+python benchmarks/l_step.py                # six minutes on two cores
+python benchmarks/l_step.py --tiny         # seconds
 """
 
 import argparse
@@ -103,9 +103,7 @@ def main():
     rows = []
     for name, build, batch_size, l_step_batches in nets:
         for jit_compile in compiling:
-            row = measure(
-                build, arguments.batches, batch_size, arguments.rounds, jit_compile, l_step_batches
-            )
+            row = measure(build, arguments.batches, batch_size, arguments.rounds, jit_compile, l_step_batches)
             rows.append({"net": name, **row})
             print(f"\n{table(rows[-1:])}\n")
     record.write(arguments.output, rows)

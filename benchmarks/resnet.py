@@ -1,8 +1,8 @@
 """A reduced case of the paper's experiment on CIFAR-10: LC and magnitude with retraining, at equal epochs.
 
-    python benchmarks/resnet.py              # ResNet-8, 10,000 images: an hour on two cores for each seed
-    python benchmarks/resnet.py --depth 14   # other options go to examples/resnet_cifar10.py
-    python benchmarks/resnet.py --tiny       # one epoch of a few images
+python benchmarks/resnet.py              # ResNet-8, 10,000 images: an hour on two cores for each seed
+python benchmarks/resnet.py --depth 14   # other options go to examples/resnet_cifar10.py
+python benchmarks/resnet.py --tiny       # one epoch of a few images
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Error against the length of LC's L steps, at equal epochs.
 
-    python benchmarks/step_length.py                 # LeNet-300: half an hour on two cores
-    python benchmarks/step_length.py --validation    # to choose a length by
-    python benchmarks/step_length.py --tiny          # seconds
+python benchmarks/step_length.py                 # LeNet-300: half an hour on two cores
+python benchmarks/step_length.py --validation    # to choose a length by
+python benchmarks/step_length.py --tiny          # seconds
 """
 
 import statistics

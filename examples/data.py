@@ -49,8 +49,7 @@ def _images(name):
         data_dir=os.environ.get("TFDS_DATA_DIR"),
     )
     return tuple(
-        (images.astype("float32") / 255, labels.astype("int32"))
-        for images, labels in tfds.as_numpy(parts)
+        (images.astype("float32") / 255, labels.astype("int32")) for images, labels in tfds.as_numpy(parts)
     )
 
 

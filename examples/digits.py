@@ -92,9 +92,7 @@ def served(saved, images, folder):
     inputs, outputs = folder / "inputs.npy", folder / "outputs.npy"
     np.save(inputs, images)
     script = Path(__file__).with_name("serve.py")
-    run = subprocess.run(
-        [sys.executable, script, saved, inputs, outputs], stderr=subprocess.PIPE, text=True
-    )
+    run = subprocess.run([sys.executable, script, saved, inputs, outputs], stderr=subprocess.PIPE, text=True)
     if run.returncode:
         sys.exit(run.stderr)
     return np.load(outputs)

@@ -44,9 +44,7 @@ def main():
         reference_epochs=30,
     )
     keras.utils.set_random_seed(args.seed)
-    train, measured = (
-        (images.reshape(-1, 784), labels) for images, labels in mnist.load(args, centred=True)
-    )
+    train, measured = ((images.reshape(-1, 784), labels) for images, labels in mnist.load(args, centred=True))
     path = Path(os.environ.get("LC_KERAS_ANCHORS", "")) / "lenet300_classic.npz"
     known = path.exists() and not args.validation
     reference = anchor(path) if known else mnist.trained(build, train, args)

@@ -34,8 +34,13 @@ def options(description, name, sgd, **defaults):
     """
     parser = argparse.ArgumentParser(description=description)
     add = parser.add_argument
-    add("--keep", type=float, nargs="+", help="budgets of the constraints: the fraction of the "
-        "weights (l0), or of the reference's l1 norm (l1), that may remain")
+    add(
+        "--keep",
+        type=float,
+        nargs="+",
+        help="budgets of the constraints: the fraction of the "
+        "weights (l0), or of the reference's l1 norm (l1), that may remain",
+    )
     add("--alpha", type=float, nargs="+", default=[3e-6, 1e-5], help="weights of the penalties")
     add("--costs", nargs="+", choices=COSTS, default=["l0-constraint"])
     add("--epochs", type=int, help="of each pruning")
@@ -43,12 +48,20 @@ def options(description, name, sgd, **defaults):
     add("--optimizer", choices=["sgd", "adam"])
     add("--learning-rate", type=float, help="at the start; it falls by 0.98^40 over a run")
     add("--batch-size", type=int, default=256)
-    add("--jit-compile", action="store_true", help="train with XLA: on CPUs, compiling takes "
-        "longer than it saves in 20 epochs, and convolutions are slower")
+    add(
+        "--jit-compile",
+        action="store_true",
+        help="train with XLA: on CPUs, compiling takes "
+        "longer than it saves in 20 epochs, and convolutions are slower",
+    )
     add("--mu", help="first:last, such as 3e-4:2.8e-2, instead of the automatic schedule")
     add("--seed", type=int, default=0)
-    add("--validation", action="store_true", help="to choose settings by: holds out the last "
-        f"{HELD_OUT:,} training images and measures on them, not on the test images")
+    add(
+        "--validation",
+        action="store_true",
+        help="to choose settings by: holds out the last "
+        f"{HELD_OUT:,} training images and measures on them, not on the test images",
+    )
     add("--samples", type=int, help="trains on the first so many images only")
     add("--output", type=Path, default=Path("outputs") / name)
     parser.set_defaults(**defaults)
@@ -86,9 +99,23 @@ def parts(source, validation):
 
 
 def fit(
-    model, train, epochs, label, callbacks=(), *, optimizer, learning_rate, seed,
-    weight_decay=None, label_smoothing=0.0, clip_norm=None, shift=0.0, dropout=0.0, batch_size=256,
-    jit_compile=False, executions=16,
+    model,
+    train,
+    epochs,
+    label,
+    callbacks=(),
+    *,
+    optimizer,
+    learning_rate,
+    seed,
+    weight_decay=None,
+    label_smoothing=0.0,
+    clip_norm=None,
+    shift=0.0,
+    dropout=0.0,
+    batch_size=256,
+    jit_compile=False,
+    executions=16,
 ):
     """Trains with a learning rate that falls by 0.98^40 over the run, `executions` in an epoch."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

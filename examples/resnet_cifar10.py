@@ -291,8 +291,12 @@ def options(arguments=None):
     add("--learning-rate", type=float, default=0.1)
     add("--samples", type=int, default=50_000, help="trains on the first so many images only")
     add("--test-samples", type=int, default=10_000, help="measures on the first so many only")
-    add("--long-steps", action="store_true", help="L steps of 20 epochs with a fresh optimizer and "
-        "μ = 9e-5 · 1.1^i, as in the authors' code for LeNet-300; needs hundreds of epochs")
+    add(
+        "--long-steps",
+        action="store_true",
+        help="L steps of 20 epochs with a fresh optimizer and "
+        "μ = 9e-5 · 1.1^i, as in the authors' code for LeNet-300; needs hundreds of epochs",
+    )
     add("--mixed-precision", action="store_true", help="float16 where it is safe")
     add("--reduced", action="store_true", help=f"a small case for CPUs: {REDUCED}")
     add("--seed", type=int, default=0)

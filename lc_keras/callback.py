@@ -231,9 +231,7 @@ class LearningCompression(keras.callbacks.Callback):
             raise
 
     def _guard(self) -> None:
-        self.model.train_function = Guard(
-            self.model, self.params, self._execute, self._abandon, self._detach
-        )
+        self.model.train_function = Guard(self.model, self.params, self._execute, self._abandon, self._detach)
 
     def _execute(self, train_function: TrainFunction, iterator: Iterator[object]) -> Logs:
         return self._alone().execute(train_function, iterator)

@@ -263,9 +263,7 @@ class Blocks(Groups):
         back = sorted(range(len(order)), key=order.__getitem__)
         return _transpose(tf.reshape(matrix, [shape[a] for a in order]), back)
 
-    def _matrix(
-        self, shape: Sequence[int], output_axes: Sequence[int]
-    ) -> tuple[list[int], int, int]:
+    def _matrix(self, shape: Sequence[int], output_axes: Sequence[int]) -> tuple[list[int], int, int]:
         """The order of axes that puts inputs first, and the number of rows and columns."""
         shape = _static(shape)
         columns = _positive(output_axes, shape)

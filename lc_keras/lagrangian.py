@@ -264,9 +264,7 @@ class Lagrangian:
             gap, density = tf.cond(tf.reduce_all(finite), update, lambda: (nothing, nothing))
         return CStep(finite, gap, density)
 
-    def _update(
-        self, mu: tf.Tensor, ratios: tf.Tensor, portions: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def _update(self, mu: tf.Tensor, ratios: tf.Tensor, portions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         # With v = w − λ/μ the new multipliers are λ − φμ(w − θ) = μ(θ − v − (1 − φ)(θ − w)), and the
         # new target is θ + λ/μ'. v waits where θ will be: no third array.
         scales, ratios, rests = tf.unstack(self.scales), tf.unstack(ratios), tf.unstack(1 - portions)

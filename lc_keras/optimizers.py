@@ -11,9 +11,7 @@ import tensorflow as tf
 from lc_keras.tracing import kept_with_trace
 
 # What Keras takes as a learning rate.
-Rate: TypeAlias = (
-    "keras.Variable | keras.optimizers.schedules.LearningRateSchedule | Callable[[], tf.Tensor]"
-)
+Rate: TypeAlias = "keras.Variable | keras.optimizers.schedules.LearningRateSchedule | Callable[[], tf.Tensor]"
 
 _LOOKS = 20
 # The second moments that are divided by 1 − β₂ᵗ, where t counts all steps.

@@ -136,9 +136,7 @@ class Automatic:
     def state(self, state: tuple[float, float, float]) -> None:
         self._boost, self._first_rate, self._previous = state
 
-    def __call__(
-        self, step: int, rate: float, batches: float, gap: float, guessed: bool = False
-    ) -> float:
+    def __call__(self, step: int, rate: float, batches: float, gap: float, guessed: bool = False) -> float:
         """μ of an L step.
 
         Args:
@@ -242,7 +240,5 @@ def values(schedule: Schedule | str, steps: int) -> list[float]:
     mus = [float(mu) for mu in given]
     for i, mu in enumerate(mus):
         if i and mu <= mus[i - 1]:
-            raise ValueError(
-                f"Expected μ to grow. Received: μ={mu} at L step {i} after μ={mus[i - 1]}"
-            )
+            raise ValueError(f"Expected μ to grow. Received: μ={mu} at L step {i} after μ={mus[i - 1]}")
     return mus

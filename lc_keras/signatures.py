@@ -161,8 +161,7 @@ def named_outputs(model: keras.Model) -> Callable[[Structure], dict[str, tf.Tens
         keys = _keys(outputs)
         defaults = [f"output_{i}" for i in range(len(flat))]
         found = [
-            re.sub(r"\W", "_", k or g or default)
-            for k, g, default in zip(keys, given, defaults, strict=True)
+            re.sub(r"\W", "_", k or g or default) for k, g, default in zip(keys, given, defaults, strict=True)
         ]
         unique = len(set(found)) == len(found)
         return dict(zip(found if unique else defaults, flat, strict=True))
@@ -187,10 +186,7 @@ def _needed_arguments(model: keras.Model) -> list[str]:
 def _keys(structure: Structure, skip: int = 0) -> list[str | None]:
     """For each leaf the keys on the way to it, or `None` if none is of a dictionary."""
     paths = [path[skip:] for path, _ in keras.tree.flatten_with_path(structure)]
-    return [
-        "_".join(map(str, path)) if any(isinstance(key, str) for key in path) else None
-        for path in paths
-    ]
+    return ["_".join(map(str, path)) if any(isinstance(key, str) for key in path) else None for path in paths]
 
 
 def _given_name(model: keras.Model, name: str) -> str | None:

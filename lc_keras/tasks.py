@@ -322,9 +322,7 @@ def _trainable_variables(model: keras.Model, task: Task) -> list[keras.Variable]
 def _owners(model: keras.Model) -> dict[int, keras.Layer]:
     """Maps the id of each variable to the layer that created it."""
     return {
-        id(variable): layer
-        for layer in model._flatten_layers()
-        for variable in layer._trainable_variables
+        id(variable): layer for layer in model._flatten_layers() for variable in layer._trainable_variables
     }
 
 

@@ -138,9 +138,7 @@ def test_averages_of_some_of_the_weights_are_refused():
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 def test_swapped_averages_where_the_length_of_an_epoch_is_unknown():
     def run(callbacks):
-        data = tf.data.Dataset.from_generator(
-            lambda: iter(known), output_signature=known.element_spec
-        )
+        data = tf.data.Dataset.from_generator(lambda: iter(known), output_signature=known.element_spec)
         model = net(averaging())
         return model, fit(model, callbacks, x=data, validation_data=(X, Y)).history
 

@@ -64,9 +64,7 @@ def fit(model, callbacks=None, **options):
     data |= {name: options.pop(name) for name in data.keys() & options.keys()}
     if isinstance(data["x"], tf.data.Dataset):
         data = {"x": data["x"]}
-    return model.fit(
-        **data, callbacks=callbacks, **({"epochs": 2, "verbose": 0, "shuffle": False} | options)
-    )
+    return model.fit(**data, callbacks=callbacks, **({"epochs": 2, "verbose": 0, "shuffle": False} | options))
 
 
 def kernels(model):
@@ -678,9 +676,7 @@ def dataset():
 
 
 def unknown():
-    return tf.data.Dataset.from_generator(
-        lambda: iter(dataset()), output_signature=dataset().element_spec
-    )
+    return tf.data.Dataset.from_generator(lambda: iter(dataset()), output_signature=dataset().element_spec)
 
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")

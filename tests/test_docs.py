@@ -53,9 +53,9 @@ def test_the_program_of_the_readme_runs(tmp_path, monkeypatch):
     x = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
     y = (x[:, 0] > 0).astype("int32")
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
-    keras.Sequential(
-        [keras.Input((8,)), keras.layers.Dense(20, "relu"), keras.layers.Dense(2)]
-    ).save("trained.keras")
+    keras.Sequential([keras.Input((8,)), keras.layers.Dense(20, "relu"), keras.layers.Dense(2)]).save(
+        "trained.keras"
+    )
     names = {"train": data, "validation": data, "x": x, "y": y}
     program, *_ = BLOCK.findall((ROOT / "README.md").read_text())
     run([program], names)

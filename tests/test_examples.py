@@ -331,9 +331,7 @@ def test_one_line_of_progress(module, capsys):
     bar = module("progress").OneLine("net")
     model.fit(np.ones((4, 2)), np.ones((4, 1)), epochs=8, verbose=0, callbacks=[bar])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("epoch ")[1].split()[0] for line in lines] == [
-        "0/8", "2/8", "4/8", "6/8", "8/8"
-    ]
+    assert [line.split("epoch ")[1].split()[0] for line in lines] == ["0/8", "2/8", "4/8", "6/8", "8/8"]
     assert all(line.startswith("net ") for line in lines) and "loss" in lines[-1]
     model.fit(np.ones((4, 2)), np.ones((4, 1)), epochs=0, verbose=0, callbacks=[bar])
     assert "epoch 0/0" in capsys.readouterr().out

@@ -142,8 +142,7 @@ def test_c_steps_against_numpy(case, multipliers, scaled):
         for solve, part in parts:
             roots = [scales[i] ** 0.5 for i in part]
             shifted = [
-                root * (w[i] - lambdas[i] / (mu * scales[i]))
-                for i, root in zip(part, roots, strict=True)
+                root * (w[i] - lambdas[i] / (mu * scales[i])) for i, root in zip(part, roots, strict=True)
             ]
             solved = zip(solve(shifted, mu), roots, strict=True)
             theta.update(zip(part, (value / root for value, root in solved), strict=True))

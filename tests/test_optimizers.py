@@ -113,7 +113,7 @@ def test_callable_rate_is_limited_and_given_back():
     assert optimizer._learning_rate is given
 
 
-@pytest.mark.parametrize("rate", [0.4, schedule, lambda: (lambda: 0.4)])
+@pytest.mark.parametrize("rate", [0.4, schedule, lambda: lambda: 0.4])
 def test_a_new_limit_reaches_a_traced_update(rate):
     optimizer, weight = SGD(rate() if callable(rate) else rate), fresh()
     optimizer.build([weight])

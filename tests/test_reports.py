@@ -43,9 +43,7 @@ def pruned():
 
 def test_counts_each_kernel_and_all(pruned):
     found = report(pruned)
-    assert [row.path for row in found.rows] == [
-        pruned.layers[i].kernel.path for i in (0, 3, 4)
-    ]
+    assert [row.path for row in found.rows] == [pruned.layers[i].kernel.path for i in (0, 3, 4)]
     assert [row.shape for row in found.rows] == [(3, 3, 2, 4), (144, 64), (64, 10)]
     assert [row.weights for row in found.rows] == [72, 9216, 640]
     assert [row.kept for row in found.rows] == [60, 92, 128]

@@ -209,9 +209,7 @@ def test_subclassed_model(tmp_path):
     model(tokens)
     prune(model, 0.05)
     export_saved_model(model, tmp_path / "recorded")
-    export_saved_model(
-        model, tmp_path / "given", input_signature=[tf.TensorSpec([None, None], tf.int64)]
-    )
+    export_saved_model(model, tmp_path / "given", input_signature=[tf.TensorSpec([None, None], tf.int64)])
     recorded = serve(tmp_path / "recorded", tokens.astype("float32"))
     given = serve(tmp_path / "given", tokens[:, :2])
     np.testing.assert_allclose(recorded, model(tokens), rtol=1e-5, atol=1e-6)
@@ -220,9 +218,7 @@ def test_subclassed_model(tmp_path):
 
 def test_lookup_tables_come_along(tmp_path):
     words = keras.layers.TextVectorization(vocabulary=["up", "down"], output_sequence_length=2)
-    model = keras.Sequential(
-        [keras.Input((), dtype="string"), words, keras.layers.Embedding(4, 3)]
-    )
+    model = keras.Sequential([keras.Input((), dtype="string"), words, keras.layers.Embedding(4, 3)])
     export_saved_model(model, tmp_path)
     text = tf.constant(["up down", "down else"])
     np.testing.assert_array_equal(serve(tmp_path, text), model(text))

@@ -236,9 +236,7 @@ class L0Constraint(Grouped, Selection):
             (makes, made), (reads, read) = places(units), (np.zeros(count, int), 1)
             if layout.reads is not None:
                 reads, read = places(layout.reads)
-            size = math.prod(shape) // (
-                len(units) * (1 if layout.reads is None else len(layout.reads))
-            )
+            size = math.prod(shape) // (len(units) * (1 if layout.reads is None else len(layout.reads)))
             products.append(budgets.Product(size * self._weight_price(layout), makes, reads, made, read))
         return [p for p in products if p.price]
 

@@ -35,9 +35,7 @@ def as_requests(warmup: Requests, specs: list[tf.TensorSpec]) -> list[dict[str, 
     """
     requests = list(warmup) if isinstance(warmup, (list, tuple)) else [warmup]
     if not 1 <= len(requests) <= _MOST_RECORDS:
-        raise ValueError(
-            f"Expected `warmup` to be 1 to {_MOST_RECORDS} requests. Received: {len(requests)}"
-        )
+        raise ValueError(f"Expected `warmup` to be 1 to {_MOST_RECORDS} requests. Received: {len(requests)}")
     return [as_request(request, specs, "warmup") for request in requests]
 
 

@@ -170,9 +170,7 @@ class Flow:
         """
         return {}
 
-    def fold(
-        self, kept: dict[str, np.ndarray], arrays: dict[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def fold(self, kept: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Puts what units that go leave behind into the weights.
 
         Args:
