@@ -24,8 +24,10 @@ demo: $(INSTALLED)
 
 # Processes of one thread each: many small nets gain more from that than from threads.
 test: $(INSTALLED)
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 	OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 \
 	$(BIN)/python -m pytest tests -q -n 3 --dist worksteal --durations=10 $(PYTEST_ARGS)
 

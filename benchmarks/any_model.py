@@ -28,7 +28,7 @@ from kinds import KINDS, Kind
 from reload import Reloader
 
 import lc_keras
-from lc_keras.tasks import bind_tasks
+from lc_keras.algorithm.tasks import bind_tasks
 
 KEEP = 0.3
 # Keras' smallest images, from small to large: each builder takes the first that fits.

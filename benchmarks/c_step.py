@@ -24,7 +24,7 @@ import numpy as np
 import record
 import tensorflow as tf
 
-from lc_keras import thresholds
+from lc_keras.costs import thresholds
 from lc_keras.costs import L0Constraint
 
 DENSITY = 0.05

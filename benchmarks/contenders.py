@@ -15,7 +15,7 @@ import tradeoff
 import lc_keras
 from lc_keras import L0Constraint, L0Penalty, L1Constraint, L1Penalty, LearningCompression, Task
 from lc_keras.baselines import GradualPruning, MagnitudePruning
-from lc_keras.tasks import default_kernels
+from lc_keras.model import default_kernels
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ import record
 import tensorflow as tf
 
 import lc_keras
-from lc_keras.checkpoints import Checkpoints
-from lc_keras.lagrangian import Lagrangian
+from lc_keras.fit.checkpoints import Checkpoints
+from lc_keras.algorithm.lagrangian import Lagrangian
 
 PHASES = ["L step", "C step", "checkpoint"]
 # How many of each may begin before the kill: an epoch or two.

@@ -18,8 +18,8 @@ import record
 import tensorflow as tf
 
 import lc_keras
-from lc_keras.lagrangian import Lagrangian
-from lc_keras.tasks import as_tasks, bind_tasks
+from lc_keras.algorithm.lagrangian import Lagrangian
+from lc_keras.algorithm.tasks import as_tasks, bind_tasks
 
 
 def compiled(build, jit_compile, steps_per_execution):

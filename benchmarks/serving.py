@@ -18,7 +18,7 @@ import record
 import tensorflow as tf
 
 import lc_keras
-from lc_keras.packing import pack
+from lc_keras.measuring.packing import pack
 from lc_keras.export.sparse import multiply
 from lc_keras.export.stored import StoredSparse
 

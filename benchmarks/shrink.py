@@ -20,7 +20,7 @@ from keras import layers
 
 import lc_keras
 from lc_keras.baselines import compress_directly
-from lc_keras.macs import macs
+from lc_keras.model.macs import macs
 
 
 def vgg():

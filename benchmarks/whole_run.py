@@ -26,7 +26,7 @@ import keras
 import record
 
 import lc_keras
-from lc_keras.lagrangian import Lagrangian
+from lc_keras.algorithm.lagrangian import Lagrangian
 
 KEEP = 0.02
 

@@ -10,7 +10,7 @@ import numpy as np
 import data
 import lc_keras
 import tradeoff
-from lc_keras.tasks import default_kernels
+from lc_keras.model import default_kernels
 from progress import OneLine
 
 HELD_OUT = 10_000

@@ -24,7 +24,7 @@ import lc_keras
 import mnist
 import tradeoff
 from lc_keras.baselines import MagnitudePruning, compress_directly
-from lc_keras.macs import macs
+from lc_keras.model.macs import macs
 
 
 def lenet5():

@@ -24,7 +24,7 @@ from keras import layers
 import data
 import lc_keras
 import tradeoff
-from lc_keras.tasks import default_kernels
+from lc_keras.model import default_kernels
 from progress import OneLine
 
 # Kernels of convolutions and of the dense layer, as the paper counts them.

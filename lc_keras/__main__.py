@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from lc_keras.measuring import report
+    from lc_keras.measuring.counting import report
 
     found = report(args.model if os.path.isdir(args.model) else _load(args))
     print(found.to_json() if args.json else found)

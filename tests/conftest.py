@@ -51,14 +51,13 @@ def _prepared(name):
     return str(folder)
 
 
-# The files whose tests compute with TensorFlow alone, on a GPU where there is one.
-ON_GPU = {"baselines", "callback", "costs", "distribution", "groups", "known_answers", "lagrangian"}
-ON_GPU |= {"numbers", "optimizers", "penalty", "run_state", "thresholds"}
+# The rooms whose tests compute with TensorFlow alone, on a GPU where there is one.
+ON_GPU = {"algorithm", "baselines", "costs", "fit"}
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.path.stem.removeprefix("test_") in ON_GPU:
+        if item.path.parent.name in ON_GPU:
             item.add_marker("gpu")
 
 

@@ -6,15 +6,19 @@ $$\\min_\\theta \\tfrac{\\mu}{2} \\lVert v - \\theta \\rVert^2 + C(\\theta).$$
 
 For every cost here the solution is one scalar, found from all tensors of the task together, and one map
 applied tensor by tensor.
+
+Here belong numbers only. Nothing here knows of models, layers or training.
 """
 
 from lc_keras.costs.compression import Compression
+from lc_keras.costs.groups import Blocks, Neurons, Weights
 from lc_keras.costs.l0 import L0Constraint, L0Penalty
 from lc_keras.costs.l1 import L1Constraint, L1Penalty
 from lc_keras.costs.l2 import L2Constraint, L2Penalty
 from lc_keras.costs.nm import NMConstraint
 
 __all__ = [
+    "Blocks",
     "Compression",
     "L0Constraint",
     "L0Penalty",
@@ -23,4 +27,6 @@ __all__ = [
     "L2Constraint",
     "L2Penalty",
     "NMConstraint",
+    "Neurons",
+    "Weights",
 ]

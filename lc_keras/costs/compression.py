@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from lc_keras import thresholds
 from lc_keras.arguments import strength
-from lc_keras.groups import Layout
-from lc_keras.tracing import compiled
+from lc_keras.costs import thresholds
+from lc_keras.costs.groups import Layout
+from lc_keras.internals import compiled
 
 Map = Callable[[tf.Tensor], tf.Tensor]
 

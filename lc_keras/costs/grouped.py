@@ -5,9 +5,9 @@ from typing import TypeGuard
 
 import tensorflow as tf
 
-from lc_keras import thresholds
+from lc_keras.costs import thresholds
 from lc_keras.costs.compression import Compression, Map, axes_of
-from lc_keras.groups import Groups, Layout, Neurons, Weights
+from lc_keras.costs.groups import Groups, Layout, Neurons, Weights
 
 # Which of the magnitudes of a tensor, given by its index, are kept.
 Decide = Callable[[int, tf.Tensor], tf.Tensor]

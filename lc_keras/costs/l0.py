@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 import tensorflow as tf
 
-from lc_keras import budgets, thresholds
 from lc_keras.arguments import non_negative, number_or_fraction
+from lc_keras.costs import budgets, thresholds
 from lc_keras.costs.compression import Map, Selection, axes_of
 from lc_keras.costs.grouped import Decide, Grouped
-from lc_keras.groups import Groups, Layout
+from lc_keras.costs.groups import Groups, Layout
 
 MEASURES = ("groups", "parameters", "macs", "bytes")
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from lc_keras import thresholds
 from lc_keras.arguments import non_negative
+from lc_keras.costs import thresholds
 from lc_keras.costs.compression import Map, axes_of
 from lc_keras.costs.grouped import Grouped
-from lc_keras.groups import Groups
+from lc_keras.costs.groups import Groups
 
 
 class L1Constraint(Grouped):

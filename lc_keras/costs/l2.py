@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from lc_keras import thresholds
 from lc_keras.arguments import non_negative
+from lc_keras.costs import thresholds
 from lc_keras.costs.compression import Compression, Map
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from lc_keras import thresholds
+from lc_keras.costs import thresholds
 from lc_keras.costs.compression import Map, Selection, axes_of
 
 

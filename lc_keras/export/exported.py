@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from lc_keras.export.stored import StoredSparse, StoredWeight
-from lc_keras.packing import Packed
+from lc_keras.measuring.packing import Packed
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from lc_keras.arguments import keras_model, switch, whole
 from lc_keras.export.directories import check_parents
 from lc_keras.export.saved_model import export_saved_model
 from lc_keras.export.warmup import Request, as_request
-from lc_keras.signatures import input_signature_of, named
+from lc_keras.model.signatures import input_signature_of, named
 
 Batches = list[dict[str, np.ndarray]]
 

@@ -15,11 +15,11 @@ from lc_keras.export.exported import ExportedWeight, SavedModelExport, exported_
 from lc_keras.export.sparse import as_matrix, pays, sparse_layers, sparse_methods
 from lc_keras.export.stored import LoadOnce, StoredSparse, StoredWeight
 from lc_keras.export.warmup import Requests, as_requests, prediction_log, write_warmup
-from lc_keras.macs import count_uses
-from lc_keras.measuring import REPORT_FILE, measure
-from lc_keras.packing import Packed, pack
-from lc_keras.signatures import Structure, input_signature_of, named, named_outputs
-from lc_keras.tracing import replaced
+from lc_keras.internals import replaced
+from lc_keras.measuring.counting import REPORT_FILE, measure
+from lc_keras.measuring.packing import Packed, pack
+from lc_keras.model.macs import count_uses
+from lc_keras.model.signatures import Structure, input_signature_of, named, named_outputs
 
 # Functions of the inputs of a model, or of inputs of their own.
 Signatures = dict[str, Callable[..., Structure] | tuple[Callable[..., Structure], list[Structure]]]

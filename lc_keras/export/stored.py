@@ -5,8 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from lc_keras.packing import Packed, positions_of, unpack
-from lc_keras.tracing import emptied
+from lc_keras.internals import emptied
+from lc_keras.measuring.packing import Packed, positions_of, unpack
 
 
 class StoredWeight(tf.Module):

@@ -7,7 +7,7 @@ from types import ModuleType
 import numpy as np
 import tensorflow as tf
 
-from lc_keras.signatures import argument_name
+from lc_keras.model.signatures import argument_name
 
 # An array of a single input, or arrays by the names of the inputs.
 Request = np.ndarray | dict[str, np.ndarray]

@@ -1,0 +1,159 @@
+"""The Learning-Compression algorithm in a training loop of the user's own."""
+
+import contextlib
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
+
+from lc_keras.algorithm.lagrangian import CStep, Lagrangian
+from lc_keras.algorithm.shadows import Snapshot
+from lc_keras.algorithm.tasks import Tasks, as_tasks, bind_tasks
+from lc_keras.arguments import strength, switch
+
+
+class Alternation:
+    r"""L steps of your own loop, alternating with C steps.
+
+    `LearningCompression` does this inside `fit`. Here the loop is yours, and so are its
+    loss, its optimizers and μ:
+
+    - in an L step, `penalty()`, $\frac{\mu}{2} \lVert w - \theta - \lambda/\mu \rVert^2$,
+      is added to the loss whose gradient trains the weights;
+    - where it ends, `c_step(next_mu)` finds
+      $\theta \leftarrow \arg\min_\theta \lVert w - \lambda/\mu - \theta \rVert^2$ under the cost,
+      moves the multipliers, $\lambda \leftarrow \lambda - \mu (w - \theta)$, and sets μ;
+    - `finish()` leaves θ in the model.
+
+    Nothing is attached to the model. μ should grow from one L step to the next, and a
+    gradient step of SGD is stable where its learning rate is at most $1/\mu$.
+
+    Args:
+        model: Built `keras.Model`.
+        tasks: A compression (over all default kernels jointly), a `Task`, or a list
+            of these.
+        mu: Float > 0, μ of the first L step.
+        multipliers: Bool, default `True`. `False`: the plain quadratic penalty.
+
+    Attributes:
+        mu: Float, μ of the running L step.
+        gap: Float, $\lVert w - \theta \rVert / \lVert w \rVert$ at the latest C step.
+        density: Float, the fraction of the weights that θ keeps.
+
+    Raises:
+        TypeError: If an argument is of another type than described.
+        ValueError: If μ is not positive and finite, a task does not fit the model, or a
+            weight is not finite. The model is then unchanged.
+
+    Example:
+
+    ```python
+    mus = lc_keras.Geometric(1e-3, 1e-1).over(20)
+    alternation = lc_keras.Alternation(model, lc_keras.L0Constraint(keep=0.05), mu=mus[0])
+
+    @tf.function
+    def train_step(images, labels):
+        with tf.GradientTape() as tape:
+            loss = loss_of(labels, model(images, training=True))
+            loss += sum(model.losses) + alternation.penalty()
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+
+    for next_mu in [*mus[1:], None]:
+        for images, labels in train:
+            train_step(images, labels)
+        alternation.c_step(next_mu)
+    alternation.finish()
+    ```
+    """
+
+    def __init__(self, model: keras.Model, tasks: Tasks, mu: float, multipliers: bool = True) -> None:
+        self.mu = strength("mu", mu)
+        self._lagrangian = Lagrangian(bind_tasks(as_tasks(tasks), model), switch("multipliers", multipliers))
+        self._others = Snapshot(model, self._lagrangian.variables)
+        self._finished = False
+        start = self._lagrangian.direct_compression(self.mu)
+        bad = [variable.path for variable in self._others.not_finite()] + self._lagrangian.not_finite(start)
+        if bad:
+            raise ValueError(
+                f"Expected a model with finite weights. Received: NaN or infinite values in {', '.join(bad)}."
+            )
+        self._note(start)
+
+    def penalty(self) -> tf.Tensor:
+        r"""What an L step adds to the loss, to call where the loss is computed.
+
+        It holds nothing of the weights' own regularizers: those are in `model.losses`.
+
+        Returns:
+            Scalar tensor of type `keras.config.floatx()`, 0 once this is finished. In a `tf.function`
+            it follows θ, λ and μ without being traced anew.
+        """
+        return self._lagrangian.penalty()
+
+    def c_step(self, next_mu: float | None = None) -> float:
+        """Ends an L step: compresses the weights, moves the multipliers, and sets μ.
+
+        Args:
+            next_mu: Float > 0, μ of the next L step. `None` (default): as it is.
+
+        Returns:
+            Float, the gap ‖w − θ‖ / ‖w‖ between the trained and the compressed weights.
+
+        Raises:
+            TypeError: If μ is no number.
+            ValueError: If μ is not positive and finite, it is called in a `tf.function`, the model
+                holds θ instead of w, or a weight of the model is not finite. In the last case the model then
+                holds the compressed weights of the C step before, and this is finished.
+        """
+        next_mu = self.mu if next_mu is None else strength("next_mu", next_mu)
+        self._check_training("a C step")
+        bad = [variable.path for variable in self._others.not_finite()]
+        if not bad:
+            found = self._lagrangian.c_step(self.mu, next_mu)
+            bad = self._lagrangian.not_finite(found)
+        if bad:
+            self._others.restore()
+            self.finish()
+            raise ValueError(
+                f"The L step diverged: NaN or infinite values in {', '.join(bad)}. The model holds the "
+                "compressed weights of the last C step. Try a lower learning rate, or gradient clipping."
+            )
+        self._note(found)
+        self._others.save()
+        self.mu = next_mu
+        return self.gap
+
+    @contextlib.contextmanager
+    def compressed(self) -> Iterator[None]:
+        """The context in which the model holds θ, the net that would ship, to be evaluated.
+
+        Raises:
+            ValueError: If the model holds θ already.
+        """
+        self._check_training("to show θ")
+        self._lagrangian.show_compressed()
+        try:
+            yield
+        finally:
+            if not self._finished:
+                self._lagrangian.show_training()
+
+    def finish(self) -> None:
+        """Leaves θ of the latest C step in the model, which keeps the budget exactly.
+
+        What was trained after that C step is lost. Once finished, it stays so.
+        """
+        self._lagrangian.show_compressed()
+        self._lagrangian.release()
+        self._finished = True
+
+    def _check_training(self, what: str) -> None:
+        if not tf.executing_eagerly():
+            raise ValueError(f"Expected {what} between calls of a tf.function. Received: one inside of it.")
+        if self._lagrangian.compressed:
+            why = "it was finished" if self._finished else "it is shown compressed"
+            raise ValueError(f"Expected the model to hold the weights in training, {what} needs them; {why}.")
+
+    def _note(self, found: CStep) -> None:
+        self.gap, self.density = float(found.gap), float(found.density)

@@ -1,0 +1,95 @@
+"""Compression of a model as it is, without training."""
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from lc_keras.algorithm.lagrangian import CStep, Lagrangian
+from lc_keras.algorithm.tasks import SharedCost, Task, Tasks, as_tasks, bind_tasks
+from lc_keras.arguments import strength
+from lc_keras.costs.compression import Selection
+
+# How far a projection may move what is one already, by the bytes of the weights.
+_ROUNDING = {2: 1e-2, 4: 1e-6, 8: 1e-6}
+
+
+def compress_directly(model: keras.Model, tasks: Tasks, mu: float = 1.0) -> None:
+    """Compresses a model as it is: one C step and no training.
+
+    A `constraint` of the weights' own is applied to what an ℓ0 or N:M cost keeps.
+
+    Args:
+        model: Built `keras.Model`.
+        tasks: A compression, a `Task`, or a list of these.
+        mu: Float > 0, default 1: the weight of the distance, which matters to penalties.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: If `mu` is not positive and finite, a task does not fit the model, or a weight is
+            not finite. The model is then unchanged.
+
+    Example:
+
+    ```python
+    lc_keras.baselines.compress_directly(model, lc_keras.L0Constraint(keep=0.5))
+    ```
+    """
+    mu = strength("mu", mu)
+    lagrangian = Lagrangian(bind_tasks(as_tasks(tasks), model), multipliers=False)
+    result = lagrangian.direct_compression(mu)
+    if bad := lagrangian.not_finite(result):
+        raise ValueError(f"Expected a model with finite weights. Received: NaN or infinite values in {bad}")
+    lagrangian.show_compressed()
+
+
+def compress_again(model: keras.Model, tasks: Sequence[Task], mu: float) -> tuple[float, float]:
+    """Compresses what a model holds where that breaks a budget. Penalties have none.
+
+    Args:
+        model: `keras.Model`.
+        tasks: Sequence of `Task`.
+        mu: Float > 0.
+
+    Returns:
+        Tuple of two floats: how much was removed, at most, as a fraction of the norm of the weights that
+        share a budget, and the fraction of the weights of all tasks that is not zero.
+
+    Raises:
+        ValueError: If a weight is not finite. What shares its budget is not changed then.
+    """
+    shared, gap = bind_tasks(tasks, model), 0.0
+    for part in shared:
+        if part.compression.has_budget:
+            with model.distribute_strategy.scope():
+                lagrangian = Lagrangian([part], multipliers=False)
+            result = lagrangian.direct_compression(mu)
+            if bad := lagrangian.not_finite(result):
+                raise ValueError(
+                    "Expected callbacks to put finite weights into the model as training ends. Received: NaN "
+                    f"or infinite values in {', '.join(bad)}."
+                )
+            if _breaks_budget(lagrangian, result):
+                lagrangian.show_compressed()
+                gap = max(gap, float(result.gap))
+    return gap, _density(shared)
+
+
+def _breaks_budget(lagrangian: Lagrangian, result: CStep) -> bool:
+    """Whether a direct compression took something away."""
+    variables, (part,) = lagrangian.variables, lagrangian.shared
+    if isinstance(part.compression, Selection):
+        # A constraint of the weights' own may have changed what was kept.
+        pairs = zip(_copies(variables), _copies(lagrangian.thetas), strict=True)
+        return any(np.count_nonzero(value) > np.count_nonzero(theta) for value, theta in pairs)
+    return float(result.gap) > max(_ROUNDING[v.value.dtype.size] for v in variables)
+
+
+def _density(shared: Sequence[SharedCost]) -> float:
+    values = [value for part in shared for value in _copies(part.variables)]
+    return sum(map(np.count_nonzero, values)) / sum(value.size for value in values)
+
+
+def _copies(variables: Sequence[keras.Variable]) -> list[np.ndarray]:
+    return [tf.convert_to_tensor(variable).numpy() for variable in variables]

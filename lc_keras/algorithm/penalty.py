@@ -1,0 +1,150 @@
+"""The pull of the weights towards their compressed copy, as a Keras regularizer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from lc_keras.arguments import non_negative
+from lc_keras.internals import kept_with_trace
+
+Gradient = Callable[[tf.Tensor], tuple[tf.Tensor, None, None]]
+
+
+@keras.saving.register_keras_serializable(package="lc_keras")
+class LCPenalty(keras.regularizers.Regularizer):
+    r"""Regularizer $\frac{\mu}{2}\lVert w - t\rVert^2$ of the L step.
+
+    With $t = \theta + \lambda/\mu$ this is the augmented Lagrangian of
+    $w = \theta$, up to a constant (Carreira-Perpiñán & Idelbayev, CVPR 2018). Its
+    gradient $\mu (w - t)$ is given as such, so the backward pass reuses $w - t$.
+    `mu` and `target` are variables: a new value retraces nothing.
+
+    Args:
+        target: `tf.Variable`, or array of the weight's shape, of which a float32 variable is made: t.
+        mu: `tf.Variable` or float, default 0: μ ≥ 0.
+        regularizer: Regularizer or `None` (default): the one that the weight has
+            already; both count.
+
+    Raises:
+        TypeError: If `mu` is no number.
+        ValueError: If `mu` is negative or not finite in single precision, or a weight has
+            another shape than `target`.
+
+    Example:
+
+    ```python
+    pull = lc_keras.LCPenalty(target=np.zeros((64, 10)), mu=0.1)
+    layer = keras.layers.Dense(10, kernel_regularizer=pull)
+    ```
+    """
+
+    def __init__(
+        self,
+        target: tf.Variable | np.ndarray,
+        mu: tf.Variable | float = 0.0,
+        regularizer: keras.regularizers.Regularizer | None = None,
+    ) -> None:
+        if not isinstance(mu, tf.Variable):
+            mu = non_negative("mu", mu)
+            if mu > float(tf.float32.max):
+                raise ValueError(f"Expected `mu` to be finite in single precision. Received: mu={mu}")
+            mu = tf.Variable(mu, trainable=False, dtype=tf.float32, name="mu")
+        if not isinstance(target, tf.Variable):
+            target = tf.Variable(target, trainable=False, dtype=tf.float32, name="target")
+        self.target = target
+        self.mu = mu
+        self._gradients: list[tf.Tensor | None] = []
+        self.regularizer = keras.regularizers.get(regularizer)
+
+    @property
+    def pulls(self) -> bool:
+        """Whether its gradient has been taken and, as far as a graph shows, been used."""
+        return any(map(_is_used, self._gradients))
+
+    def __call__(self, weight: tf.Tensor) -> tf.Tensor:
+        weight = tf.convert_to_tensor(weight)
+        penalty = self.pull(weight)
+        if self.regularizer is not None:
+            penalty += tf.cast(self.regularizer(weight), penalty.dtype)
+        return penalty
+
+    def pull(self, weight: tf.Tensor) -> tf.Tensor:
+        r"""$\frac{\mu}{2}\lVert w - t\rVert^2$ by itself, without the weight's own regularizer.
+
+        Args:
+            weight: Tensor or variable of the target's shape: w.
+
+        Returns:
+            Scalar tensor of type `keras.config.floatx()`.
+
+        Raises:
+            ValueError: If the weight has another shape than the target.
+        """
+        weight = tf.convert_to_tensor(weight)
+        if not weight.shape.is_compatible_with(self.target.shape):
+            raise ValueError(
+                f"Expected a weight of the target's shape {tuple(self.target.shape)}. "
+                f"Received: a weight of shape {tuple(weight.shape)}"
+            )
+        kept_with_trace(self.target, self.mu)
+        target = self.target.value()
+        penalty = self._pull(tf.cast(weight, target.dtype), target, tf.cast(self.mu.value(), target.dtype))
+        # Keras adds it to losses of that type, whatever the weight is.
+        return tf.cast(penalty, keras.config.floatx())
+
+    def _pull(self, weight: tf.Tensor, target: tf.Tensor, mu: tf.Tensor) -> tf.Tensor:
+        @tf.custom_gradient
+        def pull(weight: tf.Tensor, target: tf.Tensor, mu: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
+            difference = weight - target
+
+            def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None, None]:
+                pulling = (upstream * mu) * difference
+                if tf.is_symbolic_tensor(pulling):
+                    self._gradients.append(pulling)
+                else:
+                    self._gradients = [None]
+                return pulling, None, None
+
+            return mu * tf.nn.l2_loss(difference), gradient
+
+        return pull(weight, target, mu)
+
+    def get_config(self) -> dict[str, object]:
+        return {
+            "target": self.target.numpy(),
+            "mu": float(self.mu.numpy()),
+            "regularizer": keras.regularizers.serialize(self.regularizer)
+            if self.regularizer is not None
+            else None,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "LCPenalty":
+        target = config["target"]
+        if isinstance(target, dict):
+            target = keras.saving.deserialize_keras_object(target)
+        dtype = tf.float64 if np.asarray(target).dtype == "float64" else tf.float32
+        target = tf.Variable(target, trainable=False, dtype=dtype, name="target")
+        return cls(**{**config, "target": target})
+
+
+def _is_used(tensor: tf.Tensor | None) -> bool:
+    """Whether a tensor has an effect: a tape computes gradients that it then throws away."""
+    if tensor is None:
+        # Run eagerly: it leaves no trace.
+        return True
+    seen, todo = set(), [tensor]
+    while todo:
+        tensor = todo.pop()
+        if any(tensor is output for output in getattr(tensor.graph, "outputs", ())):
+            return True
+        for operation in tensor.consumers():
+            if operation.op_def.is_stateful or not operation.outputs:
+                return True
+            if operation.name not in seen:
+                seen.add(operation.name)
+                todo += operation.outputs
+    return False

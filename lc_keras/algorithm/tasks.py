@@ -1,0 +1,294 @@
+"""Which weights of a model share one cost."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import keras
+
+from lc_keras.algorithm.neurons import Makers
+from lc_keras.arguments import keras_model, switch
+from lc_keras.costs import Compression
+from lc_keras.costs.groups import Layout, Neurons
+from lc_keras.model.flow.graph import is_graph
+from lc_keras.model.kernels import bytes_of, is_kernel, output_axes, owners_of
+
+Single: TypeAlias = (
+    "str | re.Pattern[str] | keras.Layer | keras.Variable | Callable[[keras.Variable], object] | None"
+)
+Selector: TypeAlias = "Single | Iterable[Single]"
+
+
+@dataclass(frozen=True)
+class SharedCost:
+    """Variables whose weights share one cost, as a `Task` found them in a model.
+
+    Attributes:
+        task: The `Task` they come from.
+        variables: List of `keras.Variable`.
+        output_axes: List of tuples, for each variable the axes that number the
+            output units or filters; of `Layout`s, where the graph says more.
+    """
+
+    task: "Task"
+    variables: list[keras.Variable]
+    output_axes: Sequence[Sequence[int]]
+
+    @property
+    def compression(self) -> Compression:
+        return self.task.compression
+
+
+class Task:
+    r"""A compression and the weights it applies to.
+
+    Args:
+        compression: `Compression`, such as `L0Constraint(keep=0.05)`.
+        weights: Which trainable variables. `None` (default): the kernels of
+            dense, convolution, attention and recurrent layers, wherever they are
+            nested. A string or compiled pattern: the variables whose `path` the
+            regular expression matches somewhere. A layer: its kernels, or, if it
+            has none by that name, all its weights of two or more axes. A variable:
+            itself. A function of a variable: those for which it returns true. An
+            iterable of these: their union.
+        per_layer: Bool, default `False`. `False`: one budget over all the weights,
+            so that the training finds how much each layer keeps. `True`: the same
+            budget for each layer by itself; of neurons, for layers that make them
+            together, and not for those whose neurons all must stay.
+
+    Raises:
+        TypeError: If `compression` or `weights` is of another type.
+        ValueError: If the regular expression does not compile.
+
+    Example:
+
+    ```python
+    # 3 % of all convolution kernels jointly, half of the neurons of one layer.
+    tasks = [
+        lc_keras.Task(lc_keras.L0Constraint(0.03), weights=r"conv.*/kernel"),
+        lc_keras.Task(
+            lc_keras.L0Constraint(0.5, groups=lc_keras.Neurons()),
+            weights=model.get_layer("dense"),
+        ),
+    ]
+    ```
+    """
+
+    def __init__(self, compression: Compression, weights: Selector = None, per_layer: bool = False) -> None:
+        if not isinstance(compression, Compression):
+            raise TypeError(
+                "Expected `compression` to be a compression such as L0Constraint(keep=0.05). "
+                f"Received: {compression!r} (of type {type(compression).__name__})"
+            )
+        self.compression = compression
+        if isinstance(weights, Iterable) and not isinstance(weights, (str, keras.Layer, keras.Variable)):
+            weights = list(weights)
+        self.weights = weights
+        self.per_layer = switch("per_layer", per_layer)
+        if isinstance(weights, list) and not weights:
+            raise ValueError("Expected `weights` to name at least one selector. Received: an empty list.")
+        for selector in self._selectors():
+            _check_selector(selector)
+
+    def __repr__(self) -> str:
+        shown = [repr(self.compression)]
+        if self.weights is not None:
+            shown.append(f"weights={', '.join(map(_describe, self._selectors()))}")
+        if self.per_layer:
+            shown.append("per_layer=True")
+        return f"Task({', '.join(shown)})"
+
+    def _selectors(self) -> list[Single]:
+        return self.weights if isinstance(self.weights, list) else [self.weights]
+
+    def select(self, model: keras.Model) -> list[keras.Variable]:
+        """Finds the variables of this task in `model`.
+
+        Args:
+            model: Built `keras.Model`.
+
+        Returns:
+            List of `keras.Variable` in the order in which the model holds them,
+            each once even if layers share it.
+
+        Raises:
+            TypeError: If `model` is no `keras.Model`.
+            ValueError: If the model is not built, or a selector matches nothing
+                that can be trained.
+        """
+        candidates = _trainable_variables(model, self)
+        selected = set()
+        for selector in self._selectors():
+            matched = _matches(selector, candidates)
+            if not matched:
+                raise ValueError(
+                    f"{self}: {_describe(selector)} matches no trainable weights of "
+                    f"model '{model.name}'. Its trainable weights are:\n{_listing(candidates)}"
+                )
+            selected |= {id(variable) for variable in matched}
+        return [variable for variable in candidates if id(variable) in selected]
+
+    def bind(self, model: keras.Model) -> list[SharedCost]:
+        """Finds this task's variables in `model` and checks that the budget fits them.
+
+        Args:
+            model: Built `keras.Model`.
+
+        Returns:
+            List of `SharedCost`: one over all variables, or one a layer.
+
+        Raises:
+            ValueError: As `select`, or if the budget is out of the weights' range.
+        """
+        selected = self.select(model)
+        owners = owners_of(model)
+        parts = [selected]
+        if self.per_layer:
+            by_layer: dict[int, list[keras.Variable]] = {}
+            for variable in selected:
+                by_layer.setdefault(id(owners.get(id(variable), variable)), []).append(variable)
+            parts = list(by_layer.values())
+        makers = None
+        if self.compression.looks_into_graph and is_graph(model):
+            makers = Makers(model, getattr(self.compression, "measure", None) == "macs")
+        of_neurons = isinstance(getattr(self.compression, "groups", None), Neurons)
+        if makers and of_neurons and self.per_layer:
+            parts = makers.by_units(parts)
+        shared = []
+        for variables in parts:
+            axes: Sequence[Sequence[int]] = [
+                Layout(output_axes(owners.get(id(v)), v), bytes=bytes_of(v)) for v in variables
+            ]
+            if makers and of_neurons:
+                variables, axes = makers.with_companions(variables, axes)
+            elif makers:
+                axes = [makers.priced(*pair) for pair in zip(variables, axes, strict=True)]
+            try:
+                self.compression.check([tuple(v.shape) for v in variables], axes)
+            except ValueError as error:
+                raise ValueError(f"{self}: {error} Its weights are:\n{_listing(variables)}") from error
+            shared.append(SharedCost(self, variables, axes))
+        return shared
+
+
+Tasks = (
+    Compression
+    | Task
+    | list[Compression]
+    | list[Task]
+    | list[Compression | Task]
+    | tuple[Compression | Task, ...]
+)
+
+
+def as_tasks(tasks: Tasks) -> list[Task]:
+    """Turns what a user passes as `tasks` into a list of `Task`s.
+
+    Args:
+        tasks: A compression (one joint task over the default kernels), a `Task`, or
+            a list of these.
+
+    Returns:
+        List of `Task`.
+
+    Raises:
+        TypeError: If an element is neither.
+        ValueError: If the list is empty.
+    """
+    given = list(tasks) if isinstance(tasks, (list, tuple)) else [tasks]
+    if not given:
+        raise ValueError("Expected at least one task. Received: an empty list.")
+    return [task if isinstance(task, Task) else Task(task) for task in given]
+
+
+def bind_tasks(tasks: Sequence[Task], model: keras.Model) -> list[SharedCost]:
+    """Finds the variables of all tasks in a model.
+
+    Args:
+        tasks: Sequence of `Task`.
+        model: Built `keras.Model`.
+
+    Returns:
+        List of `SharedCost`.
+
+    Raises:
+        TypeError: If `model` is no `keras.Model`.
+        ValueError: As `Task.bind`, or if two tasks claim one variable.
+    """
+    shared: list[SharedCost] = []
+    claimed: dict[int, Task] = {}
+    for task in tasks:
+        for part in task.bind(model):
+            for variable in part.variables:
+                if id(variable) in claimed:
+                    raise ValueError(
+                        f"Weight '{variable.path}' belongs to two tasks, {claimed[id(variable)]} "
+                        f"and {task}; expected each weight in one task at most. The second "
+                        f"task's weights are:\n{_listing(part.variables)}"
+                    )
+                claimed[id(variable)] = task
+            shared.append(part)
+    return shared
+
+
+def _check_selector(selector: Single) -> None:
+    if isinstance(selector, str):
+        try:
+            re.compile(selector)
+        except re.error as error:
+            raise ValueError(
+                f"Expected `weights` to be a regular expression. Received: {selector!r} ({error})"
+            ) from error
+    elif not (
+        selector is None
+        or isinstance(selector, (re.Pattern, keras.Layer, keras.Variable))
+        or (callable(selector) and not isinstance(selector, type))
+    ):
+        raise TypeError(
+            "Expected `weights` to be None, a regular expression, a layer, a variable, a "
+            "function of a variable, or a list of these. "
+            f"Received: {selector!r} (of type {type(selector).__name__})"
+        )
+
+
+def _matches(selector: Single, candidates: list[keras.Variable]) -> list[keras.Variable]:
+    if selector is None:
+        return [v for v in candidates if is_kernel(v)]
+    if isinstance(selector, (str, re.Pattern)):
+        return [v for v in candidates if re.search(selector, v.path)]
+    if isinstance(selector, keras.Variable):
+        return [v for v in candidates if v is selector]
+    if isinstance(selector, keras.Layer):
+        owned = {id(v) for v in selector.trainable_variables}
+        inside = [v for v in candidates if id(v) in owned]
+        kernels = [v for v in inside if is_kernel(v)]
+        return kernels or [v for v in inside if len(v.shape) >= 2]
+    return [v for v in candidates if selector(v)]
+
+
+def _trainable_variables(model: keras.Model, task: Task) -> list[keras.Variable]:
+    variables = keras_model(model).trainable_variables
+    if not variables:
+        why = "is not built" if not model.built else "has no trainable weights"
+        raise ValueError(
+            f"{task}: model '{model.name}' {why}, expected a built model with trainable weights. "
+            "Found 0 weights; call the model on data, or `model.build(input_shape)`, first."
+        )
+    return variables
+
+
+def _describe(selector: Single) -> str:
+    if isinstance(selector, keras.Layer):
+        return f"layer '{selector.name}'"
+    if isinstance(selector, keras.Variable):
+        return f"variable '{selector.path}'"
+    if isinstance(selector, re.Pattern):
+        return repr(selector.pattern)
+    if callable(selector):
+        return f"predicate {getattr(selector, '__name__', selector)!s}"
+    return "the default selection (kernels)" if selector is None else repr(selector)
+
+
+def _listing(variables: Iterable[keras.Variable]) -> str:
+    return "\n".join(f"  {v.path} {tuple(v.shape)}" for v in variables)

@@ -1,0 +1,43 @@
+"""Compression after training, without retraining."""
+
+import keras
+
+from lc_keras.algorithm.direct import compress_directly
+from lc_keras.algorithm.tasks import Tasks, as_tasks, bind_tasks
+from lc_keras.fit.attachment import if_changed_later
+
+
+class DirectCompression(keras.callbacks.Callback):
+    """Trains as without it, and compresses when the training ends.
+
+    What another callback puts into the model as `fit` ends is compressed, too.
+
+    Args:
+        tasks: A compression, a `Task`, or a list of these.
+
+    Raises:
+        TypeError: If `tasks` is of another type.
+        ValueError: In `fit`, if a task does not fit the model.
+
+    Example:
+
+    ```python
+    prune = lc_keras.baselines.DirectCompression(lc_keras.L0Constraint(keep=0.5))
+    model.fit(train, epochs=1, callbacks=[prune])
+    ```
+    """
+
+    def __init__(self, tasks: Tasks) -> None:
+        super().__init__()
+        self.tasks = as_tasks(tasks)
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        bind_tasks(self.tasks, self.model)
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        self._compress()
+        variables = [v for part in bind_tasks(self.tasks, self.model) for v in part.variables]
+        if_changed_later(self, variables, self._compress)
+
+    def _compress(self) -> None:
+        compress_directly(self.model, self.tasks)

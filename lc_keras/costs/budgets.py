@@ -1,0 +1,171 @@
+r"""Which groups to keep where they do not cost the same.
+
+Given magnitudes $m$, costs $c$ and a budget κ, the C step of an ℓ0 constraint asks for
+
+$$\max_{z \in \{0, 1\}} \sum_g m_g^2 z_g \quad \text{such that} \quad \sum_g c_g z_g \le \kappa,$$
+
+a knapsack. It is solved with a multiplier for the budget: groups are kept in the order of $m_g^2 / c_g$,
+until the next one, $s$, no longer fits. With the cost of all groups alike this is the exact solution; else
+the energy kept falls short of the optimum by less than
+
+$$m_s^2 \, \frac{\kappa - \sum_{g < s} c_g}{c_s} < m_s^2,$$
+
+since cutting $s$ into pieces would reach the optimum of the relaxed problem. The budget is never exceeded. A
+minimum for each layer is taken out of the budget first: its largest groups by the same ratio, whatever the
+others are.
+
+That holds of weights and blocks. What neurons cost depends on each other: the kernel between two layers costs
+the product of how many are kept in both,
+
+$$f(z) = \sum_k p_k \, \Bigl(\sum_u a_{ku} z_u\Bigr) \Bigl(\sum_u b_{ku} z_u\Bigr) \le \kappa.$$
+
+Units are ranked by $m_u^2$ over what they cost at the margin, $\partial f / \partial z_u$, and kept in that
+order as far as $f$, which grows with each, stays within κ. The margin is first taken where all are kept, then
+where those just found are, which the optimum of the relaxed problem asks for; the best of a few rounds is
+taken. The budget is never exceeded, and the next unit in the ranking would exceed it; how far from the
+optimum that is, is not bounded. Of a single layer f is linear, and the bound above holds.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from lc_keras.costs import thresholds
+
+ROUNDS = 4
+
+
+class Product(NamedTuple):
+    """What a tensor costs: its price times how many places are kept, of those that make and that read units.
+
+    Attributes:
+        price: Number, what an element costs that has one place of either kind.
+        makes: Array, on how many places each unit is made.
+        reads: Array, on how many it is read.
+        made: Int, how many places are always kept.
+        read: Int, the same of those that read.
+    """
+
+    price: float
+    makes: np.ndarray
+    reads: np.ndarray
+    made: int
+    read: int
+
+    def __call__(self, kept: np.ndarray) -> np.ndarray:
+        """The cost where units are kept, a bool vector; or, with vectors stacked, the cost of each."""
+        return self.price * (self.made + kept @ self.makes) * (self.read + kept @ self.reads)
+
+
+@tf.autograph.experimental.do_not_convert
+def choose(
+    magnitudes: tf.Tensor,
+    costs: Sequence[Product],
+    budget: float,
+    parts: Sequence[tuple[np.ndarray, int]] = (),
+) -> tf.Tensor:
+    r"""Which units to keep. They are sorted, $O(U \log U)$ for U units.
+
+    Args:
+        magnitudes: Vector of magnitudes.
+        costs: Sequence of `Product`, whose sum is the cost f.
+        budget: Number κ, at least what `parts` cost at most.
+        parts: Sequence of pairs: the units of a layer, as an array of their numbers, and how many of them are
+            kept at least.
+
+    Returns:
+        bool vector.
+    """
+    count = int(magnitudes.shape[0])
+    makes, reads = (
+        tf.constant(np.array([c[i] for c in costs]).reshape(-1, count), tf.float64) for i in (1, 2)
+    )
+    price, made, read = (tf.constant([float(c[i]) for c in costs], tf.float64) for i in (0, 3, 4))
+    energy = tf.square(tf.cast(magnitudes, tf.float64))
+    kept = best = tf.ones([count], tf.float64)
+    best_energy = tf.constant(-1.0, tf.float64)
+    for _ in range(ROUNDS):
+        rows, columns = made + tf.linalg.matvec(makes, kept), read + tf.linalg.matvec(reads, kept)
+        margin = tf.linalg.matvec(makes, price * columns, transpose_a=True)
+        margin += tf.linalg.matvec(reads, price * rows, transpose_a=True)
+        scale = tf.where(margin > 0, tf.math.rsqrt(tf.maximum(margin, 1e-30)), 0)
+        key = thresholds.magnitude_bits(magnitudes * tf.cast(scale, magnitudes.dtype), magnitudes.dtype)
+        first = margin <= 0
+        for units, at_least in parts:
+            if at_least:
+                top = tf.gather(tf.constant(units), tf.math.top_k(tf.gather(key, units), at_least).indices)
+                first |= tf.scatter_nd(top[:, None], tf.ones([at_least], tf.int32), [count]) > 0
+        order = tf.math.top_k(tf.where(first, key.dtype.max, key), count).indices
+        rows, columns = (tf.cumsum(tf.gather(matrix, order, axis=1), axis=1) for matrix in (makes, reads))
+        spent = tf.linalg.matvec((made[:, None] + rows) * (read[:, None] + columns), price, transpose_a=True)
+        kept = tf.scatter_nd(order[:, None], tf.cast(spent <= budget, tf.float64), [count])
+        found = tf.reduce_sum(energy * kept)
+        best = tf.where(found > best_energy, kept, best)
+        best_energy = tf.maximum(found, best_energy)
+    return best > 0
+
+
+@tf.autograph.experimental.do_not_convert
+def allocate(
+    tensors: Sequence[tf.Tensor],
+    prices: Sequence[float],
+    budget: float,
+    at_least: Sequence[int],
+    scales: Sequence[float | tf.Tensor] | None = None,
+) -> list[tf.Tensor]:
+    """How many elements of each tensor to keep, the largest ones, where those of a tensor cost the same.
+
+    A radix search for the ratio at which the budget is spent, as `thresholds.kth_largest`, in $O(N)$.
+
+    Args:
+        tensors: Sequence of floating tensors of static shapes.
+        prices: Sequence of whole numbers ≥ 0, what an element of each tensor costs.
+        budget: Number κ, at least what `at_least` costs.
+        at_least: Sequence of ints, how many elements of each tensor are kept at least.
+        scales: Sequence of float scalars or `None` (default: 1): what each tensor is multiplied by first.
+
+    Returns:
+        List of int32 scalars.
+    """
+    sizes = [int(t.shape.num_elements()) for t in tensors]
+    priced = [i for i, price in enumerate(prices) if price > 0]
+    counts = {i: tf.constant(size) for i, size in enumerate(sizes) if i not in priced}
+    if not priced or sum(float(prices[i]) * sizes[i] for i in priced) <= budget:
+        return [tf.constant(size) for size in sizes]
+    dtype = thresholds.common_dtype(tensors)
+    bits = tf.int32 if dtype == tf.float32 else tf.int64
+    given = [1.0] * len(tensors) if scales is None else scales
+    ratios = {i: prices[i] ** -0.5 * tf.cast(given[i], dtype) for i in priced}
+    above, ties = dict.fromkeys(priced, tf.constant(0)), {}
+    prefix, top = tf.constant(0, bits), bits.size * 8 - 16
+    for low in range(top, -1, -16):
+        counted, reached, spent = {}, {}, 0.0
+        for i in priced:
+            counted[i] = thresholds.histogram(
+                [tensors[i]], dtype, None if low == top else prefix, low, [ratios[i]]
+            )
+            reached[i] = above[i] + tf.cumsum(counted[i], reverse=True)
+            spent += float(prices[i]) * tf.cast(tf.maximum(reached[i], at_least[i]), tf.float64)
+        # The highest digit down to which all of them would cost too much.
+        digit = tf.reduce_sum(tf.cast(spent > budget, tf.int32)) - 1
+        here = tf.range(tf.size(spent)) == digit
+        for i in priced:
+            ties[i] = tf.reduce_sum(tf.where(here, counted[i], 0))
+            above[i] = tf.reduce_sum(tf.where(here, reached[i], 0)) - ties[i]
+        prefix = tf.bitwise.bitwise_or(
+            prefix, tf.bitwise.left_shift(tf.cast(digit, bits), tf.constant(low, bits))
+        )
+    for i in priced:
+        counts[i] = tf.maximum(above[i], at_least[i])
+    left = tf.constant(budget, tf.float64)
+    left -= sum(prices[i] * tf.cast(counts[i], tf.float64) for i in priced)
+    # Those at the ratio itself, in order; then whatever fits.
+    for most in ({i: above[i] + ties[i] for i in priced}, {i: sizes[i] for i in priced}):
+        for i in priced:
+            fit = tf.cast(tf.minimum(left // prices[i], sizes[i]), tf.int32)
+            more = tf.minimum(tf.maximum(most[i] - counts[i], 0), fit)
+            counts[i] += more
+            left -= prices[i] * tf.cast(more, tf.float64)
+    return [counts[i] for i in range(len(tensors))]

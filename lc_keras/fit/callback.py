@@ -1,0 +1,271 @@
+"""The Learning-Compression algorithm as a callback of `fit`."""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+
+import keras
+
+from lc_keras.algorithm import schedules
+from lc_keras.algorithm.direct import compress_again
+from lc_keras.algorithm.tasks import Tasks, as_tasks
+from lc_keras.arguments import non_negative, positive, switch, whole
+from lc_keras.fit.attachment import NOT_ALONE, Guard, Logs, TrainFunction, if_changed_later, is_made_by_keras
+from lc_keras.fit.checkpoints import Checkpoints
+from lc_keras.fit.mu import Mu, is_automatic
+from lc_keras.fit.optimizers import begin_anew, optimizers_of
+from lc_keras.fit.restarts import FirstEpoch, Restarts
+from lc_keras.fit.run import Options, Place, Run
+
+_SUGGESTED_EPOCHS = 20
+
+
+class LearningCompression(keras.callbacks.Callback):
+    r"""Compresses a model to its budget while `fit` trains it.
+
+    Solves $\min_w L(w)$ subject to a budget $C(w) \le \kappa$, or with a penalty
+    $\alpha C(w)$, by the Learning-Compression algorithm (Carreira-Perpiñán &
+    Idelbayev, "Learning-Compression" Algorithms for Neural Net Pruning, CVPR 2018):
+
+    - L step: the epochs of `fit`, on $L(w) + \frac{\mu}{2} \lVert w - \theta - \lambda/\mu \rVert^2$;
+    - C step: $\theta \leftarrow \arg\min_\theta \lVert w - \lambda/\mu - \theta \rVert^2$ under the cost;
+    - multipliers: $\lambda \leftarrow \lambda - \mu (w - \theta)$; then μ grows.
+
+    When `fit` returns, the model holds θ: it keeps the budget exactly, and nothing of
+    this callback is left on it. While `fit` runs, the `val_*` metrics, and what other
+    callbacks see at the end of an epoch, are those of the compressed model.
+
+    `logs` carry `mu`, `density` (the fraction of weights kept), `gap`
+    ($\lVert w - \theta \rVert / \lVert w \rVert$ at the latest C step), `l_step` (the
+    number of the running L step) and `l_steps` (how many there are).
+
+    Other callbacks may come before or after it: at the end of an epoch they meet the
+    compressed model. Weights that they put into it between epochs are trained on; what they
+    put there as `fit` ends is compressed, too, where that breaks a budget. Where the optimizer
+    keeps averages of the weights (`use_ema`), it is compressed averages that
+    `keras.callbacks.SwapEMAWeights` puts into it.
+
+    A `constraint` of the weights' own holds for θ, too, where the cost is an ℓ0 or N:M one.
+
+    Args:
+        tasks: A compression (over all default kernels jointly), a `Task`, or a list
+            of these.
+        mu: `"auto"` (default), a schedule such as `Exponential(9e-5, 1.1)` or
+            `Geometric(1e-3, 1e-1)`, a function of the L step's index, or a sequence.
+            μ must be positive and grow.
+        steps: Int ≥ 1 or `None` (default). The number of L steps. `None`: as many as
+            the epochs that `fit` is given hold, or as `mu` has elements.
+        epochs_per_step: Float > 0 or `None` (default): the length of an L step in epochs. A
+            C step runs where an L step ends, at the next boundary between executions; in the first
+            epoch none does if Keras does not know how many batches an epoch has. `None`:
+            a quarter of an epoch; where that makes fewer than 80 L steps and `steps` is not
+            given, as short as makes 80, but no shorter than 15 batches.
+        first_step_epochs: Float > 0 or `None` (default, as the others): the length of
+            the first L step in epochs.
+        multipliers: Bool, default `True`. `False`: the plain quadratic penalty, which
+            fails at low budgets. With `mu="auto"` those of neurons move as far in each C step
+            as the L step had time to follow.
+        limit_learning_rate: Bool, default `True`: holds the learning rate at
+            $\min(\eta, 1/\mu)$ in each L step. `False` where a `train_step` sets the rate itself.
+        reset_optimizer: Bool, default `False`: a fresh optimizer state at each L step,
+            as with the paper's L steps of many epochs. Of Adam and its kind only the
+            momentum begins afresh: its second moment is corrected for its start but once.
+        tolerance: Float ≥ 0, default 0: training stops once the gap is below it.
+        checkpoint_dir: Path or `None` (default): a directory in which to keep, at the end
+            of each epoch, all that a `fit` that was cut off needs: the model, its optimizer,
+            θ, λ, μ and the place in the schedule. The same script started again goes on
+            after the last epoch that was completed. Removed when training ends.
+
+    Attributes:
+        epochs: Int, the number of epochs to pass to `fit`: what `steps` need, else 20.
+        gap: Float, the latest gap.
+        density: Float, the latest density.
+        multipliers: Bool, as given.
+
+    Raises:
+        TypeError: If an argument is of another type than described.
+        ValueError: If an argument is out of range; in `fit`, if a task does not fit the
+            model, its `train_step` is a `tf.function` or leaves out the penalty, there is no
+            epoch, another callback trains the model meanwhile, or an L step diverges. The
+            model then holds the last compressed weights, all finite.
+
+    Example:
+
+    ```python
+    compress = lc_keras.LearningCompression(lc_keras.L0Constraint(keep=0.05))
+    model.fit(train, validation_data=valid, epochs=compress.epochs, callbacks=[compress])
+    ```
+    """
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        mu: Mu = "auto",
+        steps: int | None = None,
+        epochs_per_step: float | None = None,
+        first_step_epochs: float | None = None,
+        multipliers: bool = True,
+        limit_learning_rate: bool = True,
+        reset_optimizer: bool = False,
+        tolerance: float = 0.0,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.tasks = as_tasks(tasks)
+        if steps is None and (given := schedules.sequence(mu)) is not None:
+            steps = len(given) or None
+        self._options = Options(
+            mu=mu,
+            steps=None if steps is None else whole("steps", steps),
+            epochs_per_step=_positive_or_none("epochs_per_step", epochs_per_step),
+            first_step_epochs=_positive_or_none("first_step_epochs", first_step_epochs),
+            multipliers=switch("multipliers", multipliers),
+            limit_learning_rate=switch("limit_learning_rate", limit_learning_rate),
+            reset_optimizer=switch("reset_optimizer", reset_optimizer),
+            tolerance=non_negative("tolerance", tolerance),
+        )
+        self._checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir)
+        if not is_automatic(mu):
+            schedules.values(mu, self._options.steps or 2)
+        self._place = Place()
+        self._run: Run | None = None  # there while `fit` runs
+
+    @property
+    def epochs(self) -> int:
+        if self._options.steps is None:
+            return _SUGGESTED_EPOCHS
+        return self._options.plan().epochs_needed
+
+    @property
+    def gap(self) -> float:
+        return self._place.gap
+
+    @property
+    def density(self) -> float:
+        return self._place.density
+
+    @property
+    def multipliers(self) -> bool:
+        return self._options.multipliers
+
+    def set_model(self, model: keras.Model) -> None:
+        super().set_model(model)
+        # Keras would begin every later `fit` where an earlier one was resumed.
+        self._initial_epoch = FirstEpoch(model)
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        Guard.dismiss_other(self.model, self.params)
+        self._place = Place()
+        run = Run(self.model, self.tasks, self._options, self.params)
+        self._initial_epoch.check()
+        self._restarts: Restarts | None = None
+        if self._checkpoints:
+            self._restarts = Restarts(self._checkpoints, run, self.model)
+            if saved := self._restarts.latest():
+                # As `keras.callbacks.BackupAndRestore` does.
+                self._initial_epoch.set(self.params["epochs"] if run.resume(saved) else saved.epoch)
+        self._run, self._place = run, run.place
+        self._guard()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        with self._running() as run:
+            self._initial_epoch.check()
+            # Keras has read it; were it still there, an interruption would leave it to the next `fit`.
+            self._initial_epoch.clear()
+            run.begin_epoch(epoch)
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        with self._running() as run:
+            if is_made_by_keras(self.model.train_function):
+                # Another callback had it made anew, as after a change of what is trainable.
+                run.is_traced_anew = True
+                self._guard()
+            run.begin_batch(batch)
+
+    def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
+        if self._run is not None:
+            with self._running() as run:
+                run.end_epoch()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        with self._running() as run:
+            run.end_epoch()
+            if logs is not None:
+                run.check_loss(logs.get("loss", 0.0))
+                logs.update(run.logs)
+        if self._restarts:
+            self._restarts.save(epoch + 1)
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        if self._restarts:
+            self._restarts.delete()
+        run = self._alone()
+        if run.place.first_epoch is None:
+            self._detach()
+            raise ValueError(
+                "Expected at least one epoch to train and compress in. Received: `fit` without any, such as "
+                "one whose `initial_epoch` is not below `epochs`. The model is as it was."
+            )
+        if not run.place.finished:
+            run.warn_of_end("Training stopped")
+        replaced, variables = run.lagrangian.is_replaced(), run.lagrangian.variables
+        self._detach()
+        if replaced:
+            self._compress_again()
+        if_changed_later(self, variables, self._compress_again)
+
+    def _alone(self) -> Run:
+        if self._run is None:
+            raise ValueError(NOT_ALONE)
+        return self._run
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[Run]:
+        """The context of what is done to the run, which leaves the model usable if that fails."""
+        run = self._alone()
+        try:
+            yield run
+        except BaseException as error:
+            self._abandon(error)
+            raise
+
+    def _guard(self) -> None:
+        self.model.train_function = Guard(self.model, self.params, self._execute, self._abandon, self._detach)
+
+    def _execute(self, train_function: TrainFunction, iterator: Iterator[object]) -> Logs:
+        return self._alone().execute(train_function, iterator)
+
+    def _abandon(self, error: BaseException) -> None:
+        if self._run is None:
+            return
+        finite = self._run.abandon(error)
+        self._detach()
+        if not finite:
+            begin_anew(optimizers_of(self.model))
+
+    def _detach(self) -> None:
+        if self._run is None:
+            return
+        if isinstance(self.model.train_function, Guard):
+            # The next `fit` traces anew, without the penalty.
+            self.model.train_function = None
+        if self._initial_epoch.is_set:
+            self._initial_epoch.clear()
+        self._run.release()
+        # Both hold copies of weights.
+        self._run = self._restarts = None
+
+    def _compress_again(self) -> None:
+        gap, self._place.density = compress_again(self.model, self.tasks, self._place.mu)
+        if gap:
+            warnings.warn(
+                "As training ended, other weights than those of the latest C step were put into the model. "
+                f"What they had beyond the budget, {gap:.0%} of their norm, was removed, and the others were "
+                "not trained since: expect accuracy to suffer.",
+                stacklevel=3,
+            )
+
+
+def _positive_or_none(name: str, value: float | None) -> float | None:
+    return None if value is None else positive(name, value)

@@ -1,0 +1,354 @@
+"""What an L step asks of the optimizers: its rate, a limited learning rate, a fresh state."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeAlias
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from lc_keras.internals import kept_with_trace
+
+# What Keras takes as a learning rate.
+Rate: TypeAlias = "keras.Variable | keras.optimizers.schedules.LearningRateSchedule | Callable[[], tf.Tensor]"
+
+_LOOKS = 20
+# The second moments that are divided by 1 − β₂ᵗ, where t counts all steps.
+_CORRECTED = ("_velocities", "_velocity_hats", "adam_velocities")
+
+
+class LearningRateLimit:
+    r"""Holds a learning rate at $\min(\eta, \text{limit})$ while the training runs.
+
+    Works with a fixed rate, a rate that other callbacks set, a schedule or a function: η
+    is what the user's own rate says at that moment, and nobody else meets the limit.
+    Of several optimizers, those that update other weights are left alone.
+
+    Args:
+        *optimizers: `keras.optimizers.Optimizer`s.
+        variables: Sequence of `keras.Variable`, the compressed weights.
+
+    Attributes:
+        ahead: For each optimizer a list of pairs of a step and a rate, what `look_ahead` noted.
+    """
+
+    def __init__(
+        self, *optimizers: keras.optimizers.Optimizer, variables: Sequence[keras.Variable] = ()
+    ) -> None:
+        self._optimizers = [inner_optimizer(optimizer) for optimizer in optimizers]
+        self._variables = list(variables)
+        self._limit = tf.Variable(float("inf"), trainable=False, name="learning_rate_limit")
+        self.ahead: list[list[tuple[int, float]]] = [[] for _ in self._optimizers]
+
+    @property
+    def updating(self) -> list[keras.optimizers.Optimizer]:
+        """The optimizers that update the compressed weights; all, while that is not known."""
+        return [optimizer for optimizer in self._optimizers if self._updates(optimizer)] or self._optimizers
+
+    @property
+    def guessed(self) -> bool:
+        """Whether it is not known yet which of several optimizers updates the compressed weights."""
+        return len(self._optimizers) > 1 and not any(map(self._updates, self._optimizers))
+
+    def check_reset(self) -> None:
+        """Checks that `reset_optimizers` will work.
+
+        Raises:
+            ValueError: If Keras cannot make an optimizer anew.
+        """
+        for optimizer in [] if self.guessed else self.updating:
+            try:
+                _made_anew(optimizer)
+            except Exception as error:
+                raise ValueError(
+                    "Expected an optimizer that Keras can make anew from its `get_config`, for "
+                    f"`reset_optimizer=True`. Received: {type(optimizer).__name__}: {error}"
+                ) from error
+
+    def reset_optimizers(self) -> None:
+        """`reset_state` of those that update the compressed weights."""
+        for optimizer in self.updating:
+            reset_state(optimizer)
+
+    def set(self, limit: float) -> None:
+        """Limits the learning rate from now on.
+
+        Args:
+            limit: Float > 0.
+        """
+        self._limit.assign(limit)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """The context in which the optimizers have the limited rate."""
+        given = [optimizer._learning_rate for optimizer in self._optimizers]
+        for optimizer in self._optimizers:
+            optimizer._learning_rate = self._limited(optimizer)
+        try:
+            yield
+        finally:
+            for optimizer, rate in zip(self._optimizers, given, strict=True):
+                optimizer._learning_rate = rate
+
+    def look_ahead(self, batches: float) -> None:
+        """Notes how schedules go on.
+
+        Args:
+            batches: Float, how many batches the run has left.
+        """
+        for i, optimizer in enumerate(self._optimizers):
+            schedule = optimizer._learning_rate
+            if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+                now = _batches_seen(optimizer)
+                steps = (now + int(batches * n / _LOOKS) for n in range(_LOOKS))
+                self.ahead[i] = [(step, float(schedule(tf.constant(step, tf.int64)))) for step in steps]
+
+    def highest(self) -> float:
+        """The highest learning rate from now on, without the limit, as far as it is known."""
+        return max(map(self._highest, self.updating), default=0.0)
+
+    def effective(self) -> float:
+        """`effective_rate` at the highest learning rate from now on."""
+        rates = (effective_rate(o, self._variables, self._highest(o)) for o in self.updating)
+        return max(rates, default=0.0)
+
+    def _highest(self, optimizer: keras.optimizers.Optimizer) -> float:
+        now = float(tf.convert_to_tensor(self._rate_of(optimizer)()))
+        done = _batches_seen(optimizer)
+        ahead = next(a for o, a in zip(self._optimizers, self.ahead, strict=True) if o is optimizer)
+        return max([now, *(rate for step, rate in ahead if step >= done)])
+
+    def _updates(self, optimizer: keras.optimizers.Optimizer) -> bool:
+        own = {id(variable) for variable in optimizer._trainable_variables} if optimizer.built else ()
+        return any(id(variable) in own for variable in self._variables)
+
+    def _limited(self, optimizer: keras.optimizers.Optimizer) -> Callable[[], tf.Tensor]:
+        rate = self._rate_of(optimizer)
+
+        def limited() -> tf.Tensor:
+            # An optimizer asks for its rate when it is built: it is known by then what it updates.
+            if len(self._optimizers) > 1 and not self._updates(optimizer):
+                return rate()
+            kept_with_trace(self._limit)
+            return tf.minimum(tf.cast(rate(), tf.float32), self._limit)
+
+        return limited
+
+    def _rate_of(self, optimizer: keras.optimizers.Optimizer) -> Callable[[], tf.Tensor]:
+        given: Rate = optimizer._learning_rate
+        if isinstance(given, keras.optimizers.schedules.LearningRateSchedule):
+            # As Keras does; `iterations` counts updates, of which one may take several batches.
+            return lambda: given(optimizer._iterations.value)
+        return (lambda: given.value) if isinstance(given, keras.Variable) else given
+
+
+def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """The optimizers of a model: the compiled one, and those that a subclass keeps beside it.
+
+    Those of models inside it are not among them: a net that was trained before and is
+    part of a new one still has its own.
+
+    Args:
+        model: Compiled `keras.Model`.
+
+    Returns:
+        List of `keras.optimizers.Optimizer`, each once, without what wraps it: those of a
+        `MultiOptimizer` in its stead. To know them, it is built if it is not.
+    """
+    wrapped = wrapped_optimizers_of(model)
+    for optimizer in wrapped:
+        if hasattr(inner_optimizer(optimizer), "optimizers") and not optimizer.built:
+            optimizer.build(model.trainable_variables)
+    return _each_once(part for optimizer in wrapped for part in parts_of(optimizer))
+
+
+def wrapped_optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """As `optimizers_of`, with what wraps them."""
+    attributes = [model.optimizer, *vars(model).values()]
+    kept = [item for part in attributes if isinstance(part, (list, tuple)) for item in part]
+    kept += [item for part in attributes if isinstance(part, dict) for item in part.values()]
+    return _each_once(part for part in attributes + kept if isinstance(part, keras.optimizers.Optimizer))
+
+
+def _each_once(optimizers: Iterable[keras.optimizers.Optimizer]) -> list[keras.optimizers.Optimizer]:
+    return list({id(optimizer): optimizer for optimizer in optimizers}.values())
+
+
+def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """The optimizer that makes the update, inside wrappers such as `LossScaleOptimizer`."""
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
+
+
+def parts_of(optimizer: keras.optimizers.Optimizer) -> list[keras.optimizers.Optimizer]:
+    """The optimizers that make the updates: the inner one, or those of a `MultiOptimizer`."""
+    inner = inner_optimizer(optimizer)
+    return list(getattr(inner, "optimizers", [inner]))
+
+
+def effective_rate(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable], learning_rate: float
+) -> float:
+    r"""How far a unit gradient that stays moves a weight in a batch, once it has settled.
+
+    $\eta / (1 - m)$ for SGD with momentum m. Optimizers that divide by the root of a
+    second moment v of the gradient: $\eta / \sqrt{\bar v}$ with the mean of v over
+    `variables`, or, as for optimizers of another kind, $\eta / 10^{-3}$ while it is not
+    known, $10^{-3}$ being the size of gradient that such optimizers meet in classifiers. A
+    k-th of that if the gradients of k batches make one update.
+
+    Args:
+        optimizer: `keras.optimizers.Optimizer`.
+        variables: List of `keras.Variable`, the compressed weights.
+        learning_rate: Float, η.
+
+    Returns:
+        Float, 0 only if η is.
+    """
+    optimizer = inner_optimizer(optimizer)
+    learning_rate /= optimizer.gradient_accumulation_steps or 1
+    if isinstance(optimizer, keras.optimizers.SGD):
+        return learning_rate / (1 - optimizer.momentum)
+    size = 1e-3
+    moments = _moments(optimizer, ("_velocities", "_accumulators"), variables)
+    if moments:
+        sizes = [int(moment.value.shape.num_elements()) for moment in moments]
+        mean = np.average([float(m) for m in _means(moments)], weights=sizes)
+        mean /= 1 - getattr(optimizer, "beta_2", 0.0) ** _iterations(optimizer)
+        size = mean**0.5 if mean > 0 else size
+    return learning_rate / size
+
+
+def relative_gradients(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
+) -> list[float] | None:
+    r"""How large the gradients of each variable are, next to those of all of them together.
+
+    Root mean squares, from what the optimizer remembers of the gradients: their second moment, or
+    else the square of their momentum, which has about the same ratios.
+
+    Args:
+        optimizer: `keras.optimizers.Optimizer`.
+        variables: List of `keras.Variable`.
+
+    Returns:
+        List of floats, whose mean square over all weights is 1 but for the bounds 0.1 and 100, or
+        `None` where the optimizer remembers no gradients (yet).
+    """
+    optimizer = inner_optimizer(optimizer)
+    moments, power = _moments(optimizer, ("_velocities", "_accumulators"), variables), 1
+    if not moments:
+        moments, power = _moments(optimizer, ("momentums", "_momentums"), variables), 2
+    if len(moments) < len(variables):
+        return None
+    sizes = [int(moment.value.shape.num_elements()) for moment in moments]
+    means = np.array([float(m) for m in _means(moments, power)])
+    mean = np.average(means, weights=sizes)
+    return np.clip(np.sqrt(means / mean), 0.1, 100.0).tolist() if mean > 0 else None
+
+
+def _moments(
+    optimizer: keras.optimizers.Optimizer, names: Sequence[str], variables: Sequence[keras.Variable]
+) -> list[keras.Variable]:
+    """What the optimizer remembers of variables under the first of the names that it has.
+
+    Of several optimizers, another one may update some of them, which are left out.
+    """
+    if not optimizer.built or _iterations(optimizer) == 0:
+        return []
+    for name in names:
+        kept = getattr(optimizer, name, None)
+        if kept:
+            by_variable = dict(zip(map(id, optimizer._trainable_variables), kept, strict=True))
+            return [by_variable[id(variable)] for variable in variables if id(variable) in by_variable]
+    return []
+
+
+def _means(moments: Sequence[keras.Variable], power: int = 1) -> list[tf.Tensor]:
+    return [tf.reduce_mean(tf.cast(moment.value, tf.float32) ** power) for moment in moments]
+
+
+def reset_state(optimizer: keras.optimizers.Optimizer) -> None:
+    """Gives an optimizer the moments of a new one; its step count, rate and averaged weights stay.
+
+    Second moments that Adam and its kind correct by the step count stay, too, if they are finite: from zero,
+    with a correction that is over, steps would be several times the learning rate.
+
+    Args:
+        optimizer: `keras.optimizers.Optimizer`; one that is not built has no state
+            yet and is left alone.
+    """
+    optimizer = inner_optimizer(optimizer)
+    if not optimizer.built:
+        return
+    fresh = _made_anew(optimizer)
+    fresh.build(optimizer._trainable_variables)
+    averages = (id(average) for _, average in averages_of(optimizer))
+    stays = {id(optimizer._iterations), id(optimizer._learning_rate), *averages}
+    if hasattr(optimizer, "beta_2") or hasattr(optimizer, "adam_beta_2"):
+        second = [v for name in _CORRECTED for v in getattr(optimizer, name, []) if v is not None]
+        if all(bool(tf.reduce_all(tf.math.is_finite(v.value))) for v in second):
+            stays |= set(map(id, second))
+    for variable, new in _pairs(optimizer, fresh):
+        if id(variable) not in stays:
+            variable.assign(new)
+
+
+def _pairs(
+    optimizer: keras.optimizers.Optimizer, fresh: keras.optimizers.Optimizer
+) -> Iterator[tuple[keras.Variable, keras.Variable]]:
+    """The variables of two optimizers of one kind."""
+    if len(optimizer.variables) == len(fresh.variables):
+        yield from zip(optimizer.variables, fresh.variables, strict=True)
+        return
+    # Inside a LossScaleOptimizer Keras does not count all variables of some kinds.
+    for name in vars(optimizer).keys() & vars(fresh).keys() - {"_trainable_variables", "_variables"}:
+        kept = [vars(owner)[name] for owner in (optimizer, fresh)]
+        for pair in zip(*(k if isinstance(k, (list, tuple)) else [k] for k in kept), strict=False):
+            if all(isinstance(variable, keras.Variable) for variable in pair):
+                yield pair
+
+
+def begin_anew(optimizers: Iterable[keras.optimizers.Optimizer]) -> None:
+    """Clears what a divergence left in optimizers: `reset_state`, and averages from the weights on.
+
+    Args:
+        optimizers: Iterable of `keras.optimizers.Optimizer`, of which the weights are finite.
+    """
+    for optimizer in optimizers:
+        # What Keras cannot make anew stays as it is: there is another error to be told.
+        with contextlib.suppress(TypeError, ValueError):
+            reset_state(optimizer)
+        for weight, average in averages_of(optimizer):
+            if not tf.reduce_all(tf.math.is_finite(average.value)):
+                average.assign(weight)
+
+
+def averages_of(optimizer: keras.optimizers.Optimizer) -> list[tuple[keras.Variable, keras.Variable]]:
+    """The pairs of weights and averages that an optimizer keeps with `use_ema`; none if it keeps none."""
+    optimizer = inner_optimizer(optimizer)
+    averages = getattr(optimizer, "_model_variables_moving_average", None)
+    return list(zip(optimizer._trainable_variables, averages, strict=True)) if averages else []
+
+
+def _made_anew(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """An optimizer of the same config but for the rate, which Keras may not be able to write down."""
+    given: Rate = optimizer._learning_rate
+    if not isinstance(given, keras.Variable):
+        # A schedule, too, so that the variables of the optimizer are as many.
+        optimizer._learning_rate = keras.optimizers.schedules.ExponentialDecay(0.0, 1, 1.0)
+    try:
+        return type(optimizer).from_config(optimizer.get_config())
+    finally:
+        optimizer._learning_rate = given
+
+
+def _batches_seen(optimizer: keras.optimizers.Optimizer) -> int:
+    # What is mirrored over devices is no number to Python yet.
+    return int(tf.convert_to_tensor(optimizer._iterations))
+
+
+def _iterations(optimizer: keras.optimizers.Optimizer) -> int:
+    return _batches_seen(optimizer) // (optimizer.gradient_accumulation_steps or 1)

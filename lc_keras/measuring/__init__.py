@@ -1,0 +1,9 @@
+"""Measure what is left of a model: weights, bits and multiply-adds.
+
+Here belongs what counts and shows, and how a weight with zeros is packed. Nothing here changes a model.
+"""
+
+from lc_keras.measuring.counting import report
+from lc_keras.measuring.table import PruningReport, VariableReport
+
+__all__ = ["PruningReport", "VariableReport", "report"]

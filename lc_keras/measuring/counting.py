@@ -1,0 +1,165 @@
+"""What pruning left of a model: variable by variable, in bits and in multiply-adds."""
+
+import gzip
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import fields
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from lc_keras.measuring.packing import pack
+from lc_keras.measuring.table import PruningReport, VariableReport
+from lc_keras.model.kernels import default_kernels, frozen_kernels
+from lc_keras.model.macs import count_uses
+from lc_keras.model.signatures import is_built
+
+# How variables are stored, by id: the encoding and the bytes.
+Stored = dict[int, tuple[str, int]]
+
+# Where a SavedModel of `export_saved_model` has its report; a model server passes over it.
+REPORT_FILE = os.path.join("assets.extra", "lc_keras_report.json")
+
+
+def report(model: keras.Model | str | os.PathLike[str]) -> PruningReport:
+    """Counts what is left of a model, and what that takes to store and to compute.
+
+    Any model with zeros in it will do, however they came there. The kernels are those
+    that a `Task` takes by default. Sizes are of the values, at their own types, without
+    the graph around them. A weight is packed as `export_saved_model` packs it: as the
+    values that are not zero, and for each the number of zeros before it in 8 or 16
+    bits or else a bit for each place, unless it is smaller as it is. What is gained by
+    taking dead neurons out, in time too, `shrink_report` shows.
+
+    Args:
+        model: Built `keras.Model`, or the path of a SavedModel that
+            `export_saved_model` wrote; it records what was exported, without gzip.
+
+    Returns:
+        `PruningReport`.
+
+    Raises:
+        TypeError: If `model` is neither a `keras.Model` nor a path.
+        ValueError: If the model is not built or has no weights, or the path holds no
+            such SavedModel.
+
+    Example:
+
+    ```python
+    report = lc_keras.report(model)
+    print(report)
+    report.plot("density.png")
+    ```
+    """
+    if isinstance(model, (str, os.PathLike)):
+        return _read(os.fspath(model))
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "Expected `model` to be a keras.Model or the path of a SavedModel. "
+            f"Received: {model!r} (of type {type(model).__name__})"
+        )
+    if not is_built(model) or not model.weights:
+        raise ValueError(
+            f"Expected a built model with weights. Received: model '{model.name}', which "
+            f"{'has no weights' if model.built else 'is not built'}; call it on data, or "
+            "`model.build(input_shape)`, first."
+        )
+    return measure(model, model.weights)
+
+
+def measure(
+    model: keras.Model, variables: Sequence[keras.Variable], stored: Stored | None = None
+) -> PruningReport:
+    """Reports on variables of a model.
+
+    Args:
+        model: Built `keras.Model`.
+        variables: List of `keras.Variable` of it.
+        stored: Dictionary from the id of a variable to the tuple of the encoding and
+            the bytes it was stored in. `None` (default): they are packed to see, and
+            compressed by gzip as well.
+
+    Returns:
+        `PruningReport`.
+    """
+    counted = count_uses(model)
+    kernels = default_kernels(model)
+    prunable = {id(variable) for variable in kernels}
+    frozen = {id(variable) for variable in frozen_kernels(model)}
+    rows = {
+        id(v): _variable_report(v, counted.uses.get(id(v)), id(v) in prunable, id(v) in frozen, stored)
+        for v in variables
+    }
+    return PruningReport(
+        rows=tuple(rows[id(variable)] for variable in kernels),
+        others=tuple(row for key, row in rows.items() if key not in prunable),
+        attention_macs=counted.attention,
+    )
+
+
+def _variable_report(
+    variable: keras.Variable, uses: int | None, prunable: bool, frozen: bool, stored: Stored | None
+) -> VariableReport:
+    value = keras.ops.convert_to_numpy(variable)
+    floating = keras.backend.is_float_dtype(variable.dtype)
+    wide = value.astype("float32") if floating and value.dtype != "float64" else value
+    kept = int(np.count_nonzero(value))
+    if stored is not None:
+        encoding, nbytes = stored[id(variable)]
+    else:
+        packed = pack(value) if floating else None
+        encoding, nbytes = (packed.encoding, packed.nbytes) if packed else ("dense", value.nbytes)
+    # What is no kernel is added or looked up, not multiplied.
+    known = uses if uses is not None or prunable or frozen else 0
+    return VariableReport(
+        path=variable.path,
+        shape=tuple(value.shape),
+        weights=value.size,
+        kept=kept,
+        encoding=encoding,
+        dense_bits=8 * value.nbytes,
+        bits=8 * nbytes,
+        gzip_bits=8 * len(gzip.compress(value.tobytes(), 1)) if stored is None else None,
+        macs=None if known is None else known * value.size,
+        remaining_macs=None if known is None else known * kept,
+        finite=not floating or bool(np.isfinite(wide).all()),
+        frozen=frozen,
+    )
+
+
+def _read(path: str) -> PruningReport:
+    file = os.path.join(path, REPORT_FILE)
+    if not tf.io.gfile.exists(file):
+        raise ValueError(
+            "Expected the path of a SavedModel that export_saved_model wrote. "
+            f"Received: '{path}', which holds no {REPORT_FILE}."
+        )
+    with tf.io.gfile.GFile(file) as opened:
+        text = opened.read()
+    try:
+        return _parsed(text, path)
+    except (KeyError, TypeError, ValueError) as error:
+        message = f"Expected a report that export_saved_model wrote. Received: '{file}': {error!r}"
+        raise ValueError(message) from error
+
+
+def _parsed(text: str, path: str) -> PruningReport:
+    content = json.loads(text)
+    names = [field.name for field in fields(VariableReport)]
+    rows, others = (
+        tuple(
+            VariableReport(
+                **{name: row[name] for name in names if name in row} | {"shape": tuple(row["shape"])}
+            )
+            for row in content[part]
+        )
+        for part in ("rows", "others")
+    )
+    size = sum(
+        tf.io.gfile.stat(os.path.join(folder, name)).length
+        for folder, _, found in tf.io.gfile.walk(path)
+        for name in found
+    )
+    return PruningReport(rows, others, content["totals"]["attention_macs"], 8 * size)

@@ -1,0 +1,10 @@
+"""Read any Keras model: its kernels, its inputs and outputs, its multiply-adds, its units.
+
+Here belongs what a kind of layer says of itself. Nothing here knows of costs, of LC or of training.
+"""
+
+from lc_keras.model.flow import Graph
+from lc_keras.model.kernels import default_kernels, frozen_kernels
+from lc_keras.model.macs import count_uses, macs
+
+__all__ = ["Graph", "count_uses", "default_kernels", "frozen_kernels", "macs"]

@@ -1,0 +1,204 @@
+"""Layers that take each unit by itself: activations, pooling, padding, dropout, and merges of equals."""
+
+import numpy as np
+from keras import layers
+
+from lc_keras.model.flow.units import (
+    Along,
+    Flow,
+    Signal,
+    Weight,
+    apply,
+    channels,
+    describes,
+    is_elementwise,
+    last,
+)
+
+
+class EachUnit(Flow):
+    """What comes out of a unit depends on this unit only, and is the same unit.
+
+    A subclass says what becomes of a constant.
+    """
+
+    takes = 1
+
+    def axes(self) -> tuple[int, int]:
+        """The axis of the units in the input and in the output."""
+        return self.inputs[0].axis, self.inputs[0].axis
+
+    def constant(self, value: np.ndarray) -> np.ndarray:
+        """The output where the input is always `value` (NaN: it varies)."""
+        return value
+
+    def forward(self) -> list[Signal]:
+        before, after = self.axes()
+        self.x = self.along(self.inputs[0], before)
+        self.ports = {"in": self.x.ids, "out": self.x.ids}
+        return [Signal(self.shapes[0], after, self.x.ids, self.constant(self.x.value))]
+
+    def backward(self) -> None:
+        self.x.read |= self.outputs[0].needed
+
+
+@describes(
+    layers.ActivityRegularization,
+    layers.AlphaDropout,
+    layers.Dropout,
+    layers.GaussianDropout,
+    layers.GaussianNoise,
+    layers.Identity,
+    layers.SpatialDropout1D,
+    layers.SpatialDropout2D,
+    layers.SpatialDropout3D,
+)
+class Same(EachUnit):
+    """Does nothing outside training."""
+
+
+@describes(
+    *(getattr(layers, f"{kind}Pooling{n}D") for kind in ("Max", "Average") for n in (1, 2, 3)),
+    *(getattr(layers, f"{kind}{n}D") for kind in ("UpSampling", "Cropping") for n in (1, 2, 3)),
+)
+class Spatial(EachUnit):
+    """Works on positions, unit by unit; what is the same everywhere stays so."""
+
+    def axes(self) -> tuple[int, int]:
+        axis = channels(self.layer, self.shapes[0])
+        return axis, axis
+
+
+@describes(*(getattr(layers, f"ZeroPadding{n}D") for n in (1, 2, 3)))
+class Padding(Spatial):
+    def constant(self, value: np.ndarray) -> np.ndarray:
+        return np.where(value == 0, value, np.nan)
+
+
+@describes(*(getattr(layers, f"Global{kind}Pooling{n}D") for kind in ("Max", "Average") for n in (1, 2, 3)))
+class GlobalPooling(EachUnit):
+    def axes(self) -> tuple[int, int]:
+        before = channels(self.layer, self.inputs[0].shape)
+        return before, min(before, last(self.shapes[0]))
+
+
+@describes(layers.ReLU, layers.LeakyReLU, layers.ELU)
+class Elementwise(EachUnit):
+    def constant(self, value: np.ndarray) -> np.ndarray:
+        return apply(self.layer.call, value)
+
+
+@describes(layers.Activation)
+class Activation(EachUnit):
+    def forward(self) -> list[Signal]:
+        self.mixes = not is_elementwise(self.layer.activation)
+        if self.mixes:
+            self.pin(self.inputs[0], "is an activation across units")
+        return super().forward()
+
+    def constant(self, value: np.ndarray) -> np.ndarray:
+        return np.full_like(value, np.nan) if self.mixes else apply(self.layer.activation, value)
+
+
+@describes(layers.Rescaling)
+class Rescaling(EachUnit):
+    def forward(self) -> list[Signal]:
+        self.one_for_all = np.ndim(self.layer.scale) == np.ndim(self.layer.offset) == 0
+        if not self.one_for_all:
+            self.pin(self.inputs[0], "has a scale for each unit")
+        return super().forward()
+
+    def constant(self, value: np.ndarray) -> np.ndarray:
+        return (
+            value * self.layer.scale + self.layer.offset if self.one_for_all else np.full_like(value, np.nan)
+        )
+
+
+@describes(layers.PReLU)
+class PReLU(EachUnit):
+    def axes(self) -> tuple[int, int]:
+        return last(self.shapes[0]), last(self.shapes[0])
+
+    def forward(self) -> list[Signal]:
+        alpha = self.array("alpha")
+        self.weights = (
+            (Weight("alpha", makes=Along(-1, "out")),) if alpha.shape[-1] == self.shapes[0][-1] else ()
+        )
+        return super().forward()
+
+    def constant(self, value: np.ndarray) -> np.ndarray:
+        alpha = self.array("alpha").reshape(-1, self.array("alpha").shape[-1])
+        below = np.where((alpha == alpha[0]).all(axis=0), alpha[0], np.nan) * value
+        return np.where(value >= 0, value, below)
+
+
+class Merge(Flow):
+    """Several tensors become one, element by element: their units are tied."""
+
+    def constant(self, values: list[np.ndarray]) -> np.ndarray:
+        raise NotImplementedError
+
+    def forward(self) -> list[Signal]:
+        (shape,) = self.shapes
+        axis = self.inputs[0].axis
+        if any(len(x.shape) != len(shape) for x in self.inputs):
+            return self._pinned()
+        self.signals = [self.along(x, axis) for x in self.inputs]
+        widest = max(self.signals, key=lambda x: len(x.ids))
+        for x in self.signals:
+            if len(x.ids) == len(widest.ids):
+                self.units.tie(x.ids, widest.ids)
+            elif len(x.ids) == 1:
+                self.pin(x, "spreads one unit over several")
+            else:
+                return self._pinned()
+        values = [np.broadcast_to(x.value, widest.value.shape) for x in self.signals]
+        return [Signal(shape, axis, widest.ids, np.array(self.constant(values)))]
+
+    def backward(self) -> None:
+        for x in self.signals:
+            if len(x.ids) == len(self.outputs[0].ids):
+                x.read |= self.outputs[0].needed
+
+    def _pinned(self) -> list[Signal]:
+        self.signals = []
+        for x in self.inputs:
+            self.pin(x, "merges tensors of unlike shapes")
+        return [self.fresh(s, last(s), pinned="merges tensors of unlike shapes") for s in self.shapes]
+
+
+@describes(layers.Add)
+class Add(Merge):
+    def constant(self, values: list[np.ndarray]) -> np.ndarray:
+        return np.add.reduce(values)
+
+
+@describes(layers.Subtract)
+class Subtract(Merge):
+    def constant(self, values: list[np.ndarray]) -> np.ndarray:
+        return values[0] - values[1]
+
+
+@describes(layers.Average)
+class Average(Merge):
+    def constant(self, values: list[np.ndarray]) -> np.ndarray:
+        return np.add.reduce(values) / len(values)
+
+
+@describes(layers.Maximum)
+class Maximum(Merge):
+    def constant(self, values: list[np.ndarray]) -> np.ndarray:
+        return np.maximum.reduce(values)
+
+
+@describes(layers.Minimum)
+class Minimum(Merge):
+    def constant(self, values: list[np.ndarray]) -> np.ndarray:
+        return np.minimum.reduce(values)
+
+
+@describes(layers.Multiply)
+class Multiply(Merge):
+    def constant(self, values: list[np.ndarray]) -> np.ndarray:
+        product = np.multiply.reduce(values)
+        return np.where(np.any([v == 0 for v in values], axis=0), 0.0, product)

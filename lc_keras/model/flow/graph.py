@@ -1,0 +1,231 @@
+"""A model's graph walked once forward and once back: what is tied, what is constant, what is read."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from lc_keras.model.flow.units import KINDS, Flow, Shape, Signal, Units, Wall, last
+
+# A call of a layer in a graph, to which Keras gives no public name.
+Node = Any
+
+
+class Graph:
+    """The units of a functional or sequential model.
+
+    Args:
+        model: Built `keras.Model` that is a graph of layers.
+        dead: Bool, whether to look at the model as if all its units were dead, and so find out which of them
+            could not be removed then. Defaults to `False`.
+
+    Attributes:
+        units: `Units`.
+        flows: List of `Flow`, one for each call of a layer, in order; those of nested models among them.
+        layers: Dict of the first `Flow` of each layer, by the layer's id.
+        models: Dict of the input `Signal`s of the model and of each nested one, by the model's id.
+        walls: List of the layers whose units are not known.
+
+    Raises:
+        TypeError: If the model is not a graph of layers, or not built.
+    """
+
+    def __init__(self, model: keras.Model, dead: bool = False) -> None:
+        if not is_graph(model):
+            raise TypeError(
+                "Expected a Functional model or a built Sequential one, which are graphs of layers. "
+                f"Received: '{getattr(model, 'name', model)}' (of type {type(model).__name__})"
+            )
+        functional = as_functional(model)
+        self.units = Units(dead)
+        self.flows: list[Flow] = []
+        self.layers: dict[int, Flow] = {}
+        self.models: dict[int, list[Signal]] = {}
+        self.walls: list[keras.Layer] = []
+        # Each layer is made anew but once, and a model that is entered in one call and not in another twice.
+        self._closed = {id(n.operation) for n in _calls(model) if not _is_entered(n)}
+        inputs = [self._outside(tuple(t.shape), "is an input of the model") for t in functional.inputs]
+        outputs = self._run(model, inputs)
+        for signal in outputs:
+            self.units.pin(signal.ids, "is an output of the model")
+            signal.read[:] = True
+        for flow in reversed(self.flows):
+            flow.backward()
+
+    @property
+    def signals(self) -> list[Signal]:
+        found = [s for f in self.flows for s in (*f.inputs, *f.outputs, *f.hidden)]
+        return list(
+            {id(s): s for s in (*found, *(s for signals in self.models.values() for s in signals))}.values()
+        )
+
+    def kept(self) -> np.ndarray:
+        """Which units stay, as bools by number.
+
+        A group of tied units goes if at each place each is constant or not read, and none is pinned. The
+        first unit of a tensor stays if all would go.
+        """
+        groups = self.units.groups()
+        stays = np.zeros(len(groups), bool)
+        stays[groups[[*self.units.pinned, *self.units.held]]] = True
+        signals = [s for s in self.signals if len(s.ids)]
+        for signal in signals:
+            stays[groups[signal.ids[signal.needed]]] = True
+        for signal in signals:
+            stays[groups[signal.ids[0]]] |= not stays[groups[signal.ids]].any()
+        return stays[groups]
+
+    def _outside(self, shape: Shape, why: str) -> Signal:
+        signal = Signal(shape, last(shape), self.units.new(shape[-1] or 0 if len(shape) > 1 else 0))
+        self.units.pin(signal.ids, why)
+        return signal
+
+    def _run(self, model: keras.Model, inputs: list[Signal]) -> list[Signal]:
+        """The outputs of a model, called on signals."""
+        functional = as_functional(model)
+        inputs = [self._fitting(*pair, model) for pair in zip(functional.inputs, inputs, strict=True)]
+        known = self.models.setdefault(id(model), inputs)
+        for tensor, first, signal in zip(functional.inputs, known, inputs, strict=True):
+            if first.axis != signal.axis:
+                for one in (first, signal):
+                    self.units.pin(one.ids, f"is an input of '{model.name}', whose units are on two axes")
+            elif tensor.shape[first.axis] is not None:
+                self.units.tie(first.ids, signal.ids)
+        signals = dict(zip(map(id, functional.inputs), inputs, strict=True))
+        for depth in sorted(functional._nodes_by_depth, reverse=True):
+            for node in functional._nodes_by_depth[depth]:
+                if not node.is_input and all(id(t) in signals for t in node.input_tensors):
+                    outputs = self._call(node, signals)
+                    signals.update(zip(map(id, node.outputs), outputs, strict=True))
+        return [signals[id(t)] for t in functional.outputs]
+
+    def _fitting(self, tensor: keras.KerasTensor, signal: Signal, model: keras.Model) -> Signal:
+        """What a model is called on, as its input has it."""
+        shape = tuple(tensor.shape)
+        if len(signal.shape) == len(shape) and shape[signal.axis] in (None, len(signal.ids)):
+            return signal
+        why = f"is an input of '{model.name}', which has another shape"
+        self.units.pin(signal.ids, why)
+        signal.read[:] = True
+        return self._outside(shape, why)
+
+    def _call(self, node: Node, signals: dict[int, Signal]) -> list[Signal]:
+        layer = node.operation
+        masks = _masks(node)
+        for mask in (signals[id(t)] for t in node.input_tensors if id(t) in masks):
+            self.units.pin(mask.ids, f"is a mask of '{layer.name}'")
+            mask.read[:] = True
+        inputs = [signals[id(t)] for t in node.input_tensors if id(t) not in masks]
+        if id(layer) not in self._closed:
+            outputs = self._run(layer, [signals[id(t)] for t in _in_order(node)])
+            for signal, tensor in zip(outputs, node.outputs, strict=True):
+                # What is open in a model may be known where it is called.
+                signal.shape = tuple(tensor.shape)
+            return outputs
+        kind = KINDS.get(type(layer), Wall)
+        fits = kind.fits(layer) and kind.takes in (None, len(inputs))
+        if not (_is_plain(node) and fits) or _is_altered(layer) or not _has_config(layer):
+            kind = Wall
+        if kind is Wall and layer not in self.walls:
+            self.walls.append(layer)
+        flow = kind(layer, inputs, [tuple(t.shape) for t in node.outputs], self.units)
+        self.flows.append(flow)
+        first = self.layers.setdefault(id(layer), flow)
+        if first is not flow:
+            self._share(first, flow)
+        return flow.outputs
+
+    def _share(self, first: Flow, again: Flow) -> None:
+        """A layer that is called again has the same units; a constant must be the same to be folded."""
+        if not (again.is_sized or first.is_sized):
+            return
+        if _sizes(first) != _sizes(again):
+            for ids in (*first.ports.values(), *again.ports.values()):
+                self.units.pin(ids, f"'{again.layer.name}' is shared and called at unlike sizes")
+            return
+        for port, ids in again.ports.items():
+            self.units.tie(first.ports[port], ids)
+        why = f"'{again.layer.name}' is shared and given unlike constants"
+        for one, other in zip(first.inputs, again.inputs, strict=False):
+            # What varies in one call need not be read there.
+            given = [signal.constant & (signal.value != 0) for signal in (one, other)]
+            self.units.hold(one.ids[(given[0] | given[1]) & (one.value != other.value)], why)
+
+
+def is_graph(layer: keras.Layer) -> bool:
+    """Whether a layer is a model that does what its graph of layers says."""
+    if isinstance(layer, keras.Sequential):
+        return layer._functional is not None and type(layer).call is keras.Sequential.call
+    functional = functional_class(layer)
+    return functional is not None and type(layer).call is functional.call
+
+
+def functional_class(model: keras.Model) -> type[keras.Model] | None:
+    """The class of what `keras.Model(inputs, outputs)` makes, to which Keras gives no public name."""
+    return next((c for c in type(model).__mro__ if c.__name__ == "Functional"), None)
+
+
+def as_functional(model: keras.Model) -> keras.Model:
+    """The graph of a model: its own, or the one that a `Sequential` keeps."""
+    return model._functional if isinstance(model, keras.Sequential) else model
+
+
+def _in_order(node: Node) -> list[keras.KerasTensor]:
+    """What a model is called on, in the order of its inputs."""
+    given, inputs = node.arguments.args[0], as_functional(node.operation)._inputs_struct
+    if isinstance(given, dict) and isinstance(inputs, (list, tuple)):
+        return [given[tensor.name] for tensor in inputs]
+    return node.input_tensors
+
+
+def _sizes(flow: Flow) -> tuple[dict[str, int], list[int]]:
+    """How many units a call has at each port, and comes with."""
+    return {port: len(ids) for port, ids in flow.ports.items()}, [len(x.ids) for x in flow.inputs]
+
+
+def _is_plain(node: Node) -> bool:
+    """Whether a layer is called on tensors of the graph and masks alone, outside of training."""
+    given = keras.tree.flatten(node.arguments.args)
+    options = node.arguments.kwargs.items()
+    return all(value is None or isinstance(value, keras.KerasTensor) for value in given) and all(
+        value is None or value is False or name.endswith("mask") for name, value in options
+    )
+
+
+def _is_entered(node: Node) -> bool:
+    """Whether a call is one of a graph of layers, and these do as if they were called themselves."""
+    if not (is_graph(node.operation) and _is_plain(node) and not _masks(node)):
+        return False
+    return len(node.input_tensors) == len(as_functional(node.operation).inputs)
+
+
+def _masks(node: Node) -> set[int]:
+    """The ids of the masks among the tensors of a call."""
+    given = [value for name, value in node.arguments.kwargs.items() if name.endswith("mask")]
+    return {id(tensor) for tensor in keras.tree.flatten(given) if tensor is not None}
+
+
+def _calls(model: keras.Model) -> Iterator[Node]:
+    """All calls of layers in a graph and in those inside of it."""
+    for nodes in as_functional(model)._nodes_by_depth.values():
+        for node in nodes:
+            if not node.is_input:
+                yield node
+                if is_graph(node.operation):
+                    yield from _calls(node.operation)
+
+
+def _has_config(layer: keras.Layer) -> bool:
+    """Whether a layer says what it was made with."""
+    try:
+        layer.get_config()
+    except (NotImplementedError, TypeError, ValueError):
+        return False
+    return True
+
+
+def _is_altered(layer: keras.Layer) -> bool:
+    """Whether a kernel of a layer, or of one inside, is not what it multiplies by."""
+    parts = layer._flatten_layers() if isinstance(layer, keras.Layer) else []
+    return any(getattr(p, "quantization_mode", None) or getattr(p, "lora_enabled", False) for p in parts)

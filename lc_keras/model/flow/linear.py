@@ -1,0 +1,248 @@
+"""Layers whose outputs are sums over their input units: dense, convolutions, and their relatives."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from lc_keras.model.flow.units import (
+    Along,
+    Flow,
+    Shape,
+    Signal,
+    Weight,
+    apply,
+    channels,
+    describes,
+    is_elementwise,
+    last,
+)
+
+
+class Linear(Flow):
+    """A kernel from all units to all units, a bias, an activation.
+
+    A subclass says where the units are and gives the kernel as matrices from inputs to outputs.
+    """
+
+    takes = 1
+
+    def touches(self) -> np.ndarray:
+        """Matrix of bools, inputs × outputs: whether a weight between them is not zero."""
+        raise NotImplementedError
+
+    def totals(self, where: np.ndarray) -> np.ndarray:
+        """Rows of a matrix inputs × outputs: what the weights of an input that is 1 everywhere sum up to.
+
+        Asked for only if such an input makes outputs that are the same everywhere.
+        """
+        raise NotImplementedError
+
+    def axis(self, shape: Shape) -> int:
+        return last(shape)
+
+    # Whether an input that is the same everywhere makes outputs that are.
+    spreads_constants = True
+
+    def forward(self) -> list[Signal]:
+        self.x = x = self.along(self.inputs[0], self.axis(self.inputs[0].shape))
+        (shape,) = self.shapes
+        self.touch = self.touches()
+        given = x.constant & (x.value != 0)
+        self.steady = given & self.spreads_constants
+        # What it leaves behind is not the same everywhere, and no bias can stand for it.
+        touched = self.touch.any(axis=1) | self.units.dead
+        self.hold(x, "pads what is not zero", given & ~self.steady & touched)
+        value = self._bias() + self._sums(self.steady)
+        value[self.touch[~x.constant | (given & ~self.steady)].any(axis=0)] = np.nan
+        activation = getattr(self.layer, "activation", None)
+        mixes = not is_elementwise(activation or keras.activations.linear)
+        value = np.full_like(value, np.nan) if mixes else apply(activation or keras.activations.linear, value)
+        out = self.fresh(
+            shape, self.axis(shape), value, pinned="has an activation across units" if mixes else None
+        )
+        self.ports = {"in": x.ids, "out": out.ids}
+        return [out]
+
+    def backward(self) -> None:
+        self.x.read |= self.touch[:, self.outputs[0].needed].any(axis=1)
+
+    def fold(self, kept: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        left = self._sums(~kept["in"] & self.steady)[kept["out"]]
+        return {"bias": arrays.get("bias", 0) + left} if left.any() else {}
+
+    def _sums(self, where: np.ndarray) -> np.ndarray:
+        return self.x.value[where] @ self.totals(where).astype("float64") if where.any() else self._zeros()
+
+    def _bias(self) -> np.ndarray:
+        bias = self.optional("bias")
+        return self._zeros() if bias is None else bias.astype("float64")
+
+    def _zeros(self) -> np.ndarray:
+        return np.zeros(self.touch.shape[1])
+
+
+_IN_OUT = (
+    Weight("kernel", makes=Along(-1, "out"), reads=Along(-2, "in")),
+    Weight("bias", makes=Along(-1, "out")),
+)
+
+
+@describes(layers.Dense)
+class Dense(Linear):
+    weights = _IN_OUT
+
+    def touches(self) -> np.ndarray:
+        return self.array("kernel") != 0
+
+    def totals(self, where: np.ndarray) -> np.ndarray:
+        return self.array("kernel")[where]
+
+    def config(self, count: Callable[[str], int]) -> dict[str, object]:
+        return {"units": count("out")}
+
+
+@describes(layers.Conv1D, layers.Conv2D, layers.Conv3D)
+class Conv(Linear):
+    """A convolution; one of several groups keeps or loses a group as a whole."""
+
+    def __init__(self, layer: keras.Layer, *args: Any) -> None:
+        self.groups = layer.groups
+        self.spreads_constants = layer.padding == "valid" or set(layer.kernel_size) == {1}
+        self.weights = _IN_OUT if self.groups == 1 else (Weight("kernel", makes=Along(-1, "out")), _IN_OUT[1])
+        super().__init__(layer, *args)
+
+    def axis(self, shape: Shape) -> int:
+        return channels(self.layer, shape)
+
+    def forward(self) -> list[Signal]:
+        outputs = super().forward()
+        if self.groups > 1:
+            for ids in self.ports.values():
+                ids = ids.reshape(self.groups, -1)
+                self.units.tie(ids[:, 1:].ravel(), np.repeat(ids[:, 0], ids.shape[1] - 1))
+            self.units.tie(*(self.ports[p].reshape(self.groups, -1)[:, 0] for p in ("in", "out")))
+        return outputs
+
+    def touches(self) -> np.ndarray:
+        kernel = self.array("kernel")
+        return self._over_groups((kernel != 0).any(axis=tuple(range(kernel.ndim - 2))))
+
+    def totals(self, where: np.ndarray) -> np.ndarray:
+        kernel = self.array("kernel")
+        return self._over_groups(kernel.sum(axis=tuple(range(kernel.ndim - 2)), dtype="float64"))[where]
+
+    def config(self, count: Callable[[str], int]) -> dict[str, object]:
+        size = len(self.ports["in"]) // self.groups
+        return {"filters": count("out"), "groups": count("in") // size if self.groups > 1 else 1}
+
+    def _over_groups(self, matrix: np.ndarray) -> np.ndarray:
+        if self.groups == 1:
+            return matrix
+        rows, columns = matrix.shape
+        whole = np.zeros((self.groups, rows, self.groups, columns // self.groups), matrix.dtype)
+        for g, part in enumerate(np.split(matrix, self.groups, axis=1)):
+            whole[g, :, g] = part
+        return whole.reshape(self.groups * rows, columns)
+
+
+@describes(layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+class ConvTranspose(Linear):
+    weights = (
+        Weight("kernel", makes=Along(-2, "out"), reads=Along(-1, "in")),
+        Weight("bias", makes=Along(-1, "out")),
+    )
+    # Each output position meets other positions of the kernel.
+    spreads_constants = False
+
+    def axis(self, shape: Shape) -> int:
+        return channels(self.layer, shape)
+
+    def touches(self) -> np.ndarray:
+        kernel = self.array("kernel")
+        return (kernel != 0).any(axis=tuple(range(kernel.ndim - 2))).T
+
+    def config(self, count: Callable[[str], int]) -> dict[str, object]:
+        return {"filters": count("out")}
+
+
+@describes(layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+class DepthwiseConv(Flow):
+    """A filter of its own, or several, for each unit: what comes out is tied to what goes in."""
+
+    weights = (Weight("kernel", makes=Along(-2, "in")), Weight("bias", makes=Along(-1, "out")))
+
+    def forward(self) -> list[Signal]:
+        self.x = x = self.along(self.inputs[0], channels(self.layer, self.inputs[0].shape))
+        (shape,) = self.shapes
+        many = self.layer.depth_multiplier
+        out = Signal(shape, channels(self.layer, shape), np.repeat(x.ids, many))
+        self.ports = {"in": x.ids, "out": out.ids}
+        self.touch, value = depthwise(self.layer, self.array("kernel"), np.repeat(x.value, many))
+        bias = self.optional("bias")
+        value = value if bias is None else value + bias
+        if is_elementwise(self.layer.activation):
+            out.value = apply(self.layer.activation, value)
+        else:
+            self.pin(out, "has an activation across units")
+        return [out]
+
+    def backward(self) -> None:
+        self.x.read |= (self.touch & self.outputs[0].needed).reshape(len(self.x.ids), -1).any(axis=1)
+
+
+@describes(layers.SeparableConv1D, layers.SeparableConv2D)
+class SeparableConv(Linear):
+    """A depthwise convolution, and a pointwise one of what comes out."""
+
+    weights = (
+        Weight("depthwise_kernel", makes=Along(-2, "in")),
+        Weight("pointwise_kernel", makes=Along(-1, "out"), reads=Along(-2, "between")),
+        Weight("bias", makes=Along(-1, "out")),
+    )
+
+    def __init__(self, layer: keras.Layer, *args: Any) -> None:
+        self.spreads_constants = layer.padding == "valid" or set(layer.kernel_size) == {1}
+        super().__init__(layer, *args)
+
+    def axis(self, shape: Shape) -> int:
+        return channels(self.layer, shape)
+
+    def forward(self) -> list[Signal]:
+        outputs = super().forward()
+        self.ports["between"] = np.repeat(self.x.ids, self.layer.depth_multiplier)
+        return outputs
+
+    def touches(self) -> np.ndarray:
+        touch, _ = depthwise(self.layer, self.array("depthwise_kernel"))
+        touch = self._by_input(touch[:, None] & (self._pointwise() != 0))
+        return np.logical_or.reduce(touch, axis=1)
+
+    def totals(self, where: np.ndarray) -> np.ndarray:
+        _, total = depthwise(self.layer, self.array("depthwise_kernel"), 1.0)
+        return self._by_input(np.nan_to_num(total)[:, None] * self._pointwise()).sum(axis=1)[where]
+
+    def config(self, count: Callable[[str], int]) -> dict[str, object]:
+        return {"filters": count("out")}
+
+    def _by_input(self, matrix: np.ndarray) -> np.ndarray:
+        return matrix.reshape(-1, self.layer.depth_multiplier, matrix.shape[-1])
+
+    def _pointwise(self) -> np.ndarray:
+        kernel = self.array("pointwise_kernel")
+        return kernel.reshape(kernel.shape[-2:])
+
+
+def depthwise(
+    layer: keras.Layer, kernel: np.ndarray, value: float | np.ndarray = np.nan
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which outputs of a depthwise convolution have weights other than zero, and what is constant of them."""
+    spatial = tuple(range(kernel.ndim - 2))
+    touch = (kernel != 0).any(axis=spatial).ravel()
+    result = value * kernel.sum(axis=spatial, dtype="float64").ravel()
+    if layer.padding != "valid" and set(layer.kernel_size) != {1}:
+        result[(result != 0) | (np.broadcast_to(value, touch.shape) != 0)] = np.nan
+    result[~touch] = 0
+    return touch, result

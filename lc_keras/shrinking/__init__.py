@@ -1,0 +1,10 @@
+"""Take dead units out of a model, and report on it.
+
+Here belongs how a model is made again at a smaller size. How units pass through layers belongs in
+`model.flow`.
+"""
+
+from lc_keras.shrinking.rebuilding import shrink
+from lc_keras.shrinking.sizes import LayerSize, ShrinkReport, shrink_report
+
+__all__ = ["LayerSize", "ShrinkReport", "shrink", "shrink_report"]

@@ -1,0 +1,210 @@
+"""Dead neurons and filters taken out of the graph: a smaller model that computes the same."""
+
+import tempfile
+from typing import Any
+
+import keras
+import numpy as np
+
+from lc_keras.model.flow import Graph
+from lc_keras.model.flow.graph import as_functional, functional_class
+from lc_keras.model.flow.units import Flow, Signal, Wall, Weight, find
+
+
+def shrink(model: keras.Model) -> keras.Model:
+    """A smaller model that computes the same, without the units that are dead.
+
+    A unit is dead where its output does not depend on the model's input, since all weights into it are zero,
+    or where nothing depends on it. What a dead unit hands out, if it is not zero, is folded into the biases
+    of what follows; where that is not exact, as before a convolution that pads, the unit stays. Units that
+    are tied, by an addition or a shared layer, go together or not at all. Of no layer all units go. Layers of
+    unknown kinds stay as they are, with all that goes in and out of them; those that cannot be made anew from
+    their config, as Keras makes them, are in both models.
+
+    Any model with zeros in it will do, however they came there. The model itself is not changed.
+
+    Args:
+        model: Functional or built Sequential `keras.Model`, of any depth of nesting.
+
+    Returns:
+        `keras.Model` with layers of the same names and weights of its own, Sequential or Functional as
+        `model` is, not compiled. A class of the user's is kept if its constructor is that of Keras.
+
+    Raises:
+        TypeError: If `model` is not a graph of layers, or not built.
+
+    Example:
+
+    ```python
+    small = lc_keras.shrink(model)
+    small.save("small.keras")
+    ```
+    """
+    graph = Graph(model)
+    rebuilt = _Rebuilt(graph)
+    small = rebuilt.model(model)
+    rebuilt.set_weights()
+    return small
+
+
+class _Rebuilt:
+    """The layers and models of a graph, made anew at their new sizes, each once."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._stays = graph.kept()
+        self._made: dict[int, keras.Layer] = {}
+
+    def model(self, model: keras.Model) -> keras.Model:
+        functional, signals = as_functional(model), self._graph.models[id(model)]
+        inputs = [self._input(*pair) for pair in zip(functional.inputs, signals, strict=True)]
+        if isinstance(model, keras.Sequential):
+            kind = type(model) if type(model).__init__ is keras.Sequential.__init__ else keras.Sequential
+            stack = [*inputs, *map(self._operation, model.layers)]
+            return kind(stack, name=model.name, trainable=model.trainable)
+        outputs = functional._run_through_graph(inputs, operation_fn=self._operation)
+        inputs = keras.tree.pack_sequence_as(functional._inputs_struct, inputs)
+        own = type(model).__init__ is functional_class(model).__init__  # type: ignore[misc]  # there is one
+        new = (type(model) if own else keras.Model)(inputs, outputs, name=model.name)
+        if not model.trainable:
+            new.trainable = False
+        return new
+
+    def set_weights(self) -> None:
+        for flow in self._graph.layers.values():
+            made = self._made[id(flow.layer)]
+            if isinstance(made, keras.Layer) and made is not flow.layer:
+                if isinstance(flow, Wall):
+                    _alter(made, flow.layer)
+                parts = flow.layer._flatten_layers()
+                quantized = any(getattr(part, "quantization_mode", None) for part in parts)
+                # What is quantised is built with its weights in another order.
+                if not quantized:
+                    made.set_weights(self._weights(flow))
+                if isinstance(flow, Wall):
+                    _copy_state(made, flow.layer, all_of_it=quantized)
+
+    def _input(self, tensor: keras.KerasTensor, signal: Signal) -> keras.KerasTensor:
+        shape = list(tensor.shape)
+        if len(signal.ids) and shape[signal.axis] is not None:
+            shape[signal.axis] = int(self._stays[signal.ids].sum())
+        source = tensor._keras_history.operation
+        optional = getattr(source, "optional", False)
+        return keras.Input(
+            batch_shape=shape, dtype=tensor.dtype, name=source.name, sparse=tensor.sparse, optional=optional
+        )
+
+    def _operation(self, operation: keras.Layer) -> keras.Layer:
+        if id(operation) not in self._made:
+            again = self.model if id(operation) in self._graph.models else self._layer
+            self._made[id(operation)] = again(operation)
+        return self._made[id(operation)]
+
+    def _layer(self, layer: keras.Layer) -> keras.Layer:
+        if isinstance(layer, keras.layers.Lambda):
+            # Keras does not read a Python function back from a config.
+            return keras.layers.Lambda(
+                layer.function,
+                layer._output_shape,
+                layer.mask,
+                layer.arguments,
+                name=layer.name,
+                dtype=layer.dtype_policy,
+            )
+        flow = self._graph.layers[id(layer)]
+        if isinstance(flow, Wall):
+            try:
+                return type(layer).from_config(layer.get_config())
+            except (NotImplementedError, TypeError, ValueError):
+                # Of the user's own, such as an operation that holds a function.
+                return layer
+        kept = self._kept(flow)
+        config = _config(layer)
+        if not all(stays.all() for stays in kept.values()):
+            config = _without_fixed_values(config) | flow.config(lambda port: int(kept[port].sum()))
+            if "bias" in self._folded(flow) and flow.optional("bias") is None:
+                config["use_bias"] = True
+        return type(layer).from_config(config)
+
+    def _kept(self, flow: Flow) -> dict[str, np.ndarray]:
+        return {port: self._stays[ids] for port, ids in flow.ports.items()}
+
+    def _folded(self, flow: Flow) -> dict[str, np.ndarray]:
+        """The weights of a layer that are cut, or changed by what is folded in, by name."""
+        kept = self._kept(flow)
+        arrays = {
+            w.name: _cut(array, w, kept) for w in flow.weights if (array := flow.optional(w.name)) is not None
+        }
+        return arrays | flow.fold(kept, arrays)
+
+    def _weights(self, flow: Flow) -> list[np.ndarray]:
+        folded = self._folded(flow)
+        named = {id(variable): name for name in folded if (variable := find(flow.layer, name)) is not None}
+        weights = [
+            folded.pop(named[id(v)]) if id(v) in named else keras.ops.convert_to_numpy(v)
+            for v in flow.layer.weights
+        ]
+        # A bias that the layer did not have comes last.
+        return [*weights, *folded.values()]
+
+
+def _config(layer: keras.Layer) -> dict[str, Any]:
+    """The config of a layer, with functions of the user's themselves, which Keras may not read from it."""
+    config = layer.get_config()
+    functions = [
+        name
+        for name, value in config.items()
+        if callable(getattr(layer, name, None)) and not isinstance(value, str) and not _is_of_keras(value)
+    ]
+    return config | {name: getattr(layer, name) for name in functions}
+
+
+def _is_of_keras(config: Any) -> bool:
+    return isinstance(config, dict) and str(config.get("module")).startswith("keras")
+
+
+def _alter(made: keras.Layer, layer: keras.Layer) -> None:
+    """Quantises what is quantised inside of a layer, and adapts what is adapted, which no config says."""
+    for new, old in zip(made._flatten_layers(), layer._flatten_layers(), strict=True):
+        mode = getattr(old, "quantization_mode", None)
+        if mode and getattr(new, "quantization_mode", None) != mode:
+            new.quantize(mode)
+        if getattr(old, "lora_enabled", False) and not new.lora_enabled:
+            new.enable_lora(old.lora_rank)
+
+
+def _without_fixed_values(config: Any) -> Any:
+    """A config in which initializers that hold arrays, of the sizes of before, give zeros."""
+    if isinstance(config, list):
+        return [_without_fixed_values(part) for part in config]
+    if not isinstance(config, dict):
+        return config
+    of_keras = (config.get("module"), config.get("class_name")) == ("keras.initializers", "Constant")
+    if of_keras and isinstance(config["config"]["value"], (dict, list, tuple)):
+        return keras.initializers.serialize(keras.initializers.Zeros())
+    return {name: _without_fixed_values(part) for name, part in config.items()}
+
+
+def _copy_state(made: keras.Layer, layer: keras.Layer, all_of_it: bool) -> None:
+    """Gives a layer what another has learnt by `adapt` and does not keep, or not only, in its weights; or all
+    that it holds, by name.
+    """
+    for new, old in zip(made._flatten_layers(), layer._flatten_layers(), strict=True):
+        # What is trained is in the weights.
+        if old.trainable_weights and not all_of_it:
+            continue
+        weights: dict[str, np.ndarray] = {}
+        old.save_own_variables(weights)
+        new.load_own_variables(weights)
+        if hasattr(old, "save_assets"):
+            with tempfile.TemporaryDirectory() as folder:
+                old.save_assets(folder)
+                new.load_assets(folder)
+
+
+def _cut(array: np.ndarray, weight: Weight, kept: dict[str, np.ndarray]) -> np.ndarray:
+    """A weight without the units that go."""
+    for along in (weight.makes, weight.reads):
+        if along is not None:
+            array = np.compress(np.tile(kept[along.port], along.tiles), array, axis=along.axis)
+    return array

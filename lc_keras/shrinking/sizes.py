@@ -1,0 +1,147 @@
+"""What shrinking takes out of a model, and what keeps it from taking more."""
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from lc_keras.arguments import whole
+from lc_keras.model.flow import Graph
+from lc_keras.model.flow.graph import as_functional
+from lc_keras.model.macs import macs
+from lc_keras.shrinking.rebuilding import shrink
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """The units of a layer.
+
+    Attributes:
+        name: String, the layer's name.
+        units: Int, how many units it has.
+        kept: Int, how many stay.
+        dead: Int, how many of those that stay do nothing.
+        why: String, what keeps the first of these; empty if there are none.
+    """
+
+    name: str
+    units: int
+    kept: int
+    dead: int
+    why: str
+
+
+@dataclass(frozen=True)
+class ShrinkReport:
+    """What `shrink` makes of a model; see `shrink_report`. `str()` of it is a table.
+
+    Attributes:
+        rows: Tuple of `LayerSize`, one for each layer with units of its own.
+        walls: Tuple of strings, the layers whose units are not known.
+        parameters: Tuple of two ints, before and after.
+        macs: Tuple of two ints, the multiply-adds of one example, or `None` if sizes of inputs are not known.
+        milliseconds: Tuple of two floats, the median time of a batch, or `None` if it was not asked for.
+    """
+
+    rows: tuple[LayerSize, ...]
+    walls: tuple[str, ...]
+    parameters: tuple[int, int]
+    macs: tuple[int, int] | None
+    milliseconds: tuple[float, float] | None
+
+    def __str__(self) -> str:
+        width = max([len(row.name) for row in self.rows] + [len("milliseconds")])
+        lines = [f"{'layer':{width}}  {'units':>13}  {'kept':>13}", "-" * (width + 30)]
+        lines += [
+            f"{row.name:{width}}  {row.units:>13,}  {row.kept:>13,}"
+            + (f"  {row.dead} dead stay: {row.why}" if row.dead else "")
+            for row in self.rows
+        ]
+        lines.append(lines[1])
+        for name in ("parameters", "macs", "milliseconds"):
+            if (pair := getattr(self, name)) is not None:
+                before, after = (f"{n:,.2f}" if isinstance(n, float) else f"{n:,}" for n in pair)
+                lines.append(f"{name:{width}}  {before:>13}  {after:>13}")
+        if self.walls:
+            lines.append(f"Of unknown kind, nothing goes across them: {', '.join(self.walls)}")
+        return "\n".join(lines)
+
+
+def shrink_report(model: keras.Model, batch_size: int | None = None) -> ShrinkReport:
+    """What `shrink(model)` takes out, what stays though it is dead, and why.
+
+    Args:
+        model: Functional or built Sequential `keras.Model`.
+        batch_size: Int ≥ 1 or `None` (default). With an int the time of such a batch, random where the inputs
+            are floats and zero where not, is measured before and after.
+
+    Returns:
+        `ShrinkReport`.
+
+    Raises:
+        TypeError: If `model` is not a graph of layers, or not built, or `batch_size` no number.
+        ValueError: If `batch_size` is not such an int.
+
+    Example:
+
+    ```python
+    print(lc_keras.shrink_report(model, batch_size=32))
+    ```
+    """
+    batch_size = None if batch_size is None else whole("batch_size", batch_size)
+    graph, small = Graph(model), shrink(model)
+    counted = macs(model), macs(small)
+    return ShrinkReport(
+        rows=_rows(graph),
+        walls=tuple(layer.name for layer in graph.walls),
+        parameters=(model.count_params(), small.count_params()),
+        macs=None if counted[0].unknown else (counted[0].dense, counted[1].dense),
+        milliseconds=_milliseconds(model, small, batch_size) if batch_size else None,
+    )
+
+
+def _rows(graph: Graph) -> tuple[LayerSize, ...]:
+    stays, groups = graph.kept(), graph.units.groups()
+    reasons: dict[int, str] = {}
+    for unit, why in (*graph.units.pinned.items(), *graph.units.held.items()):
+        reasons.setdefault(int(groups[unit]), why)
+    rows = []
+    for flow in graph.layers.values():
+        if flow.weights and "out" in flow.ports:
+            out = flow.outputs[0]
+            kept = stays[out.ids]
+            dead = np.flatnonzero(kept & ~out.needed)
+            why = ""
+            if len(dead):
+                why = reasons.get(
+                    int(groups[out.ids[dead[0]]]), "tied to units that live, or the last of a layer"
+                )
+            rows.append(LayerSize(flow.layer.name, len(kept), int(kept.sum()), len(dead), why))
+    return tuple(rows)
+
+
+def _milliseconds(
+    model: keras.Model, small: keras.Model, batch_size: int, rounds: int = 15
+) -> tuple[float, float]:
+    """Medians over rounds in which both take turns."""
+    generator = np.random.default_rng(0)
+    inputs = [
+        tf.cast(generator.normal(size=(batch_size, *(n or 32 for n in t.shape[1:]))), t.dtype)
+        if t.dtype.startswith("float")
+        else tf.zeros((batch_size, *(n or 32 for n in t.shape[1:])), t.dtype)
+        for t in model.inputs
+    ]
+    inputs = keras.tree.pack_sequence_as(as_functional(model)._inputs_struct, inputs)
+    calls = [tf.function(lambda x, m=m: m(x, training=False), autograph=False) for m in (model, small)]
+    times: list[list[float]] = [[], []]
+    for _ in range(rounds + 1):
+        for call, measured in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            keras.tree.map_structure(lambda t: t.numpy(), call(inputs))
+            measured.append(1e3 * (time.perf_counter() - start))
+    # The first round traces.
+    before, after = (statistics.median(measured[1:]) for measured in times)
+    return before, after

@@ -1,0 +1,300 @@
+"""How many L steps a fit has, and how strong the pull is in each."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from helpers import (
+    BATCHES,
+    KEPT,
+    RANGE,
+    RateSeen,
+    X,
+    Y,
+    fit,
+    kernels,
+    lc,
+    net,
+    nonzeros,
+    same,
+    spy,
+)
+from lc_keras import (
+    L0Constraint,
+    LearningCompression,
+    Neurons,
+    Weights,
+)
+from lc_keras.algorithm.lagrangian import Lagrangian
+from lc_keras.algorithm.schedules import Automatic
+
+# A fit that runs to its end has nothing to warn of.
+pytestmark = pytest.mark.filterwarnings(
+    "error:Training (stopped|was interrupted)", "error:An L step of", "error:.* L steps need"
+)
+
+
+@pytest.mark.parametrize(
+    "options, epochs",
+    [
+        ({}, 20),
+        ({"steps": 40, "epochs_per_step": 20}, 800),
+        ({"steps": 10}, 3),
+        ({"steps": 4}, 1),
+        ({"steps": 10, "epochs_per_step": 0.3}, 3),
+        ({"steps": 5, "epochs_per_step": 0.3, "first_step_epochs": 1}, 3),
+        ({"mu": [1.0, 2.0, 3.0], "epochs_per_step": 2}, 6),
+        ({"mu": range(1, 4), "epochs_per_step": 2}, 6),
+    ],
+    ids=str,
+)
+def test_epochs(options, epochs):
+    assert LearningCompression(L0Constraint(KEPT), **options).epochs == epochs
+
+
+@pytest.mark.parametrize(
+    "options, fitted, ends",
+    [
+        ({}, {"epochs": 1}, [2, 4, 6, 8]),
+        ({}, {"epochs": 3, "initial_epoch": 1}, [2, 4, 6, 8, 10, 12, 14, 16]),
+        ({"epochs_per_step": 0.3}, {}, [2, 5, 7, 10, 12, 14, 16]),
+        ({"first_step_epochs": 1}, {}, [8, 10, 12, 14, 16]),
+        ({"epochs_per_step": 2}, {"epochs": 5}, [16, 32, 40]),
+        ({"epochs_per_step": 9.5}, {}, [16]),
+        ({"steps": 3, "epochs_per_step": 0.5}, {"epochs": 9}, [4, 8, 12]),
+        ({"mu": [2.0, 50.0], "epochs_per_step": 1}, {}, [8, 16]),
+        # Quarters of an epoch would be 4 L steps.
+        ({}, {"epochs": 1, "batch_size": 1}, [15, 30, 45, 60, 64]),
+        ({"steps": 2}, {"epochs": 1, "batch_size": 1}, [16, 32]),
+    ],
+    ids=str,
+)
+def test_schedule(options, fitted, ends):
+    seen = []
+    look = spy(on_train_batch_end=lambda batch, logs: seen.append(logs["l_step"]))
+    model, compress = net(), lc(**options)
+    logs = fit(model, [compress, look], **fitted).history
+    # Of the batch that Keras runs after the end nothing is kept.
+    seen = seen[: ends[-1]]
+    assert [seen.count(step + 1) for step in range(len(ends))] == list(np.diff([0, *ends]))
+    assert logs["l_steps"][-1] == logs["l_step"][-1] == len(ends)
+    np.testing.assert_allclose(logs["mu"][-1], 50.0 if len(ends) > 1 else 2.0)
+    assert nonzeros(model) == KEPT
+
+
+def test_fewer_epochs_than_the_schedule():
+    model = net()
+    with (
+        pytest.warns(UserWarning, match="8 L steps need 2 epochs. Received: 1 epochs"),
+        pytest.warns(UserWarning, match="Training stopped in L step 5 of 8"),
+    ):
+        fit(model, [lc(steps=8)], epochs=1)
+    assert nonzeros(model) == KEPT
+
+
+@pytest.mark.parametrize("groups, scaled", [(Neurons(), True), (Weights(), False)], ids=str)
+def test_distances_of_neurons_have_scales(groups, scaled):
+    """By the gradients in the first quarter of the run: 2 of 8 L steps of 2 batches."""
+    seen, compress = [], LearningCompression(L0Constraint(0.5, groups))
+    look = spy(on_train_batch_end=lambda batch, logs: seen.append(compress._run.lagrangian.scales.numpy()))
+    fit(net(keras.optimizers.Adam(0.02)), [compress, look])
+    assert (np.array(seen[:2]) == 1).all() and len(seen) == 16
+    changes = [(one != two).any() for one, two in itertools.pairwise(seen)]
+    assert changes == [scaled and batch in (2, 4) for batch in range(1, 16)]
+
+
+@pytest.mark.parametrize("groups, times", [(Neurons(), 10), (Weights(), 1)], ids=str)
+def test_neurons_come_nearer(groups, times, monkeypatch):
+    counted, automatic = [], Automatic.__call__
+
+    def look(self, step, rate, batches, gap, guessed):
+        counted.append(gap / compress.gap)
+        return automatic(self, step, rate, batches, gap, guessed)
+
+    monkeypatch.setattr(Automatic, "__call__", look)
+    compress = LearningCompression(L0Constraint(0.5, groups))
+    fit(net(), [compress])
+    np.testing.assert_allclose(counted[1:], times)
+    assert len(counted) == 8
+
+
+@pytest.mark.parametrize("groups", [Neurons(), Weights()], ids=str)
+def test_multipliers_of_neurons_take_what_the_l_step_had_time_for(groups, monkeypatch):
+    """λ grows by 1 − exp(−η μ T / (1 − m)) of μ(θ − w), with m = 0.9 and T = 2 batches."""
+    taken, c_step = [], Lagrangian.c_step
+
+    def look(self, mu, *args):
+        before, kernel = self.multipliers[0].numpy(), self.variables[0].numpy()
+        found = c_step(self, mu, *args)
+        pulled = mu * scale[0] * (self.thetas[0].numpy() - kernel)
+        scale[0] = self.scales.numpy()[0]
+        here = np.abs(pulled) > 1e-3 * np.abs(pulled).max()
+        taken.append(np.median((self.multipliers[0].numpy() - before)[here] / pulled[here]))
+        mus.append(mu)
+        return found
+
+    mus, scale = [], [1.0]
+    monkeypatch.setattr(Lagrangian, "c_step", look)
+    compress = LearningCompression(L0Constraint(0.5, groups))
+    fit(net(keras.optimizers.SGD(0.01, momentum=0.9)), [compress])
+    expected = -np.expm1(-0.1 * np.array(mus) * 2) if isinstance(groups, Neurons) else np.ones(8)
+    np.testing.assert_allclose(taken, expected, rtol=1e-3)
+    assert len(taken) == 8 and (isinstance(groups, Weights) or expected[0] < 0.5)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+        lambda: keras.optimizers.Adam(0.02),
+        lambda: keras.optimizers.SGD(
+            keras.optimizers.schedules.CosineDecay(0.0, 32, warmup_target=0.1, warmup_steps=8)
+        ),
+    ],
+    ids=["sgd", "adam", "warm-up from 0"],
+)
+def test_automatic_schedule(optimizer):
+    model, compress = net(optimizer()), lc(mu="auto", epochs_per_step=0.5)
+    mus = fit(model, [compress], epochs=5).history["mu"]
+    assert np.isfinite(mus).all() and mus[0] > 0 and np.all(np.diff(mus) > 0)
+    assert mus[-1] > 10 * mus[0]
+    assert nonzeros(model) == KEPT
+
+
+def test_automatic_schedule_is_of_the_rate_of_the_user():
+    # That the rate is limited in training must not make μ grow.
+    mus = [
+        fit(net(), [lc(mu="auto", limit_learning_rate=limit)], epochs=2).history["mu"][0]
+        for limit in (True, False)
+    ]
+    assert mus[0] == mus[1]
+
+
+def dataset():
+    return tf.data.Dataset.from_tensor_slices((X, Y)).batch(8)
+
+
+def unknown():
+    return tf.data.Dataset.from_generator(lambda: iter(dataset()), output_signature=dataset().element_spec)
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"x": dataset()},
+        {"x": dataset().repeat(), "steps_per_epoch": BATCHES},
+        {"x": unknown().repeat(), "steps_per_epoch": BATCHES},
+        {"x": unknown()},
+    ],
+    ids=["dataset", "repeated", "repeated unknown", "unknown"],
+)
+def test_data(options):
+    model, arrays = net(), net()
+    logs = fit(model, [lc()], epochs=3, **options).history
+    assert nonzeros(model) == KEPT
+    assert logs["l_step"][-1] == logs["l_steps"][-1] == 12
+    assert logs["mu"][-1] == 50.0
+    assert np.isfinite(logs["loss"]).all()
+    if "steps_per_epoch" in options:
+        fit(arrays, [lc()], epochs=3)
+        same(model, arrays)
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize(
+    "epochs, options, warns",
+    [
+        (3, {}, True),
+        (4, {}, False),
+        (3, {"epochs_per_step": 1}, False),
+        (1, {"known": True}, False),
+    ],
+)
+def test_few_epochs_of_unknown_length(epochs, options, warns, recwarn):
+    x = dataset() if options.pop("known", False) else unknown()
+    fit(net(), [lc(**options)], epochs=epochs, x=x)
+    assert any("an epoch has is not known" in str(w.message) for w in recwarn) == warns
+
+
+def test_a_single_callback_that_is_not_in_a_list():
+    # Keras then runs the hooks at the end of batches in other threads.
+    model, listed = net(), net()
+    logs = fit(model, lc()).history
+    assert fit(listed, [lc()]).history == logs
+    same(model, listed)
+
+
+def test_a_callback_serves_again():
+    model, compress = net(), lc()
+    fit(model, [compress])
+    before, logs = kernels(model), fit(model, [compress], epochs=3).history
+    assert logs["l_step"] == [4, 8, 12]
+    assert nonzeros(model) == KEPT
+    assert any(np.any(a != b) for a, b in zip(before, kernels(model), strict=True))
+    other = net()
+    fit(other, [compress])
+    fresh = net()
+    fit(fresh, [lc()])
+    same(other, fresh)
+
+
+def test_what_train_functions_read_is_freed():
+    # TensorFlow keeps their graphs, and what these read with them.
+    compress, seen = lc(), []
+    fit(net(), [compress, spy(on_epoch_end=lambda epoch, logs: seen.append(compress._run.lagrangian))])
+    assert compress._run is None
+    assert [target.numpy().size for target in seen[0].targets] == [1, 1]
+
+
+def test_the_gap_of_an_earlier_fit_does_not_count():
+    compress = lc(mu="auto")
+
+    def mu():
+        model = net(keras.optimizers.Adam(0.01), steps_per_execution=BATCHES)
+        with pytest.warns(UserWarning, match="An L step of 2 batches"):
+            return fit(model, [compress], epochs=1).history["mu"]
+
+    assert mu() == mu()
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_epochs_of_unknown_length_end_and_log_as_those_of_known_length():
+    known, open_ended, steps = net(), net(), []
+    expected = fit(known, [lc(epochs_per_step=1)], epochs=4).history
+    logs = fit(open_ended, [lc(epochs_per_step=1)], epochs=4, x=unknown()).history
+    for name in ("mu", "l_step", "gap", "density"):
+        assert logs[name] == expected[name]
+    same(known, open_ended)
+    look = spy(on_train_batch_end=lambda batch, logs: steps.append(logs["l_step"]))
+    fit(net(), [lc(), look], epochs=4, x=unknown())
+    assert steps == 8 * [1] + [step for step in range(5, 17) for _ in range(2)]
+
+
+def test_the_strongest_pull_limits_the_learning_rate():
+    mus, compress = [], LearningCompression(L0Constraint(0.5, Neurons()))
+    look = spy(
+        on_train_batch_begin=lambda batch, logs: mus.append(
+            [mu.numpy() for mu in compress._run.lagrangian.mus]
+        )
+    )
+    model = net(keras.optimizers.SGD(0.1, momentum=0.5), kind=RateSeen)
+    fit(model, [compress, look])
+    highest, lowest = np.max(mus, axis=1), np.min(mus, axis=1)
+    assert np.any((highest > 10) & (highest > 1.5 * lowest))
+    np.testing.assert_allclose(model.seen, np.minimum(0.1, 1 / highest), rtol=1e-5)
+
+
+def test_an_evaluation_with_it_is_as_without():
+    model, compress = net(), lc()
+    assert model.evaluate(X, Y, verbose=0, callbacks=[compress]) == model.evaluate(X, Y, verbose=0)
+    fit(model, [compress])
+    assert model.evaluate(X, Y, verbose=0, callbacks=[compress]) == model.evaluate(X, Y, verbose=0)
+
+
+def test_a_gap_of_zero_stops_no_training():
+    logs = fit(net(), [LearningCompression(L0Constraint(1.0), mu=RANGE)]).history
+    assert logs["gap"] == [0, 0] and logs["l_step"] == [4, 8]

@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lc_keras.measuring.packing import pack, unpack
+
+
+def unpacked(packed):
+    return unpack(packed.encoding, packed.values, packed.places, packed.shape)
+
+
+def sparse_array(size, kept, dtype="float32", seed=0):
+    random = np.random.default_rng(seed)
+    array = np.zeros(size, dtype)
+    array[random.choice(size, kept, replace=False)] = random.normal(size=kept) + 3
+    return array
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.integers(20_000, 200_000),
+    density=st.sampled_from([0.0, 0.0001, 0.002, 0.05, 0.2, 0.4]),
+    dtype=st.sampled_from(["float32", "float16", "float64"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_packing_is_lossless_and_smallest(size, density, dtype, seed):
+    array = sparse_array(size, int(density * size), dtype, seed)
+    packed = pack(array)
+    assert packed.values.dtype == dtype and packed.kept == np.count_nonzero(array)
+    assert packed.nbytes <= array.nbytes
+    # No encoding without a choice would be smaller: places of four bytes, or a bit for each.
+    whole = array.itemsize * packed.kept
+    assert packed.nbytes <= max(whole + min(4 * packed.kept, size // 8 + 1), array.nbytes - 12288)
+    if packed.encoding != "dense":
+        np.testing.assert_array_equal(unpacked(packed), array)
+
+
+@pytest.mark.parametrize(
+    "kept, encoding",
+    [(100, "gaps16"), (5_000, "gaps8"), (20_000, "bitmask"), (90_000, "bitmask"), (99_999, "dense")],
+)
+def test_the_encoding_follows_the_density(kept, encoding):
+    assert pack(sparse_array(100_000, kept)).encoding == encoding
+
+
+@pytest.mark.parametrize("gap", [0, 1, 254, 255, 256, 257, 511, 512, 65535, 65536, 65537, 131073])
+def test_long_gaps_are_bridged(gap):
+    array = np.zeros(200_000, "float32")
+    array[gap] = 1.0
+    array[gap + 1 :: gap + 1] = 2.0
+    array[10 * (gap + 1) :] = 0.0
+    packed = pack(array)
+    assert packed.encoding.startswith("gaps")
+    np.testing.assert_array_equal(unpacked(packed), array)
+
+
+@pytest.mark.parametrize("size", [7, 8, 9, 64, 65])
+def test_bits_of_any_number(size):
+    array = sparse_array(size, (size + 1) // 2).astype("float64")
+    packed = pack(array, dense=False)
+    assert packed.encoding == "bitmask"
+    np.testing.assert_array_equal(unpacked(packed), array)
+
+
+def test_declines_where_it_does_not_pay():
+    for array in (np.ones([300, 300]), np.zeros([10, 10]), np.zeros([0, 10])):
+        packed = pack(array.astype("float32"))
+        assert packed.encoding == "dense" and packed.places is None
+        np.testing.assert_array_equal(packed.values, array)
+
+
+def test_keeps_what_is_not_finite_and_the_shape():
+    array = np.zeros([10, 100, 100], "float32")
+    array[[5, 9], [3, 99], [0, 99]] = np.nan, np.inf
+    np.testing.assert_array_equal(unpacked(pack(array)), array)
+
+
+def test_unpacks_in_a_graph():
+    packed = pack(sparse_array(100_000, 3_000))
+    function = tf.function(lambda values, places: unpack(packed.encoding, values, places, (100_000,)))
+    np.testing.assert_array_equal(function(packed.values, packed.places), unpacked(packed))
+
+
+def test_what_bridges_a_gap_is_not_kept():
+    value = np.zeros(70_001, "float32")
+    value[[0, 70_000]] = 1
+    packed = pack(value.reshape(1, -1), dense=False)
+    assert packed.kept == 2 < len(packed.values)
