@@ -3,6 +3,7 @@
 import gc
 import os
 import re
+import weakref
 from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -12,6 +13,8 @@ os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 import keras
 import pytest
 import tensorflow as tf
+
+from lc_keras.algorithm.lagrangian import Lagrangian
 
 # One that the machine has, and two in the place of accelerators.
 tf.config.set_logical_device_configuration(
@@ -30,6 +33,19 @@ def gpus():
 def seed():
     """The same random weights and data in each run, whatever ran before."""
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def lagrangians(monkeypatch):
+    """A list to which each `Lagrangian` of the test adds itself as it is made, without being kept alive."""
+    made, init = [], Lagrangian.__init__
+
+    def recorded(self, *args, **options):
+        init(self, *args, **options)
+        made.append(weakref.proxy(self))
+
+    monkeypatch.setattr(Lagrangian, "__init__", recorded)
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
-from lc_keras.algorithm.lagrangian import CStep, Lagrangian
-from lc_keras.algorithm.shadows import Snapshot
+from lc_keras.algorithm.lagrangian import CStep
+from lc_keras.algorithm.steps import Steps
 from lc_keras.algorithm.tasks import Tasks, as_tasks, bind_tasks
 from lc_keras.arguments import strength, switch
 
@@ -69,19 +69,13 @@ class Alternation:
 
     def __init__(self, model: keras.Model, tasks: Tasks, mu: float, multipliers: bool = True) -> None:
         self.mu = strength("mu", mu)
-        self._lagrangian = Lagrangian(bind_tasks(as_tasks(tasks), model), switch("multipliers", multipliers))
-        self._others = Snapshot(model, self._lagrangian.variables)
+        shared = bind_tasks(as_tasks(tasks), model)
+        self._steps = Steps(model, shared, switch("multipliers", multipliers))
         self._finished = False
-        start = self._lagrangian.direct_compression(self.mu)
-        bad = [variable.path for variable in self._others.not_finite()] + self._lagrangian.not_finite(start)
-        if bad:
-            raise ValueError(
-                f"Expected a model with finite weights. Received: NaN or infinite values in {', '.join(bad)}."
-            )
-        self._note(start)
+        self._note(self._steps.begin(self.mu))
 
     def penalty(self) -> tf.Tensor:
-        r"""What an L step adds to the loss, to call where the loss is computed.
+        r"""Return what an L step adds to the loss, to call where the loss is computed.
 
         It holds nothing of the weights' own regularizers: those are in `model.losses`.
 
@@ -89,10 +83,10 @@ class Alternation:
             Scalar tensor of type `keras.config.floatx()`, 0 once this is finished. In a `tf.function`
             it follows θ, λ and μ without being traced anew.
         """
-        return self._lagrangian.penalty()
+        return self._steps.lagrangian.penalty()
 
     def c_step(self, next_mu: float | None = None) -> float:
-        """Ends an L step: compresses the weights, moves the multipliers, and sets μ.
+        """End an L step: compress the weights, move the multipliers, and set μ.
 
         Args:
             next_mu: Float > 0, μ of the next L step. `None` (default): as it is.
@@ -108,50 +102,43 @@ class Alternation:
         """
         next_mu = self.mu if next_mu is None else strength("next_mu", next_mu)
         self._check_training("a C step")
-        bad = [variable.path for variable in self._others.not_finite()]
-        if not bad:
-            found = self._lagrangian.c_step(self.mu, next_mu)
-            bad = self._lagrangian.not_finite(found)
-        if bad:
-            self._others.restore()
+        try:
+            found = self._steps.c_step(self.mu, next_mu)
+        except ValueError:
             self.finish()
-            raise ValueError(
-                f"The L step diverged: NaN or infinite values in {', '.join(bad)}. The model holds the "
-                "compressed weights of the last C step. Try a lower learning rate, or gradient clipping."
-            )
+            raise
         self._note(found)
-        self._others.save()
         self.mu = next_mu
         return self.gap
 
     @contextlib.contextmanager
     def compressed(self) -> Iterator[None]:
-        """The context in which the model holds θ, the net that would ship, to be evaluated.
+        """Return a context in which the model holds θ, the net that would ship, to be evaluated.
 
         Raises:
             ValueError: If the model holds θ already.
         """
         self._check_training("to show θ")
-        self._lagrangian.show_compressed()
+        self._steps.lagrangian.show_compressed()
         try:
             yield
         finally:
             if not self._finished:
-                self._lagrangian.show_training()
+                self._steps.lagrangian.show_training()
 
     def finish(self) -> None:
-        """Leaves θ of the latest C step in the model, which keeps the budget exactly.
+        """Leave θ of the latest C step in the model, which keeps the budget exactly.
 
         What was trained after that C step is lost. Once finished, it stays so.
         """
-        self._lagrangian.show_compressed()
-        self._lagrangian.release()
+        self._steps.lagrangian.show_compressed()
+        self._steps.lagrangian.release()
         self._finished = True
 
     def _check_training(self, what: str) -> None:
         if not tf.executing_eagerly():
             raise ValueError(f"Expected {what} between calls of a tf.function. Received: one inside of it.")
-        if self._lagrangian.compressed:
+        if self._steps.lagrangian.compressed:
             why = "it was finished" if self._finished else "it is shown compressed"
             raise ValueError(f"Expected the model to hold the weights in training, {what} needs them; {why}.")
 

@@ -1,14 +1,17 @@
 r"""The augmented Lagrangian of $w = \theta$: the copy θ, the multipliers λ, and the C step."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from lc_keras.algorithm.penalty import LCPenalty
+from lc_keras.algorithm.shadows import Shadow, read
 from lc_keras.algorithm.tasks import SharedCost
 from lc_keras.costs import thresholds
 from lc_keras.costs.compression import Map, Selection
@@ -31,6 +34,29 @@ class CStep(NamedTuple):
     finite: tf.Tensor
     gap: tf.Tensor
     density: tf.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    r"""Hold what LC keeps of one weight.
+
+    Attributes:
+        variable: `keras.Variable`, w.
+        theta: `tf.Variable`, θ.
+        target: `tf.Variable`, $t = \theta + \lambda/\mu$; the same as `theta` without multipliers.
+        mu: `tf.Variable`, a scalar, the strength of the pull on this weight.
+        scale: `tf.Variable`, a scalar: how much its distance counts.
+        penalty: `LCPenalty`, the pull.
+        can_scale: Bool, whether `scale` may be other than 1.
+    """
+
+    variable: keras.Variable
+    theta: tf.Variable
+    target: tf.Variable
+    mu: tf.Variable
+    scale: tf.Variable
+    penalty: LCPenalty
+    can_scale: bool
 
 
 class Lagrangian:
@@ -57,56 +83,77 @@ class Lagrangian:
 
     def __init__(self, shared: Sequence[SharedCost], multipliers: bool = True) -> None:
         self.shared = shared
-        self.variables = [v for part in shared for v in part.variables]
-        # Costs that shrink the weights are exact only where all distances count alike.
-        self._scalable = [isinstance(p.compression, Selection) for p in shared for _ in p.variables]
-        self.scales = tf.Variable(tf.ones(len(self.variables)), trainable=False, name="scales")
-        self.mus = [tf.Variable(0.0, trainable=False, name=f"{v.name}_mu") for v in self.variables]
-        self.targets = [_slot(v, "target") for v in self.variables]
-        self.thetas = [_slot(v, "theta") for v in self.variables] if multipliers else self.targets
-        self.penalties = [
-            LCPenalty(target, mu, v.regularizer)
-            for v, target, mu in zip(self.variables, self.targets, self.mus, strict=True)
-        ]
-        self.size = sum(int(target.shape.num_elements()) for target in self.targets)
+        variables = [v for part in shared for v in part.variables]
+        self._theta = Shadow(variables, "theta", widen=True)
+        targets = Shadow(variables, "target", widen=True).copies if multipliers else self._theta.copies
+        self._with_multipliers = multipliers
+        thetas = zip(self._theta.copies, targets, strict=True)
+        self._parts = [(part, [_slot(part, v, *next(thetas)) for v in part.variables]) for part in shared]
+        self.slots = [slot for _, slots in self._parts for slot in slots]
+        self.size = sum(int(slot.target.shape.num_elements()) for slot in self.slots)
         self.compressed = False
-        self.shown = np.empty((0, 4))
+        self._shown = np.empty((0, 4))
         self._c_step = compiled(self._c_step)  # type: ignore[method-assign]  # compiled
-        self._swap = compiled(self._swap)  # type: ignore[method-assign]  # compiled
-        self._outlines = compiled(self._outlines)  # type: ignore[method-assign]  # compiled
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The weights w."""
+        return self._theta.variables
+
+    @property
+    def thetas(self) -> list[tf.Variable]:
+        """θ, a variable for each weight."""
+        return self._theta.copies
+
+    @property
+    def targets(self) -> list[tf.Variable]:
+        """The targets of the L step, a variable for each weight."""
+        return [slot.target for slot in self.slots]
 
     @property
     def multipliers(self) -> list[tf.Tensor]:
-        """λ, a tensor for each variable."""
-        return [
-            tf.cast(mu, target.dtype) * (target - theta)
-            for mu, target, theta in zip(self.mus, self.targets, self.thetas, strict=True)
-        ]
+        """λ, a tensor for each weight."""
+        return [tf.cast(s.mu, s.target.dtype) * (s.target - s.theta) for s in self.slots]
+
+    def saved(self) -> dict[str, list[tf.Variable]]:
+        """Return the variables that a restart needs, by what they are."""
+        return {
+            "target": self.targets,
+            "theta": self.thetas if self._with_multipliers else [],
+            "mu": [slot.mu for slot in self.slots],
+            "scale": [slot.scale for slot in self.slots],
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return what `load` needs besides the variables, while the model shows θ."""
+        return {"shown": self._shown.tolist()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`, of which all variables have their values again."""
+        self.compressed, self._shown = True, np.array(state["shown"])
 
     def penalty(self) -> tf.Tensor:
-        r"""$\frac{\mu}{2} \lVert w - \theta - \lambda/\mu \rVert^2$: what an L step adds to the loss."""
-        return tf.add_n([penalty.pull(v) for v, penalty in zip(self.variables, self.penalties, strict=True)])
+        r"""Return $\frac{\mu}{2} \lVert w - \theta - \lambda/\mu \rVert^2$, for the loss of an L step."""
+        return tf.add_n([slot.penalty.pull(slot.variable) for slot in self.slots])
 
     @contextlib.contextmanager
     def pulling(self) -> Iterator[None]:
-        """The context in which the penalty counts among the regularizers of the weights."""
-        for variable, penalty in zip(self.variables, self.penalties, strict=True):
-            variable.regularizer = penalty
+        """Return a context in which the penalty counts among the regularizers of the weights."""
+        for slot in self.slots:
+            slot.variable.regularizer = slot.penalty
         try:
             yield
         finally:
-            for variable, penalty in zip(self.variables, self.penalties, strict=True):
-                variable.regularizer = penalty.regularizer
+            for slot in self.slots:
+                slot.variable.regularizer = slot.penalty.regularizer
 
     def check_pulls(self) -> None:
-        """Checks that an L step, traced in `pulling`, pulls each weight.
+        """Check that an L step, traced in `pulling`, pulls each weight.
 
         Raises:
             ValueError: If it leaves one out.
         """
-        free = [
-            v.path for v, penalty in zip(self.variables, self.penalties, strict=True) if not penalty.pulls
-        ]
+        free = [slot.variable.path for slot in self.slots if not slot.penalty.pulls]
         if free:
             more = f" and {len(free) - 1} more" if len(free) > 1 else ""
             raise ValueError(
@@ -118,7 +165,7 @@ class Lagrangian:
             )
 
     def direct_compression(self, mu: float) -> CStep:
-        r"""Starts from $\theta = \Pi(w)$, $\lambda = 0$.
+        r"""Start from $\theta = \Pi(w)$, $\lambda = 0$.
 
         Args:
             mu: Float > 0, μ of the first L step.
@@ -126,8 +173,9 @@ class Lagrangian:
         Returns:
             `CStep`.
         """
-        mu, portions = tf.constant(mu, tf.float64), tf.ones(len(self.variables))
-        return self._c_step(mu, mu, tf.convert_to_tensor(self.scales), portions, tf.constant(False))
+        mu, portions = tf.constant(mu, tf.float64), tf.ones(len(self.slots))
+        scales = tf.stack([slot.scale for slot in self.slots])
+        return self._c_step(mu, mu, scales, portions, tf.constant(False))
 
     def c_step(
         self,
@@ -136,7 +184,7 @@ class Lagrangian:
         scales: Sequence[float] | np.ndarray | None = None,
         portions: Sequence[float] | np.ndarray | None = None,
     ) -> CStep:
-        r"""$\theta \leftarrow \Pi(w - \lambda/\mu)$, $\lambda \leftarrow \lambda - \phi \mu(w - \theta)$.
+        r"""Set $\theta \leftarrow \Pi(w - \lambda/\mu)$, $\lambda \leftarrow \lambda - \phi \mu(w - \theta)$.
 
         Args:
             mu: Float > 0, μ of the L step that ends.
@@ -150,49 +198,46 @@ class Lagrangian:
         Returns:
             `CStep`.
         """
-        scales = tf.convert_to_tensor(self.scales) if scales is None else tf.cast(scales, tf.float32)
-        scales = tf.where(self._scalable, scales, 1.0)
-        portions = tf.ones(len(self.variables)) if portions is None else tf.cast(portions, tf.float32)
+        scales = [slot.scale for slot in self.slots] if scales is None else scales
+        scales = tf.where([slot.can_scale for slot in self.slots], tf.cast(tf.stack(scales), tf.float32), 1.0)
+        portions = tf.ones(len(self.slots)) if portions is None else tf.cast(portions, tf.float32)
         mu, next_mu = tf.constant(mu, tf.float64), tf.constant(next_mu, tf.float64)
         return self._c_step(mu, next_mu, scales, portions, tf.constant(True))
 
     def not_finite(self, result: CStep) -> list[str]:
-        """The paths of the variables because of which a C step changed nothing."""
+        """Return the paths of the variables because of which a C step changed nothing."""
         finite = result.finite.numpy()
         return [v.path for v, ok in zip(self.variables, finite, strict=True) if not ok]
 
     def compress(self, variables: Sequence[keras.Variable], mu: tf.Tensor) -> None:
-        r"""Puts $\Pi(v)$ in the place of each $v$, λ left aside. To be called in a `tf.function`.
+        r"""Put $\Pi(v)$ in the place of each $v$, λ left aside. To be called in a `tf.function`.
 
         Args:
             variables: List of variables, one for each weight.
             mu: float32 scalar tensor > 0.
         """
-        scales, start = tf.unstack(self.scales), 0
-        for part in self.shared:
-            chosen = variables[start : start + len(part.variables)]
-            start += len(chosen)
-            maps = _maps(part, chosen, scales[start - len(chosen) : start], mu)
-            weights = self.variables[start - len(chosen) : start]
-            for variable, weight, solve in zip(chosen, weights, maps, strict=True):
-                theta = _constrained(weight, part, solve(_read(variable)))
+        given = iter(variables)
+        for part, slots in self._parts:
+            chosen = list(itertools.islice(given, len(slots)))
+            for slot, variable, solve in zip(slots, chosen, _maps(part, slots, chosen, mu), strict=True):
+                theta = _constrained(slot.variable, part, solve(read(variable)))
                 variable.assign(tf.cast(theta, variable.dtype))
 
     def show_compressed(self) -> None:
-        """Puts θ into the model, and w where θ was."""
+        """Put θ into the model, and w where θ was."""
         if not self.compressed:
-            self._swap()
+            self._theta.swap()
             self.compressed = True
-            self.shown = self._outlines().numpy()
+            self._shown = self._theta.fingerprint()
 
     def show_training(self) -> None:
-        """Puts w back into the model."""
+        """Put w back into the model."""
         if self.compressed:
-            self._swap()
+            self._theta.swap()
             self.compressed = False
 
     def is_replaced(self, swapped: bool = False) -> bool:
-        """Whether somebody put other weights in the place of θ while the model showed it.
+        """Tell if somebody put other weights in the place of θ while the model showed it.
 
         Args:
             swapped: Bool, default `False`. `True`: weights may have changed places with their averages, and
@@ -203,12 +248,12 @@ class Lagrangian:
         """
         if not self.compressed:
             return False
-        changes = np.abs(self._outlines().numpy() - self.shown)
+        changes = np.abs(self._theta.fingerprint() - self._shown)
         lost = np.array([_SWAPPED[v.value.dtype.size] if swapped else _SAME for v in self.variables])
-        return not np.all(changes <= lost[:, None] * self.shown[:, [0, 2, 2, 3]])
+        return not np.all(changes <= lost[:, None] * self._shown[:, [0, 2, 2, 3]])
 
     def begin_anew(self, mu: float) -> CStep:
-        r"""Takes what the model holds in the place of θ for w, and $\theta = \Pi(w)$, $\lambda = 0$.
+        r"""Take what the model holds in the place of θ for w; start from $\theta = \Pi(w)$, $\lambda = 0$.
 
         Args:
             mu: Float > 0, μ of the L step that begins.
@@ -217,29 +262,19 @@ class Lagrangian:
             `CStep`. If what the model holds is not finite, w stays as it was, with its $\theta = \Pi(w)$.
         """
         self.compressed = False
-        for target, theta in zip(self.targets, self.thetas, strict=True):
-            target.assign(theta)  # λ = 0
+        for slot in self.slots:
+            slot.target.assign(slot.theta)  # λ = 0
         result = self.direct_compression(mu)
         if not np.all(result.finite):
-            for variable, theta in zip(self.variables, self.thetas, strict=True):
-                variable.assign(tf.cast(theta, variable.dtype))
+            self._theta.restore()
             self.direct_compression(mu)
         return result
 
     def release(self) -> None:
-        """Frees t, and θ without multipliers. The penalty is 0 from now on, wherever it was traced."""
-        for mu, target in zip(self.mus, self.targets, strict=True):
-            mu.assign(0.0)
-            emptied(target, 0.0)
-
-    def _swap(self) -> None:
-        for variable, theta in zip(self.variables, self.thetas, strict=True):
-            weight, compressed = _read(variable), theta.value()
-            variable.assign(tf.cast(compressed, variable.dtype))
-            theta.assign(weight)
-
-    def _outlines(self) -> tf.Tensor:
-        return tf.stack([thresholds.outline(tf.convert_to_tensor(v)) for v in self.variables])
+        """Free t, and θ without multipliers. The penalty is 0 from now on, wherever it was traced."""
+        for slot in self.slots:
+            slot.mu.assign(0.0)
+            emptied(slot.target, 0.0)
 
     def _c_step(
         self,
@@ -251,11 +286,12 @@ class Lagrangian:
     ) -> CStep:
         def update() -> tuple[tf.Tensor, tf.Tensor]:
             next_mus = next_mu * tf.cast(next_scales, tf.float64)
-            ratios = tf.where(multiply, mu * tf.cast(self.scales, tf.float64) / next_mus, 0.0)
+            scales = tf.stack([slot.scale for slot in self.slots])
+            ratios = tf.where(multiply, mu * tf.cast(scales, tf.float64) / next_mus, 0.0)
             found = self._update(tf.cast(mu, tf.float32), ratios, portions)
-            self.scales.assign(next_scales)
-            for variable, value in zip(self.mus, tf.unstack(next_mus), strict=True):
-                variable.assign(tf.cast(value, tf.float32))
+            for i, slot in enumerate(self.slots):
+                slot.scale.assign(next_scales[i])
+                slot.mu.assign(tf.cast(next_mus[i], tf.float32))
             return found
 
         nothing = tf.constant(-1.0)
@@ -267,62 +303,61 @@ class Lagrangian:
     def _update(self, mu: tf.Tensor, ratios: tf.Tensor, portions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         # With v = w − λ/μ the new multipliers are λ − φμ(w − θ) = μ(θ − v − (1 − φ)(θ − w)), and the
         # new target is θ + λ/μ'. v waits where θ will be: no third array.
-        scales, ratios, rests = tf.unstack(self.scales), tf.unstack(ratios), tf.unstack(1 - portions)
-        with_multipliers = self.thetas is not self.targets
+        moves = zip(tf.unstack(ratios), tf.unstack(1 - portions), strict=True)
         done: list[tf.Tensor] = []
-        if with_multipliers:
-            for variable, target, theta in zip(self.variables, self.targets, self.thetas, strict=True):
+        if self._with_multipliers:
+            for slot in self.slots:
                 # One after the other, here and below: the buffers of one tensor at a time are alive.
                 with tf.control_dependencies(done):
-                    done = [theta.assign(_read(variable) - (target - theta))]
-        sources = self.thetas if with_multipliers else self.variables
+                    done = [slot.theta.assign(read(slot.variable) - (slot.target - slot.theta))]
         squared_gap = squared_norm = kept = tf.constant(0.0, tf.float64)
-        start = 0
-        for part in self.shared:
-            stop = start + len(part.variables)
-            maps = _maps(part, sources[start:stop], scales[start:stop], mu)
-            for i, solve in zip(range(start, stop), maps, strict=True):
-                with tf.device(self.variables[i].value.device), tf.control_dependencies(done):
-                    shifted, weight = _read(sources[i]), _read(self.variables[i])
-                    theta = _constrained(self.variables[i], part, solve(shifted))
-                    done = [self.thetas[i].assign(theta)]
-                    if with_multipliers:
-                        moved = theta - shifted - tf.cast(rests[i], theta.dtype) * (theta - weight)
-                        target = theta + tf.cast(ratios[i], theta.dtype) * moved
-                        done.append(self.targets[i].assign(target))
+        for part, slots in self._parts:
+            sources = [slot.theta if self._with_multipliers else slot.variable for slot in slots]
+            maps = _maps(part, slots, sources, mu)
+            for slot, source, solve, (ratio, rest) in zip(slots, sources, maps, moves, strict=False):
+                with tf.device(slot.variable.value.device), tf.control_dependencies(done):
+                    shifted, weight = read(source), read(slot.variable)
+                    theta = _constrained(slot.variable, part, solve(shifted))
+                    done = [slot.theta.assign(theta)]
+                    if self._with_multipliers:
+                        moved = theta - shifted - tf.cast(rest, theta.dtype) * (theta - weight)
+                        done.append(slot.target.assign(theta + tf.cast(ratio, theta.dtype) * moved))
                     squared_gap += tf.cast(tf.nn.l2_loss(weight - theta), tf.float64)
                     squared_norm += tf.cast(tf.nn.l2_loss(weight), tf.float64)
                     kept += tf.cast(tf.math.count_nonzero(theta, dtype=tf.int32), tf.float64)
                     done += [squared_gap, squared_norm, kept]
-            start = stop
         gap = tf.sqrt(tf.math.divide_no_nan(squared_gap, squared_norm))
         return tf.cast(gap, tf.float32), tf.cast(kept / self.size, tf.float32)
 
 
+def _slot(part: SharedCost, variable: keras.Variable, theta: tf.Variable, target: tf.Variable) -> Slot:
+    mu = tf.Variable(0.0, trainable=False, name=f"{variable.name}_mu")
+    return Slot(
+        variable,
+        theta,
+        target,
+        mu,
+        scale=tf.Variable(1.0, trainable=False, name=f"{variable.name}_scale"),
+        penalty=LCPenalty(target, mu, variable.regularizer),
+        # Costs that shrink the weights are exact only where all distances count alike.
+        can_scale=isinstance(part.compression, Selection),
+    )
+
+
 def _maps(
     part: SharedCost,
+    slots: Sequence[Slot],
     sources: Sequence[keras.Variable | tf.Variable],
-    scales: Sequence[tf.Tensor],
     mu: tf.Tensor,
 ) -> list[Map]:
+    scales = [slot.scale.value() for slot in slots]
     given = {"scales": scales} if isinstance(part.compression, Selection) else {}
-    return part.compression.maps([_read(source) for source in sources], mu, part.output_axes, **given)
+    return part.compression.maps([read(source) for source in sources], mu, part.output_axes, **given)
 
 
 def _constrained(variable: keras.Variable, part: SharedCost, theta: tf.Tensor) -> tf.Tensor:
-    """θ under the weight's own constraint, where the cost only says which weights are zero."""
+    """Apply the weight's own constraint to θ, where the cost only says which weights are zero."""
     if variable.constraint is None or not isinstance(part.compression, Selection):
         return theta
     constrained = tf.cast(tf.convert_to_tensor(variable.constraint(theta)), theta.dtype)
     return tf.where(theta != 0, constrained, tf.zeros([], theta.dtype))
-
-
-def _read(variable: keras.Variable | tf.Variable) -> tf.Tensor:
-    # tf.cast of a variable to its own dtype would not read it yet.
-    value = tf.convert_to_tensor(variable)
-    return tf.cast(value, thresholds.common_dtype([value]))
-
-
-def _slot(variable: keras.Variable, name: str) -> tf.Variable:
-    with tf.device(variable.value.device):
-        return tf.Variable(_read(variable), trainable=False, name=f"{variable.name}_{name}")

@@ -127,13 +127,12 @@ class Automatic:
         self._first_rate = 0.0
         self._previous = 0.0
 
-    @property
-    def state(self) -> tuple[float, float, float]:
-        """What to set in another one so that it goes on from here."""
-        return self._boost, self._first_rate, self._previous
+    def state(self) -> list[float]:
+        """Return what `load` needs, as JSON can hold it."""
+        return [self._boost, self._first_rate, self._previous]
 
-    @state.setter
-    def state(self, state: tuple[float, float, float]) -> None:
+    def load(self, state: Sequence[float]) -> None:
+        """Go on from a `state`."""
         self._boost, self._first_rate, self._previous = state
 
     def __call__(self, step: int, rate: float, batches: float, gap: float, guessed: bool = False) -> float:

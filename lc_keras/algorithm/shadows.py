@@ -1,42 +1,89 @@
-"""Copies of variables beside a model."""
+"""Copies of variables that live beside a model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from lc_keras.costs import thresholds
 from lc_keras.internals import compiled
 
 
-class Snapshot:
-    """A copy of the weights of a model that are not compressed.
+class Shadow:
+    """Hold a copy of each of some variables, where the variable lives.
+
+    Made in the scope of a `tf.distribute` strategy, the copies are mirrored as the variables are.
 
     Args:
-        model: `keras.Model`.
-        compressed: List of `keras.Variable`, the weights to leave out.
+        variables: Sequence of `keras.Variable`.
+        name: String, what the copies are called after their variables.
+        widen: Bool, default `False`. `True`: copies of half-precision variables are float32.
+
+    Attributes:
+        variables: List of `keras.Variable`.
+        copies: List of `tf.Variable`.
     """
 
-    def __init__(self, model: keras.Model, compressed: Sequence[keras.Variable]) -> None:
-        left_out = {id(variable) for variable in compressed}
-        self._variables = [v for v in model.weights if id(v) not in left_out]
-        self._floating = [v for v in self._variables if v.value.dtype.is_floating]
-        self._copies = [tf.Variable(v.value, trainable=False) for v in self._variables]
+    def __init__(self, variables: Sequence[keras.Variable], name: str, widen: bool = False) -> None:
+        self.variables = list(variables)
+        self.copies = [_copy_of(v, f"{v.name}_{name}", widen) for v in self.variables]
+        self._floating = [v for v in self.variables if v.value.dtype.is_floating]
         self.save = compiled(self._save)
-        self._finite = compiled(self._finite)  # type: ignore[method-assign]  # compiled
+        self.swap = compiled(self._swap)
+        self._finite = compiled(self._finite_of_each)
+        self.fingerprint = fingerprint_of(self.variables)
+
+    def restore(self) -> None:
+        """Give the variables the values of the copies."""
+        for variable, copy in zip(self.variables, self.copies, strict=True):
+            variable.assign(tf.cast(copy, variable.value.dtype))
 
     def not_finite(self) -> list[keras.Variable]:
-        """The variables that now hold a NaN or an infinity."""
+        """Return the variables that now hold a NaN or an infinity."""
         if not self._floating:
             return []
         return [v for v, ok in zip(self._floating, self._finite().numpy(), strict=True) if not ok]
 
-    def restore(self) -> None:
-        for variable, copy in zip(self._variables, self._copies, strict=True):
-            variable.assign(copy)
-
     def _save(self) -> None:
-        for variable, copy in zip(self._variables, self._copies, strict=True):
-            copy.assign(variable.value)
+        for variable, copy in zip(self.variables, self.copies, strict=True):
+            copy.assign(tf.cast(tf.convert_to_tensor(variable), copy.dtype))
 
-    def _finite(self) -> tf.Tensor:
+    def _swap(self) -> None:
+        for variable, copy in zip(self.variables, self.copies, strict=True):
+            value, held = tf.cast(tf.convert_to_tensor(variable), copy.dtype), copy.value()
+            variable.assign(tf.cast(held, variable.value.dtype))
+            copy.assign(value)
+
+    def _finite_of_each(self) -> tf.Tensor:
         return tf.stack([tf.reduce_all(tf.math.is_finite(v.value)) for v in self._floating])
+
+
+def fingerprint_of(variables: Sequence[keras.Variable]) -> Callable[[], np.ndarray]:
+    """Return a function that returns a few numbers of each variable, by which other values are recognised.
+
+    Args:
+        variables: Sequence of `keras.Variable`.
+
+    Returns:
+        Function without arguments that returns a float64 array with a row of `thresholds.outline` for each.
+    """
+
+    @compiled
+    def outlines() -> tf.Tensor:
+        return tf.stack([thresholds.outline(tf.convert_to_tensor(v)) for v in variables])
+
+    return lambda: outlines().numpy()
+
+
+def read(variable: keras.Variable | tf.Variable) -> tf.Tensor:
+    """Return the value of a floating variable, at least in float32."""
+    # tf.cast of a variable to its own dtype would not read it yet.
+    value = tf.convert_to_tensor(variable)
+    return tf.cast(value, thresholds.common_dtype([value]))
+
+
+def _copy_of(variable: keras.Variable, name: str, widen: bool) -> tf.Variable:
+    with tf.device(variable.value.device):
+        value = read(variable) if widen else tf.convert_to_tensor(variable)
+        return tf.Variable(value, trainable=False, name=name)

@@ -4,11 +4,11 @@ import keras
 
 from lc_keras.algorithm.direct import compress_directly
 from lc_keras.algorithm.tasks import Tasks, as_tasks, bind_tasks
-from lc_keras.fit.attachment import if_changed_later
+from lc_keras.fit.attachment import have_last_word
 
 
 class DirectCompression(keras.callbacks.Callback):
-    """Trains as without it, and compresses when the training ends.
+    """Train as without it, and compress when the training ends.
 
     What another callback puts into the model as `fit` ends is compressed, too.
 
@@ -37,7 +37,7 @@ class DirectCompression(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         self._compress()
         variables = [v for part in bind_tasks(self.tasks, self.model) for v in part.variables]
-        if_changed_later(self, variables, self._compress)
+        have_last_word(self, variables, lambda changed: self._compress() if changed else None)
 
     def _compress(self) -> None:
         compress_directly(self.model, self.tasks)

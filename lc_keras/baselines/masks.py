@@ -1,4 +1,4 @@
-"""Which weights of a model are removed, and what keeps them at zero while it trains."""
+"""Masks: weights that are removed, and stay at zero while a model trains."""
 
 import contextlib
 import math
@@ -17,7 +17,7 @@ _LEAST = 1e-15
 
 
 class Masked(keras.constraints.Constraint):
-    """Keeps weights at zero where a mask is false, after each update.
+    """Keep weights at zero where a mask is false, after each update.
 
     Args:
         mask: bool `tf.Variable` of the weight's shape.
@@ -40,32 +40,59 @@ class Masked(keras.constraints.Constraint):
         return tf.where(self.mask, weight, tf.zeros([], weight.dtype))
 
 
+class Budget:
+    """Hold the masks of the weights that share a budget; at first they remove nothing.
+
+    Args:
+        part: `SharedCost` whose compression is an `L0Constraint`.
+
+    Attributes:
+        total: Int, what all groups cost: their number, where each counts one.
+        kappa: Int κ, the budget.
+    """
+
+    def __init__(self, part: SharedCost) -> None:
+        self._cost = cast(L0Constraint, part.compression)
+        self._axes = part.output_axes
+        self.masked = [
+            (v, Masked(tf.Variable(tf.ones(v.shape, tf.bool), trainable=False))) for v in part.variables
+        ]
+        shapes = [v.shape for v in part.variables]
+        self.total = self._cost.total(shapes, self._axes)
+        self.kappa = self._cost.kept(shapes, self._axes)
+
+    def prune_to(self, kept: int) -> None:
+        """Remove the groups of least magnitude, for good.
+
+        Args:
+            kept: Int, what may be left.
+        """
+        # What was removed stays so, even if it fits into what a later budget leaves over.
+        ranks = [_ranks(variable, masked.mask) for variable, masked in self.masked]
+        maps = self._cost.largest(ranks, kept, self._axes)
+        for (variable, masked), rank, largest in zip(self.masked, ranks, maps, strict=True):
+            masked.mask.assign(largest(rank) != 0)
+            variable.assign(tf.where(masked.mask, variable.value, tf.zeros([], variable.value.dtype)))
+
+
 class Masks:
-    """The masks of all weights that share some budgets; at first they remove nothing.
+    """Hold the masks of all weights that are pruned.
 
     Args:
         shared: Sequence of `SharedCost` whose compressions are `L0Constraint`s.
 
     Attributes:
+        budgets: List of `Budget`, one for each element of `shared`.
         variables: List of `keras.Variable`, the weights.
-        budgets: List of tuples of two ints, one for each element of `shared`: what all of its groups
-            cost (their number, where each counts one), and κ.
     """
 
     def __init__(self, shared: Sequence[SharedCost]) -> None:
-        self._shared = shared
-        self.variables = [v for part in shared for v in part.variables]
-        self._masked = [
-            Masked(tf.Variable(tf.ones(v.shape, tf.bool), trainable=False)) for v in self.variables
-        ]
-        self.budgets = [
-            (_cost(part).total(shapes, axes), _cost(part).kept(shapes, axes))
-            for part in shared
-            for shapes, axes in [([v.shape for v in part.variables], part.output_axes)]
-        ]
+        self.budgets = [Budget(part) for part in shared]
+        self._masked = [pair for budget in self.budgets for pair in budget.masked]
+        self.variables = [variable for variable, _ in self._masked]
 
     def prune_to(self, kept: Sequence[int]) -> float:
-        """Removes the groups of least magnitude, for good.
+        """Remove the groups of least magnitude, for good.
 
         Args:
             kept: Sequence of ints, what may be left of the groups of each budget.
@@ -73,39 +100,29 @@ class Masks:
         Returns:
             Float, the fraction of the weights that is not zero.
         """
-        nonzeros = start = 0
-        for part, kappa in zip(self._shared, kept, strict=True):
-            masks = [masked.mask for masked in self._masked[start : start + len(part.variables)]]
-            start += len(part.variables)
-            # What was removed stays so, even if it fits into what a later budget leaves over.
-            ranks = [_ranks(v, m) for v, m in zip(part.variables, masks, strict=True)]
-            maps = _cost(part).largest(ranks, kappa, part.output_axes)
-            for variable, mask, rank, largest in zip(part.variables, masks, ranks, maps, strict=True):
-                mask.assign(largest(rank) != 0)
-                value = tf.where(mask, variable.value, tf.zeros([], variable.value.dtype))
-                variable.assign(value)
-                nonzeros += int(tf.math.count_nonzero(value))
+        for budget, left in zip(self.budgets, kept, strict=True):
+            budget.prune_to(left)
+        nonzeros = sum(int(tf.math.count_nonzero(v.value)) for v in self.variables)
         return nonzeros / sum(math.prod(v.shape) for v in self.variables)
 
     @contextlib.contextmanager
     def constraining(self) -> Iterator[None]:
-        """Makes the masks constraints of the weights, beside those that these have."""
-        pairs = list(zip(self.variables, self._masked, strict=True))
-        for variable, masked in pairs:
+        """Return a context in which the masks are constraints of the weights, beside their own."""
+        for variable, masked in self._masked:
             masked.constraint, variable.constraint = variable.constraint, masked
         try:
             yield
         finally:
-            for variable, masked in pairs:
+            for variable, masked in self._masked:
                 variable.constraint = masked.constraint
 
     def check_applied(self) -> None:
-        """Checks that what was removed was not trained.
+        """Check that what was removed was not trained.
 
         Raises:
             ValueError: If the training step left out the constraints.
         """
-        for variable, masked in zip(self.variables, self._masked, strict=True):
+        for variable, masked in self._masked:
             # Weights that are not trained need no mask.
             if not masked.applied and tf.reduce_any(~masked.mask & (variable.value != 0)):
                 raise ValueError(
@@ -115,17 +132,13 @@ class Masks:
                 )
 
     def release(self) -> None:
-        """Frees the memory of the masks."""
-        for masked in self._masked:
+        """Free the memory of the masks."""
+        for _, masked in self._masked:
             emptied(masked.mask, True)
 
 
 def _ranks(variable: keras.Variable, mask: tf.Variable) -> tf.Tensor:
-    """Magnitudes that are zero only where a mask is false."""
+    """Return magnitudes that are zero only where a mask is false."""
     value = tf.convert_to_tensor(variable)
     magnitudes = tf.abs(tf.cast(value, thresholds.common_dtype([value])))
     return tf.where(mask, tf.maximum(magnitudes, _LEAST), tf.zeros([], magnitudes.dtype))
-
-
-def _cost(part: SharedCost) -> L0Constraint:
-    return cast(L0Constraint, part.compression)

@@ -1,42 +1,45 @@
-"""What LC is compared with: direct compression, and pruning by magnitude while `fit` trains."""
+"""Pruning by magnitude while `fit` trains."""
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import tensorflow as tf
 
-from lc_keras.algorithm.direct import compress_again
-from lc_keras.algorithm.shadows import Snapshot
-from lc_keras.algorithm.tasks import Tasks, as_tasks, bind_tasks
+from lc_keras.algorithm.shadows import Shadow
+from lc_keras.algorithm.tasks import Task, Tasks, bind_tasks
 from lc_keras.arguments import positive, whole
 from lc_keras.baselines.masks import Masks
 from lc_keras.costs import L0Constraint, thresholds
-from lc_keras.fit.attachment import NOT_ALONE, Guard, Logs, TrainFunction, if_changed_later
+from lc_keras.fit.attached import Attached
+from lc_keras.fit.attachment import Logs, TrainFunction
 from lc_keras.fit.optimizers import begin_anew, optimizers_of
 
 _FEW_PERCENT = 0.05
 
 
-class _Pruning(keras.callbacks.Callback):
-    """Removes the weights of least magnitude as training goes on, and trains the others.
+class Pruning(Attached):
+    """Base class of callbacks that remove the smallest weights as training goes on, and train the others.
 
-    A subclass says how many are left when. A copy of the model's weights is kept, to go back to where
-    they were finite.
+    A subclass overrides `kept`, and says how many are left when. A copy of the model's weights is kept, to go
+    back to where they were finite.
+
+    Args:
+        tasks: An `L0Constraint`, a `Task` with one, or a list of these.
+
+    Raises:
+        TypeError: If the compression of a task is not an `L0Constraint`.
     """
 
     def __init__(self, tasks: Tasks) -> None:
-        super().__init__()
-        self.tasks = as_tasks(tasks)
+        super().__init__(tasks)
         for task in self.tasks:
             if not isinstance(task.compression, L0Constraint):
                 raise TypeError(f"Expected an L0Constraint in every task. Received: {task!r}")
-        self.density = math.nan
-        self._masks: Masks = None  # type: ignore[assignment]  # there while `fit` runs
 
     def kept(self, total: int, kappa: int, progress: float) -> int:
-        """What is left of the groups that share a budget.
+        """Return what is left of the groups that share a budget.
 
         Args:
             total: Int, what all of them cost: their number, where each counts one.
@@ -48,74 +51,94 @@ class _Pruning(keras.callbacks.Callback):
         """
         raise NotImplementedError
 
-    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        model = self.model
-        Guard.dismiss_other(model, self.params)
-        self._masks = Masks(bind_tasks(self.tasks, model))
-        self._first_epoch: int | None = None
-        self._kept: list[int] | None = None
-        self._finite = Snapshot(model, [])
-        model.train_function = Guard(
-            model, self.params, self._execute, lambda error: self._detach(), self._detach
-        )
+    def position(self, epochs: float) -> float:
+        """Return the latest time to remove weights at, in epochs since `fit` began."""
+        return epochs
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self._check_alone()
+    def make_run(self) -> "PruningRun":
+        return PruningRun(self.model, self.tasks, self.params, self.kept, self.position)
+
+
+class PruningRun:
+    """Remove weights in one `fit`.
+
+    Args:
+        model: `keras.Model`, in `fit`.
+        tasks: Sequence of `Task`.
+        params: The `params` that Keras gave the callbacks of this `fit`.
+        kept: As of `Pruning`.
+        position: As of `Pruning`.
+
+    Attributes:
+        variables: List of `keras.Variable`, the weights that have a budget.
+        logs: Dict of floats: `density`.
+        mu: Float, 1: a budget does not depend on μ.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        tasks: Sequence[Task],
+        params: dict[str, int],
+        kept: Callable[[int, int, float], int],
+        position: Callable[[float], float],
+    ) -> None:
+        self._model, self._params = model, params
+        self._kept, self._position = kept, position
+        self._masks = Masks(bind_tasks(tasks, model))
+        self.variables = self._masks.variables
+        self.logs: dict[str, float] = {}
+        self.mu = 1.0
+        self._finite = Shadow(model.weights, "finite")
+        self._first_epoch: int | None = None
+        self._epoch = 0
+        self._left: list[int] = []
+
+    def begin_epoch(self, epoch: int) -> None:
         if self._first_epoch is None:
             self._first_epoch = epoch
             self._check_length()
         self._epoch = epoch - self._first_epoch
         self._advance(self._epoch)
 
-    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        self._check_alone()
-        self._advance(self._epoch + batch / (self.params.get("steps") or math.inf))
+    def begin_batch(self, batch: int, anew: bool) -> None:
+        self._advance(self._epoch + batch / (self._params.get("steps") or math.inf))
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self._check_alone()
+    def execute(self, train_function: TrainFunction, iterator: Iterator[object]) -> Logs:
+        with self._masks.constraining():
+            logs = train_function(iterator)
+        self._masks.check_applied()
+        return {**logs, **self.logs} if isinstance(logs, dict) else logs
+
+    def end_epoch(self) -> None:
         self._check_finite()
         self._finite.save()
 
-    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        self._check_alone()
+    def complete_epoch(self, epoch: int, loss: float) -> None:
+        """Nothing is left to do: a loss of NaN comes with weights that are not finite."""
+
+    def end(self) -> bool:
         self._check_finite()
         # A budget holds however early the training stops, and averaged weights are not masked.
         norm = self._norm()
-        self._prune_to_budget()
+        self._prune([budget.kappa for budget in self._masks.budgets])
         if self._first_epoch is None:
             # As where a run is restored that had been cut off after its last epoch.
             warnings.warn("`fit` trained no epoch. The model was compressed as it is.", stacklevel=2)
         elif norm > 0:
-            self._warn_of(math.sqrt(max(0.0, 1 - (self._norm() / norm) ** 2)))
-        if_changed_later(self, self._masks.variables, self._compress_again)
-        self._detach()
+            _warn_of(math.sqrt(max(0.0, 1 - (self._norm() / norm) ** 2)))
+        return False
 
-    def _check_alone(self) -> None:
-        if self._masks is None:
-            raise ValueError(NOT_ALONE)
+    def abandon(self, error: BaseException) -> None:
+        """Leave the model with the weights that it has: those that were removed are zero."""
 
-    def _compress_again(self) -> None:
-        gap, self.density = compress_again(self.model, self.tasks, mu=1.0)
-        self._warn_of(gap)
-
-    def _warn_of(self, gap: float) -> None:
-        if gap > _FEW_PERCENT:
-            warnings.warn(
-                f"What was removed as training ended had {gap:.0%} of the norm of the weights, and the "
-                "others were not trained since: expect accuracy to suffer. Training stopped before the "
-                "budget was reached, the last removal falls on its end (`until`, `every`, `rounds`, data of "
-                "unknown length), or the weights of an earlier epoch, or averaged ones, were put into the "
-                "model.",
-                stacklevel=3,
-            )
-
-    def _norm(self) -> float:
-        return float(thresholds.l2_norm([tf.convert_to_tensor(v) for v in self._masks.variables]))
+    def release(self) -> None:
+        self._masks.release()
 
     def _check_length(self) -> None:
-        one_epoch = self.params["epochs"] - (self._first_epoch or 0) == 1
-        later = any(self.kept(total, kappa, 0.0) > kappa for total, kappa in self._masks.budgets)
-        if self.params.get("steps") is None and one_epoch and later:
+        one_epoch = self._params["epochs"] - (self._first_epoch or 0) == 1
+        later = any(self._kept(b.total, b.kappa, 0.0) > b.kappa for b in self._masks.budgets)
+        if self._params.get("steps") is None and one_epoch and later:
             warnings.warn(
                 "Weights are removed as `fit` goes on, but how many batches an epoch has is not known: the "
                 "last ones are removed when the only epoch ends, and the others not trained since. Expected "
@@ -124,54 +147,51 @@ class _Pruning(keras.callbacks.Callback):
             )
 
     def _check_finite(self) -> None:
-        """Goes back to where the model was finite, if it is not."""
+        """Go back to where the model was finite, if it is not."""
         bad = ", ".join(v.path for v in self._finite.not_finite())
         if not bad:
             return
-        model, begun = self.model, self._kept is not None
-        if begun:
-            self._finite.restore()
-            self._prune_to_budget()
-        self._detach()
-        if not begun:
+        if not self._left:
             raise ValueError(
                 f"Expected a model with finite weights. Received: NaN or infinite values in {bad}"
             )
-        begin_anew(optimizers_of(model))
+        self._finite.restore()
+        self._prune([budget.kappa for budget in self._masks.budgets])
+        begin_anew(optimizers_of(self._model))
         raise ValueError(
             f"Training diverged: NaN or infinite values in {bad}. The model holds the latest weights that "
             "were finite, compressed. Try a lower learning rate, or gradient clipping."
         )
 
-    def _advance(self, position: float) -> None:
-        progress = position / (self.params["epochs"] - (self._first_epoch or 0))
-        kept = [self.kept(*budget, progress) for budget in self._masks.budgets]
-        if kept != self._kept:
+    def _advance(self, epochs: float) -> None:
+        progress = self._position(epochs) / (self._params["epochs"] - (self._first_epoch or 0))
+        left = [self._kept(budget.total, budget.kappa, progress) for budget in self._masks.budgets]
+        if left != self._left:
             self._check_finite()
-            self._kept = kept
-            self.density = self._masks.prune_to(kept)
+            self._left = left
+            self._prune(left)
             self._finite.save()
 
-    def _prune_to_budget(self) -> None:
-        self.density = self._masks.prune_to([kappa for _, kappa in self._masks.budgets])
+    def _prune(self, left: Sequence[int]) -> None:
+        self.logs["density"] = self._masks.prune_to(left)
 
-    def _execute(self, train_function: TrainFunction, iterator: Iterator[object]) -> Logs:
-        with self._masks.constraining():
-            logs = train_function(iterator)
-        self._masks.check_applied()
-        return {**logs, "density": self.density} if isinstance(logs, dict) else logs
-
-    def _detach(self) -> None:
-        if self._masks is None:
-            return
-        if isinstance(self.model.train_function, Guard):
-            self.model.train_function = None
-        self._masks.release()
-        self._masks = self._finite = None  # type: ignore[assignment]  # as in __init__
+    def _norm(self) -> float:
+        return float(thresholds.l2_norm([tf.convert_to_tensor(v) for v in self.variables]))
 
 
-class MagnitudePruning(_Pruning):
-    r"""Removes the smallest weights and retrains the others (Han et al., NeurIPS 2015).
+def _warn_of(removed: float) -> None:
+    if removed > _FEW_PERCENT:
+        warnings.warn(
+            f"What was removed as training ended had {removed:.0%} of the norm of the weights, and the "
+            "others were not trained since: expect accuracy to suffer. Training stopped before the "
+            "budget was reached, the last removal falls on its end (`until`, `every`, `rounds`, data of "
+            "unknown length), or averaged weights were put into the model.",
+            stacklevel=4,
+        )
+
+
+class MagnitudePruning(Pruning):
+    r"""Remove the smallest weights and retrains the others (Han et al., NeurIPS 2015).
 
     `fit` is divided into rounds of equal length. At the start of round $r = 1 \dots R$ all
     but the largest $\delta^{r/R}$ of the weights are removed for good, δ being the density
@@ -205,8 +225,8 @@ class MagnitudePruning(_Pruning):
         return max(kappa, int(total * (kappa / total) ** (begun / self.rounds)))
 
 
-class GradualPruning(_Pruning):
-    r"""Removes more and more of the smallest weights (Zhu & Gupta, 2017).
+class GradualPruning(Pruning):
+    r"""Remove more and more of the smallest weights (Zhu & Gupta, 2017).
 
     Of all that will be removed, $1 - (1 - t)^3$ is after the fraction $t$ of the time that
     the removing takes; then the others are trained on.
@@ -237,8 +257,8 @@ class GradualPruning(_Pruning):
         if self.until > 1:
             raise ValueError(f"Expected `until` to be above 0 and at most 1. Received: until={until}")
 
-    def _advance(self, position: float) -> None:
-        super()._advance(math.floor(position / self.every + 1e-9) * self.every)
+    def position(self, epochs: float) -> float:
+        return math.floor(epochs / self.every + 1e-9) * self.every
 
     def kept(self, total: int, kappa: int, progress: float) -> int:
         removed = 1 - (1 - min(1.0, progress / self.until)) ** 3

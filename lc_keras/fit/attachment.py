@@ -1,16 +1,22 @@
-"""What keeps a model usable where `fit` fails: nothing is left on it, weights are remembered."""
+"""All that `fit` does not offer its callbacks: the training itself, its failures, its first epoch, its end.
+
+Keras tells callbacks nothing of exceptions, traces a train function once for all later calls, and never
+clears the epoch with which a restored run begins. What is done about it is here and nowhere else.
+"""
 
 import types
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from lc_keras.algorithm.shadows import fingerprint_of
+
 # What Keras makes for `fit`: a function of an iterator over batches, which returns the metrics.
 Logs = dict[str, tf.Tensor]
 TrainFunction = Callable[[Iterator[object]], Logs]
-
 
 NOT_ALONE = (
     "Expected `fit` alone to train the model. Received: `train_on_batch` or another `fit` while it ran, "
@@ -18,12 +24,199 @@ NOT_ALONE = (
 )
 
 
+class Run(Protocol):
+    """What is attached: a run of LC, or of a method that it is compared with, in one `fit`.
+
+    Attributes:
+        variables: List of `keras.Variable`, the weights that have a budget.
+        logs: Dict of floats, what the epoch's logs say of the run.
+        mu: Float, μ with which weights are compressed that come later.
+    """
+
+    variables: list[keras.Variable]
+
+    @property
+    def logs(self) -> dict[str, float]: ...
+
+    @property
+    def mu(self) -> float: ...
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Prepare for the batches of an epoch."""
+
+    def begin_batch(self, batch: int, anew: bool) -> None:
+        """Prepare for an execution; `anew`: its train function is a new one."""
+
+    def execute(self, train_function: TrainFunction, iterator: Iterator[object]) -> Logs:
+        """Run the traced train function on the next batches, and return the logs."""
+
+    def end_epoch(self) -> None:
+        """Leave weights in the model that others may see until the next epoch begins."""
+
+    def complete_epoch(self, epoch: int, loss: float) -> None:
+        """Note that an epoch is over, with its loss; raise a `ValueError` if that shows a divergence."""
+
+    def end(self) -> bool:
+        """Leave the compressed weights in the model, and tell if they are to be compressed once more."""
+
+    def abandon(self, error: BaseException) -> None:
+        """Leave the model usable, now that an exception has ended the training."""
+
+    def release(self) -> None:
+        """Free memory, and end what traced functions still do."""
+
+
+class Attachment:
+    """Bring a run into the `fit` of one model, and take it away again whatever happens.
+
+    What the run adds to the model is there while the train function runs, and at no other time: whatever
+    other callbacks do or raise, they meet the user's model.
+
+    Args:
+        callback: `keras.callbacks.Callback` that takes part in the training, with its model set.
+
+    Attributes:
+        run: `Run` that is attached, or `None`.
+    """
+
+    def __init__(self, callback: keras.callbacks.Callback) -> None:
+        self._callback = callback
+        self._model = callback.model
+        self._first_epoch: np.int64 | None = None
+        self.run: Run | None = None
+        # Keras would begin every later `fit` where an earlier one was resumed.
+        self._model._initial_epoch = None
+
+    def clear_way(self) -> None:
+        """Take away what an earlier `fit` left where it could not do so itself.
+
+        Raises:
+            ValueError: If another callback is attached in this same `fit`, or nothing is known of it.
+        """
+        params = self._callback.params
+        if params is None:
+            raise ValueError(
+                "Expected a list of callbacks, which Keras tells how many epochs there are. Received: a "
+                "CallbackList that was made without `epochs`."
+            )
+        other = self._model.train_function
+        if isinstance(other, Guard):
+            other.dismiss()
+            if other.params is params:
+                raise ValueError(
+                    "Expected one LearningCompression, or one baseline, in a fit: several tasks go "
+                    "in one list. Received: two."
+                )
+
+    def attach(self, run: Run) -> None:
+        """Put a run between `fit` and its train function.
+
+        Args:
+            run: `Run`.
+
+        Raises:
+            ValueError: If the model's `train_step` is a `tf.function`.
+        """
+        self.run = run
+        try:
+            self._guard(run)
+        except BaseException:
+            self.detach()
+            raise
+
+    def renew(self) -> bool:
+        """Attach again where Keras has made the train function anew.
+
+        Another callback asks for that after a change of what is trainable.
+
+        Returns:
+            Bool, whether it had.
+        """
+        made = getattr(self._model.train_function, "__module__", None)
+        if self.run is None or str(made).partition(".")[0] != "keras":
+            return False
+        self._guard(self.run)
+        return True
+
+    def fail(self, error: BaseException) -> None:
+        """End the run because of an exception, and leave the model usable."""
+        if self.run is not None:
+            try:
+                self.run.abandon(error)
+            finally:
+                self.detach()
+
+    def detach(self) -> None:
+        """Take all that was added away from the model, and free it."""
+        if self.run is None:
+            return
+        if isinstance(self._model.train_function, Guard):
+            # The next `fit` traces anew, without the run.
+            self._model.train_function = None
+        if self._first_epoch is not None:
+            self.begin_at(None)
+        # It holds copies of weights.
+        run, self.run = self.run, None
+        run.release()
+
+    def begin_at(self, epoch: int | None) -> None:
+        """Say with which epoch this `fit` begins; `None`: as its `initial_epoch` says."""
+        self._first_epoch = None if epoch is None else np.int64(epoch)
+        self._model._initial_epoch = self._first_epoch
+
+    def check_beginning(self) -> None:
+        """Check that nobody else has taken the model elsewhere.
+
+        Raises:
+            ValueError: If somebody has.
+        """
+        # `is`, since who sets the same epoch has set weights, too.
+        if self._model._initial_epoch is not self._first_epoch:
+            raise ValueError(
+                "Expected a run to be resumed by `checkpoint_dir` alone, which keeps the model, the "
+                "optimizer, θ, λ and μ together. Received: a model that another callback, such as "
+                f"BackupAndRestore, has taken to epoch {self._model._initial_epoch}. Pass `checkpoint_dir` "
+                "in its stead; what it kept by itself is not enough to go on from."
+            )
+
+    def _guard(self, run: Run) -> None:
+        self._model.train_function = Guard(
+            self._model, self._callback.params, run.execute, self.fail, self.detach
+        )
+
+
+def have_last_word(
+    callback: keras.callbacks.Callback, variables: Sequence[keras.Variable], act: Callable[[bool], None]
+) -> None:
+    """Act once more after `on_train_end` of all callbacks of a `fit`.
+
+    `EarlyStopping` puts weights of another epoch into the model, even if it comes later in the list.
+
+    Args:
+        callback: The callback that acts, in its `on_train_end`.
+        variables: Sequence of `keras.Variable`.
+        act: Called with a bool, whether the variables then have other values than now.
+    """
+    history, params = getattr(callback.model, "history", None), callback.params
+    if history is None:
+        act(False)
+        return
+    fingerprint = fingerprint_of(variables)
+    left, own = fingerprint(), history.on_train_end
+
+    def last(logs: dict[str, float] | None = None) -> None:
+        vars(history).pop("on_train_end", None)
+        own(logs)
+        # One that the user put in front of the callback is called in the next `fit` first.
+        if history.params is params:
+            act(not np.array_equal(left, fingerprint()))
+
+    # Keras appends it to the callbacks of the user.
+    history.on_train_end = last
+
+
 class Guard:
     """The train function of one `fit`, traced anew, with what belongs to it and to nothing else.
-
-    What an L step adds to the model is there while the train function runs, and at no
-    other time: whatever other callbacks do or raise, they meet the user's model. Keras
-    tells callbacks nothing of exceptions, so those of the training are caught here.
 
     Args:
         model: `keras.Model`, in `fit`.
@@ -61,31 +254,6 @@ class Guard:
         model.make_train_function(force=True)
         self._train_function = model.train_function
 
-    @classmethod
-    def dismiss_other(cls, model: keras.Model, params: dict[str, int] | None) -> None:
-        """Clears away what an earlier `fit` left, where it could not do so itself.
-
-        Args:
-            model: `keras.Model`, in `fit`.
-            params: The `params` that Keras gave the callbacks of this `fit`.
-
-        Raises:
-            ValueError: If another callback guards this same `fit`, or nothing is known of it.
-        """
-        if params is None:
-            raise ValueError(
-                "Expected a list of callbacks, which Keras tells how many epochs there are. Received: a "
-                "CallbackList that was made without `epochs`."
-            )
-        other = model.train_function
-        if isinstance(other, cls):
-            other.dismiss()
-            if other.params is params:
-                raise ValueError(
-                    "Expected one LearningCompression, or one baseline, in a fit: several tasks go "
-                    "in one list. Received: two."
-                )
-
     def __call__(self, iterator: Iterator[object]) -> Logs:
         # `train_on_batch` feeds a generator; another `fit` has another history.
         elsewhere = isinstance(iterator, types.GeneratorType)
@@ -100,40 +268,3 @@ class Guard:
         except BaseException as error:
             self._on_error(error)
             raise
-
-
-def is_made_by_keras(train_function: TrainFunction) -> bool:
-    """Whether it is a train function as Keras makes it, and none that somebody put around a `Guard`."""
-    return str(getattr(train_function, "__module__", "")).partition(".")[0] == "keras"
-
-
-def if_changed_later(
-    callback: keras.callbacks.Callback, variables: Sequence[keras.Variable], act: Callable[[], None]
-) -> None:
-    """Acts once more after `on_train_end` of all callbacks of a `fit`, if weights are then others than now.
-
-    `EarlyStopping` puts those of another epoch into the model, even if it comes later in the list.
-
-    Args:
-        callback: The callback, in its `on_train_end`.
-        variables: Sequence of `keras.Variable`.
-        act: Called without arguments.
-    """
-    history, params = getattr(callback.model, "history", None), callback.params
-    if history is None:
-        return
-    left, own = _copies(variables), history.on_train_end
-
-    def last(logs: dict[str, float] | None = None) -> None:
-        vars(history).pop("on_train_end", None)
-        own(logs)
-        # One that the user put in front of the callback is called in the next `fit` first.
-        if history.params is params and not all(map(np.array_equal, left, _copies(variables))):
-            act()
-
-    # Keras appends it to the callbacks of the user.
-    history.on_train_end = last
-
-
-def _copies(variables: Sequence[keras.Variable]) -> list[np.ndarray]:
-    return [tf.convert_to_tensor(variable).numpy() for variable in variables]

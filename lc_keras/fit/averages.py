@@ -6,12 +6,13 @@ import keras
 import tensorflow as tf
 
 from lc_keras.algorithm.lagrangian import Lagrangian
+from lc_keras.algorithm.shadows import Shadow
 from lc_keras.fit.optimizers import averages_of, parts_of
 from lc_keras.internals import compiled
 
 
 class Averages:
-    """What `use_ema` of an optimizer keeps of the compressed weights.
+    """Compress what `use_ema` of an optimizer keeps of the compressed weights.
 
     Keras puts averages into the model when `fit` ends, and `keras.callbacks.SwapEMAWeights`
     whenever it pleases. What they put there while the model shows its compressed weights
@@ -29,9 +30,9 @@ class Averages:
     def __init__(self, optimizer: keras.optimizers.Optimizer, lagrangian: Lagrangian) -> None:
         self._optimizers = parts_of(optimizer)
         self._lagrangian = lagrangian
-        self._averages: list[keras.Variable] = []
-        self.trained: list[tf.Variable] = []
-        self._exchange = compiled(self._exchange)  # type: ignore[method-assign]  # compiled
+        # The averages of the trained weights, while those of the compressed ones are in their place.
+        self._trained = Shadow([], "trained")
+        self._compress = compiled(self._compress)  # type: ignore[method-assign]  # compiled
         average = {id(v) for v, _ in self._kept()}
         without = [v.path for v in lagrangian.variables if id(v) not in average]
         if len(self._optimizers) > 1 and 0 < len(without) < len(lagrangian.variables):
@@ -40,51 +41,52 @@ class Averages:
                 f"MultiOptimizer without averages of {', '.join(without)}, but with those of other weights."
             )
 
+    @property
+    def trained(self) -> list[tf.Variable]:
+        """The averages of the trained weights, once the optimizer is built."""
+        return self._trained.copies
+
     def prepare(self) -> None:
-        """Finds the averages, once the optimizer is built."""
+        """Find the averages, once the optimizer is built."""
         average = {id(v): a for v, a in self._kept()}
-        if self._averages or not average:
+        if self.trained or not average:
             return
         # Unless weights are trained by another optimizer, too, of which Keras swaps nothing.
         if all(id(v) in average for v in self._lagrangian.variables):
-            self._averages = [average[id(v)] for v in self._lagrangian.variables]
-            self.trained = [tf.Variable(average.value, trainable=False) for average in self._averages]
+            self._trained = Shadow([average[id(v)] for v in self._lagrangian.variables], "trained")
 
     def show_compressed(self, mu: float) -> None:
-        r"""Puts $\Pi$ of the averages in their place.
+        r"""Put $\Pi$ of the averages in their place.
 
         Args:
             mu: Float > 0.
         """
         self.prepare()
-        if self._averages:
-            self._exchange(tf.constant(mu, tf.float32))
+        if self.trained:
+            self._trained.save()
+            self._compress(tf.constant(mu, tf.float32))
 
     def show_training(self) -> None:
-        """Puts the averages of the trained weights back."""
-        for trained, average in zip(self.trained, self._averages, strict=True):
-            average.assign(trained)
+        """Put the averages of the trained weights back."""
+        self._trained.restore()
 
     def swapped(self) -> list[tuple[keras.Variable, keras.Variable]]:
-        """The pairs of weights and averages that have changed places in the model, if they have.
+        """Return the pairs of weights and averages that have changed places in the model, if they have.
 
         Of the compressed weights and the compressed averages, the latter are nearer to
         the averages.
         """
-        if not self._averages:
-            return []
-        if self._distance(self._lagrangian.variables) >= self._distance(self._averages):
+        averages = self._trained.variables
+        if not averages or self._distance(self._lagrangian.variables) >= self._distance(averages):
             return []
         return self._kept()
 
     def _kept(self) -> list[tuple[keras.Variable, keras.Variable]]:
-        """The pairs of weights and averages that the optimizers have."""
+        """Return the pairs of weights and averages that the optimizers have."""
         return [pair for optimizer in self._optimizers for pair in averages_of(optimizer)]
 
-    def _exchange(self, mu: tf.Tensor) -> None:
-        for trained, average in zip(self.trained, self._averages, strict=True):
-            trained.assign(tf.convert_to_tensor(average))
-        self._lagrangian.compress(self._averages, mu)
+    def _compress(self, mu: tf.Tensor) -> None:
+        self._lagrangian.compress(self._trained.variables, mu)
 
     def _distance(self, variables: Sequence[keras.Variable]) -> float:
         pairs = zip(variables, self.trained, strict=True)

@@ -1,27 +1,21 @@
 """The Learning-Compression algorithm as a callback of `fit`."""
 
-import contextlib
+import math
 import os
-import warnings
-from collections.abc import Iterator
-
-import keras
 
 from lc_keras.algorithm import schedules
-from lc_keras.algorithm.direct import compress_again
-from lc_keras.algorithm.tasks import Tasks, as_tasks
+from lc_keras.algorithm.tasks import Tasks
 from lc_keras.arguments import non_negative, positive, switch, whole
-from lc_keras.fit.attachment import NOT_ALONE, Guard, Logs, TrainFunction, if_changed_later, is_made_by_keras
+from lc_keras.fit.attached import Attached
 from lc_keras.fit.checkpoints import Checkpoints
 from lc_keras.fit.mu import Mu, is_automatic
-from lc_keras.fit.optimizers import begin_anew, optimizers_of
-from lc_keras.fit.restarts import FirstEpoch, Restarts
-from lc_keras.fit.run import Options, Place, Run
+from lc_keras.fit.plan import Plan
+from lc_keras.fit.run import CompressionRun
 
 _SUGGESTED_EPOCHS = 20
 
 
-class LearningCompression(keras.callbacks.Callback):
+class LearningCompression(Attached):
     r"""Compresses a model to its budget while `fit` trains it.
 
     Solves $\min_w L(w)$ subject to a budget $C(w) \le \kappa$, or with a penalty
@@ -101,6 +95,7 @@ class LearningCompression(keras.callbacks.Callback):
     def __init__(
         self,
         tasks: Tasks,
+        *,
         mu: Mu = "auto",
         steps: int | None = None,
         epochs_per_step: float | None = None,
@@ -111,160 +106,68 @@ class LearningCompression(keras.callbacks.Callback):
         tolerance: float = 0.0,
         checkpoint_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        super().__init__()
-        self.tasks = as_tasks(tasks)
+        super().__init__(tasks)
         if steps is None and (given := schedules.sequence(mu)) is not None:
             steps = len(given) or None
-        self._options = Options(
-            mu=mu,
-            steps=None if steps is None else whole("steps", steps),
-            epochs_per_step=_positive_or_none("epochs_per_step", epochs_per_step),
-            first_step_epochs=_positive_or_none("first_step_epochs", first_step_epochs),
-            multipliers=switch("multipliers", multipliers),
-            limit_learning_rate=switch("limit_learning_rate", limit_learning_rate),
-            reset_optimizer=switch("reset_optimizer", reset_optimizer),
-            tolerance=non_negative("tolerance", tolerance),
-        )
+        self.mu = mu
+        self.steps = None if steps is None else whole("steps", steps)
+        self.epochs_per_step = _positive_or_none("epochs_per_step", epochs_per_step)
+        self.first_step_epochs = _positive_or_none("first_step_epochs", first_step_epochs)
+        self.multipliers = switch("multipliers", multipliers)
+        self.limit_learning_rate = switch("limit_learning_rate", limit_learning_rate)
+        self.reset_optimizer = switch("reset_optimizer", reset_optimizer)
+        self.tolerance = non_negative("tolerance", tolerance)
         self._checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir)
         if not is_automatic(mu):
-            schedules.values(mu, self._options.steps or 2)
-        self._place = Place()
-        self._run: Run | None = None  # there while `fit` runs
+            schedules.values(mu, self.steps or 2)
 
     @property
     def epochs(self) -> int:
-        if self._options.steps is None:
+        if self.steps is None:
             return _SUGGESTED_EPOCHS
-        return self._options.plan().epochs_needed
+        return Plan.of(self.steps, self.epochs_per_step, self.first_step_epochs).epochs_needed
 
     @property
     def gap(self) -> float:
-        return self._place.gap
+        return self._logs.get("gap", math.nan)
 
-    @property
-    def density(self) -> float:
-        return self._place.density
-
-    @property
-    def multipliers(self) -> bool:
-        return self._options.multipliers
-
-    def set_model(self, model: keras.Model) -> None:
-        super().set_model(model)
-        # Keras would begin every later `fit` where an earlier one was resumed.
-        self._initial_epoch = FirstEpoch(model)
-
-    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        Guard.dismiss_other(self.model, self.params)
-        self._place = Place()
-        run = Run(self.model, self.tasks, self._options, self.params)
-        self._initial_epoch.check()
-        self._restarts: Restarts | None = None
-        if self._checkpoints:
-            self._restarts = Restarts(self._checkpoints, run, self.model)
-            if saved := self._restarts.latest():
-                # As `keras.callbacks.BackupAndRestore` does.
-                self._initial_epoch.set(self.params["epochs"] if run.resume(saved) else saved.epoch)
-        self._run, self._place = run, run.place
-        self._guard()
+    def make_run(self) -> CompressionRun:
+        run = CompressionRun(
+            self.model,
+            self.tasks,
+            self.params,
+            mu=self.mu,
+            steps=self.steps,
+            epochs_per_step=self.epochs_per_step,
+            first_step_epochs=self.first_step_epochs,
+            multipliers=self.multipliers,
+            limit_learning_rate=self.limit_learning_rate,
+            reset_optimizer=self.reset_optimizer,
+            tolerance=self.tolerance,
+            checkpoints=self._checkpoints,
+        )
+        self._attachment.check_beginning()
+        if self._checkpoints and (saved := self._checkpoints.latest()):
+            # As `keras.callbacks.BackupAndRestore` does.
+            self._attachment.begin_at(self.params["epochs"] if run.resume(saved) else saved.epoch)
+        return run
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        with self._running() as run:
-            self._initial_epoch.check()
+        with self._running():
+            self._attachment.check_beginning()
             # Keras has read it; were it still there, an interruption would leave it to the next `fit`.
-            self._initial_epoch.clear()
-            run.begin_epoch(epoch)
-
-    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        with self._running() as run:
-            if is_made_by_keras(self.model.train_function):
-                # Another callback had it made anew, as after a change of what is trainable.
-                run.is_traced_anew = True
-                self._guard()
-            run.begin_batch(batch)
+            self._attachment.begin_at(None)
+        super().on_epoch_begin(epoch, logs)
 
     def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
-        if self._run is not None:
+        if self._attachment is not None and self._attachment.run is not None:
             with self._running() as run:
                 run.end_epoch()
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        with self._running() as run:
-            run.end_epoch()
-            if logs is not None:
-                run.check_loss(logs.get("loss", 0.0))
-                logs.update(run.logs)
-        if self._restarts:
-            self._restarts.save(epoch + 1)
-
-    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        if self._restarts:
-            self._restarts.delete()
-        run = self._alone()
-        if run.place.first_epoch is None:
-            self._detach()
-            raise ValueError(
-                "Expected at least one epoch to train and compress in. Received: `fit` without any, such as "
-                "one whose `initial_epoch` is not below `epochs`. The model is as it was."
-            )
-        if not run.place.finished:
-            run.warn_of_end("Training stopped")
-        replaced, variables = run.lagrangian.is_replaced(), run.lagrangian.variables
-        self._detach()
-        if replaced:
-            self._compress_again()
-        if_changed_later(self, variables, self._compress_again)
-
-    def _alone(self) -> Run:
-        if self._run is None:
-            raise ValueError(NOT_ALONE)
-        return self._run
-
-    @contextlib.contextmanager
-    def _running(self) -> Iterator[Run]:
-        """The context of what is done to the run, which leaves the model usable if that fails."""
-        run = self._alone()
-        try:
-            yield run
-        except BaseException as error:
-            self._abandon(error)
-            raise
-
-    def _guard(self) -> None:
-        self.model.train_function = Guard(self.model, self.params, self._execute, self._abandon, self._detach)
-
-    def _execute(self, train_function: TrainFunction, iterator: Iterator[object]) -> Logs:
-        return self._alone().execute(train_function, iterator)
-
-    def _abandon(self, error: BaseException) -> None:
-        if self._run is None:
-            return
-        finite = self._run.abandon(error)
-        self._detach()
-        if not finite:
-            begin_anew(optimizers_of(self.model))
-
-    def _detach(self) -> None:
-        if self._run is None:
-            return
-        if isinstance(self.model.train_function, Guard):
-            # The next `fit` traces anew, without the penalty.
-            self.model.train_function = None
-        if self._initial_epoch.is_set:
-            self._initial_epoch.clear()
-        self._run.release()
-        # Both hold copies of weights.
-        self._run = self._restarts = None
-
-    def _compress_again(self) -> None:
-        gap, self._place.density = compress_again(self.model, self.tasks, self._place.mu)
-        if gap:
-            warnings.warn(
-                "As training ended, other weights than those of the latest C step were put into the model. "
-                f"What they had beyond the budget, {gap:.0%} of their norm, was removed, and the others were "
-                "not trained since: expect accuracy to suffer.",
-                stacklevel=3,
-            )
+    def _finish(self, mu: float, changed: bool) -> None:
+        super()._finish(mu, changed)
+        if self._checkpoints and self.model.distribute_strategy.extended.should_checkpoint:
+            self._checkpoints.delete()
 
 
 def _positive_or_none(name: str, value: float | None) -> float | None:

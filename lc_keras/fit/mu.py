@@ -25,8 +25,8 @@ def is_automatic(mu: Mu) -> bool:
     return isinstance(mu, str) and mu == "auto"
 
 
-class Pace:
-    """How μ and the scales of a run go on.
+class Pull:
+    """Say how μ and the scales of a run go on.
 
     Args:
         mu: `"auto"` or a schedule.
@@ -54,15 +54,14 @@ class Pace:
         """What `mu` comes to in this run."""
         return "auto" if self._automatic else self._mus
 
-    @property
-    def state(self) -> tuple[float, float, float] | None:
-        """What to set in another run of the same plan so that it goes on from here."""
-        return self._automatic.state if self._automatic else None
+    def state(self) -> list[float] | None:
+        """Return what `load` needs in another run of the same plan, as JSON can hold it."""
+        return self._automatic.state() if self._automatic else None
 
-    @state.setter
-    def state(self, state: tuple[float, float, float] | None) -> None:
+    def load(self, state: list[float] | None) -> None:
+        """Go on from a `state`."""
         if self._automatic and state:
-            self._automatic.state = state
+            self._automatic.load(state)
 
     def look_ahead(self) -> None:
         """Notes how the schedules of learning rates go on."""
@@ -99,7 +98,7 @@ class Pace:
         gradients = relative_gradients(self._rate.updating[0], making)
         if gradients is None:
             return None
-        scales = self._lagrangian.scales.numpy()
+        scales = np.array([slot.scale.numpy() for slot in self._lagrangian.slots])
         scales[self._making_neurons] = self._automatic.scales(step, scales[self._making_neurons], gradients)
         return scales
 

@@ -28,9 +28,6 @@ class LearningRateLimit:
     Args:
         *optimizers: `keras.optimizers.Optimizer`s.
         variables: Sequence of `keras.Variable`, the compressed weights.
-
-    Attributes:
-        ahead: For each optimizer a list of pairs of a step and a rate, what `look_ahead` noted.
     """
 
     def __init__(
@@ -39,7 +36,15 @@ class LearningRateLimit:
         self._optimizers = [inner_optimizer(optimizer) for optimizer in optimizers]
         self._variables = list(variables)
         self._limit = tf.Variable(float("inf"), trainable=False, name="learning_rate_limit")
-        self.ahead: list[list[tuple[int, float]]] = [[] for _ in self._optimizers]
+        self._ahead: list[list[tuple[int, float]]] = [[] for _ in self._optimizers]
+
+    def state(self) -> list[list[tuple[int, float]]]:
+        """Return what `load` needs, as JSON can hold it: how the schedules go on."""
+        return self._ahead
+
+    def load(self, state: list[list[tuple[int, float]]]) -> None:
+        """Go on from a `state`."""
+        self._ahead = state
 
     @property
     def updating(self) -> list[keras.optimizers.Optimizer]:
@@ -102,7 +107,7 @@ class LearningRateLimit:
             if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
                 now = _batches_seen(optimizer)
                 steps = (now + int(batches * n / _LOOKS) for n in range(_LOOKS))
-                self.ahead[i] = [(step, float(schedule(tf.constant(step, tf.int64)))) for step in steps]
+                self._ahead[i] = [(step, float(schedule(tf.constant(step, tf.int64)))) for step in steps]
 
     def highest(self) -> float:
         """The highest learning rate from now on, without the limit, as far as it is known."""
@@ -116,7 +121,7 @@ class LearningRateLimit:
     def _highest(self, optimizer: keras.optimizers.Optimizer) -> float:
         now = float(tf.convert_to_tensor(self._rate_of(optimizer)()))
         done = _batches_seen(optimizer)
-        ahead = next(a for o, a in zip(self._optimizers, self.ahead, strict=True) if o is optimizer)
+        ahead = next(a for o, a in zip(self._optimizers, self._ahead, strict=True) if o is optimizer)
         return max([now, *(rate for step, rate in ahead if step >= done)])
 
     def _updates(self, optimizer: keras.optimizers.Optimizer) -> bool:

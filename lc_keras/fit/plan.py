@@ -61,6 +61,18 @@ class Plan:
         steps = steps or 1 + max(0, math.ceil((epochs - first_length) / length - 1e-9))
         return cls(steps, length, first_length, epochs, batches)
 
+    def learn(self, batches: int) -> None:
+        """Note how many batches an epoch has, now that one has ended."""
+        self.batches = batches
+
+    def state(self) -> dict[str, int | None]:
+        """Return what `load` needs of a plan that was made alike, as JSON can hold it."""
+        return {"batches": self.batches}
+
+    def load(self, state: dict[str, int | None]) -> None:
+        """Go on from a `state`."""
+        self.batches = state["batches"]
+
     @property
     def epochs_needed(self) -> int:
         """How many whole epochs all L steps take."""

@@ -1,124 +1,106 @@
 """The Learning-Compression algorithm in the epochs of one `fit`."""
 
 import contextlib
-import dataclasses
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from lc_keras.algorithm.lagrangian import CStep, Lagrangian
-from lc_keras.algorithm.shadows import Snapshot
+from lc_keras.algorithm.lagrangian import CStep
+from lc_keras.algorithm.steps import Steps
 from lc_keras.algorithm.tasks import Task, bind_tasks
 from lc_keras.fit.attachment import Logs, TrainFunction
 from lc_keras.fit.averages import Averages
-from lc_keras.fit.checkpoints import Checkpoint, Facts
-from lc_keras.fit.mu import Mu, Pace
-from lc_keras.fit.optimizers import LearningRateLimit, optimizers_of
+from lc_keras.fit.checkpoints import Checkpoint, Checkpoints, Facts
+from lc_keras.fit.mu import Mu, Pull
+from lc_keras.fit.optimizers import LearningRateLimit, begin_anew, optimizers_of
 from lc_keras.fit.plan import Plan
-from lc_keras.fit.run_state import RunState, check_same
+from lc_keras.fit.progress import Progress, Saved, check_same
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to run: the arguments of `LearningCompression` that go by the same names."""
-
-    mu: Mu
-    steps: int | None
-    epochs_per_step: float | None
-    first_step_epochs: float | None
-    multipliers: bool
-    limit_learning_rate: bool
-    reset_optimizer: bool
-    tolerance: float
-
-    def plan(self, epochs: float = math.inf, batches: int | None = None, execution: int = 1) -> Plan:
-        return Plan.of(self.steps, self.epochs_per_step, self.first_step_epochs, epochs, batches, execution)
-
-
-@dataclass
-class Place:
-    """Where a run is, and what its latest C step found.
-
-    Attributes:
-        first_epoch: Int, the epoch in which the first L step began, or `None` before it.
-        step: Int, how many L steps have ended.
-        mu: Float, μ of the running L step.
-        gap: Float.
-        density: Float.
-        finished: Bool, whether the last C step has run.
-    """
-
-    first_epoch: int | None = None
-    step: int = 0
-    mu: float = math.nan
-    gap: float = math.nan
-    density: float = math.nan
-    finished: bool = False
-
-
-class Run:
-    """The L steps and C steps of one `fit`, and which weights the model holds.
+class CompressionRun:
+    """Run the L steps and C steps of one `fit`, and choose which weights the model holds.
 
     The model holds w while it trains, and θ from the end of an epoch to the next batch. Where
-    a method raises, `abandon` leaves the model usable.
+    a method raises, `abandon` leaves the model usable. The arguments after `params` are those of
+    `LearningCompression` that go by the same names.
 
     Args:
         model: `keras.Model`, in `fit`.
         tasks: Sequence of `Task`.
-        options: `Options`.
         params: The `params` that Keras gave the callbacks of this `fit`.
 
     Attributes:
-        lagrangian: `Lagrangian` of the compressed weights.
-        place: `Place`.
-        logs: Dict of floats, what the epoch's logs say of the run.
-        is_traced_anew: Bool, whether the train function is one whose pull is still to be checked.
+        variables: List of `keras.Variable`, the compressed weights.
     """
 
     def __init__(
-        self, model: keras.Model, tasks: Sequence[Task], options: Options, params: dict[str, int]
+        self,
+        model: keras.Model,
+        tasks: Sequence[Task],
+        params: dict[str, int],
+        *,
+        mu: Mu,
+        steps: int | None,
+        epochs_per_step: float | None,
+        first_step_epochs: float | None,
+        multipliers: bool,
+        limit_learning_rate: bool,
+        reset_optimizer: bool,
+        tolerance: float,
+        checkpoints: Checkpoints | None,
     ) -> None:
         self._model = model
-        self._options = options
         self._params = params
+        self._given_mu = mu
+        self._plan_given = steps, epochs_per_step, first_step_epochs
+        self._limits_rate = limit_learning_rate
+        self._resets = reset_optimizer
+        self._tolerance = tolerance
+        self._checkpoints = checkpoints
+        self._constant = {
+            "multipliers": multipliers,
+            "limit_learning_rate": limit_learning_rate,
+            "reset_optimizer": reset_optimizer,
+            "tolerance": tolerance,
+        }
         shared = bind_tasks(tasks, model)
         with model.distribute_strategy.scope():
-            self.lagrangian = Lagrangian(shared, options.multipliers)
-            self._rate = LearningRateLimit(*optimizers_of(model), variables=self.lagrangian.variables)
-            if options.reset_optimizer:
+            self._steps = Steps(model, shared, multipliers)
+            self._lagrangian = self._steps.lagrangian
+            self.variables = self._lagrangian.variables
+            self._rate = LearningRateLimit(*optimizers_of(model), variables=self.variables)
+            if reset_optimizer:
                 self._rate.check_reset()
-        self._averages = Averages(model.optimizer, self.lagrangian)
-        self._others = Snapshot(model, self.lagrangian.variables)
-        self.place = Place()
-        self.is_traced_anew = True
+        self._averages = Averages(model.optimizer, self._lagrangian)
+        self._saved = Saved(model, self._lagrangian, self._averages)
+        self._progress = Progress()
+        # Both are made as the first epoch begins, before which it is not known.
+        self._plan: Plan = None  # type: ignore[assignment]
+        self._pull: Pull = None  # type: ignore[assignment]
+        self._is_checked = False  # whether the train function was seen to pull
+        self._epoch = self._batch = 0
+        self._metrics: Logs = {}
 
-    def state(self) -> RunState:
-        """The variables that a restart needs."""
-        return RunState(self._model, self.lagrangian, self._averages)
+    @property
+    def logs(self) -> dict[str, float]:
+        """What the epoch's logs say of the run."""
+        return self._progress.logs
 
-    def facts(self) -> Facts:
-        """What a checkpoint of the `state` says for `resume`."""
-        place = {
-            **dataclasses.asdict(self.place),
-            "batches": self._plan.batches,
-            "stopped": bool(self._model.stop_training),
-            "ahead": self._rate.ahead,
-            "automatic": self._pace.state,
-            "shown": self.lagrangian.shown.tolist(),
-        }
-        return {"run": self.state().description(), "settings": self._settings(), "place": place}
+    @property
+    def mu(self) -> float:
+        """μ of the running L step."""
+        return self._progress.mu
 
-    def resume(self, saved: Checkpoint) -> bool:
-        """Goes back to the last epoch that was completed.
+    def resume(self, checkpoint: Checkpoint) -> bool:
+        """Go back to the last epoch that was completed.
 
         Args:
-            saved: `Checkpoint` of the `facts` and the `state` of another run.
+            checkpoint: `Checkpoint` that another run saved.
 
         Returns:
             Bool, whether training was over.
@@ -126,49 +108,48 @@ class Run:
         Raises:
             ValueError: If it is of another model or another run. No value is changed then.
         """
-        place = saved.facts["place"]
-        self._lay_out(place["first_epoch"])
-        check_same(self._settings(), saved.facts["settings"], saved)
-        self.state().restore(saved, saved.facts["run"])
-        self._others.save()
-        self.place = Place(**{field.name: place[field.name] for field in dataclasses.fields(Place)})
-        self._plan.batches = place["batches"]
-        self._rate.ahead, self._pace.state = place["ahead"], place["automatic"]
-        self.lagrangian.shown = np.array(place["shown"])
-        self._start()
-        return self.place.finished or place["stopped"]
+        state = checkpoint.facts["state"]
+        self._lay_out(state["progress"]["first_epoch"])
+        check_same(self._settings(), checkpoint.facts["settings"], checkpoint)
+        self._saved.restore(checkpoint, checkpoint.facts["run"])
+        for name, part in self._parts().items():
+            part.load(state[name])
+        self._steps.go_on()
+        self._limit_rate()
+        return self._progress.finished or self._progress.stopped
 
     def begin_epoch(self, epoch: int) -> None:
-        if self.place.first_epoch is None:
+        if self._progress.first_epoch is None:
             self._begin(epoch)
-        self._epoch = epoch - (self.place.first_epoch or 0)
+        self._epoch = epoch - (self._progress.first_epoch or 0)
         self._batch = 0
 
-    def begin_batch(self, batch: int) -> None:
+    def begin_batch(self, batch: int, anew: bool) -> None:
         self._batch = batch
-        if self.lagrangian.compressed:
+        if anew:
+            self._is_checked = False
+        if self._lagrangian.compressed:
             # Now that SwapEMAWeights, if it is there, has put the weights back.
             self._show_training()
         if self._plan.batches:
             self._advance(batch)
 
     def execute(self, train_function: TrainFunction, iterator: Iterator[object]) -> Logs:
-        """Runs an execution of the L step, and what is due if it is the last of the epoch."""
-        if self.place.finished:
+        """Run an execution of the L step, and what is due if it is the last of the epoch."""
+        if self._progress.finished:
             # Keras runs a batch more after it was told to stop.
             self.end_epoch()
         else:
             try:
-                limited = self._options.limit_learning_rate
-                limit = self._rate.applied() if limited else contextlib.nullcontext()
-                with self.lagrangian.pulling(), limit:
+                limit = self._rate.applied() if self._limits_rate else contextlib.nullcontext()
+                with self._lagrangian.pulling(), limit:
                     self._metrics = train_function(iterator)
                 # Not where a batch begins: where the length is unknown, Keras begins one that has no data.
-                self.logs.update(mu=self.place.mu, l_step=self._running + 1)
+                self.logs.update(mu=self.mu, l_step=self._running + 1)
             except (StopIteration, tf.errors.OutOfRangeError):
-                self.end_epoch(out_of_data=True)
+                self._end_epoch(out_of_data=True)
                 raise
-            if self.is_traced_anew and not self._model.run_eagerly:
+            if not self._model.run_eagerly:
                 self._check_pull()
             if self._batch + self._model.steps_per_execution >= (self._plan.batches or math.inf):
                 self.end_epoch()
@@ -179,159 +160,190 @@ class Run:
             warnings.warn(f"In the logs, the model's metrics {names} are hidden by LC's.", stacklevel=2)
         return {**self._metrics, **self.logs}
 
-    def end_epoch(self, out_of_data: bool = False) -> None:
-        """Leaves the compressed weights in the model until the next epoch begins."""
-        if self.lagrangian.compressed:
-            return
-        ended = self._batch + self._model.steps_per_execution
-        if self._plan.batches is None:
-            # Where data ran out, a batch began that found none.
-            self._plan.batches = ended = self._batch if out_of_data else ended
-        if not self._plan.batches:
-            raise ValueError("Expected data to train on. Received: an epoch without batches.")
-        self._advance(min(ended, self._plan.batches))
-        self._show_compressed()
+    def end_epoch(self) -> None:
+        """Leave the compressed weights in the model until the next epoch begins."""
+        self._end_epoch(out_of_data=False)
 
-    def check_loss(self, loss: float) -> None:
+    def complete_epoch(self, epoch: int, loss: float) -> None:
+        """Check the loss of an epoch, and write a checkpoint.
+
+        Args:
+            epoch: Int.
+            loss: Float.
+
+        Raises:
+            ValueError: If the loss is NaN.
+        """
         if np.isnan(loss).any():
-            self._diverge("the loss is NaN")
+            self._steps.diverge("the loss is NaN", self._name_of_l_step)
+        if self._checkpoints:
+            self._save(self._checkpoints, epoch + 1)
 
-    def abandon(self, error: BaseException) -> bool:
-        """Compresses the model as it is, or goes back to where it was finite.
+    def end(self) -> bool:
+        """Check that there was an epoch, and warn of an early end.
+
+        Returns:
+            Bool, whether somebody has put other weights in the place of θ.
+
+        Raises:
+            ValueError: If `fit` had no epoch.
+        """
+        if self._progress.first_epoch is None:
+            raise ValueError(
+                "Expected at least one epoch to train and compress in. Received: `fit` without any, such as "
+                "one whose `initial_epoch` is not below `epochs`. The model is as it was."
+            )
+        if not self._progress.finished:
+            self._warn_of_end("Training stopped")
+        return self._lagrangian.is_replaced()
+
+    def abandon(self, error: BaseException) -> None:
+        """Compress the model as it is, or go back to where it was finite.
 
         Args:
             error: The exception that ended the run.
-
-        Returns:
-            Bool, whether the model was finite.
         """
-        if self.place.first_epoch is None:
-            return True
-        finite = not self._others.not_finite()
-        if finite and not self.lagrangian.compressed:
-            finite = bool(self.lagrangian.c_step(self.place.mu, self.place.mu).finite.numpy().all())
-        if not finite:
-            self._others.restore()
+        if self._progress.first_epoch is None:
+            return
+        finite = self._steps.settle(self.mu)
         self._show_compressed()
-        self.warn_of_end(f"Training was interrupted ({type(error).__name__})")
-        return finite
+        self._warn_of_end(f"Training was interrupted ({type(error).__name__})")
+        if not finite:
+            begin_anew(optimizers_of(self._model))
 
     def release(self) -> None:
-        """Ends the pull, wherever it was traced, and the limit of the learning rate."""
-        self.lagrangian.release()
+        """End the pull, wherever it was traced, and the limit of the learning rate."""
+        self._lagrangian.release()
         self._rate.set(math.inf)
-
-    def warn_of_end(self, what: str) -> None:
-        warnings.warn(
-            f"{what} in L step {self._running + 1} of {self._plan.steps}. The model holds the compressed "
-            f"weights; the relative gap to the trained ones was {self.place.gap:.3g}, expect accuracy to "
-            "suffer if it is above a few percent.",
-            stacklevel=4,
-        )
 
     @property
     def _running(self) -> int:
         """The index of the running L step, or of the last one if all are done."""
-        return min(self.place.step, self._plan.steps - 1)
+        return min(self._progress.step, self._plan.steps - 1)
+
+    @property
+    def _name_of_l_step(self) -> str:
+        return f"L step {self._running + 1} of {self._plan.steps}"
+
+    def _parts(self) -> dict[str, Any]:
+        """Return what has a state besides the variables."""
+        return {
+            "progress": self._progress,
+            "plan": self._plan,
+            "pull": self._pull,
+            "rate": self._rate,
+            "lagrangian": self._lagrangian,
+        }
 
     def _settings(self) -> Facts:
-        """What a run and its restart have in common."""
-        same = ("multipliers", "limit_learning_rate", "reset_optimizer", "tolerance")
+        """Return what a run and its restart have in common."""
         return {
             "epochs": self._params["epochs"],
             "batches in an epoch": self._params.get("steps"),
             "steps_per_execution": self._model.steps_per_execution,
             "L steps": self._plan.steps,
-            "mu": self._pace.given,
+            "mu": self._pull.given,
             "epochs_per_step": self._plan.length,
             "first_step_epochs": self._plan.first_length,
-            **{name: getattr(self._options, name) for name in same},
+            **self._constant,
         }
+
+    def _save(self, checkpoints: Checkpoints, epoch: int) -> None:
+        self._progress.stopped = bool(self._model.stop_training)
+        state = {name: part.state() for name, part in self._parts().items()}
+        facts = {"run": self._saved.description(), "settings": self._settings(), "state": state}
+        tensors = self._saved.tensors()
+        # Of several workers all read their variables, and one writes.
+        if self._model.distribute_strategy.extended.should_checkpoint:
+            checkpoints.save(epoch, facts, tensors)
 
     def _lay_out(self, first_epoch: int) -> None:
         epochs, batches = self._params["epochs"] - first_epoch, self._params.get("steps")
-        self._plan = self._options.plan(epochs, batches, self._model.steps_per_execution)
-        self._pace = Pace(self._options.mu, self._plan, self.lagrangian, self._rate)
+        self._plan = Plan.of(*self._plan_given, epochs, batches, self._model.steps_per_execution)
+        self._pull = Pull(self._given_mu, self._plan, self._lagrangian, self._rate)
 
     def _begin(self, epoch: int) -> None:
         self._lay_out(epoch)
-        place, plan, execution = self.place, self._plan, self._model.steps_per_execution
-        for caveat in plan.caveats(self._options.steps is not None, execution):
+        progress, plan, execution = self._progress, self._plan, self._model.steps_per_execution
+        for caveat in plan.caveats(self._plan_given[0] is not None, execution):
             warnings.warn(caveat, stacklevel=4)
-        self._pace.look_ahead()
-        self._check_others()
-        place.step = plan.step_at(0, 0, 0, execution) if plan.batches else 0
-        place.mu = self._pace.mu(place.step, place.gap)
-        self._note(self.lagrangian.direct_compression(place.mu))
-        place.first_epoch = epoch
-        self._start()
-
-    def _start(self) -> None:
+        self._pull.look_ahead()
+        progress.step = plan.step_at(0, 0, 0, execution) if plan.batches else 0
+        progress.mu = self._pull.mu(progress.step, math.nan)
+        self._note(self._steps.begin(progress.mu))
+        self.logs["l_steps"] = plan.steps
+        progress.first_epoch = epoch
         self._limit_rate()
-        self.logs = {"gap": self.place.gap, "density": self.place.density, "l_steps": self._plan.steps}
+
+    def _end_epoch(self, out_of_data: bool) -> None:
+        if self._lagrangian.compressed:
+            return
+        ended = self._batch + self._model.steps_per_execution
+        if self._plan.batches is None:
+            # Where data ran out, a batch began that found none.
+            ended = self._batch if out_of_data else ended
+            self._plan.learn(ended)
+        if not self._plan.batches:
+            raise ValueError("Expected data to train on. Received: an epoch without batches.")
+        self._advance(min(ended, self._plan.batches))
+        self._show_compressed()
 
     def _advance(self, batch: int) -> None:
-        """Runs the C step that is due before a batch, if one is."""
-        step = self._plan.step_at(self.place.step, self._epoch, batch, self._model.steps_per_execution)
-        if step > self.place.step and not self.place.finished:
+        """Run the C step that is due before a batch, if one is."""
+        step = self._plan.step_at(self._progress.step, self._epoch, batch, self._model.steps_per_execution)
+        if step > self._progress.step and not self._progress.finished:
             self._c_step(step)
 
     def _c_step(self, next_step: int) -> None:
-        if self.is_traced_anew:
-            self._check_pull()
-        self._check_others()
-        place, last = self.place, next_step == self._plan.steps
-        next_mu = place.mu if last else self._pace.mu(next_step, place.gap)
-        scales, portions = self._pace.scales(next_step), self._pace.portions(place.step, place.mu)
-        self._note(self.lagrangian.c_step(place.mu, next_mu, scales, portions))
-        self._others.save()
-        place.step, place.mu = next_step, next_mu
-        self.logs.update(gap=place.gap, density=place.density)
-        place.finished = last or place.gap < self._options.tolerance
-        if place.finished:
+        self._check_pull()
+        progress, last = self._progress, next_step == self._plan.steps
+        next_mu = progress.mu if last else self._pull.mu(next_step, self.logs["gap"])
+        scales, portions = self._pull.scales(next_step), self._pull.portions(progress.step, progress.mu)
+        self._note(self._steps.c_step(progress.mu, next_mu, scales, portions, self._name_of_l_step))
+        progress.step, progress.mu = next_step, next_mu
+        progress.finished = last or self.logs["gap"] < self._tolerance
+        if progress.finished:
             self._model.stop_training = True
         else:
             self._limit_rate()
-            if self._options.reset_optimizer:
+            if self._resets:
                 self._rate.reset_optimizers()
 
     def _check_pull(self) -> None:
-        self.lagrangian.check_pulls()
-        self.is_traced_anew = False
-
-    def _check_others(self) -> None:
-        if bad := self._others.not_finite():
-            self._diverge(f"NaN or infinite values in {', '.join(v.path for v in bad)}")
+        if not self._is_checked:
+            self._lagrangian.check_pulls()
+            self._is_checked = True
 
     def _note(self, found: CStep) -> None:
-        if bad := self.lagrangian.not_finite(found):
-            self._diverge(f"NaN or infinite values in {', '.join(bad)}")
-        self.place.gap, self.place.density = float(found.gap), float(found.density)
+        self.logs.update(gap=float(found.gap), density=float(found.density))
 
-    def _diverge(self, why: str) -> NoReturn:
-        if self.place.first_epoch is None:
-            raise ValueError(f"Expected a model with finite weights. Received: {why}.")
-        raise ValueError(
-            f"L step {self._running + 1} of {self._plan.steps} diverged: {why}. The model holds the "
-            "compressed weights of the last C step. Try a lower learning rate, or gradient clipping."
+    def _warn_of_end(self, what: str) -> None:
+        warnings.warn(
+            f"{what} in {self._name_of_l_step}. The model holds the compressed weights; the relative gap to "
+            f"the trained ones was {self.logs['gap']:.3g}, expect accuracy to suffer if it is above a few "
+            "percent.",
+            stacklevel=4,
         )
 
     def _limit_rate(self) -> None:
-        if self._options.limit_learning_rate:
-            self._rate.set(1 / max(float(mu.numpy()) for mu in self.lagrangian.mus))
+        if self._limits_rate:
+            self._rate.set(1 / max(float(slot.mu.numpy()) for slot in self._lagrangian.slots))
 
     def _show_training(self) -> None:
-        if self.lagrangian.is_replaced(swapped=bool(self._averages.trained)):
+        if self._lagrangian.is_replaced(swapped=bool(self._averages.trained)):
             warnings.warn(
                 "Between epochs other weights were put in the place of the compressed ones. Training goes on "
                 "from these, with multipliers that begin anew.",
                 stacklevel=4,
             )
-            self._note(self.lagrangian.begin_anew(self.place.mu))
-        self.lagrangian.show_training()
+            found = self._lagrangian.begin_anew(self.mu)
+            if bad := self._lagrangian.not_finite(found):
+                self._steps.diverge(f"NaN or infinite values in {', '.join(bad)}", self._name_of_l_step)
+            self._note(found)
+        self._lagrangian.show_training()
         self._averages.show_training()
 
     def _show_compressed(self) -> None:
-        if not self.lagrangian.compressed:
-            self.lagrangian.show_compressed()
-            self._averages.show_compressed(self.place.mu)
+        if not self._lagrangian.compressed:
+            self._lagrangian.show_compressed()
+            self._averages.show_compressed(self.mu)

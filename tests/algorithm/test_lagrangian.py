@@ -151,7 +151,7 @@ def test_c_steps_against_numpy(case, multipliers, scaled):
         scales = next_scales
 
         for i in used:
-            np.testing.assert_allclose(lagrangian.mus[slot[i]].numpy(), now * scales[i], rtol=1e-6)
+            np.testing.assert_allclose(lagrangian.slots[slot[i]].mu.numpy(), now * scales[i], rtol=1e-6)
         assert result.finite.numpy().all() and len(result.finite) == len(used)
         for i in used:
             near = dict(rtol=1e-5, atol=1e-5 + 1e-6 * np.abs(lambdas[i]).max())

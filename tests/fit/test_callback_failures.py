@@ -531,14 +531,14 @@ def test_an_interrupted_model_is_compressed_again():
     is_clean(model)
 
 
-def test_the_next_fit_frees_what_an_interrupted_one_left():
+def test_the_next_fit_frees_what_an_interrupted_one_left(lagrangians):
     def interrupt(batch, logs):
         raise KeyboardInterrupt
 
     model, compress = net(), lc()
     with pytest.raises(KeyboardInterrupt):
         fit(model, [compress, spy(on_train_batch_end=interrupt)])
-    thetas = [weakref.ref(theta) for theta in compress._run.lagrangian.thetas]
+    thetas = [weakref.ref(theta) for theta in lagrangians[-1].thetas]
     fit(model, [lc()], epochs=1)
     gc.collect()
     assert len(thetas) == 2 and all(theta() is None for theta in thetas)

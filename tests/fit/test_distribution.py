@@ -119,13 +119,13 @@ def test_replicas_end_where_one_device_does(replicas, options, compress):
     assert any(not np.all(w) for w in one.get_weights() if w.ndim == 2)
 
 
-def test_theta_and_multipliers_are_mirrored(replicas):
+def test_theta_and_multipliers_are_mirrored(replicas, lagrangians):
     model = replicated(replicas)
     compress, seen = LearningCompression(L0Constraint(0.2)), []
 
     def look(batch, logs):
-        lagrangian = compress._run.lagrangian
-        for held in [*lagrangian.thetas, *lagrangian.targets, *lagrangian.mus]:
+        lagrangian = lagrangians[-1]
+        for held in [*lagrangian.thetas, *lagrangian.targets, *[s.mu for s in lagrangian.slots]]:
             copies = model.distribute_strategy.experimental_local_results(held)
             assert [name(copy.device) for copy in copies] == replicas
             values = [copy.numpy() for copy in copies]
@@ -233,8 +233,8 @@ def test_replicas_are_given_the_result_and_asked_for_nothing(replicas):
     assert {"ReadVariableOp", "AssignVariableOp", "L2Loss", "DenseBincount"} <= operations(placed[first])
     for other in others:
         assert operations(placed[other]) <= PLUMBING | {"AssignVariableOp"}
-        # v, θ, the target and μ of each of two kernels, and the scales of μ
-        assert sum(node.op == "AssignVariableOp" for node in placed[other]) == 9
+        # v, θ, the target, μ and the scale of each of two kernels
+        assert sum(node.op == "AssignVariableOp" for node in placed[other]) == 10
         assert not {node.op for node in sources(placed[other])} - {"AssignVariableOp", "Const", "NoOp"}
     assert operations(placed["CPU:0"]) <= PLUMBING
 

@@ -95,14 +95,18 @@ def test_fewer_epochs_than_the_schedule():
     assert nonzeros(model) == KEPT
 
 
+def scales(lagrangian):
+    return [slot.scale.numpy() for slot in lagrangian.slots]
+
+
 @pytest.mark.parametrize("groups, scaled", [(Neurons(), True), (Weights(), False)], ids=str)
-def test_distances_of_neurons_have_scales(groups, scaled):
+def test_distances_of_neurons_have_scales(groups, scaled, lagrangians):
     """By the gradients in the first quarter of the run: 2 of 8 L steps of 2 batches."""
     seen, compress = [], LearningCompression(L0Constraint(0.5, groups))
-    look = spy(on_train_batch_end=lambda batch, logs: seen.append(compress._run.lagrangian.scales.numpy()))
+    look = spy(on_train_batch_end=lambda batch, logs: seen.append(scales(lagrangians[-1])))
     fit(net(keras.optimizers.Adam(0.02)), [compress, look])
     assert (np.array(seen[:2]) == 1).all() and len(seen) == 16
-    changes = [(one != two).any() for one, two in itertools.pairwise(seen)]
+    changes = [one != two for one, two in itertools.pairwise(seen)]
     assert changes == [scaled and batch in (2, 4) for batch in range(1, 16)]
 
 
@@ -130,7 +134,7 @@ def test_multipliers_of_neurons_take_what_the_l_step_had_time_for(groups, monkey
         before, kernel = self.multipliers[0].numpy(), self.variables[0].numpy()
         found = c_step(self, mu, *args)
         pulled = mu * scale[0] * (self.thetas[0].numpy() - kernel)
-        scale[0] = self.scales.numpy()[0]
+        scale[0] = self.slots[0].scale.numpy()
         here = np.abs(pulled) > 1e-3 * np.abs(pulled).max()
         taken.append(np.median((self.multipliers[0].numpy() - before)[here] / pulled[here]))
         mus.append(mu)
@@ -242,12 +246,11 @@ def test_a_callback_serves_again():
     same(other, fresh)
 
 
-def test_what_train_functions_read_is_freed():
+def test_what_train_functions_read_is_freed(lagrangians):
     # TensorFlow keeps their graphs, and what these read with them.
-    compress, seen = lc(), []
-    fit(net(), [compress, spy(on_epoch_end=lambda epoch, logs: seen.append(compress._run.lagrangian))])
-    assert compress._run is None
-    assert [target.numpy().size for target in seen[0].targets] == [1, 1]
+    seen = []
+    fit(net(), [lc(), spy(on_epoch_end=lambda epoch, logs: seen.append(lagrangians[0].targets))])
+    assert [target.numpy().size for target in seen[0]] == [1, 1]
 
 
 def test_the_gap_of_an_earlier_fit_does_not_count():
@@ -274,12 +277,10 @@ def test_epochs_of_unknown_length_end_and_log_as_those_of_known_length():
     assert steps == 8 * [1] + [step for step in range(5, 17) for _ in range(2)]
 
 
-def test_the_strongest_pull_limits_the_learning_rate():
+def test_the_strongest_pull_limits_the_learning_rate(lagrangians):
     mus, compress = [], LearningCompression(L0Constraint(0.5, Neurons()))
     look = spy(
-        on_train_batch_begin=lambda batch, logs: mus.append(
-            [mu.numpy() for mu in compress._run.lagrangian.mus]
-        )
+        on_train_batch_begin=lambda batch, logs: mus.append([s.mu.numpy() for s in lagrangians[0].slots])
     )
     model = net(keras.optimizers.SGD(0.1, momentum=0.5), kind=RateSeen)
     fit(model, [compress, look])

@@ -10,13 +10,13 @@ from lc_keras import Geometric, L0Constraint, Neurons, Task
 from lc_keras.algorithm.lagrangian import Lagrangian
 from lc_keras.algorithm.tasks import bind_tasks
 from lc_keras.fit import mu as pace
-from lc_keras.fit.mu import Pace
+from lc_keras.fit.mu import Pull
 
 RATE, BATCHES = 0.2, 50
 
 
 def made(mu="auto", neurons=True, batches=BATCHES, guessed=False):
-    """A `Pace` of three variables, of which a kernel and its bias make neurons."""
+    """A `Pull` of three variables, of which a kernel and its bias make neurons."""
     widths = {"first": 5, "second": 4, "third": 3}
     layers = [keras.layers.Dense(width, name=name) for name, width in widths.items()]
     model = keras.Sequential([keras.Input((6,)), *layers])
@@ -25,7 +25,7 @@ def made(mu="auto", neurons=True, batches=BATCHES, guessed=False):
     plan = SimpleNamespace(steps=11, epochs=4, batches=batches, length=0.25, first_length=1.5)
     seen = []
     rate = SimpleNamespace(effective=lambda: RATE, guessed=guessed, updating=["it"], look_ahead=seen.append)
-    return Pace(mu, plan, Lagrangian(bind_tasks(tasks, model)), rate), seen
+    return Pull(mu, plan, Lagrangian(bind_tasks(tasks, model)), rate), seen
 
 
 def test_a_gap_of_neurons_counts_ten_times():
@@ -46,7 +46,7 @@ def test_a_run_is_as_long_as_its_batches(batches, counted):
 def test_a_schedule_is_followed():
     run, _ = made(Geometric(1.0, 1024.0))
     assert [run.mu(step, 0.9) for step in (0, 5, 10)] == pytest.approx([1, 32, 1024])
-    assert run.given == pytest.approx([2.0**i for i in range(11)]) and run.state is None
+    assert run.given == pytest.approx([2.0**i for i in range(11)]) and run.state() is None
     assert run.scales(1) is None and run.portions(1, 1.0) is None
 
 
@@ -83,6 +83,6 @@ def test_another_run_goes_on_from_its_state():
     for step in range(8):
         one.mu(step, 0.05)
     fresh = made()[0]
-    two.state = one.state
+    two.load(one.state())
     expected = one.mu(8, 0.05)
     assert two.mu(8, 0.05) == expected != fresh.mu(8, 0.05)

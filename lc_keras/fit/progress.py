@@ -1,7 +1,9 @@
-"""What a run of LC consists of: the variables that a restart needs, and what they belong to."""
+"""What a restart saves of a run, and what it checks before it goes on from it."""
 
+import math
 import re
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 
 import keras
 import tensorflow as tf
@@ -14,8 +16,39 @@ from lc_keras.fit.optimizers import inner_optimizer, wrapped_optimizers_of
 _SHOWN = 5
 
 
-class RunState:
-    """The variables of a model, its optimizers and its Lagrangian, to be saved together.
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        first_epoch: Int, the epoch in which the first L step began, or `None` before it.
+        step: Int, how many L steps have ended.
+        mu: Float, μ of the running L step.
+        finished: Bool, whether the last C step has run.
+        stopped: Bool, whether training was told to stop.
+        logs: Dict of floats: `gap`, ‖w − θ‖ / ‖w‖ at the latest C step; `density`, the fraction of the
+            weights that θ keeps; and what else the logs say of the run.
+    """
+
+    first_epoch: int | None = None
+    step: int = 0
+    mu: float = math.nan
+    finished: bool = False
+    stopped: bool = False
+    logs: dict[str, float] = field(default_factory=dict)
+
+    def state(self) -> Facts:
+        """Return what `load` needs, as JSON can hold it."""
+        return asdict(self)
+
+    def load(self, state: Facts) -> None:
+        """Go on from a `state`."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+class Saved:
+    """Read and write all variables that a restart needs: of a model, its optimizers and its Lagrangian.
 
     Args:
         model: Built `keras.Model`.
@@ -30,18 +63,18 @@ class RunState:
         self._optimizers = wrapped_optimizers_of(model)
 
     def tensors(self) -> dict[str, tf.Tensor]:
-        """The values of all variables by name, while the model shows its compressed weights."""
+        """Return the values of all variables by name, while the model shows its compressed weights."""
         swapped: dict[int, keras.Variable] = {}
         for weight, average in self._averages.swapped():
             swapped |= {id(weight): average, id(average): weight}
         return {name: tf.convert_to_tensor(swapped.get(id(v), v)) for name, v in self._variables()}
 
     def description(self) -> Facts:
-        """What the variables belong to, as JSON can hold it."""
+        """Return what the variables belong to, as JSON can hold it."""
         return {**self._model_and_tasks(), "optimizers": self._described_optimizers()}
 
     def restore(self, checkpoint: Checkpoint, description: Facts) -> None:
-        """Gives all variables the values that they had.
+        """Give all variables the values that they had.
 
         Args:
             checkpoint: `Checkpoint` of `tensors`.
@@ -62,18 +95,13 @@ class RunState:
         self._averages.prepare()
         for name, variable in self._variables():
             variable.assign(checkpoint.read(name))
-        self._lagrangian.compressed = True
 
     def _variables(self) -> Iterator[tuple[str, keras.Variable | tf.Variable]]:
-        lagrangian = self._lagrangian
         groups = {
             "model": self._model.variables,
             **{f"optimizer_{i}": _variables_of(o) for i, o in enumerate(self._optimizers)},
-            "target": lagrangian.targets,
-            "theta": lagrangian.thetas if lagrangian.thetas is not lagrangian.targets else [],
+            **self._lagrangian.saved(),
             "average": self._averages.trained,
-            "mu": lagrangian.mus,
-            "scales": [lagrangian.scales],
         }
         for group, variables in groups.items():
             for i, variable in enumerate(variables):
@@ -103,7 +131,7 @@ class RunState:
 
 
 def check_same(expected: Facts, received: Facts, checkpoint: Checkpoint) -> None:
-    """Checks that a checkpoint is of the run that wants to go on from it.
+    """Check that a checkpoint is of the run that wants to go on from it.
 
     Args:
         expected: Dict of what this run is.
@@ -137,7 +165,7 @@ def _differences(expected: object, received: object, path: str = "") -> Iterator
 
 
 def _variables_of(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
-    """All variables of an optimizer, and of the one inside it."""
+    """Return all variables of an optimizer, and of the one inside it."""
     found = {id(v): v for v in optimizer.variables}
     while optimizer is not None:
         # Inside a LossScaleOptimizer Keras does not count Nadam's last variable.

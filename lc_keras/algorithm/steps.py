@@ -1,0 +1,124 @@
+"""The C steps of a run, whoever trains between them: in `fit`, or in a loop of your own."""
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import keras
+import numpy as np
+
+from lc_keras.algorithm.lagrangian import CStep, Lagrangian
+from lc_keras.algorithm.shadows import Shadow
+from lc_keras.algorithm.tasks import SharedCost
+
+
+class Steps:
+    """Run the C steps of a model, and leave it usable where an L step diverges.
+
+    Args:
+        model: Built `keras.Model`.
+        shared: List of `SharedCost`, as its tasks are bound.
+        multipliers: Bool. `False`: the plain quadratic penalty.
+
+    Attributes:
+        lagrangian: `Lagrangian` of the compressed weights.
+    """
+
+    def __init__(self, model: keras.Model, shared: Sequence[SharedCost], multipliers: bool) -> None:
+        self.lagrangian = Lagrangian(shared, multipliers)
+        compressed = set(map(id, self.lagrangian.variables))
+        self._others = Shadow([v for v in model.weights if id(v) not in compressed], "finite")
+        self._diverged = False
+
+    def begin(self, mu: float) -> CStep:
+        r"""Start from $\theta = \Pi(w)$, $\lambda = 0$.
+
+        Args:
+            mu: Float > 0, μ of the first L step.
+
+        Returns:
+            `CStep`.
+
+        Raises:
+            ValueError: If a weight of the model is not finite.
+        """
+        bad = [variable.path for variable in self._others.not_finite()]
+        if not bad:
+            found = self.lagrangian.direct_compression(mu)
+            bad = self.lagrangian.not_finite(found)
+        if bad:
+            raise ValueError(
+                f"Expected a model with finite weights. Received: NaN or infinite values in {', '.join(bad)}."
+            )
+        return found
+
+    def c_step(
+        self,
+        mu: float,
+        next_mu: float,
+        scales: np.ndarray | None = None,
+        portions: np.ndarray | None = None,
+        l_step: str = "The L step",
+    ) -> CStep:
+        """End an L step, as `Lagrangian.c_step` does, and remember where the model was finite.
+
+        Args:
+            mu: Float > 0, μ of the L step that ends.
+            next_mu: Float > 0, μ of the L step that begins.
+            scales: As of `Lagrangian.c_step`.
+            portions: As of `Lagrangian.c_step`.
+            l_step: String, what an error calls the L step.
+
+        Returns:
+            `CStep`.
+
+        Raises:
+            ValueError: If a weight of the model is not finite.
+        """
+        bad = [variable.path for variable in self._others.not_finite()]
+        if not bad:
+            found = self.lagrangian.c_step(mu, next_mu, scales, portions)
+            bad = self.lagrangian.not_finite(found)
+        if bad:
+            self.diverge(f"NaN or infinite values in {', '.join(bad)}", l_step)
+        self._others.save()
+        return found
+
+    def diverge(self, why: str, l_step: str = "The L step") -> NoReturn:
+        """Go back to where the model was finite, and raise.
+
+        Args:
+            why: String, what is not finite.
+            l_step: String, what the error calls the L step.
+
+        Raises:
+            ValueError: Always.
+        """
+        self._others.restore()
+        self._diverged = True
+        raise ValueError(
+            f"{l_step} diverged: {why}. The model holds the compressed weights of the last C step. Try a "
+            "lower learning rate, or gradient clipping."
+        )
+
+    def settle(self, mu: float) -> bool:
+        """Compress w as it is, or go back to where the model was finite, before training ends midway.
+
+        Args:
+            mu: Float > 0, μ of the running L step.
+
+        Returns:
+            Bool, `False` if training had diverged.
+        """
+        if self._diverged:
+            return False
+        finite = not self._others.not_finite()
+        if finite and not self.lagrangian.compressed:
+            finite = bool(self.lagrangian.c_step(mu, mu).finite.numpy().all())
+        if not finite:
+            self._others.restore()
+            self._diverged = True
+        return finite
+
+    def go_on(self) -> None:
+        """Take the weights that are not compressed as finite, after all variables were restored."""
+        self._others.save()

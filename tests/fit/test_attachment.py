@@ -1,0 +1,85 @@
+"""What a callback that takes part in the training adds to a model, and takes away again."""
+
+from types import SimpleNamespace
+
+import keras
+import pytest
+import tensorflow as tf
+
+from helpers import KEPT, fit, lc, net, nonzeros, spy
+from lc_keras import L0Constraint
+from lc_keras.baselines import GradualPruning, MagnitudePruning
+from lc_keras.fit.attachment import Attachment
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_of_several_workers_one_writes_and_deletes(tmp_path, writes, monkeypatch):
+    strategy = tf.distribute.get_strategy()
+    monkeypatch.setattr(type(strategy.extended), "should_checkpoint", property(lambda _: writes))
+    files = []
+    look = spy(on_epoch_begin=lambda epoch, logs: files.append((tmp_path / "run").exists()))
+    fit(net(), [lc(checkpoint_dir=tmp_path / "run"), look], epochs=2)
+    assert files == [False, writes]
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / "epoch-000009.index").touch()
+    with pytest.warns(UserWarning, match="is damaged"):
+        fit(net(), [lc(checkpoint_dir=tmp_path / "run")], epochs=2)
+    assert (tmp_path / "run").exists() != writes
+
+
+def test_nobody_else_takes_the_model_to_an_epoch():
+    model = SimpleNamespace(_initial_epoch=7)
+    attachment = Attachment(SimpleNamespace(model=model))
+    assert model._initial_epoch is None
+    attachment.begin_at(3)
+    attachment.check_beginning()
+    assert model._initial_epoch == 3
+    # The same number, but not the one that was set: with it come weights.
+    for epoch in (3, 4, None):
+        model._initial_epoch = epoch
+        with pytest.raises(ValueError, match=f"has taken to epoch {epoch}"):
+            attachment.check_beginning()
+    attachment.begin_at(None)
+    attachment.check_beginning()
+
+
+@pytest.mark.parametrize(
+    "prune",
+    [lambda: MagnitudePruning(L0Constraint(KEPT)), lambda: GradualPruning(L0Constraint(KEPT), until=0.5), lc],
+    ids=["magnitude", "gradual", "LC"],
+)
+def test_a_train_function_that_is_made_anew_prunes_as_the_first(prune):
+    def anew(epoch, logs):
+        if epoch == 2:
+            model.make_train_function(force=True)
+
+    plain = net()
+    fit(plain, [prune()], epochs=4)
+    model, kept = net(), []
+    look = spy(on_epoch_begin=anew, on_epoch_end=lambda epoch, logs: kept.append(nonzeros(model)))
+    fit(model, [prune(), look], epochs=4)
+    assert kept[2:] == [KEPT, KEPT]
+    for one, two in zip(plain.get_weights(), model.get_weights(), strict=True):
+        assert one.tobytes() == two.tobytes()
+
+
+def test_a_fit_that_is_refused_keeps_nothing(lagrangians):
+    class Compiled(keras.Sequential):
+        train_step = tf.function(keras.Sequential.train_step)
+
+    model, compress = net(kind=Compiled), lc()
+    with pytest.raises(ValueError, match="a `train_step` that Keras traces"):
+        fit(model, [compress])
+    assert len(lagrangians) == 1
+    # Emptied: θ and λ would be alive for as long as TensorFlow keeps a graph that reads them.
+    assert [target.numpy().size for target in lagrangians[0].targets] == [1, 1]
+
+
+def test_checkpoints_stay_where_the_last_compression_fails(tmp_path):
+    def spoil(logs):
+        model.layers[0].kernel.assign(model.layers[0].kernel * float("nan"))
+
+    model = net()
+    with pytest.raises(ValueError, match="Expected callbacks to put finite weights"):
+        fit(model, [lc(checkpoint_dir=tmp_path / "run"), spy(on_train_end=spoil)], epochs=2)
+    assert list((tmp_path / "run").glob("*.index"))
