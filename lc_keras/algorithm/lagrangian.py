@@ -11,7 +11,7 @@ import tensorflow as tf
 from lc_keras.algorithm.penalty import LCPenalty
 from lc_keras.algorithm.tasks import SharedCost
 from lc_keras.costs import thresholds
-from lc_keras.costs.compression import Map, Selection
+from lc_keras.costs.compression import Map
 from lc_keras.internals import compiled, emptied
 
 # How much is lost where Keras swaps weights and their averages by adding and subtracting, by the bytes of
@@ -59,7 +59,7 @@ class Lagrangian:
         self.shared = shared
         self.variables = [v for part in shared for v in part.variables]
         # Costs that shrink the weights are exact only where all distances count alike.
-        self._scalable = [isinstance(p.compression, Selection) for p in shared for _ in p.variables]
+        self._scalable = [p.compression.keeps_values for p in shared for _ in p.variables]
         self.scales = tf.Variable(tf.ones(len(self.variables)), trainable=False, name="scales")
         self.mus = [tf.Variable(0.0, trainable=False, name=f"{v.name}_mu") for v in self.variables]
         self.targets = [_slot(v, "target") for v in self.variables]
@@ -305,13 +305,12 @@ def _maps(
     scales: Sequence[tf.Tensor],
     mu: tf.Tensor,
 ) -> list[Map]:
-    given = {"scales": scales} if isinstance(part.compression, Selection) else {}
-    return part.compression.maps([_read(source) for source in sources], mu, part.output_axes, **given)
+    return part.compression.maps([_read(source) for source in sources], mu, part.layouts, scales)
 
 
 def _constrained(variable: keras.Variable, part: SharedCost, theta: tf.Tensor) -> tf.Tensor:
     """θ under the weight's own constraint, where the cost only says which weights are zero."""
-    if variable.constraint is None or not isinstance(part.compression, Selection):
+    if variable.constraint is None or not part.compression.keeps_values:
         return theta
     constrained = tf.cast(tf.convert_to_tensor(variable.constraint(theta)), theta.dtype)
     return tf.where(theta != 0, constrained, tf.zeros([], theta.dtype))

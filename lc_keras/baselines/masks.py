@@ -59,9 +59,7 @@ class Masks:
             Masked(tf.Variable(tf.ones(v.shape, tf.bool), trainable=False)) for v in self.variables
         ]
         self.budgets = [
-            (_cost(part).total(shapes, axes), _cost(part).kept(shapes, axes))
-            for part in shared
-            for shapes, axes in [([v.shape for v in part.variables], part.output_axes)]
+            (_cost(part).total(part.layouts), _cost(part).budget(part.layouts)) for part in shared
         ]
 
     def prune_to(self, kept: Sequence[int]) -> float:
@@ -79,7 +77,7 @@ class Masks:
             start += len(part.variables)
             # What was removed stays so, even if it fits into what a later budget leaves over.
             ranks = [_ranks(v, m) for v, m in zip(part.variables, masks, strict=True)]
-            maps = _cost(part).largest(ranks, kappa, part.output_axes)
+            maps = _cost(part).largest(ranks, kappa, part.layouts)
             for variable, mask, rank, largest in zip(part.variables, masks, ranks, maps, strict=True):
                 mask.assign(largest(rank) != 0)
                 value = tf.where(mask, variable.value, tf.zeros([], variable.value.dtype))
