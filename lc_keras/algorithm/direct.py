@@ -9,7 +9,6 @@ import tensorflow as tf
 from lc_keras.algorithm.lagrangian import CStep, Lagrangian
 from lc_keras.algorithm.tasks import SharedCost, Task, Tasks, as_tasks, bind_tasks
 from lc_keras.arguments import strength
-from lc_keras.costs.compression import Selection
 
 # How far a projection may move what is one already, by the bytes of the weights.
 _ROUNDING = {2: 1e-2, 4: 1e-6, 8: 1e-6}
@@ -79,7 +78,7 @@ def compress_again(model: keras.Model, tasks: Sequence[Task], mu: float) -> tupl
 def _breaks_budget(lagrangian: Lagrangian, result: CStep) -> bool:
     """Whether a direct compression took something away."""
     variables, (part,) = lagrangian.variables, lagrangian.shared
-    if isinstance(part.compression, Selection):
+    if part.compression.keeps_values:
         # A constraint of the weights' own may have changed what was kept.
         pairs = zip(_copies(variables), _copies(lagrangian.thetas), strict=True)
         return any(np.count_nonzero(value) > np.count_nonzero(theta) for value, theta in pairs)

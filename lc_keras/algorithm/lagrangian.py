@@ -14,7 +14,7 @@ from lc_keras.algorithm.penalty import LCPenalty
 from lc_keras.algorithm.shadows import Shadow, read
 from lc_keras.algorithm.tasks import SharedCost
 from lc_keras.costs import thresholds
-from lc_keras.costs.compression import Map, Selection
+from lc_keras.costs.compression import Map
 from lc_keras.internals import compiled, emptied
 
 # How much is lost where Keras swaps weights and their averages by adding and subtracting, by the bytes of
@@ -340,7 +340,7 @@ def _slot(part: SharedCost, variable: keras.Variable, theta: tf.Variable, target
         scale=tf.Variable(1.0, trainable=False, name=f"{variable.name}_scale"),
         penalty=LCPenalty(target, mu, variable.regularizer),
         # Costs that shrink the weights are exact only where all distances count alike.
-        can_scale=isinstance(part.compression, Selection),
+        can_scale=part.compression.keeps_values,
     )
 
 
@@ -351,13 +351,12 @@ def _maps(
     mu: tf.Tensor,
 ) -> list[Map]:
     scales = [slot.scale.value() for slot in slots]
-    given = {"scales": scales} if isinstance(part.compression, Selection) else {}
-    return part.compression.maps([read(source) for source in sources], mu, part.output_axes, **given)
+    return part.compression.maps([read(source) for source in sources], mu, part.layouts, scales)
 
 
 def _constrained(variable: keras.Variable, part: SharedCost, theta: tf.Tensor) -> tf.Tensor:
     """Apply the weight's own constraint to θ, where the cost only says which weights are zero."""
-    if variable.constraint is None or not isinstance(part.compression, Selection):
+    if variable.constraint is None or not part.compression.keeps_values:
         return theta
     constrained = tf.cast(tf.convert_to_tensor(variable.constraint(theta)), theta.dtype)
     return tf.where(theta != 0, constrained, tf.zeros([], theta.dtype))

@@ -1,11 +1,13 @@
 """What makes the units of a model together, found in its graph."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import keras
 import numpy as np
 
-from lc_keras.costs.groups import Layout
+from lc_keras.costs.groups import Neurons
+from lc_keras.costs.layout import Layout
 from lc_keras.model.flow import Graph
 from lc_keras.model.flow.units import find
 from lc_keras.model.kernels import bytes_of
@@ -38,9 +40,9 @@ class Makers:
                         places[id(variable)] = along.axis, groups[tiled]
         self._macs = count_uses(model).uses if count_macs else {}
 
-    def priced(self, variable: keras.Variable, axes: Sequence[int]) -> Layout:
-        """The layout of a variable whose units are its own."""
-        return Layout(axes, macs=self._macs.get(id(variable)), bytes=bytes_of(variable))
+    def priced(self, variable: keras.Variable, layout: Layout) -> Layout:
+        """Return the layout of a variable whose units are its own, with its multiply-adds."""
+        return dataclasses.replace(layout, macs=self._macs.get(id(variable)))
 
     def by_units(self, parts: list[list[keras.Variable]]) -> list[list[keras.Variable]]:
         """The variables of a model's layers, together those that make units together.
@@ -72,9 +74,9 @@ class Makers:
         return [variables for (variables, _), rank in zip(found, ranks, strict=True) if rank == min(ranks)]
 
     def with_companions(
-        self, variables: list[keras.Variable], axes: Sequence[Sequence[int]]
+        self, variables: list[keras.Variable], layouts: Sequence[Layout]
     ) -> tuple[list[keras.Variable], list[Layout]]:
-        """All that makes the units that some variables make.
+        """Return all that makes the units that some variables make.
 
         Units that cannot be removed are left out, if there are others: the outputs of the model, what a layer
         of another kind makes, and what would hand out a constant, once dead, that cannot be folded into what
@@ -82,28 +84,29 @@ class Makers:
 
         Args:
             variables: List of `keras.Variable`.
-            axes: List of tuples, for each the axes of its output units: what its units are, where the graph
-                does not say.
+            layouts: Sequence of `Layout`, one for each: what its units are, where the graph does not say.
 
         Returns:
             The variables and those that make units together with them, and their `Layout`s.
         """
+        given = {id(v): layout for v, layout in zip(variables, layouts, strict=True)}
         own: dict[int, np.ndarray] = {}
         made: list[int] = []
-        for variable, output_axes in zip(variables, axes, strict=True):
-            place = self._places.get(id(variable))
+        for key, layout in given.items():
+            place = self._places.get(key)
             if place is None:
-                count = int(np.prod([variable.shape[a] for a in output_axes]))
                 # Of a layer of another kind: numbers that no other unit has.
                 first = -2 - sum(map(len, own.values()))
-                own[id(variable)] = first - np.arange(count)
-            made += (own[id(variable)] if place is None else place[1]).tolist()
+                own[key] = first - np.arange(Neurons().count(layout))
+            made += (own[key] if place is None else place[1]).tolist()
         first = min(map(self._rank, made))
         units = [u for u in dict.fromkeys(made) if self._rank(u) == first]
         number = {unit: n for n, unit in enumerate(units)}
 
-        found, layouts = [], []
-        given = {id(v): output_axes for v, output_axes in zip(variables, axes, strict=True)}
+        def numbers(places: np.ndarray) -> np.ndarray:
+            return np.array([number.get(u, -1) for u in places.tolist()], np.int32)
+
+        found, its_layouts = [], []
         for variable in self._trainable:
             key = id(variable)
             axis, makes = self._places.get(key, (None, own.get(key, np.empty(0, int))))
@@ -111,18 +114,19 @@ class Makers:
                 continue
             found.append(variable)
             reads = self._reads.get(key)
-            layouts.append(
+            its_layouts.append(
                 Layout(
-                    given[key] if axis is None else (axis,),
-                    units=[number.get(u, -1) for u in makes.tolist()],
+                    variable.shape,
+                    given[key].axes if axis is None else (axis,),
+                    units=numbers(makes),
+                    reads=None if reads is None else numbers(reads[1]),
                     count=len(units),
-                    reads=reads and [number.get(u, -1) for u in reads[1].tolist()],
                     macs=self._macs.get(key, None if key in own else 0),
                     bytes=bytes_of(variable),
                 )
             )
-        return found, layouts
+        return found, its_layouts
 
     def _rank(self, unit: int) -> int:
-        """0: it can be removed; 1: nobody knows, its layer is of another kind; 2: it stays."""
+        """Return 0 if a unit can be removed, 1 if its layer is of another kind, 2 if it stays."""
         return 1 if unit < 0 else 2 * (unit in self._stay)

@@ -10,7 +10,7 @@ import keras
 from lc_keras.algorithm.neurons import Makers
 from lc_keras.arguments import keras_model, switch
 from lc_keras.costs import Compression
-from lc_keras.costs.groups import Layout, Neurons
+from lc_keras.costs.layout import Layout
 from lc_keras.model.flow.graph import is_graph
 from lc_keras.model.kernels import bytes_of, is_kernel, output_axes, owners_of
 
@@ -27,13 +27,12 @@ class SharedCost:
     Attributes:
         task: The `Task` they come from.
         variables: List of `keras.Variable`.
-        output_axes: List of tuples, for each variable the axes that number the
-            output units or filters; of `Layout`s, where the graph says more.
+        layouts: List of `Layout`, one for each variable.
     """
 
     task: "Task"
     variables: list[keras.Variable]
-    output_axes: Sequence[Sequence[int]]
+    layouts: list[Layout]
 
     @property
     def compression(self) -> Compression:
@@ -142,7 +141,7 @@ class Task:
             ValueError: As `select`, or if the budget is out of the weights' range.
         """
         selected = self.select(model)
-        owners = owners_of(model)
+        owners, cost = owners_of(model), self.compression
         parts = [selected]
         if self.per_layer:
             by_layer: dict[int, list[keras.Variable]] = {}
@@ -150,25 +149,24 @@ class Task:
                 by_layer.setdefault(id(owners.get(id(variable), variable)), []).append(variable)
             parts = list(by_layer.values())
         makers = None
-        if self.compression.looks_into_graph and is_graph(model):
-            makers = Makers(model, getattr(self.compression, "measure", None) == "macs")
-        of_neurons = isinstance(getattr(self.compression, "groups", None), Neurons)
-        if makers and of_neurons and self.per_layer:
+        if (cost.needs_units or cost.needs_macs) and is_graph(model):
+            makers = Makers(model, cost.needs_macs)
+        if makers and cost.needs_units and self.per_layer:
             parts = makers.by_units(parts)
         shared = []
         for variables in parts:
-            axes: Sequence[Sequence[int]] = [
-                Layout(output_axes(owners.get(id(v)), v), bytes=bytes_of(v)) for v in variables
+            layouts = [
+                Layout(v.shape, output_axes(owners.get(id(v)), v), bytes=bytes_of(v)) for v in variables
             ]
-            if makers and of_neurons:
-                variables, axes = makers.with_companions(variables, axes)
+            if makers and cost.needs_units:
+                variables, layouts = makers.with_companions(variables, layouts)
             elif makers:
-                axes = [makers.priced(*pair) for pair in zip(variables, axes, strict=True)]
+                layouts = [makers.priced(*pair) for pair in zip(variables, layouts, strict=True)]
             try:
-                self.compression.check([tuple(v.shape) for v in variables], axes)
+                cost.check(layouts)
             except ValueError as error:
                 raise ValueError(f"{self}: {error} Its weights are:\n{_listing(variables)}") from error
-            shared.append(SharedCost(self, variables, axes))
+            shared.append(SharedCost(self, variables, layouts))
         return shared
 
 

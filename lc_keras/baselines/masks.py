@@ -53,13 +53,12 @@ class Budget:
 
     def __init__(self, part: SharedCost) -> None:
         self._cost = cast(L0Constraint, part.compression)
-        self._axes = part.output_axes
+        self._layouts = part.layouts
         self.masked = [
             (v, Masked(tf.Variable(tf.ones(v.shape, tf.bool), trainable=False))) for v in part.variables
         ]
-        shapes = [v.shape for v in part.variables]
-        self.total = self._cost.total(shapes, self._axes)
-        self.kappa = self._cost.kept(shapes, self._axes)
+        self.total = self._cost.total(self._layouts)
+        self.kappa = self._cost.budget(self._layouts)
 
     def prune_to(self, kept: int) -> None:
         """Remove the groups of least magnitude, for good.
@@ -69,7 +68,7 @@ class Budget:
         """
         # What was removed stays so, even if it fits into what a later budget leaves over.
         ranks = [_ranks(variable, masked.mask) for variable, masked in self.masked]
-        maps = self._cost.largest(ranks, kept, self._axes)
+        maps = self._cost.largest(ranks, kept, self._layouts)
         for (variable, masked), rank, largest in zip(self.masked, ranks, maps, strict=True):
             masked.mask.assign(largest(rank) != 0)
             variable.assign(tf.where(masked.mask, variable.value, tf.zeros([], variable.value.dtype)))

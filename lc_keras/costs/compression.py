@@ -1,41 +1,56 @@
-"""What every cost has: a C step, and the form in which it is asked for."""
+"""What every cost has: what it declares, a C step, and the form in which it is asked for."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import numpy as np
 import tensorflow as tf
 
 from lc_keras.arguments import strength
 from lc_keras.costs import thresholds
-from lc_keras.costs.groups import Layout
+from lc_keras.costs.layout import Layout
 from lc_keras.internals import compiled
 
 Map = Callable[[tf.Tensor], tf.Tensor]
 
 
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Compression:
     """Base class of everything that has a C step.
 
-    A subclass overrides `maps`; what it takes in its constructor it returns from `get_config`.
+    A subclass is a frozen dataclass whose fields are the arguments of its constructor. It overrides `maps`,
+    `check` if it does not fit all weights, and what it declares:
 
     Attributes:
-        looks_into_graph: Bool, whether it takes `Layout`s, with what a model's graph says of its weights.
         has_budget: Bool, whether weights can be said to keep it: it is a constraint.
+        keeps_values: Bool, whether the C step keeps each weight bit for bit or zeroes it. The distance to the
+            given weights decides which, and nothing else; so it may count more in one tensor than in another.
+        needs_units: Bool, whether its `Layout`s should say which units of a model's graph weights make.
+        needs_macs: Bool, whether its `Layout`s must say how many multiply-adds weights take.
     """
 
-    has_budget = False
+    has_budget: ClassVar[bool] = False
+    keeps_values: ClassVar[bool] = False
 
     @property
-    def looks_into_graph(self) -> bool:
+    def needs_units(self) -> bool:
+        return False
+
+    @property
+    def needs_macs(self) -> bool:
         return False
 
     @tf.autograph.experimental.do_not_convert
     def c_step(
         self, weights: Sequence[tf.Tensor | tf.Variable | np.ndarray], mu: float | tf.Tensor
     ) -> list[tf.Tensor]:
-        r"""The compressed weights nearest to the given ones, all tensors together.
+        r"""Return the compressed weights nearest to the given ones, all tensors together.
 
         $$\theta = \arg\min_\theta \tfrac{\mu}{2} \lVert v - \theta \rVert^2 + C(\theta)$$
+
+        The last axis of each tensor is taken for that of its output units.
 
         Args:
             weights: Sequence of floating tensors, variables or arrays $v$ of any static shapes.
@@ -61,7 +76,7 @@ class Compression:
                 raise ValueError(
                     f"Expected {_describe(index, weight)} to be floating. Received: dtype {tensor.dtype.name}"
                 )
-        self.check([t.shape for t in tensors], _layouts(tensors))
+        self.check(_layouts(tensors))
         if isinstance(mu, tf.Variable) and not tf.executing_eagerly():
             mu = mu.value()
         if not tf.is_symbolic_tensor(mu):
@@ -72,10 +87,7 @@ class Compression:
             message = "Expected finite weights. Received: NaN or inf in a tensor (finite, by index)"
             with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(finite), [message, finite])]):
                 return self._step(tensors, tf.cast(mu, tf.float32))
-        # Traced anew if an attribute was set to another value.
-        traced = self.__dict__.get("_compiled", {}).get(repr(self)) or compiled(self._step_and_finite)
-        self._compiled = {repr(self): traced}
-        compressed, finite = traced(tensors, tf.constant(mu, tf.float32))
+        compressed, finite = self._compiled(tensors, tf.constant(mu, tf.float32))
         for index, good in enumerate(finite.numpy()):
             if not good:
                 raise ValueError(
@@ -83,35 +95,34 @@ class Compression:
                 )
         return compressed
 
-    def check(
-        self, shapes: Sequence[Sequence[int]], output_axes: Sequence[Sequence[int]] | None = None
-    ) -> None:
-        """Say early that a budget does not fit.
+    def check(self, layouts: Sequence[Layout]) -> None:
+        """Check early that the cost fits some weights.
 
         Args:
-            shapes: Sequence of static shapes.
-            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of
-                `Layout`s. Defaults to the last axis.
+            layouts: Sequence of `Layout`, one for each tensor.
 
         Raises:
-            ValueError: If the cost cannot be applied to tensors of these shapes.
+            ValueError: If it cannot be applied to them, or the budget is out of their range.
         """
 
     def maps(
         self,
         weights: Sequence[tf.Tensor],
         mu: float | tf.Tensor,
-        output_axes: Sequence[Sequence[int]] | None = None,
+        layouts: Sequence[Layout],
+        scales: Sequence[float | tf.Tensor] | None = None,
     ) -> list[Map]:
-        """The C step as one callable per tensor, with what the tensors share already computed.
+        r"""Return the C step as one callable per tensor, with what the tensors share already computed.
 
         For use inside a `tf.function` that goes through the tensors one by one. Nothing is checked.
 
         Args:
             weights: Sequence of floating tensors or variables $v$ of static shapes.
             mu: float32 scalar tensor μ.
-            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of
-                `Layout`s. Defaults to the last axis.
+            layouts: Sequence of `Layout`, one for each tensor.
+            scales: Sequence of float scalars $s_l > 0$, one for each tensor, or `None` (default: 1): the
+                distance is $\sum_l s_l \lVert v_l - \theta_l \rVert^2$. Costs that do not keep values
+                (`keeps_values`) take all of them for 1.
 
         Returns:
             List of callables: `maps[i]` takes the value of `weights[i]` and returns θ, same shape and dtype.
@@ -119,8 +130,9 @@ class Compression:
         raise NotImplementedError
 
     def get_config(self) -> dict[str, object]:
-        """The arguments of the constructor."""
-        return {}
+        """Return the arguments of the constructor, but for those that have their defaults."""
+        values = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return {field.name: value for field, value in values if value != field.default}
 
     def _step(self, tensors: Sequence[tf.Tensor], mu: float | tf.Tensor) -> list[tf.Tensor]:
         maps = self.maps(tensors, mu, _layouts(tensors))
@@ -130,6 +142,14 @@ class Compression:
         self, tensors: Sequence[tf.Tensor], mu: float | tf.Tensor
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         return self._step(tensors, mu), thresholds.finite(tensors)
+
+    @functools.cached_property
+    def _compiled(self) -> Callable[[Sequence[tf.Tensor], tf.Tensor], tuple[list[tf.Tensor], tf.Tensor]]:
+        return compiled(self._step_and_finite)
+
+    def __getstate__(self) -> dict[str, object]:
+        # Graphs cannot be copied; they are made anew.
+        return {k: v for k, v in self.__dict__.items() if k != "_compiled"}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.get_config().items())})"
@@ -141,46 +161,9 @@ class Compression:
     def __hash__(self) -> int:
         return hash(repr(self))
 
-    def __getstate__(self) -> dict[str, object]:
-        return {k: v for k, v in self.__dict__.items() if k != "_compiled"}
-
-
-class Selection(Compression):
-    """Base class of costs whose C step keeps each weight bit for bit or zeroes it.
-
-    The distance to the given weights decides which, and nothing else; so it may count more in one
-    tensor than in another.
-    """
-
-    def maps(
-        self,
-        weights: Sequence[tf.Tensor],
-        mu: float | tf.Tensor,
-        output_axes: Sequence[Sequence[int]] | None = None,
-        scales: Sequence[float | tf.Tensor] | None = None,
-    ) -> list[Map]:
-        r"""As of `Compression`, with distances that have scales.
-
-        Args:
-            weights: Sequence of floating tensors or variables $v$ of static shapes.
-            mu: float32 scalar tensor μ.
-            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of
-                `Layout`s. Defaults to the last axis.
-            scales: Sequence of float scalars $s_l > 0$, one for each tensor, or `None` (default: 1): the
-                distance is $\sum_l s_l \lVert v_l - \theta_l \rVert^2$.
-
-        Returns:
-            List of callables, as of `Compression`.
-        """
-        raise NotImplementedError
-
 
 def _layouts(tensors: Sequence[tf.Tensor]) -> list[Layout]:
-    return [Layout(bytes=tensor.dtype.size) for tensor in tensors]
-
-
-def axes_of(output_axes: Sequence[Sequence[int]] | None, weights: Sequence[object]) -> list[Sequence[int]]:
-    return [(-1,)] * len(weights) if output_axes is None else list(output_axes)
+    return [Layout(tensor.shape, bytes=tensor.dtype.size) for tensor in tensors]
 
 
 def _describe(index: int, weight: object) -> str:

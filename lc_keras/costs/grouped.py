@@ -1,121 +1,98 @@
 """Costs of the magnitudes of groups of weights."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeGuard
 
 import tensorflow as tf
 
 from lc_keras.costs import thresholds
-from lc_keras.costs.compression import Compression, Map, axes_of
-from lc_keras.costs.groups import Groups, Layout, Neurons, Weights
+from lc_keras.costs.compression import Compression, Map
+from lc_keras.costs.groups import Groups, Weights, hand_out, join
+from lc_keras.costs.layout import Layout
 
-# Which of the magnitudes of a tensor, given by its index, are kept.
+# Which of the magnitudes of a tensor, given by its index, stay.
 Decide = Callable[[int, tf.Tensor], tf.Tensor]
 
 
 class Grouped(Compression):
-    """A cost of the magnitudes of groups."""
+    """Base class of costs of the magnitudes of groups. A subclass has a field `groups`."""
 
-    def __init__(self, groups: Groups | None) -> None:
-        self.groups: Groups = Weights() if groups is None else groups
-        if not isinstance(self.groups, Groups):
+    groups: Groups
+
+    def __post_init__(self) -> None:
+        groups = Weights() if self.groups is None else self.groups
+        if not isinstance(groups, Groups):
             raise TypeError(
                 f"Expected `groups` to be Weights(), Neurons() or Blocks(shape). Received: groups={groups!r}"
             )
+        object.__setattr__(self, "groups", groups)
 
     @property
-    def looks_into_graph(self) -> bool:
-        return isinstance(self.groups, Neurons)
+    def needs_units(self) -> bool:
+        return self.groups.needs_units
 
-    def check(
-        self, shapes: Sequence[Sequence[int]], output_axes: Sequence[Sequence[int]] | None = None
-    ) -> None:
-        self.count(shapes, output_axes)
-
-    def count(
-        self, shapes: Sequence[Sequence[int]], output_axes: Sequence[Sequence[int]] | None = None
-    ) -> int:
-        """The number of groups in tensors of these shapes.
-
-        Args:
-            shapes: Sequence of static shapes.
-            output_axes: Sequence of tuples of ints, the axes of the output units of each tensor, or of
-                `Layout`s. Defaults to the last axis.
-
-        Returns:
-            Python int.
-        """
-        output_axes = axes_of(output_axes, shapes)
-        if self._shared(output_axes):
-            return output_axes[0].count
-        return sum(self.groups.count(shape, axes) for shape, axes in zip(shapes, output_axes, strict=True))
+    def check(self, layouts: Sequence[Layout]) -> None:
+        for layout in layouts:
+            self.groups.count(layout)
 
     @property
     def _single(self) -> bool:
         return isinstance(self.groups, Weights)
 
-    def _shared(self, output_axes: Sequence[Sequence[int]]) -> TypeGuard[Sequence[Layout]]:
-        """Whether groups reach over several tensors."""
-        return isinstance(self.groups, Neurons) and self.groups.are_shared(output_axes)
+    def _shared(self, layouts: Sequence[Layout]) -> bool:
+        """Return whether groups reach over several tensors."""
+        return self.needs_units and any(layout.units is not None for layout in layouts)
 
-    def _measure(
+    def _magnitudes(
         self,
         weights: Sequence[tf.Tensor],
-        output_axes: Sequence[Sequence[int]],
-        units: Sequence[tf.Tensor] | None = None,
+        layouts: Sequence[Layout],
+        roots: Sequence[tf.Tensor] | None = None,
     ) -> list[tf.Tensor]:
-        """The magnitudes of the groups: of each tensor, or, if they are shared, of all in one tensor.
+        """Return the magnitudes of the groups: of each tensor, or, if they are shared, of all in one tensor.
 
-        Single weights are their own magnitudes, not yet in the units of `units`.
+        They are multiplied by `roots`, one for each tensor, but those of single weights, which are the
+        weights themselves.
         """
-        measured: list[tf.Tensor] = []
-        for i, (weight, axes) in enumerate(zip(weights, output_axes, strict=True)):
+        found: list[tf.Tensor] = []
+        for i, (weight, layout) in enumerate(zip(weights, layouts, strict=True)):
             # One after the other: the squares of one tensor at a time are alive.
-            with tf.control_dependencies(measured[-1:]):
-                magnitudes = self.groups.measure(tf.convert_to_tensor(weight), axes)
-                if units is not None and not self._single:
-                    magnitudes *= tf.cast(units[i], magnitudes.dtype)
-                measured.append(magnitudes)
-        if isinstance(self.groups, Neurons) and self._shared(output_axes):
-            return [self.groups.join(measured, output_axes)]
-        return measured
+            with tf.control_dependencies(found[-1:]):
+                magnitudes = self.groups.magnitudes(tf.convert_to_tensor(weight), layout)
+                if roots is not None and not self._single:
+                    magnitudes *= tf.cast(roots[i], magnitudes.dtype)
+                found.append(magnitudes)
+        return [join(found, layouts)] if self._shared(layouts) else found
 
-    def _spread(
-        self, per_group: tf.Tensor, value: tf.Tensor, axes: Sequence[int], otherwise: float | bool
-    ) -> tf.Tensor:
-        if isinstance(self.groups, Neurons) and isinstance(axes, Layout) and self._shared([axes]):
-            per_group = self.groups.hand_out(per_group, axes, otherwise)
-        return self.groups.spread(per_group, value.shape, axes)
+    def _spread(self, per_group: tf.Tensor, layout: Layout, otherwise: float | bool) -> tf.Tensor:
+        if self._shared([layout]):
+            per_group = hand_out(per_group, layout, otherwise)
+        return self.groups.spread(per_group, layout)
 
     def _places(
-        self, measured: Sequence[tf.Tensor], output_axes: Sequence[Sequence[int]]
-    ) -> list[tuple[int, tf.Tensor, Sequence[int]]]:
-        """For each tensor the index of its magnitudes, the magnitudes, and the axes."""
-        if self._shared(output_axes):
-            return [(0, measured[0], axes) for axes in output_axes]
-        return list(zip(range(len(measured)), measured, output_axes, strict=True))
+        self, magnitudes: Sequence[tf.Tensor], layouts: Sequence[Layout]
+    ) -> list[tuple[int, tf.Tensor, Layout]]:
+        """Return for each tensor the index of its magnitudes, the magnitudes, and the layout."""
+        if self._shared(layouts):
+            return [(0, magnitudes[0], layout) for layout in layouts]
+        return list(zip(range(len(magnitudes)), magnitudes, layouts, strict=True))
 
-    def _hard(
-        self, decide: Decide, measured: Sequence[tf.Tensor], output_axes: Sequence[Sequence[int]]
-    ) -> list[Map]:
-        """Maps that keep the groups chosen by `decide(index, magnitudes)`, bit for bit."""
+    def _hard(self, decide: Decide, magnitudes: Sequence[tf.Tensor], layouts: Sequence[Layout]) -> list[Map]:
+        """Return maps that keep the groups chosen by `decide(index, magnitudes)`, bit for bit."""
 
-        def of(index: int, magnitudes: tf.Tensor, axes: Sequence[int]) -> Map:
+        def of(index: int, magnitudes: tf.Tensor, layout: Layout) -> Map:
             def theta(value: tf.Tensor) -> tf.Tensor:
                 # Single weights are their own magnitudes: taken from the value, nothing is held meanwhile.
-                kept = decide(index, value if self._single else magnitudes)
-                return tf.where(self._spread(kept, value, axes, True), value, tf.zeros([], value.dtype))
+                chosen = decide(index, value if self._single else magnitudes)
+                return tf.where(self._spread(chosen, layout, True), value, tf.zeros([], value.dtype))
 
             return theta
 
-        return [of(*place) for place in self._places(measured, output_axes)]
+        return [of(*place) for place in self._places(magnitudes, layouts)]
 
-    def _soft(
-        self, tau: tf.Tensor, measured: Sequence[tf.Tensor], output_axes: Sequence[Sequence[int]]
-    ) -> list[Map]:
-        """Maps $(1 - \\tau/m)_+ v$."""
+    def _soft(self, tau: tf.Tensor, magnitudes: Sequence[tf.Tensor], layouts: Sequence[Layout]) -> list[Map]:
+        r"""Return maps $(1 - \tau/m)_+ v$."""
 
-        def of(_: int, magnitudes: tf.Tensor, axes: Sequence[int]) -> Map:
+        def of(_: int, magnitudes: tf.Tensor, layout: Layout) -> Map:
             def theta(value: tf.Tensor) -> tf.Tensor:
                 wide = tf.cast(value, thresholds.common_dtype([value]))
                 cut = tf.cast(tau, wide.dtype)
@@ -123,7 +100,7 @@ class Grouped(Compression):
                     shrunk = wide - tf.clip_by_value(wide, -cut, cut)
                 else:
                     factor = tf.math.divide_no_nan(tf.nn.relu(magnitudes - cut), magnitudes)
-                    shrunk = wide * self._spread(factor, value, axes, 1)
+                    shrunk = wide * self._spread(factor, layout, 1)
                 return tf.cast(shrunk, value.dtype)
 
             def inside_or_not(value: tf.Tensor) -> tf.Tensor:
@@ -131,4 +108,4 @@ class Grouped(Compression):
 
             return inside_or_not
 
-        return [of(*place) for place in self._places(measured, output_axes)]
+        return [of(*place) for place in self._places(magnitudes, layouts)]

@@ -1,4 +1,4 @@
-"""What lives or dies together: a tensor becomes the magnitudes of its groups, and back.
+"""Groups of weights that live or die together: a tensor becomes the magnitudes of its groups, and back.
 
 A pruning cost needs two things of a group of weights: one magnitude, and a way to bring a decision or a
 factor for the group back to each of its weights.
@@ -6,117 +6,76 @@ factor for the group back to each of its weights.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
-from typing import Self, TypeGuard
+from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import tensorflow as tf
 
 from lc_keras.costs import thresholds
-
-
-class Layout(tuple[int, ...]):
-    """The axes of a tensor's output units, and what is known of these units besides.
-
-    It is the tuple of the axes, and may stand wherever that may.
-
-    Args:
-        axes: Iterable of ints. Defaults to `(-1,)`.
-        units: Array of ints or `None` (default): the number of the unit at each place of these axes,
-            flattened in their order; -1 where the weights belong to no unit that is pruned. Tensors of one
-            cost that have the same number have the same unit. `None`: the units of this tensor are its own.
-        count: Int, how many units the tensors have together, from 0 on.
-        reads: Array of ints or `None` (default: none of them): the number of the unit that each place along
-            the inputs reads, or -1. Where that unit goes, these weights go too.
-        macs: Int or `None` (default: not known): the multiply-adds of one weight, for one example.
-        bytes: Int, the size of a weight. Defaults to 4.
-    """
-
-    units: np.ndarray | None
-    reads: np.ndarray | None
-    count: int  # type: ignore[assignment]  # instead of what tuples count
-    macs: int | None
-    bytes: int
-
-    def __new__(
-        cls,
-        axes: Iterable[int] = (-1,),
-        units: Sequence[int] | np.ndarray | None = None,
-        count: int = 0,
-        reads: Sequence[int] | np.ndarray | None = None,
-        macs: int | None = None,
-        bytes: int = 4,
-    ) -> Self:
-        self = super().__new__(cls, axes)
-        self.units = None if units is None else np.asarray(units, np.int32).ravel()
-        self.reads = None if reads is None else np.asarray(reads, np.int32).ravel()
-        self.count, self.macs, self.bytes = count, macs, bytes
-        return self
+from lc_keras.costs.layout import Layout
 
 
 class Groups:
     """Base class: how the weights of a tensor are grouped.
 
-    `output_axes` names the axes of a kernel that index its output units: the last one of a Dense or
-    convolution kernel, the default. It may be a `Layout`.
+    Attributes:
+        needs_units: Bool, whether a group may lie in several tensors, as the units of a model's graph do.
     """
 
-    def count(self, shape: Sequence[int], output_axes: Sequence[int] = (-1,)) -> int:
-        """The number of groups in a tensor.
+    needs_units: ClassVar[bool] = False
+
+    def count(self, layout: Layout) -> int:
+        """Return the number of groups in a tensor.
 
         Args:
-            shape: Static shape of the tensor.
-            output_axes: Tuple of ints, the axes of the output units. Defaults to `(-1,)`.
+            layout: `Layout` of the tensor.
 
         Returns:
-            Python int.
+            Int.
 
         Raises:
-            ValueError: If a tensor of this shape cannot be grouped.
+            ValueError: If such a tensor cannot be grouped.
         """
         raise NotImplementedError
 
-    def size(self, shape: Sequence[int], output_axes: Sequence[int] = (-1,)) -> int:
-        """The number of weights in a group of a tensor, the same for all of them.
+    def size(self, layout: Layout) -> int:
+        """Return the number of weights in a group of a tensor, the same for all of them.
 
         Args:
-            shape: Static shape of the tensor.
-            output_axes: Tuple of ints, the axes of the output units. Defaults to `(-1,)`.
+            layout: `Layout` of the tensor.
 
         Returns:
-            Python int.
+            Int.
         """
-        return math.prod(_static(shape)) // max(self.count(shape, output_axes), 1)
+        return layout.size // max(self.count(layout), 1)
 
-    def measure(self, weight: tf.Tensor, output_axes: Sequence[int] = (-1,)) -> tf.Tensor:
-        """A tensor, one entry per group, whose absolute values are the magnitudes of the groups.
+    def magnitudes(self, weight: tf.Tensor, layout: Layout) -> tf.Tensor:
+        """Return a tensor, one element a group, whose absolute values are the magnitudes of the groups.
 
         Args:
             weight: Floating tensor of static shape.
-            output_axes: Tuple of ints, the axes of the output units. Defaults to `(-1,)`.
+            layout: Its `Layout`.
 
         Returns:
-            Floating tensor with `count(weight.shape, output_axes)` elements.
+            Floating tensor with `count(layout)` elements.
         """
         raise NotImplementedError
 
-    def spread(
-        self, per_group: tf.Tensor, weight_shape: Sequence[int], output_axes: Sequence[int] = (-1,)
-    ) -> tf.Tensor:
-        """One value for each group, brought back to the weights of the group.
+    def spread(self, per_group: tf.Tensor, layout: Layout) -> tf.Tensor:
+        """Return one value for each weight from one for each group.
 
         Args:
-            per_group: Tensor of any dtype, shaped as the result of `measure`.
-            weight_shape: Static shape of the weight.
-            output_axes: Tuple of ints, the axes of the output units. Defaults to `(-1,)`.
+            per_group: Tensor of any dtype, shaped as the result of `magnitudes`.
+            layout: `Layout` of the weight.
 
         Returns:
-            Tensor of shape `weight_shape`.
+            Tensor of shape `layout.shape`.
         """
         raise NotImplementedError
 
     def get_config(self) -> dict[str, object]:
-        """The arguments of the constructor."""
+        """Return the arguments of the constructor."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]  # its subclasses are dataclasses
 
 
@@ -126,19 +85,17 @@ class Weights(Groups):
 
     Example:
 
-    >>> Weights().count((784, 300))
+    >>> Weights().count(Layout((784, 300)))
     235200
     """
 
-    def count(self, shape: Sequence[int], output_axes: Sequence[int] = (-1,)) -> int:
-        return math.prod(_static(shape))
+    def count(self, layout: Layout) -> int:
+        return layout.size
 
-    def measure(self, weight: tf.Tensor, output_axes: Sequence[int] = (-1,)) -> tf.Tensor:
+    def magnitudes(self, weight: tf.Tensor, layout: Layout) -> tf.Tensor:
         return tf.convert_to_tensor(weight)
 
-    def spread(
-        self, per_group: tf.Tensor, weight_shape: Sequence[int], output_axes: Sequence[int] = (-1,)
-    ) -> tf.Tensor:
+    def spread(self, per_group: tf.Tensor, layout: Layout) -> tf.Tensor:
         return per_group
 
 
@@ -146,86 +103,50 @@ class Weights(Groups):
 class Neurons(Groups):
     r"""All that makes one output unit: a neuron, a filter, a recurrent unit, a head of attention.
 
-    The magnitude of unit $j$ is $\lVert w_j \rVert_2$ over all axes but `output_axes`. A `Task` finds in the
-    graph of a Functional or Sequential model what makes one unit together, in several tensors: the incoming
-    weights, the bias, the scale and shift of a normalisation that follows, the gates of a recurrent unit, a
-    depthwise filter and the filter before it, filters that an addition ties. The magnitude is then the norm
-    over all of these.
+    The magnitude of unit $j$ is $\lVert w_j \rVert_2$ over all axes but those of the output units. A `Task`
+    finds in the graph of a Functional or Sequential model what makes one unit together, in several tensors:
+    the incoming weights, the bias, the scale and shift of a normalisation that follows, the gates of a
+    recurrent unit, a depthwise filter and the filter before it, filters that an addition ties. The magnitude
+    is then the norm over all of these.
 
     Example:
 
-    >>> Neurons().measure(tf.constant([[3.0, 0.0], [4.0, 1.0]])).numpy()
+    >>> Neurons().magnitudes(tf.constant([[3.0, 0.0], [4.0, 1.0]]), Layout((2, 2))).numpy()
     array([5., 1.], dtype=float32)
     """
 
-    def count(self, shape: Sequence[int], output_axes: Sequence[int] = (-1,)) -> int:
-        shape = _static(shape)
-        return math.prod(shape[a] for a in _positive(output_axes, shape))
+    needs_units = True
 
-    def measure(self, weight: tf.Tensor, output_axes: Sequence[int] = (-1,)) -> tf.Tensor:
-        weight = tf.convert_to_tensor(weight)
-        axes = _positive(output_axes, weight.shape)
-        return norm(weight, [a for a in range(weight.shape.rank) if a not in axes])
+    def count(self, layout: Layout) -> int:
+        return math.prod(layout.shape[a] for a in layout.outputs)
 
-    def spread(
-        self, per_group: tf.Tensor, weight_shape: Sequence[int], output_axes: Sequence[int] = (-1,)
-    ) -> tf.Tensor:
-        shape = _static(weight_shape)
-        axes = _positive(output_axes, shape)
-        kept = [n if a in axes else 1 for a, n in enumerate(shape)]
-        return tf.broadcast_to(tf.reshape(per_group, kept), shape)
+    def magnitudes(self, weight: tf.Tensor, layout: Layout) -> tf.Tensor:
+        outputs = layout.outputs
+        return norm(tf.convert_to_tensor(weight), [a for a in range(len(layout.shape)) if a not in outputs])
 
-    def are_shared(self, layouts: Sequence[Sequence[int]]) -> TypeGuard[Sequence[Layout]]:
-        """Whether units are spread over several tensors."""
-        return any(getattr(layout, "units", None) is not None for layout in layouts)
-
-    def join(self, measured: Sequence[tf.Tensor], layouts: Sequence[Layout]) -> tf.Tensor:
-        """The magnitudes of the shared units, from those of their parts in each tensor.
-
-        Args:
-            measured: Sequence of what `measure` gives for each tensor.
-            layouts: Sequence of `Layout`.
-
-        Returns:
-            Tensor of `layout.count` magnitudes.
-        """
-        dtype = thresholds.common_dtype(measured)
-        total = tf.zeros([layouts[0].count], tf.float64)
-        for part, layout in zip(measured, layouts, strict=True):
-            squares = tf.square(tf.cast(tf.reshape(part, [-1]), tf.float64))
-            # What belongs to no unit falls into one more, which is dropped.
-            total += tf.math.unsorted_segment_sum(squares, _or_one_more(layout), layout.count + 1)[:-1]
-        return tf.cast(tf.minimum(tf.sqrt(total), dtype.max), dtype)
-
-    def hand_out(self, per_unit: tf.Tensor, layout: Layout, otherwise: float | bool) -> tf.Tensor:
-        """One value for each shared unit, as one for each place of a tensor.
-
-        Args:
-            per_unit: Tensor of `layout.count` values.
-            layout: `Layout` of the tensor.
-            otherwise: The value where there is no unit.
-
-        Returns:
-            Vector.
-        """
-        rest = tf.fill([1], tf.cast(otherwise, per_unit.dtype))
-        return tf.gather(tf.concat([per_unit, rest], 0), _or_one_more(layout))
+    def spread(self, per_group: tf.Tensor, layout: Layout) -> tf.Tensor:
+        outputs = layout.outputs
+        along = [n if a in outputs else 1 for a, n in enumerate(layout.shape)]
+        return tf.broadcast_to(tf.reshape(per_group, along), layout.shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocks(Groups):
     r"""Rectangular blocks of the kernel seen as a matrix.
 
-    The matrix has one column per output unit (`output_axes`, flattened) and one row per input (all other
+    The matrix has one column per output unit (the axes of these, flattened) and one row per input (all other
     axes, flattened), as in a matrix product. It is tiled from its first row and column; tiles that
     stick out at the end are filled up with zeros. The magnitude of a block is $\lVert w_b \rVert_2$.
 
     Args:
         shape: Tuple of two ints ≥ 1, rows (inputs) and columns (outputs) of a block.
 
+    Raises:
+        ValueError: If `shape` is anything else.
+
     Example:
 
-    >>> Blocks((2, 2)).count((4, 5))
+    >>> Blocks((2, 2)).count(Layout((4, 5)))
     6
     """
 
@@ -237,48 +158,76 @@ class Blocks(Groups):
             raise ValueError(f"Expected `shape` to be two whole numbers ≥ 1. Received: shape={shape!r}")
         object.__setattr__(self, "shape", (int(shape[0]), int(shape[1])))
 
-    def count(self, shape: Sequence[int], output_axes: Sequence[int] = (-1,)) -> int:
-        return math.prod(self._tiles(shape, output_axes))
+    def count(self, layout: Layout) -> int:
+        return math.prod(self._tiles(layout))
 
-    def size(self, shape: Sequence[int], output_axes: Sequence[int] = (-1,)) -> int:
+    def size(self, layout: Layout) -> int:
         return math.prod(self.shape)
 
-    def measure(self, weight: tf.Tensor, output_axes: Sequence[int] = (-1,)) -> tf.Tensor:
-        weight = tf.convert_to_tensor(weight)
-        order, rows, columns = self._matrix(weight.shape, output_axes)
-        (r, c), (down, across) = self.shape, self._tiles(weight.shape, output_axes)
-        matrix = tf.reshape(_transpose(weight, order), [rows, columns])
+    def magnitudes(self, weight: tf.Tensor, layout: Layout) -> tf.Tensor:
+        order, rows, columns = self._matrix(layout)
+        (r, c), (down, across) = self.shape, self._tiles(layout)
+        matrix = tf.reshape(_transpose(tf.convert_to_tensor(weight), order), [rows, columns])
         if (down * r, across * c) != (rows, columns):
             matrix = tf.pad(matrix, [[0, down * r - rows], [0, across * c - columns]])
         return norm(tf.reshape(matrix, [down, r, across, c]), [1, 3])
 
-    def spread(
-        self, per_group: tf.Tensor, weight_shape: Sequence[int], output_axes: Sequence[int] = (-1,)
-    ) -> tf.Tensor:
-        shape = _static(weight_shape)
-        order, rows, columns = self._matrix(shape, output_axes)
-        (r, c), (down, across) = self.shape, self._tiles(shape, output_axes)
+    def spread(self, per_group: tf.Tensor, layout: Layout) -> tf.Tensor:
+        order, rows, columns = self._matrix(layout)
+        (r, c), (down, across) = self.shape, self._tiles(layout)
         tiles = tf.broadcast_to(tf.reshape(per_group, [down, 1, across, 1]), [down, r, across, c])
         matrix = tf.reshape(tiles, [down * r, across * c])[:rows, :columns]
         back = sorted(range(len(order)), key=order.__getitem__)
-        return _transpose(tf.reshape(matrix, [shape[a] for a in order]), back)
+        return _transpose(tf.reshape(matrix, [layout.shape[a] for a in order]), back)
 
-    def _matrix(self, shape: Sequence[int], output_axes: Sequence[int]) -> tuple[list[int], int, int]:
-        """The order of axes that puts inputs first, and the number of rows and columns."""
-        shape = _static(shape)
-        columns = _positive(output_axes, shape)
+    def _matrix(self, layout: Layout) -> tuple[list[int], int, int]:
+        """Return the order of axes that puts inputs first, and the number of rows and columns."""
+        outputs, inputs, shape = layout.outputs, layout.inputs, layout.shape
         if len(shape) < 2:
-            raise ValueError(f"Expected tensors of rank ≥ 2 for Blocks. Received: shape {tuple(shape)}")
-        rows = [a for a in range(len(shape)) if a not in columns]
-        return rows + columns, math.prod(shape[a] for a in rows), math.prod(shape[a] for a in columns)
+            raise ValueError(f"Expected tensors of rank ≥ 2 for Blocks. Received: shape {shape}")
+        return inputs + outputs, math.prod(shape[a] for a in inputs), math.prod(shape[a] for a in outputs)
 
-    def _tiles(self, shape: Sequence[int], output_axes: Sequence[int]) -> tuple[int, int]:
-        _, rows, columns = self._matrix(shape, output_axes)
+    def _tiles(self, layout: Layout) -> tuple[int, int]:
+        _, rows, columns = self._matrix(layout)
         return -(-rows // self.shape[0]), -(-columns // self.shape[1])
 
 
+def join(parts: Sequence[tf.Tensor], layouts: Sequence[Layout]) -> tf.Tensor:
+    """Return the magnitudes of shared units, from those of their parts in each tensor.
+
+    Args:
+        parts: Sequence of what `Groups.magnitudes` gives for each tensor.
+        layouts: Sequence of `Layout` with `units`.
+
+    Returns:
+        Vector of `layout.count` magnitudes.
+    """
+    dtype = thresholds.common_dtype(parts)
+    total = tf.zeros([layouts[0].count], tf.float64)
+    for part, layout in zip(parts, layouts, strict=True):
+        squares = tf.square(tf.cast(tf.reshape(part, [-1]), tf.float64))
+        # What belongs to no unit falls into one more, which is dropped.
+        total += tf.math.unsorted_segment_sum(squares, _or_one_more(layout), layout.count + 1)[:-1]
+    return tf.cast(tf.minimum(tf.sqrt(total), dtype.max), dtype)
+
+
+def hand_out(per_unit: tf.Tensor, layout: Layout, otherwise: float | bool) -> tf.Tensor:
+    """Return one value for each place of a tensor's output axes from one for each shared unit.
+
+    Args:
+        per_unit: Vector of `layout.count` values.
+        layout: `Layout` of the tensor, with `units`.
+        otherwise: Float or bool, the value where there is no unit.
+
+    Returns:
+        Vector.
+    """
+    rest = tf.fill([1], tf.cast(otherwise, per_unit.dtype))
+    return tf.gather(tf.concat([per_unit, rest], 0), _or_one_more(layout))
+
+
 def norm(tensor: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
-    r"""The ℓ2 norm over some axes, also where squares overflow or vanish.
+    r"""Return the ℓ2 norm over some axes, also where squares overflow or vanish.
 
     Magnitudes from $10^{-9}$ to $10^{15}$ take the plain way. Others are decomposed into $m \cdot 2^e$ by
     their bits and scaled by the largest exponent of their group, since arithmetic may flush subnormals to
@@ -337,7 +286,7 @@ def _scaled_norm(tensor: tf.Tensor, axes: Sequence[int], dtype: tf.DType) -> tf.
 
 
 def _or_one_more(layout: Layout) -> tf.Tensor:
-    """The numbers of the units; of what belongs to none, the next number after them."""
+    """Return the numbers of the units; of what belongs to none, the next number after them."""
     units = np.asarray(layout.units)
     return tf.constant(np.where(units < 0, layout.count, units))
 
@@ -348,20 +297,3 @@ def _transpose(tensor: tf.Tensor, order: Sequence[int]) -> tf.Tensor:
 
 def _is_positive_int(value: object) -> bool:
     return hasattr(value, "__index__") and not isinstance(value, bool) and int(value) >= 1
-
-
-def _static(shape: Iterable[int | None]) -> list[int]:
-    shape = list(shape)
-    if None in shape:
-        raise ValueError(f"Expected a static shape. Received: {tuple(shape)}")
-    return [int(n) for n in shape if n is not None]
-
-
-def _positive(axes: Sequence[int], shape: Sequence[int]) -> list[int]:
-    rank = len(shape)
-    positive = sorted({int(a) % rank for a in axes if -rank <= a < rank})
-    if len(positive) != len(tuple(axes)) or not positive:
-        raise ValueError(
-            f"Expected `output_axes` to be distinct axes of a tensor of rank {rank}. Received: {tuple(axes)}"
-        )
-    return positive

@@ -1,21 +1,27 @@
 """Costs of the sum of magnitudes."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import tensorflow as tf
 
 from lc_keras.arguments import non_negative
 from lc_keras.costs import thresholds
-from lc_keras.costs.compression import Map, axes_of
+from lc_keras.costs.compression import Map
 from lc_keras.costs.grouped import Grouped
 from lc_keras.costs.groups import Groups
+from lc_keras.costs.layout import Layout
 
 
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class L1Constraint(Grouped):
     r"""The sum of the magnitudes is bounded: $\lVert \theta \rVert_1 \le r$.
 
     The C step projects on the ℓ1 ball: $\theta_g = (1 - \tau/m_g)_+ v_g$ with the τ ≥ 0 that brings the sum
-    of magnitudes of all tensors together down to $r$.
+    of magnitudes of all tensors together down to $r$ (Duchi, Shalev-Shwartz, Singer & Chandra, Efficient
+    projections onto the ℓ1-ball for learning in high dimensions, ICML 2008). Of groups it is the bound of the
+    group lasso (Yuan & Lin, Model selection and estimation in regression with grouped variables, JRSS-B
+    2006).
 
     Args:
         radius: Float r ≥ 0.
@@ -31,31 +37,33 @@ class L1Constraint(Grouped):
     array([2., 0.], dtype=float32)
     """
 
+    radius: float
+    groups: Groups = None  # type: ignore[assignment]  # Weights()
+
     has_budget = True
 
-    def __init__(self, radius: float, groups: Groups | None = None) -> None:
-        super().__init__(groups)
-        self.radius = non_negative("radius", radius)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "radius", non_negative("radius", self.radius))
 
     def maps(
         self,
         weights: Sequence[tf.Tensor],
         mu: float | tf.Tensor,
-        output_axes: Sequence[Sequence[int]] | None = None,
+        layouts: Sequence[Layout],
+        scales: Sequence[float | tf.Tensor] | None = None,
     ) -> list[Map]:
-        output_axes = axes_of(output_axes, weights)
-        measured = self._measure(weights, output_axes)
-        tau = thresholds.l1_ball_threshold(measured, self.radius)
-        return self._soft(tau, measured, output_axes)
-
-    def get_config(self) -> dict[str, object]:
-        return {"radius": self.radius, "groups": self.groups}
+        magnitudes = self._magnitudes(weights, layouts)
+        return self._soft(thresholds.l1_ball_threshold(magnitudes, self.radius), magnitudes, layouts)
 
 
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class L1Penalty(Grouped):
     r"""The sum of the magnitudes costs α each unit: $C(\theta) = \alpha \lVert \theta \rVert_1$.
 
-    The C step is $\theta_g = (1 - \tau/m_g)_+ v_g$ with $\tau = \alpha/\mu$.
+    The C step is $\theta_g = (1 - \tau/m_g)_+ v_g$ with $\tau = \alpha/\mu$. Of groups it is the penalty of
+    the group lasso (Yuan & Lin, Model selection and estimation in regression with grouped variables, JRSS-B
+    2006), each group counting alike, whatever its size.
 
     Args:
         alpha: Float α ≥ 0.
@@ -71,19 +79,19 @@ class L1Penalty(Grouped):
     array([2., 0.], dtype=float32)
     """
 
-    def __init__(self, alpha: float, groups: Groups | None = None) -> None:
-        super().__init__(groups)
-        self.alpha = non_negative("alpha", alpha)
+    alpha: float
+    groups: Groups = None  # type: ignore[assignment]  # Weights()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "alpha", non_negative("alpha", self.alpha))
 
     def maps(
         self,
         weights: Sequence[tf.Tensor],
         mu: float | tf.Tensor,
-        output_axes: Sequence[Sequence[int]] | None = None,
+        layouts: Sequence[Layout],
+        scales: Sequence[float | tf.Tensor] | None = None,
     ) -> list[Map]:
-        output_axes = axes_of(output_axes, weights)
-        measured = self._measure(weights, output_axes)
-        return self._soft(self.alpha / tf.cast(mu, tf.float64), measured, output_axes)
-
-    def get_config(self) -> dict[str, object]:
-        return {"alpha": self.alpha, "groups": self.groups}
+        magnitudes = self._magnitudes(weights, layouts)
+        return self._soft(self.alpha / tf.cast(mu, tf.float64), magnitudes, layouts)

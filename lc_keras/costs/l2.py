@@ -1,5 +1,6 @@
 """Costs of the norm of the weights. They shrink and prune nothing."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -7,8 +8,10 @@ import tensorflow as tf
 from lc_keras.arguments import non_negative
 from lc_keras.costs import thresholds
 from lc_keras.costs.compression import Compression, Map
+from lc_keras.costs.layout import Layout
 
 
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class L2Constraint(Compression):
     r"""The norm of the weights is bounded: $\lVert \theta \rVert_2 \le r$.
 
@@ -27,25 +30,26 @@ class L2Constraint(Compression):
     array([0.8], dtype=float32)
     """
 
+    radius: float
+
     has_budget = True
 
-    def __init__(self, radius: float) -> None:
-        self.radius = non_negative("radius", radius)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "radius", non_negative("radius", self.radius))
 
     def maps(
         self,
         weights: Sequence[tf.Tensor],
         mu: float | tf.Tensor,
-        output_axes: Sequence[Sequence[int]] | None = None,
+        layouts: Sequence[Layout],
+        scales: Sequence[float | tf.Tensor] | None = None,
     ) -> list[Map]:
         norm = thresholds.l2_norm(weights)
         inside = norm <= self.radius
         return [_scale(self.radius / tf.where(inside, tf.ones_like(norm), norm), inside)] * len(weights)
 
-    def get_config(self) -> dict[str, object]:
-        return {"radius": self.radius}
 
-
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class L2Penalty(Compression):
     r"""The squared norm costs α each unit: $C(\theta) = \alpha \lVert \theta \rVert_2^2$.
 
@@ -64,20 +68,20 @@ class L2Penalty(Compression):
     array([2.], dtype=float32)
     """
 
-    def __init__(self, alpha: float) -> None:
-        self.alpha = non_negative("alpha", alpha)
+    alpha: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "alpha", non_negative("alpha", self.alpha))
 
     def maps(
         self,
         weights: Sequence[tf.Tensor],
         mu: float | tf.Tensor,
-        output_axes: Sequence[Sequence[int]] | None = None,
+        layouts: Sequence[Layout],
+        scales: Sequence[float | tf.Tensor] | None = None,
     ) -> list[Map]:
         mu = tf.cast(mu, tf.float64)
         return [_scale(mu / (mu + 2 * self.alpha), tf.constant(self.alpha == 0))] * len(weights)
-
-    def get_config(self) -> dict[str, object]:
-        return {"alpha": self.alpha}
 
 
 def _scale(factor: tf.Tensor, unchanged: tf.Tensor) -> Map:

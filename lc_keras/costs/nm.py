@@ -1,20 +1,25 @@
 """Fine-grained patterns: so many of every so many weights."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from lc_keras.costs import thresholds
-from lc_keras.costs.compression import Map, Selection, axes_of
+from lc_keras.costs.compression import Compression, Map
+from lc_keras.costs.layout import Layout
 
 
-class NMConstraint(Selection):
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class NMConstraint(Compression):
     r"""Of every m weights in a row along the inputs of an output unit, at most n are not zero.
 
-    The pattern of sparse matrix units in hardware, 2 of every 4. A row runs along the last axis that is not
-    one of the output units, the channels of a convolution; at its end it may be shorter than m. The C step
-    keeps the n weights of largest magnitude of each, bit for bit; of equal ones the first.
+    The pattern of sparse matrix units in hardware, 2 of every 4 (Mishra et al., Accelerating sparse deep
+    neural networks, 2021; Zhou et al., Learning N:M fine-grained structured sparse neural networks from
+    scratch, ICLR 2021). A row runs along the last axis that is not one of the output units, the channels of a
+    convolution; at its end it may be shorter than m. The C step keeps the n weights of largest magnitude of
+    each, bit for bit; of equal ones the first.
 
     Args:
         n: Int ≥ 0, how many are kept.
@@ -29,40 +34,39 @@ class NMConstraint(Selection):
     array([3., 0., 0., 2.], dtype=float32)
     """
 
-    has_budget = True
+    n: int
+    m: int
 
-    def __init__(self, n: int, m: int) -> None:
+    has_budget = keeps_values = True
+
+    def __post_init__(self) -> None:
+        n, m = self.n, self.m
         whole = all(isinstance(x, (int, np.integer)) and not isinstance(x, bool) for x in (n, m))
         if not (whole and 0 <= n <= m and m >= 1):
             raise ValueError(f"Expected whole numbers 0 ≤ n ≤ m and m ≥ 1. Received: n={n!r}, m={m!r}")
-        self.n, self.m = int(n), int(m)
+        object.__setattr__(self, "n", int(n))
+        object.__setattr__(self, "m", int(m))
 
-    def check(
-        self, shapes: Sequence[Sequence[int]], output_axes: Sequence[Sequence[int]] | None = None
-    ) -> None:
-        for shape, axes in zip(shapes, axes_of(output_axes, shapes), strict=True):
-            self._input_axis(len(shape), axes)
+    def check(self, layouts: Sequence[Layout]) -> None:
+        for layout in layouts:
+            if not layout.inputs:
+                raise ValueError(
+                    f"Expected tensors with an axis of inputs. Received: one of rank {len(layout.shape)}"
+                )
 
     def maps(
         self,
         weights: Sequence[tf.Tensor],
         mu: float | tf.Tensor,
-        output_axes: Sequence[Sequence[int]] | None = None,
+        layouts: Sequence[Layout],
         scales: Sequence[float | tf.Tensor] | None = None,
     ) -> list[Map]:
         # A group lies in one tensor, where a scale changes no order.
-        return [
-            self._map(self._input_axis(len(w.shape), a))
-            for w, a in zip(weights, axes_of(output_axes, weights), strict=True)
-        ]
+        return [self._along(layout.inputs[-1]) for layout in layouts]
 
-    def _input_axis(self, rank: int, axes: Sequence[int]) -> int:
-        inputs = set(range(rank)) - {a % rank for a in axes if rank}
-        if not inputs:
-            raise ValueError(f"Expected tensors with an axis of inputs. Received: one of rank {rank}")
-        return max(inputs)
+    def _along(self, axis: int) -> Map:
+        """Return the map whose rows run along an axis."""
 
-    def _map(self, axis: int) -> Map:
         def theta(value: tf.Tensor) -> tf.Tensor:
             rank = value.shape.rank
             order = [a for a in range(rank) if a != axis] + [axis]
@@ -77,6 +81,3 @@ class NMConstraint(Selection):
             return tf.where(kept, value, tf.zeros([], value.dtype))
 
         return theta
-
-    def get_config(self) -> dict[str, object]:
-        return {"n": self.n, "m": self.m}

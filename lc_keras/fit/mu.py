@@ -7,7 +7,6 @@ import numpy as np
 
 from lc_keras.algorithm import schedules
 from lc_keras.algorithm.lagrangian import Lagrangian
-from lc_keras.costs.groups import Neurons
 from lc_keras.fit.optimizers import LearningRateLimit, relative_gradients
 from lc_keras.fit.plan import Plan
 
@@ -40,11 +39,7 @@ class Pull:
         self._lagrangian = lagrangian
         self._rate = rate
         self._making_neurons = np.array(
-            [
-                isinstance(getattr(part.compression, "groups", None), Neurons)
-                for part in lagrangian.shared
-                for _ in part.variables
-            ]
+            [part.compression.needs_units for part in lagrangian.shared for _ in part.variables]
         )
         self._automatic = schedules.Automatic(plan.steps) if is_automatic(mu) else None
         self._mus = [] if self._automatic else schedules.values(mu, plan.steps)

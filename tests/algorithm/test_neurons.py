@@ -186,7 +186,7 @@ def in_the_way(name):
 @pytest.mark.parametrize("name", ["no scale", "frozen", "sigmoid", "scaled", "swish"])
 def test_what_could_not_be_taken_out_is_not_pruned(name):
     (part,) = Task(L0Constraint(0.5, Neurons())).bind(in_the_way(name))
-    pairs = zip(part.variables, part.output_axes, strict=True)
+    pairs = zip(part.variables, part.layouts, strict=True)
     units = {v.path.split("/")[-2]: layout.units.tolist() for v, layout in pairs}
     assert units["conv"] == ([0, 1, 2, 3] if name in ("scaled", "swish") else [-1] * 4)
 
@@ -194,4 +194,4 @@ def test_what_could_not_be_taken_out_is_not_pruned(name):
 def test_recurrent_units_that_never_rest_stay():
     stack = [layers.LSTM(4, "sigmoid", return_sequences=True, name="lstm"), layers.GRU(3), layers.Dense(2)]
     (part,) = Task(L0Constraint(0.5, Neurons())).bind(keras.Sequential([keras.Input((5, 3)), *stack]))
-    assert part.output_axes[0].units.tolist() == [-1] * 16 and part.output_axes[0].count == 3
+    assert part.layouts[0].units.tolist() == [-1] * 16 and part.layouts[0].count == 3

@@ -161,7 +161,7 @@ def test_shared_layers_count_once():
     model = shared()
     (part,) = Task(HALF).bind(model)
     assert paths(part.variables) == ["encode/kernel", "again/kernel", "head/kernel"]
-    assert len(part.output_axes) == 3
+    assert len(part.layouts) == 3
     assert len(Task(HALF, per_layer=True).bind(model)) == 3
 
 
@@ -273,7 +273,7 @@ def test_per_layer_makes_a_cost_a_layer():
 def test_per_layer_goes_by_the_layer_that_owns_the_weights(layer, shape, sizes):
     parts = Task(HALF, per_layer=True).bind(model_of(layer, shape))
     assert [len(p.variables) for p in parts] == sizes
-    assert [len(p.output_axes) for p in parts] == sizes
+    assert [len(p.layouts) for p in parts] == sizes
 
 
 def test_per_layer_with_weights_of_the_model_itself():
@@ -327,7 +327,8 @@ UNITS = [
 @pytest.mark.parametrize("layer, shape, axes", UNITS, ids=lambda x: getattr(x, "name", ""))
 def test_output_axes(layer, shape, axes):
     (part,) = Task(HALF).bind(model_of(layer, shape))
-    assert part.output_axes == axes
+    assert [layout.axes for layout in part.layouts] == axes
+    assert [layout.shape for layout in part.layouts] == [v.shape for v in part.variables]
 
 
 @pytest.mark.parametrize(
@@ -362,7 +363,7 @@ def test_pruned_neurons_leave_whole_output_channels(layer, shape):
 
 def units_of(part):
     """The units that each variable makes, by the path of the variable."""
-    return {v.path: layout.units.tolist() for v, layout in zip(part.variables, part.output_axes, strict=True)}
+    return {v.path: layout.units.tolist() for v, layout in zip(part.variables, part.layouts, strict=True)}
 
 
 def test_neurons_come_with_all_that_makes_them():
@@ -418,8 +419,7 @@ def test_biases_are_of_units_where_there_is_no_graph(layer, shape):
     model = Own()
     model(np.ones((1, *shape), "float32"))
     (part,) = Task(L0Constraint(0.5, Neurons()), weights=".").bind(model)
-    found = zip(part.variables, part.output_axes, strict=True)
-    units = [math.prod(v.shape[a] for a in axes) for v, axes in found]
+    units = [math.prod(layout.shape[a] for a in layout.axes) for layout in part.layouts]
     assert len(units) == 2 and units[0] == units[1]
 
 
@@ -444,7 +444,7 @@ def test_multiply_adds_of_weights():
     y = layers.SeparableConv2D(5, 3, name="separable")(y)
     model = keras.Model(x, layers.Dense(2, name="head")(layers.Flatten()(y)))
     (part,) = Task(L0Constraint(0.5, measure="macs")).bind(model)
-    assert {v.path: layout.macs for v, layout in zip(part.variables, part.output_axes, strict=True)} == {
+    assert {v.path: layout.macs for v, layout in zip(part.variables, part.layouts, strict=True)} == {
         "shared/kernel": 2 * 64,
         "up/kernel": 64,
         "separable/depthwise_kernel": 14 * 14,

@@ -15,7 +15,7 @@ from lc_keras import Blocks, L0Constraint, Neurons, Weights
 from lc_keras.algorithm.lagrangian import Lagrangian
 from lc_keras.algorithm.tasks import Task, bind_tasks
 from lc_keras.costs import budgets
-from lc_keras.costs.groups import Layout
+from lc_keras.costs.layout import Layout
 from lc_keras.model.macs import macs
 
 MAGNITUDES = st.floats(0, 4, width=32, allow_subnormal=False)
@@ -146,8 +146,8 @@ def test_allocate_is_near_the_optimum(magnitudes, prices, budget, at_least):
     assert energy[kept].sum() >= best - energy[~kept].max(initial=0) - 1e-5
 
 
-def layouts(*macs):
-    return [Layout((-1,), macs=n) for n in macs]
+def layouts(weights, macs):
+    return [Layout(w.shape, macs=n) for w, n in zip(weights, macs, strict=True)]
 
 
 def random(*shapes):
@@ -163,7 +163,10 @@ def test_single_weights_in_macs(jit):
 
     def step(tensors):
         return [
-            f(t) for f, t in zip(cost.maps(tensors, tf.constant(1.0), layouts(*prices)), tensors, strict=True)
+            f(t)
+            for f, t in zip(
+                cost.maps(tensors, tf.constant(1.0), layouts(weights, prices)), tensors, strict=True
+            )
         ]
 
     thetas = [
@@ -186,18 +189,17 @@ def test_no_measure_is_exceeded_and_each_layer_keeps_some(groups, measure):
     weights = random((6, 8), (3, 3, 4, 6), (10, 4))
     prices = (1, 16, 1)
     cost = L0Constraint(0.5, groups, measure, keep_at_least=2)
-    shapes = [w.shape for w in weights]
     weights[2] *= 1e-3
-    maps = cost.maps([tf.constant(w) for w in weights], tf.constant(1.0), layouts(*prices))
+    maps = cost.maps([tf.constant(w) for w in weights], tf.constant(1.0), layouts(weights, prices))
     thetas = [f(tf.constant(w)).numpy() for f, w in zip(maps, weights, strict=True)]
     price = {"groups": (1, 1, 1), "parameters": (1, 1, 1), "macs": prices, "bytes": (4, 4, 4)}[measure]
-    count = [np.count_nonzero(groups.measure(tf.constant(t))) for t in thetas]
-    sizes = [1 if measure == "groups" else groups.size(s) for s in shapes]
+    count = [np.count_nonzero(groups.magnitudes(tf.constant(t), Layout(t.shape))) for t in thetas]
+    sizes = [1 if measure == "groups" else groups.size(Layout(w.shape)) for w in weights]
     assert min(count) >= 2
     spent = sum(n * p * s for n, p, s in zip(count, price, sizes, strict=True))
     assert (
         spent
-        <= cost.kept(shapes, layouts(*prices))
+        <= cost.budget(layouts(weights, prices))
         < spent + max(p * s for p, s in zip(price, sizes, strict=True))
     )
 
@@ -219,15 +221,15 @@ def test_bytes_are_those_of_the_type(dtype, size):
     model = Own()
     model(np.ones((1, 20), dtype))
     (part,) = Task(L0Constraint(80, measure="bytes")).bind(model)
-    assert part.compression.kept([(20, 5)], part.output_axes) == 80
-    assert part.compression.total([(20, 5)], part.output_axes) == 100 * size
+    assert part.compression.budget(part.layouts) == 80
+    assert part.compression.total(part.layouts) == 100 * size
 
 
 def test_a_minimum_beyond_the_budget():
     cost = L0Constraint(5, keep_at_least=2)
     with pytest.raises(ValueError, match="at least 6"):
-        cost.check([(4,), (4,), (4,)])
-    L0Constraint(6, keep_at_least=2).check([(4,), (4,), (4,)])
+        cost.check([Layout((4,))] * 3)
+    L0Constraint(6, keep_at_least=2).check([Layout((4,))] * 3)
     assert (
         L0Constraint(3, keep_at_least=0.5).c_step(random((3,), (2,)), 1.0)[0].numpy().astype(bool).sum() == 2
     )

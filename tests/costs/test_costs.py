@@ -1,6 +1,9 @@
 import copy
+import dataclasses
+import gc
 import itertools
 import pickle
+import weakref
 
 import keras
 import numpy as np
@@ -21,7 +24,8 @@ from lc_keras.costs import (
     NMConstraint,
     thresholds,
 )
-from lc_keras.costs.groups import Blocks, Layout, Neurons, Weights
+from lc_keras.costs.groups import Blocks, Neurons, Weights
+from lc_keras.costs.layout import Layout
 
 SHAPES = [(2, 3), (4,), (1, 1, 2)]
 SIZES = [6, 4, 2]
@@ -37,6 +41,10 @@ EXTREME = st.sampled_from(np.float32([0, 1e-42, -1e-42, 3e-42, 1e38, -1e38, 3e38
 
 def arrays(values, shapes=SHAPES):
     return st.tuples(*(hnp.arrays(np.float32, s, elements=values) for s in shapes)).map(list)
+
+
+def layouts(*shapes):
+    return [Layout(shape) for shape in shapes]
 
 
 def flat(tensors):
@@ -143,15 +151,15 @@ class TestL0Constraint:
          (np.int64(3), 7, 3), (1e-9, 7, 0)],
     )  # fmt: skip
     def test_kappa(self, keep, n, kappa):
-        assert L0Constraint(keep).kept([(n,)]) == kappa
+        assert L0Constraint(keep).budget(layouts((n,))) == kappa
 
     def test_check_says_both_numbers(self):
-        L0Constraint(12).check(SHAPES)
+        L0Constraint(12).check(layouts(*SHAPES))
         with pytest.raises(ValueError, match="at most 12.*Received: 13"):
-            L0Constraint(13).check(SHAPES)
+            L0Constraint(13).check(layouts(*SHAPES))
         with pytest.raises(ValueError, match="at most 7.*Received: 8"):
-            L0Constraint(8, Neurons()).check([(10, 3), (2, 4)], [(-1,), (1,)])
-        L0Constraint(8, Neurons()).check([(10, 3), (2, 4)], [(0,), (1,)])
+            L0Constraint(8, Neurons()).check([Layout((10, 3)), Layout((2, 4), (1,))])
+        L0Constraint(8, Neurons()).check([Layout((10, 3), (0,)), Layout((2, 4), (1,))])
         with pytest.raises(ValueError, match="at most 12.*Received: 13"):
             L0Constraint(13).c_step([np.zeros(s, np.float32) for s in SHAPES], MU)
 
@@ -256,8 +264,8 @@ class TestGroups:
         theta = cost.c_step(weights, MU)
         groups = []
         for v, t in zip(weights, theta, strict=True):
-            m = cost.groups.measure(tf.constant(v))
-            label = cost.groups.spread(tf.reshape(tf.range(tf.size(m)), m.shape), v.shape).numpy()
+            m = cost.groups.magnitudes(tf.constant(v), Layout(v.shape))
+            label = cost.groups.spread(tf.reshape(tf.range(tf.size(m)), m.shape), Layout(v.shape)).numpy()
             groups += [(v[label == g], t.numpy()[label == g]) for g in range(label.max() + 1)]
         norms = np.array([np.linalg.norm(v.astype(np.float64)) for v, _ in groups])
         if isinstance(cost, L0Constraint):
@@ -303,7 +311,7 @@ class TestGroups:
         """Other axes give what transposed kernels give."""
         rng = np.random.default_rng(0)
         kernel = rng.normal(size=(3, 4, 2)).astype(np.float32)  # output units on axes (0,)
-        maps = cost.maps([tf.constant(kernel)], tf.constant(MU), output_axes=[(0,)])
+        maps = cost.maps([tf.constant(kernel)], tf.constant(MU), [Layout(kernel.shape, (0,))])
         turned = kernel.transpose(1, 2, 0).copy()
         wanted = cost.c_step([turned], MU)[0].numpy().transpose(2, 0, 1)
         np.testing.assert_allclose(maps[0](tf.constant(kernel)), wanted, rtol=1e-5)
@@ -359,8 +367,8 @@ def test_inside_a_function(cost):
 def test_a_new_mu_is_no_new_graph(cost, monkeypatch):
     cost = copy.deepcopy(cost)
     traces = []
-    maps = cost.maps
-    monkeypatch.setattr(cost, "maps", lambda *a, **k: traces.append(1) or maps(*a, **k), raising=False)
+    maps = type(cost).maps
+    monkeypatch.setattr(type(cost), "maps", lambda *args: traces.append(1) or maps(*args))
     weights = [np.ones(s, np.float32) for s in SHAPES]
     for mu in (1, 0.5, np.float32(3), tf.constant(2.0), keras.Variable(1.5)):
         cost.c_step(weights, mu)
@@ -406,11 +414,53 @@ def test_non_finite_weights_are_named(cost, bad):
         cost.c_step([good, keras.Variable(wrong, name="my_kernel"), good], MU)
 
 
-def test_a_budget_that_is_changed():
-    cost, v = L0Constraint(3), [np.arange(1.0, 8.0, dtype="float32")]
-    for budget in (3, 2, 3):
-        cost.keep = budget
-        assert np.count_nonzero(cost.c_step(v, MU)[0]) == budget
+@pytest.mark.parametrize("cost", [*MIDDLE, NMConstraint(1, 2)], ids=str)
+def test_costs_are_frozen(cost):
+    cost.c_step([np.ones((2, 2, 3), np.float32)], MU)
+    for name in cost.get_config():
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(cost, name, 1)
+
+
+def test_graphs_go_with_their_cost():
+    cost = L0Constraint(3)
+    cost.c_step([np.ones(7, np.float32)], MU)
+    graphs = weakref.ref(cost._compiled)
+    del cost
+    gc.collect()
+    assert graphs() is None
+
+
+DECLARED = [  # keeps values, has a budget, needs units, needs multiply-adds
+    (L0Constraint(1), "keeps_values has_budget"),
+    (L0Constraint(1, Neurons()), "keeps_values has_budget needs_units"),
+    (L0Constraint(1, measure="bytes"), "keeps_values has_budget"),
+    (L0Constraint(1, Neurons(), "macs"), "keeps_values has_budget needs_units needs_macs"),
+    (L0Penalty(1), "keeps_values"),
+    (L1Constraint(1, Neurons()), "has_budget needs_units"),
+    (L1Penalty(1, Blocks((1, 2))), ""),
+    (L2Constraint(1), "has_budget"),
+    (L2Penalty(1), ""),
+    (NMConstraint(1, 2), "keeps_values has_budget"),
+]
+
+
+@pytest.mark.parametrize("cost, declared", DECLARED, ids=repr)
+def test_what_costs_declare(cost, declared):
+    names = ("keeps_values", "has_budget", "needs_units", "needs_macs")
+    assert [name for name in names if getattr(cost, name)] == declared.split()
+
+
+def test_a_cost_of_ones_own():
+    @dataclasses.dataclass(frozen=True, eq=False, repr=False)
+    class Rounded(Compression):
+        digits: int = 0
+
+        def maps(self, weights, mu, layouts, scales=None):
+            return [lambda value: tf.round(value * 10**self.digits) / 10**self.digits] * len(weights)
+
+    assert Rounded().c_step([np.float32([0.4, 0.6])], MU)[0].numpy().tolist() == [0, 1]
+    assert repr(Rounded(1)) == "Rounded(digits=1)" and Rounded() == Rounded(0) != Rounded(1)
 
 
 @pytest.mark.parametrize("cost", MIDDLE, ids=str)
@@ -486,7 +536,7 @@ class TestNMConstraint:
     )
     def test_against_a_stable_sort(self, n, m, shape, axes, along):
         value = np.random.default_rng(0).integers(-3, 4, shape).astype(np.float32)
-        theta = NMConstraint(n, m).maps([value], MU, [axes])[0](tf.constant(value)).numpy()
+        theta = NMConstraint(n, m).maps([value], MU, [Layout(shape, axes)])[0](tf.constant(value)).numpy()
         rows = np.moveaxis(value, along, -1).reshape(-1, shape[along])
         parts = [part for row in rows for part in np.split(row, range(m, len(row), m))]
         wanted = np.concatenate([reference_l0(part, min(n, len(part))) for part in parts])
@@ -530,11 +580,11 @@ def test_scaled_distances_are_those_of_scaled_weights(cost):
     r"""$s \lVert v - \theta \rVert^2 = \lVert \sqrt{s} (v - \theta) \rVert^2$, and what is kept is v."""
     weights = [np.random.normal(size=s).astype("float32") for s in GROUPED_SHAPES]
     scales = [0.25, 16.0]
-    axes = [Layout((-1,), macs=1), Layout((-1,), macs=3)]
+    priced = [Layout(s, macs=n) for s, n in zip(GROUPED_SHAPES, (1, 3), strict=True)]
     mu = tf.constant(MU)
 
     def c_step(values, **options):
-        maps = cost.maps([tf.constant(v) for v in values], mu, axes, **options)
+        maps = cost.maps([tf.constant(v) for v in values], mu, priced, **options)
         return [theta(tf.constant(v)).numpy() for theta, v in zip(maps, values, strict=True)]
 
     roots = np.sqrt(scales).astype("float32")

@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 
 from lc_keras.costs.groups import Blocks, Groups, Neurons, Weights, norm
+from lc_keras.costs.layout import Layout
 
 CASES = [
     ((6, 4), (-1,)),
@@ -29,11 +30,12 @@ def matrix(x, axes):
 @pytest.mark.parametrize("shape, axes", CASES)
 def test_spread_partitions_the_weights(groups, shape, axes):
     x = random(shape)
-    magnitudes = groups.measure(tf.constant(x), axes)
-    count = groups.count(shape, axes)
+    layout = Layout(shape, axes)
+    magnitudes = groups.magnitudes(tf.constant(x), layout)
+    count = groups.count(layout)
     assert tf.size(magnitudes) == count
     label = tf.reshape(tf.range(count), magnitudes.shape)
-    labels = groups.spread(label, shape, axes).numpy()
+    labels = groups.spread(label, layout).numpy()
     assert labels.shape == shape
     # The magnitude of a group is the norm of just the weights that its value is spread to.
     norms = [np.linalg.norm(x[labels == g].astype(float)) for g in range(count)]
@@ -44,7 +46,9 @@ def test_spread_partitions_the_weights(groups, shape, axes):
 def test_neurons_are_columns(shape, axes):
     x = random(shape)
     np.testing.assert_allclose(
-        np.ravel(Neurons().measure(tf.constant(x), axes)), np.linalg.norm(matrix(x, axes), axis=0), rtol=1e-6
+        np.ravel(Neurons().magnitudes(tf.constant(x), Layout(shape, axes))),
+        np.linalg.norm(matrix(x, axes), axis=0),
+        rtol=1e-6,
     )
 
 
@@ -58,12 +62,14 @@ def test_blocks_tile_the_matrix(shape, axes, block):
         [np.linalg.norm(m[i : i + r, j : j + c]) for j in range(0, m.shape[1], c)]
         for i in range(0, m.shape[0], r)
     ]
-    np.testing.assert_allclose(Blocks(block).measure(tf.constant(x), axes), tiles, rtol=1e-6)
+    np.testing.assert_allclose(
+        Blocks(block).magnitudes(tf.constant(x), Layout(shape, axes)), tiles, rtol=1e-6
+    )
 
 
 def test_weights_are_not_copied():
     x = tf.constant([-1.0, 2.0])
-    assert Weights().measure(x) is x
+    assert Weights().magnitudes(x, Layout((2,))) is x
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
@@ -114,11 +120,11 @@ def test_bad_block_shape(shape):
 
 def test_bad_tensors():
     with pytest.raises(ValueError, match="rank ≥ 2"):
-        Blocks((2, 2)).count((4,))
+        Blocks((2, 2)).count(Layout((4,)))
     with pytest.raises(ValueError, match="static"):
-        Neurons().count((None, 3))
+        Layout((None, 3))
     for axes in ((2,), (0, -2), ()):
-        with pytest.raises(ValueError, match="output_axes"):
-            Neurons().count((4, 3), axes)
-    with pytest.raises(ValueError, match="output_axes"):
-        Neurons().count(())
+        with pytest.raises(ValueError, match="output axes"):
+            Neurons().count(Layout((4, 3), axes))
+    with pytest.raises(ValueError, match="output axes"):
+        Neurons().count(Layout(()))

@@ -342,7 +342,7 @@ def objective(lagrangian, mu, weights, multipliers):
         if isinstance(cost, L2Penalty):
             total += cost.alpha * sum(np.sum(np.float64(t.numpy()) ** 2) for t in thetas)
         elif isinstance(cost, (L0Penalty, L1Penalty)):
-            magnitudes = cost._measure([tf.cast(t, tf.float64) for t in thetas], part.output_axes)
+            magnitudes = cost._magnitudes([tf.cast(t, tf.float64) for t in thetas], part.layouts)
             count = np.count_nonzero if isinstance(cost, L0Penalty) else lambda m: np.sum(np.abs(m))
             total += cost.alpha * sum(count(m.numpy()) for m in magnitudes)
         start = stop

@@ -1,0 +1,69 @@
+"""What a cost knows of a weight besides its values."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layout:
+    """The shape of a weight, the axes of its output units, and what is known of these units.
+
+    Args:
+        shape: Tuple of ints, the static shape.
+        axes: Tuple of ints, the axes that index output units. Defaults to `(-1,)`, the last axis, as of the
+            kernel of a `Dense` or convolution layer.
+        units: int array or `None` (default): the number of the unit at each place of `axes`, flattened in
+            their order; -1 where the weights belong to no unit that is pruned. Weights of one cost that have
+            the same number have the same unit. `None`: the units of this weight are its own.
+        reads: int array or `None` (default: none of them): the number of the unit that each place along the
+            inputs reads, or -1. Where that unit goes, what reads it goes, too.
+        count: Int, how many units the weights of one cost share. Defaults to 0.
+        macs: Int or `None` (default: not known): the multiply-adds of one element, for one example.
+        bytes: Int, the size of one element. Defaults to 4.
+
+    Raises:
+        ValueError: If a dimension is not known.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...] = (-1,)
+    units: np.ndarray | None = None
+    reads: np.ndarray | None = None
+    count: int = 0
+    macs: int | None = None
+    bytes: int = 4
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.shape)
+        if None in shape:
+            raise ValueError(f"Expected a static shape. Received: {shape}")
+        object.__setattr__(self, "shape", tuple(int(n) for n in shape))
+
+    @property
+    def size(self) -> int:
+        """Return the number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def outputs(self) -> list[int]:
+        """Return the axes of the output units, counted from the first one, in order.
+
+        Raises:
+            ValueError: If `axes` are not distinct axes of the weight, at least one.
+        """
+        inputs = self.inputs
+        outputs = [a for a in range(len(self.shape)) if a not in inputs]
+        if not outputs or len(outputs) != len(self.axes):
+            raise ValueError(
+                f"Expected output axes that are distinct axes of a tensor of rank {len(self.shape)}. "
+                f"Received: {tuple(self.axes)}"
+            )
+        return outputs
+
+    @property
+    def inputs(self) -> list[int]:
+        """Return all other axes, counted from the first one, in order."""
+        rank = len(self.shape)
+        return [a for a in range(rank) if a not in self.axes and a - rank not in self.axes]

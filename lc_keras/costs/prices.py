@@ -1,0 +1,149 @@
+"""What groups cost, all of them and those of each layer that stay whatever it takes."""
+
+import decimal
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from lc_keras.costs.budgets import Product
+from lc_keras.costs.groups import Groups
+from lc_keras.costs.layout import Layout
+
+Measure = Literal["groups", "parameters", "macs", "bytes"]
+
+
+@dataclass(frozen=True)
+class TensorPrices:
+    """The prices of groups that lie in one tensor each; those of a tensor cost the same.
+
+    Attributes:
+        prices: List of ints, what a group of each tensor costs.
+        counts: List of ints, how many groups each tensor has.
+        at_least: List of ints, how many of these stay whatever it takes.
+    """
+
+    prices: list[int]
+    counts: list[int]
+    at_least: list[int]
+
+    @classmethod
+    def of(
+        cls, groups: Groups, layouts: Sequence[Layout], measure: Measure, at_least: int | float
+    ) -> "TensorPrices":
+        """Return the prices of the groups of some tensors.
+
+        Args:
+            groups: `Groups`.
+            layouts: Sequence of `Layout`, one for each tensor.
+            measure: String, what is counted, as of `L0Constraint`.
+            at_least: Int, or float in [0, 1], how many groups of each tensor, or what fraction, to keep.
+
+        Raises:
+            ValueError: If a tensor cannot be grouped, or it is not known what its weights cost.
+        """
+        counts = [groups.count(layout) for layout in layouts]
+        sizes = [1 if measure == "groups" else groups.size(layout) for layout in layouts]
+        prices = [size * _of_weight(layout, measure) for size, layout in zip(sizes, layouts, strict=True)]
+        return cls(prices, counts, [_part(at_least, count) for count in counts])
+
+    @property
+    def total(self) -> int:
+        """Return what all groups cost."""
+        return sum(price * count for price, count in zip(self.prices, self.counts, strict=True))
+
+    @property
+    def least(self) -> int:
+        """Return what those cost that stay whatever it takes."""
+        return sum(price * count for price, count in zip(self.prices, self.at_least, strict=True))
+
+
+@dataclass(frozen=True)
+class UnitPrices:
+    """The prices of units that several tensors make, of which what one costs depends on others.
+
+    Attributes:
+        products: List of `Product`, what the weights of each tensor cost.
+        parts: List of pairs: the units of a layer, as an array of their numbers, and how many of these stay
+            whatever it takes.
+    """
+
+    products: list[Product]
+    parts: list[tuple[np.ndarray, int]]
+
+    @classmethod
+    def of(cls, layouts: Sequence[Layout], measure: Measure, at_least: int | float) -> "UnitPrices":
+        """Return the prices of the units that some tensors make.
+
+        Args:
+            layouts: Sequence of `Layout` with `units`, one for each tensor.
+            measure: String, what is counted, as of `L0Constraint`.
+            at_least: Int, or float in [0, 1], how many units of each layer, or what fraction, to keep.
+
+        Raises:
+            ValueError: If it is not known what the weights of a tensor cost.
+        """
+        parts, seen = [], np.empty(0, int)
+        for layout in layouts:
+            units = np.asarray(layout.units)
+            # A layer's other weights, layers tied to it, and norms after it have units of before.
+            new = np.setdiff1d(units[units >= 0], seen)
+            seen = np.union1d(seen, new)
+            parts.append((new, _part(at_least, len(new))))
+        if measure == "groups":
+            count = layouts[0].count
+            return cls([Product(1, np.ones(count, int), np.zeros(count, int), 0, 1)], parts)
+        products = [_product(layout, measure) for layout in layouts]
+        return cls([product for product in products if product.price], parts)
+
+    @property
+    def at_least(self) -> list[int]:
+        """Return how many units of each layer stay whatever it takes."""
+        return [at_least for _, at_least in self.parts]
+
+    @property
+    def total(self) -> int:
+        """Return what all units cost."""
+        return int(sum(product(np.ones_like(product.makes)) for product in self.products))
+
+    @property
+    def least(self) -> int:
+        """Return what the units that stay whatever it takes cost at most, whichever they are."""
+
+        def most(places: np.ndarray) -> int:
+            return sum(np.sort(places[units])[::-1][:at_least].sum() for units, at_least in self.parts)
+
+        return int(sum(p.price * (p.made + most(p.makes)) * (p.read + most(p.reads)) for p in self.products))
+
+
+def _of_weight(layout: Layout, measure: Measure) -> int:
+    """Return what a single weight costs."""
+    price = {"groups": 1, "parameters": 1, "macs": layout.macs, "bytes": layout.bytes}[measure]
+    if price is None:
+        raise ValueError(
+            "Expected weights whose multiply-adds are known, those of Keras layers in a Functional or "
+            f"Sequential model with inputs of known size. Received: measure={measure!r}"
+        )
+    return price
+
+
+def _product(layout: Layout, measure: Measure) -> Product:
+    """Return what the weights of a tensor cost that makes shared units, and may read some."""
+
+    def places(units: np.ndarray) -> tuple[np.ndarray, int]:
+        return np.bincount(units[units >= 0], minlength=layout.count), int((units < 0).sum())
+
+    units = np.asarray(layout.units)
+    (makes, made), (reads, read), size = places(units), (np.zeros(layout.count, int), 1), len(units)
+    if layout.reads is not None:
+        (reads, read), size = places(layout.reads), size * len(layout.reads)
+    return Product(layout.size // size * _of_weight(layout, measure), makes, reads, made, read)
+
+
+def _part(at_least: int | float, count: int) -> int:
+    """Return how many of some groups a number or a fraction, rounded up, asks for."""
+    if isinstance(at_least, float):
+        at_least = math.ceil(decimal.Decimal(repr(at_least)) * count)
+    return min(at_least, count)
