@@ -15,6 +15,7 @@ from lc_keras.arguments import keras_model, switch, whole
 from lc_keras.export.directories import check_parents
 from lc_keras.export.saved_model import export_saved_model
 from lc_keras.export.warmup import Request, as_request
+from lc_keras.internals import layers_in
 from lc_keras.model.signatures import input_signature_of, named
 
 Batches = list[dict[str, np.ndarray]]
@@ -185,7 +186,7 @@ def _check_arguments(
         raise ValueError(
             f"Expected `path` to be new. Received: '{path}', which exists; pass overwrite=True to replace it."
         )
-    for layer in model._flatten_layers():
+    for layer in layers_in(model):
         if layer.compute_dtype in ("float64", "float16", "bfloat16"):
             raise ValueError(
                 f"Expected a model in float32. Received: layer '{layer.name}' in {layer.compute_dtype}."

@@ -15,7 +15,7 @@ from lc_keras.export.exported import ExportedWeight, SavedModelExport, exported_
 from lc_keras.export.sparse import as_matrix, pays, sparse_layers, sparse_methods
 from lc_keras.export.stored import LoadOnce, StoredSparse, StoredWeight
 from lc_keras.export.warmup import Requests, as_requests, prediction_log, write_warmup
-from lc_keras.internals import replaced
+from lc_keras.internals import layers_in, replaced
 from lc_keras.measuring.counting import REPORT_FILE, measure
 from lc_keras.measuring.packing import Packed, pack
 from lc_keras.model.macs import count_uses
@@ -233,7 +233,7 @@ def _module(
         for method in sparse_methods(layer, stored[key][1])
     ]
     # The call must not give the model weights that it did not have, and that would be random.
-    unbuilt = [part for part in model._flatten_layers() if not part.built]
+    unbuilt = [part for part in layers_in(model) if not part.built]
     methods += [(part, "add_weight", _refuse(model, part)) for part in unbuilt]
     variables = {id(variable): variable for variable in model.variables}
 
@@ -284,7 +284,7 @@ def _module(
 def _parts(model: keras.Model) -> Iterator[object]:
     """What a model tracks, and what lists and dictionaries of its layers hold, where TensorFlow stops."""
     yield from tf.train.TrackableView(model).descendants()
-    held: list[object] = [vars(layer) for layer in model._flatten_layers()]
+    held: list[object] = [vars(layer) for layer in layers_in(model)]
     seen = set()
     while held:
         part = held.pop()

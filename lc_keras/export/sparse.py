@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.export.stored import StoredSparse
+from lc_keras.internals import in_vectorized_map, layers_in
 
 # Rows up to which multiplying entry by entry is faster than in compressed rows.
 _FEW_ROWS = 16
@@ -24,8 +25,8 @@ def sparse_layers(model: keras.Model) -> list[keras.Layer]:
     Returns:
         List of dense layers and 1 × 1 convolutions with a float32 kernel.
     """
-    layers = list(model._flatten_layers())
-    vectorized = {id(part) for layer in layers if _is_vectorized(layer) for part in layer._flatten_layers()}
+    layers = layers_in(model)
+    vectorized = {id(part) for layer in layers if _is_vectorized(layer) for part in layers_in(layer)}
     return [layer for layer in layers if _is_product(layer) and id(layer) not in vectorized]
 
 
@@ -45,7 +46,7 @@ def as_matrix(layer: keras.Layer) -> np.ndarray:
 def sparse_methods(
     layer: keras.Layer, weight: StoredSparse
 ) -> Iterable[tuple[keras.Layer, str, Callable[..., tf.Tensor]]]:
-    """What to replace in a layer, see `lc_keras.tracing.replaced`.
+    """What to replace in a layer, see `lc_keras.internals.replaced`.
 
     Args:
         layer: Layer, one of `sparse_layers`.
@@ -102,8 +103,9 @@ def multiply(inputs: tf.Tensor, weight: StoredSparse) -> tf.Tensor:
         return tf.raw_ops.SparseMatrixMatMul(a=matrix, b=padded)[:, :rows]
 
     # What `vectorized_map` makes of compressed rows cannot be loaded.
-    in_map = "loop_body" in tf.compat.v1.get_default_graph().get_name_scope().split("/")
-    outputs = tf.transpose(by_entry() if in_map else tf.cond(rows <= _FEW_ROWS, by_entry, by_row))
+    outputs = tf.transpose(
+        by_entry() if in_vectorized_map() else tf.cond(rows <= _FEW_ROWS, by_entry, by_row)
+    )
     outputs = tf.reshape(outputs, shape)
     return tf.ensure_shape(outputs, [*inputs.shape[:-1], weight.shape[0]])
 

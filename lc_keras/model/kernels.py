@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 
+from lc_keras.internals import created_by, layers_in
+
 _DEPTHWISE = (
     keras.layers.DepthwiseConv1D,
     keras.layers.DepthwiseConv2D,
@@ -48,9 +50,7 @@ def is_kernel(variable: keras.Variable) -> bool:
 
 def owners_of(model: keras.Model) -> dict[int, keras.Layer]:
     """Maps the id of each variable to the layer that created it."""
-    return {
-        id(variable): layer for layer in model._flatten_layers() for variable in layer._trainable_variables
-    }
+    return {id(variable): layer for layer in layers_in(model) for variable in created_by(layer)}
 
 
 def output_axes(layer: keras.Layer | None, variable: keras.Variable) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.arguments import keras_model
-from lc_keras.internals import replaced
+from lc_keras.internals import layers_in, replaced, stored_kernel
 from lc_keras.model.signatures import Structure, input_signature_of, is_built
 
 _CELLS = (keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell)
@@ -148,7 +148,7 @@ def count_uses(model: keras.Model, input_signature: list[Structure] | None = Non
         if not is_built(model):
             raise
         counter = Counter(_kernels(model))
-        if any(isinstance(layer, _ATTENTION) for layer in model._flatten_layers()):
+        if any(isinstance(layer, _ATTENTION) for layer in layers_in(model)):
             counter.attention = None
     # A kernel that no layer was seen to use is not known to be idle.
     counter.uses = {key: times or None for key, times in counter.uses.items()}
@@ -168,7 +168,7 @@ class Counter:
         self.attention: int | None = 0
 
     def trace(self, model: keras.Model, signature: list[Structure]) -> None:
-        layers = [layer for layer in model._flatten_layers() if layer is not model]
+        layers = [layer for layer in layers_in(model) if layer is not model]
         hooks = [(layer, "call", self._hook(layer)) for layer in layers]
         # Counting must not give the model weights that it did not have.
         hooks += [(layer, "build", _refuse(layer)) for layer in layers if not layer.built]
@@ -235,15 +235,15 @@ def _uses(
 ) -> list[tuple[keras.Variable, int | None]]:
     """For each kernel that a layer itself multiplies by, how often in this call."""
     if isinstance(layer, keras.layers.Dense):
-        return [(layer._kernel, _size(inputs.shape[:-1]))]
+        return [(stored_kernel(layer), _size(inputs.shape[:-1]))]
     if isinstance(layer, keras.layers.EinsumDense):
         left, _ = layer.equation.replace(" ", "").replace("...", "").split("->")
         labels, kernel = left.split(",")
-        shape = layer._kernel.shape
+        shape = stored_kernel(layer).shape
         contracted = math.prod(n for label, n in zip(kernel, shape, strict=True) if label in labels)
-        return [(layer._kernel, _divide(_size(inputs.shape), contracted))]
+        return [(stored_kernel(layer), _divide(_size(inputs.shape), contracted))]
     if isinstance(layer, _CONVOLUTIONS):
-        return [(layer._kernel, _divide(_size(outputs.shape), layer.filters))]
+        return [(stored_kernel(layer), _divide(_size(outputs.shape), layer.filters))]
     if isinstance(layer, _DEPTHWISE):
         return [(layer.kernel, _divide(_size(outputs.shape), math.prod(layer.kernel.shape[-2:])))]
     if isinstance(layer, _SEPARABLE):
@@ -269,9 +269,9 @@ def _products(layer: keras.Layer, args: Sequence[Any], kwargs: dict[str, Any]) -
     if isinstance(layer, _HEADS):
         names = dict(zip(("query", "value", "key"), args, strict=False)) | kwargs
         query, value = names["query"].shape, names["value"].shape
-        heads = layer._num_heads if hasattr(layer, "_num_heads") else layer.num_query_heads
-        depth = layer._key_dim + layer._value_dim if hasattr(layer, "_key_dim") else 2 * layer.head_dim
-        along = getattr(layer, "_attention_axes", None) or range(1, len(value) - 1)
+        heads = layer.num_heads if hasattr(layer, "num_heads") else layer.num_query_heads
+        depth = layer.key_dim + layer.value_dim if hasattr(layer, "key_dim") else 2 * layer.head_dim
+        along = getattr(layer, "attention_axes", None) or range(1, len(value) - 1)
         sizes = [*query[:-1], *(value[axis] for axis in along), heads, depth]
     elif isinstance(layer, _ATTENTION):
         query, value, *key = (tensor.shape for tensor in (args[0] if args else kwargs["inputs"]))

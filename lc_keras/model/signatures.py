@@ -9,6 +9,8 @@ from typing import TypeAlias
 import keras
 import tensorflow as tf
 
+from lc_keras.internals import layers_in
+
 # What a model takes or returns, or the specification of that.
 Structure: TypeAlias = "tf.Tensor | tf.TensorSpec | Sequence[Structure] | Mapping[str, Structure]"
 
@@ -27,7 +29,7 @@ def is_built(model: keras.Model) -> bool:
     Returns:
         Bool.
     """
-    parts = model._flatten_layers(include_self=False)
+    parts = layers_in(model, include_self=False)
     return model.built or (bool(model.variables) and all(layer.built for layer in parts))
 
 
@@ -59,7 +61,7 @@ def input_signature_of(model: keras.Model, own_batch: bool = False) -> list[Stru
             "call it on data first."
         )
     if inputs is not None:
-        own_batch = own_batch or any(getattr(part, "stateful", False) for part in model._flatten_layers())
+        own_batch = own_batch or any(getattr(part, "stateful", False) for part in layers_in(model))
         structure = inputs[0] if isinstance(model, keras.Sequential) else model.input
         return [
             keras.tree.map_structure(

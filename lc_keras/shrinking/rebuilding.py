@@ -6,8 +6,15 @@ from typing import Any
 import keras
 import numpy as np
 
+from lc_keras.internals import (
+    as_functional,
+    call_again,
+    functional_class,
+    layers_in,
+    output_shape_of,
+    source_of,
+)
 from lc_keras.model.flow import Graph
-from lc_keras.model.flow.graph import as_functional, functional_class
 from lc_keras.model.flow.units import Flow, Signal, Wall, Weight, find
 
 
@@ -62,8 +69,8 @@ class _Rebuilt:
             kind = type(model) if type(model).__init__ is keras.Sequential.__init__ else keras.Sequential
             stack = [*inputs, *map(self._operation, model.layers)]
             return kind(stack, name=model.name, trainable=model.trainable)
-        outputs = functional._run_through_graph(inputs, operation_fn=self._operation)
-        inputs = keras.tree.pack_sequence_as(functional._inputs_struct, inputs)
+        outputs = call_again(functional, inputs, self._operation)
+        inputs = keras.tree.pack_sequence_as(functional.input, inputs)
         own = type(model).__init__ is functional_class(model).__init__  # type: ignore[misc]  # there is one
         new = (type(model) if own else keras.Model)(inputs, outputs, name=model.name)
         if not model.trainable:
@@ -76,7 +83,7 @@ class _Rebuilt:
             if isinstance(made, keras.Layer) and made is not flow.layer:
                 if isinstance(flow, Wall):
                     _alter(made, flow.layer)
-                parts = flow.layer._flatten_layers()
+                parts = layers_in(flow.layer)
                 quantized = any(getattr(part, "quantization_mode", None) for part in parts)
                 # What is quantised is built with its weights in another order.
                 if not quantized:
@@ -88,7 +95,7 @@ class _Rebuilt:
         shape = list(tensor.shape)
         if len(signal.ids) and shape[signal.axis] is not None:
             shape[signal.axis] = int(self._stays[signal.ids].sum())
-        source = tensor._keras_history.operation
+        source = source_of(tensor)
         optional = getattr(source, "optional", False)
         return keras.Input(
             batch_shape=shape, dtype=tensor.dtype, name=source.name, sparse=tensor.sparse, optional=optional
@@ -105,7 +112,7 @@ class _Rebuilt:
             # Keras does not read a Python function back from a config.
             return keras.layers.Lambda(
                 layer.function,
-                layer._output_shape,
+                output_shape_of(layer),
                 layer.mask,
                 layer.arguments,
                 name=layer.name,
@@ -165,7 +172,7 @@ def _is_of_keras(config: Any) -> bool:
 
 def _alter(made: keras.Layer, layer: keras.Layer) -> None:
     """Quantises what is quantised inside of a layer, and adapts what is adapted, which no config says."""
-    for new, old in zip(made._flatten_layers(), layer._flatten_layers(), strict=True):
+    for new, old in zip(layers_in(made), layers_in(layer), strict=True):
         mode = getattr(old, "quantization_mode", None)
         if mode and getattr(new, "quantization_mode", None) != mode:
             new.quantize(mode)
@@ -189,7 +196,7 @@ def _copy_state(made: keras.Layer, layer: keras.Layer, all_of_it: bool) -> None:
     """Gives a layer what another has learnt by `adapt` and does not keep, or not only, in its weights; or all
     that it holds, by name.
     """
-    for new, old in zip(made._flatten_layers(), layer._flatten_layers(), strict=True):
+    for new, old in zip(layers_in(made), layers_in(layer), strict=True):
         # What is trained is in the weights.
         if old.trainable_weights and not all_of_it:
             continue

@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.arguments import whole
+from lc_keras.internals import as_functional
 from lc_keras.model.flow import Graph
-from lc_keras.model.flow.graph import as_functional
 from lc_keras.model.macs import macs
 from lc_keras.shrinking.rebuilding import shrink
 
@@ -134,7 +134,7 @@ def _milliseconds(
         else tf.zeros((batch_size, *(n or 32 for n in t.shape[1:])), t.dtype)
         for t in model.inputs
     ]
-    inputs = keras.tree.pack_sequence_as(as_functional(model)._inputs_struct, inputs)
+    inputs = keras.tree.pack_sequence_as(as_functional(model).input, inputs)
     calls = [tf.function(lambda x, m=m: m(x, training=False), autograph=False) for m in (model, small)]
     times: list[list[float]] = [[], []]
     for _ in range(rounds + 1):
