@@ -15,7 +15,8 @@ from lc_keras.internals import (
     source_of,
 )
 from lc_keras.model.flow import Graph
-from lc_keras.model.flow.units import Flow, Signal, Wall, Weight, find
+from lc_keras.model.flow.kinds import Flow, Wall
+from lc_keras.model.flow.units import Signal, Weight, find
 
 
 def shrink(model: keras.Model) -> keras.Model:

@@ -3,17 +3,8 @@
 import numpy as np
 from keras import layers
 
-from lc_keras.model.flow.units import (
-    Along,
-    Flow,
-    Signal,
-    Weight,
-    apply,
-    channels,
-    describes,
-    is_elementwise,
-    last,
-)
+from lc_keras.model.flow.kinds import Flow, describes
+from lc_keras.model.flow.units import Along, Signal, Weight, apply, channels, is_elementwise, last
 
 
 class EachUnit(Flow):

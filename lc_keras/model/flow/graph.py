@@ -6,7 +6,8 @@ import keras
 import numpy as np
 
 from lc_keras.internals import Call, as_functional, calls_in, functional_class, layers_in
-from lc_keras.model.flow.units import KINDS, Flow, Shape, Signal, Units, Wall, last
+from lc_keras.model.flow.kinds import KINDS, Flow, Wall
+from lc_keras.model.flow.units import Shape, Signal, Units, last
 
 
 class Graph:
@@ -123,7 +124,7 @@ class Graph:
         fits = kind.fits(layer) and kind.takes in (None, len(inputs))
         if not (_is_plain(node) and fits) or _is_altered(layer) or not _has_config(layer):
             kind = Wall
-        if kind is Wall and layer not in self.walls:
+        if issubclass(kind, Wall) and layer not in self.walls:
             self.walls.append(layer)
         flow = kind(layer, inputs, [tuple(t.shape) for t in node.outputs], self.units)
         self.flows.append(flow)

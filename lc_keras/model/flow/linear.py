@@ -1,24 +1,18 @@
 """Layers whose outputs are sums over their input units: dense, convolutions, and their relatives."""
 
+import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers
 
-from lc_keras.model.flow.units import (
-    Along,
-    Flow,
-    Shape,
-    Signal,
-    Weight,
-    apply,
-    channels,
-    describes,
-    is_elementwise,
-    last,
-)
+from lc_keras.internals import stored_kernel
+from lc_keras.model.flow.kinds import Flow, Uses, Wall, describes, size
+from lc_keras.model.flow.units import Along, Shape, Signal, Weight, apply, channels, is_elementwise, last
 
 
 class Linear(Flow):
@@ -94,6 +88,10 @@ _IN_OUT = (
 class Dense(Linear):
     weights = _IN_OUT
 
+    @staticmethod
+    def uses(layer: layers.Dense, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
+        return [(stored_kernel(layer), size(inputs.shape[:-1]))]
+
     def touches(self) -> np.ndarray:
         return self.array("kernel") != 0
 
@@ -102,6 +100,30 @@ class Dense(Linear):
 
     def config(self, count: Callable[[str], int]) -> dict[str, object]:
         return {"units": count("out")}
+
+
+@describes(layers.EinsumDense)
+class EinsumDense(Wall):
+    """A dense layer along any axes, of which only the kernel is known."""
+
+    @classmethod
+    def output_axes(cls, layer: layers.EinsumDense, variable: keras.Variable) -> tuple[int, ...]:
+        if not cls.is_kernel(variable):
+            # Of a bias that an einsum adds, all axes are of its units.
+            return tuple(range(-len(variable.shape), 0)) if variable.name == "bias" else (-1,)
+        _, kernel, output = cls._labels(layer)
+        return tuple(i - len(kernel) for i, label in enumerate(kernel) if label in output)
+
+    @classmethod
+    def uses(cls, layer: layers.EinsumDense, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
+        given, labels, _ = cls._labels(layer)
+        kernel = stored_kernel(layer)
+        contracted = [n for label, n in zip(labels, kernel.shape, strict=True) if label in given]
+        return [(kernel, size(inputs.shape, math.prod(contracted)))]
+
+    @staticmethod
+    def _labels(layer: layers.EinsumDense) -> list[str]:
+        return re.split(",|->", layer.equation.replace("...", "").replace(" ", ""))
 
 
 @describes(layers.Conv1D, layers.Conv2D, layers.Conv3D)
@@ -113,6 +135,10 @@ class Conv(Linear):
         self.spreads_constants = layer.padding == "valid" or set(layer.kernel_size) == {1}
         self.weights = _IN_OUT if self.groups == 1 else (Weight("kernel", makes=Along(-1, "out")), _IN_OUT[1])
         super().__init__(layer, *args)
+
+    @staticmethod
+    def uses(layer: keras.Layer, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
+        return [(stored_kernel(layer), size(outputs.shape, layer.filters))]
 
     def axis(self, shape: Shape) -> int:
         return channels(self.layer, shape)
@@ -150,12 +176,17 @@ class Conv(Linear):
 
 @describes(layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 class ConvTranspose(Linear):
+    kernel_axes = (-2,)
     weights = (
         Weight("kernel", makes=Along(-2, "out"), reads=Along(-1, "in")),
         Weight("bias", makes=Along(-1, "out")),
     )
     # Each output position meets other positions of the kernel.
     spreads_constants = False
+
+    @staticmethod
+    def uses(layer: keras.Layer, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
+        return [(layer.kernel, size(inputs.shape, layer.kernel.shape[-1]))]
 
     def axis(self, shape: Shape) -> int:
         return channels(self.layer, shape)
@@ -172,7 +203,12 @@ class ConvTranspose(Linear):
 class DepthwiseConv(Flow):
     """A filter of its own, or several, for each unit: what comes out is tied to what goes in."""
 
+    kernel_axes = (-2, -1)
     weights = (Weight("kernel", makes=Along(-2, "in")), Weight("bias", makes=Along(-1, "out")))
+
+    @staticmethod
+    def uses(layer: keras.Layer, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
+        return [(layer.kernel, size(outputs.shape, math.prod(layer.kernel.shape[-2:])))]
 
     def forward(self) -> list[Signal]:
         self.x = x = self.along(self.inputs[0], channels(self.layer, self.inputs[0].shape))
@@ -207,6 +243,11 @@ class SeparableConv(Linear):
         self.spreads_constants = layer.padding == "valid" or set(layer.kernel_size) == {1}
         super().__init__(layer, *args)
 
+    @staticmethod
+    def uses(layer: keras.Layer, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
+        pixels = size(outputs.shape, layer.filters)
+        return [(layer.depthwise_kernel, pixels), (layer.pointwise_kernel, pixels)]
+
     def axis(self, shape: Shape) -> int:
         return channels(self.layer, shape)
 
@@ -233,6 +274,24 @@ class SeparableConv(Linear):
     def _pointwise(self) -> np.ndarray:
         kernel = self.array("pointwise_kernel")
         return kernel.reshape(kernel.shape[-2:])
+
+
+@describes(layers.STFTSpectrogram)
+class STFTSpectrogram(Wall):
+    """A convolution by the waves of a Fourier transform: they are named kernels, and are none."""
+
+    waves = ("real_kernel", "imag_kernel")
+
+    @classmethod
+    def is_kernel(cls, variable: keras.Variable) -> bool:
+        return variable.name not in cls.waves and super().is_kernel(variable)
+
+    @classmethod
+    def uses(cls, layer: layers.STFTSpectrogram, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
+        found = [wave for name in cls.waves if (wave := getattr(layer, name, None)) is not None]
+        # One mode hands out the real and the imaginary part side by side.
+        frequencies = found[0].shape[-1] * (2 if layer.mode == "stft" else 1)
+        return [(wave, size(outputs.shape, frequencies)) for wave in found]
 
 
 def depthwise(

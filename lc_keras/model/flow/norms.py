@@ -7,7 +7,8 @@ import numpy as np
 from keras import layers
 
 from lc_keras.model.flow.elementwise import EachUnit
-from lc_keras.model.flow.units import Along, Signal, Weight, describes
+from lc_keras.model.flow.kinds import describes
+from lc_keras.model.flow.units import Along, Signal, Weight
 
 _SCALE_AND_SHIFT = (Weight("gamma", makes=Along(-1, "out")), Weight("beta", makes=Along(-1, "out")))
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from keras import layers
 
-from lc_keras.model.flow.units import Along, Flow, Shape, Signal, Weight, describes, last
+from lc_keras.model.flow.kinds import Flow, describes
+from lc_keras.model.flow.units import Along, Shape, Signal, Weight, last
 
 
 class Moved(Flow):
