@@ -1,4 +1,4 @@
-"""Weights as a SavedModel holds them: packed in the file, unpacked once it is loaded."""
+"""Hold weights as a SavedModel does: packed in the file, unpacked once it is loaded."""
 
 from collections.abc import Iterable
 
@@ -24,11 +24,11 @@ class StoredWeight(tf.Module):
         self.dense = unsaved(packed.shape, dtype)
 
     def read(self) -> tf.Tensor:
-        """The weight, once `load` has run."""
+        """Return the weight, once `load` has run."""
         return self.dense.value()
 
     def load(self) -> None:
-        """Unpacks the weight."""
+        """Unpack the weight."""
         values = tf.cast(self.values, self._dtype)
         if self.places is not None:
             values = unpack(self._encoding, values, self.places, self._shape)
@@ -52,11 +52,11 @@ class StoredSparse(tf.Module):
         self.entries = unsaved((len(packed.values),), dtype)
 
     def read(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """The places, of shape `(n, 2)`, and what is there, once `load` has run."""
+        """Return the places, of shape `(n, 2)`, and what is there, once `load` has run."""
         return self.indices.value(), self.entries.value()
 
     def load(self) -> None:
-        """Unpacks the places."""
+        """Unpack the places."""
         positions = positions_of(self._encoding, self.places)
         columns = tf.constant(self.shape[1], tf.int64)
         _fill(self.indices, tf.stack([positions // columns, positions % columns], axis=1))
@@ -64,7 +64,7 @@ class StoredSparse(tf.Module):
 
 
 class LoadOnce(tf.saved_model.experimental.TrackableResource):
-    """Loads weights where a loader initialises resources: once, after the variables.
+    """A resource that loads weights as a loader initialises it: once, after the variables.
 
     Args:
         weights: Iterable of `StoredWeight` and `StoredSparse`.

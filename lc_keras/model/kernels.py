@@ -1,4 +1,4 @@
-"""Which variables of a model are kernels, which of their axes number output units, and their bytes."""
+"""Find the kernels of a model, their axes that number output units, and their bytes."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ from lc_keras.model.flow.kinds import kind_of
 
 
 def default_kernels(model: keras.Model) -> list[keras.Variable]:
-    """The weights that a `Task` takes by default.
+    """Return the weights that a `Task` takes by default.
 
     Args:
         model: Built `keras.Model`.
@@ -22,7 +22,7 @@ def default_kernels(model: keras.Model) -> list[keras.Variable]:
 
 
 def frozen_kernels(model: keras.Model) -> list[keras.Variable]:
-    """The weights that a `Task` would take by default if they could be trained.
+    """Return the weights that a `Task` would take by default if they could be trained.
 
     Args:
         model: Built `keras.Model`.
@@ -67,7 +67,7 @@ def output_axes(owner: keras.Layer | None, variable: keras.Variable) -> tuple[in
 
 
 def bytes_of(variable: keras.Variable) -> int:
-    """The size of a weight."""
+    """Return the bytes that one weight of a variable takes."""
     if "bfloat" in variable.dtype:
         return 2
     return np.dtype(keras.backend.standardize_dtype(variable.dtype)).itemsize

@@ -1,4 +1,4 @@
-"""Multiply-adds of a model for one example, all of them and those by nonzero weights."""
+"""Count the multiply-adds of a model for one example, all of them and those by nonzero weights."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from lc_keras.arguments import keras_model
 from lc_keras.internals import layers_in, replaced
 from lc_keras.model.flow.kinds import Flow, kind_of
 from lc_keras.model.kernels import is_kernel, owners_of
-from lc_keras.model.signatures import Structure, input_signature_of, is_built
+from lc_keras.model.signatures import Structure, input_signature_of, is_built, of_batch
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Macs:
 
 
 def macs(model: keras.Model, input_signature: list[Structure] | None = None) -> Macs:
-    """Counts the multiply-adds of a model for one example.
+    """Return the multiply-adds of a model for one example.
 
     The model is traced, without data, and each layer counted as often as it is called
     and at the shapes it meets. Counted are dense, einsum-dense, convolution (grouped,
@@ -115,7 +115,7 @@ def macs(model: keras.Model, input_signature: list[Structure] | None = None) -> 
 
 
 def count_uses(model: keras.Model, input_signature: list[Structure] | None = None) -> "Counter":
-    """Counts how often each kernel is multiplied by, for one example.
+    """Count how often each kernel is multiplied by, for one example.
 
     Args:
         model: Built `keras.Model`.
@@ -144,7 +144,7 @@ def count_uses(model: keras.Model, input_signature: list[Structure] | None = Non
 
 
 class Counter:
-    """Counts, while a model is traced, how often each kernel is used.
+    """A count of how often each kernel is used, taken while a model is traced.
 
     Attributes:
         uses: Dictionary from the id of a variable to `KernelMacs.uses`: paths need not differ.
@@ -167,7 +167,7 @@ class Counter:
 
         batches = (spec.shape[0] for spec in keras.tree.flatten(signature) if spec.shape.rank)
         examples = next((size for size in batches if size), 1)
-        signature = keras.tree.map_structure(lambda spec: _of_batch(spec, examples), signature)
+        signature = keras.tree.map_structure(lambda spec: of_batch(spec, examples), signature)
         tf.function(call, input_signature=signature, autograph=False).get_concrete_function()
         # What is the same for all examples counts for each.
         self.uses = {key: uses and -(-uses // examples) for key, uses in self.uses.items()}
@@ -207,7 +207,3 @@ def _kernels(model: keras.Model) -> list[keras.Variable]:
     # What is named a kernel and is none, such as a fixed transform, is multiplied, too.
     found = (v for v in model.variables if is_kernel(v) or is_kernel(v, owners.get(id(v))))
     return list({id(v): v for v in found}.values())
-
-
-def _of_batch(spec: tf.TensorSpec, examples: int) -> tf.TensorSpec:
-    return tf.TensorSpec([examples, *spec.shape[1:]], spec.dtype, spec.name)

@@ -1,4 +1,4 @@
-"""Dead neurons and filters taken out of the graph: a smaller model that computes the same."""
+"""Take dead neurons and filters out of a graph: make a smaller model that computes the same."""
 
 import tempfile
 from typing import Any
@@ -20,7 +20,7 @@ from lc_keras.model.flow.units import Signal, Weight, find
 
 
 def shrink(model: keras.Model) -> keras.Model:
-    """A smaller model that computes the same, without the units that are dead.
+    """Return a smaller model that computes the same, without the units that are dead.
 
     A unit is dead where its output does not depend on the model's input, since all weights into it are zero,
     or where nothing depends on it. What a dead unit hands out, if it is not zero, is folded into the biases
@@ -138,7 +138,7 @@ class _Rebuilt:
         return {port: self._stays[ids] for port, ids in flow.ports.items()}
 
     def _folded(self, flow: Flow) -> dict[str, np.ndarray]:
-        """The weights of a layer that are cut, or changed by what is folded in, by name."""
+        """Return the weights of a layer that are cut, or changed by what is folded in, by name."""
         kept = self._kept(flow)
         arrays = {
             w.name: _cut(array, w, kept) for w in flow.weights if (array := flow.optional(w.name)) is not None
@@ -157,7 +157,7 @@ class _Rebuilt:
 
 
 def _config(layer: keras.Layer) -> dict[str, Any]:
-    """The config of a layer, with functions of the user's themselves, which Keras may not read from it."""
+    """Return the config of a layer, with the user's functions themselves, which it may not hold."""
     config = layer.get_config()
     functions = [
         name
@@ -172,7 +172,7 @@ def _is_of_keras(config: Any) -> bool:
 
 
 def _alter(made: keras.Layer, layer: keras.Layer) -> None:
-    """Quantises what is quantised inside of a layer, and adapts what is adapted, which no config says."""
+    """Quantise what is quantised inside of a layer, and adapt what is adapted, which no config says."""
     for new, old in zip(layers_in(made), layers_in(layer), strict=True):
         mode = getattr(old, "quantization_mode", None)
         if mode and getattr(new, "quantization_mode", None) != mode:
@@ -182,7 +182,7 @@ def _alter(made: keras.Layer, layer: keras.Layer) -> None:
 
 
 def _without_fixed_values(config: Any) -> Any:
-    """A config in which initializers that hold arrays, of the sizes of before, give zeros."""
+    """Return a config in which initializers that hold arrays, of the sizes of before, give zeros."""
     if isinstance(config, list):
         return [_without_fixed_values(part) for part in config]
     if not isinstance(config, dict):
@@ -194,9 +194,7 @@ def _without_fixed_values(config: Any) -> Any:
 
 
 def _copy_state(made: keras.Layer, layer: keras.Layer, all_of_it: bool) -> None:
-    """Gives a layer what another has learnt by `adapt` and does not keep, or not only, in its weights; or all
-    that it holds, by name.
-    """
+    """Give a layer what another has learnt by `adapt`, beside its weights, or all that it holds."""
     for new, old in zip(layers_in(made), layers_in(layer), strict=True):
         # What is trained is in the weights.
         if old.trainable_weights and not all_of_it:
@@ -211,7 +209,7 @@ def _copy_state(made: keras.Layer, layer: keras.Layer, all_of_it: bool) -> None:
 
 
 def _cut(array: np.ndarray, weight: Weight, kept: dict[str, np.ndarray]) -> np.ndarray:
-    """A weight without the units that go."""
+    """Return a weight without the units that go."""
     for along in (weight.makes, weight.reads):
         if along is not None:
             array = np.compress(np.tile(kept[along.port], along.tiles), array, axis=along.axis)

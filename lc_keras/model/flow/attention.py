@@ -1,4 +1,4 @@
-"""Attention: its heads are units that never leave the layer."""
+"""Describe attention, whose heads are units that never leave the layer."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from lc_keras.model.flow.units import Along, Shape, Signal, Weight, last
 
 @describes(layers.MultiHeadAttention)
 class MultiHeadAttention(Flow):
-    """A head whose values do not depend on the input hands out a constant, since attention sums to 1."""
+    """Attention by heads; one whose values do not vary hands out a constant, since attention sums to 1."""
 
     weights = (
         *(

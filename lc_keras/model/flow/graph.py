@@ -1,4 +1,4 @@
-"""A model's graph walked once forward and once back: what is tied, what is constant, what is read."""
+"""Walk a model's graph once forward and once back: find what is tied, what is constant, what is read."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from lc_keras.internals import Call, as_functional, calls_in, functional_class, layers_in
-from lc_keras.model.flow.kinds import KINDS, Flow, Wall
+from lc_keras.model.flow.kinds import KINDS, Flow, Wall, is_altered
 from lc_keras.model.flow.units import Shape, Signal, Units, last
 
 
@@ -59,7 +59,7 @@ class Graph:
         )
 
     def kept(self) -> np.ndarray:
-        """Which units stay, as bools by number.
+        """Return whether each unit stays, by number.
 
         A group of tied units goes if at each place each is constant or not read, and none is pinned. The
         first unit of a tensor stays if all would go.
@@ -80,7 +80,7 @@ class Graph:
         return signal
 
     def _run(self, model: keras.Model, inputs: list[Signal]) -> list[Signal]:
-        """The outputs of a model, called on signals."""
+        """Return the outputs of a model, called on signals."""
         functional = as_functional(model)
         inputs = [self._fitting(*pair, model) for pair in zip(functional.inputs, inputs, strict=True)]
         known = self.models.setdefault(id(model), inputs)
@@ -98,7 +98,7 @@ class Graph:
         return [signals[id(t)] for t in functional.outputs]
 
     def _fitting(self, tensor: keras.KerasTensor, signal: Signal, model: keras.Model) -> Signal:
-        """What a model is called on, as its input has it."""
+        """Return a signal that a model is called on, as the model's input has it."""
         shape = tuple(tensor.shape)
         if len(signal.shape) == len(shape) and shape[signal.axis] in (None, len(signal.ids)):
             return signal
@@ -134,7 +134,7 @@ class Graph:
         return flow.outputs
 
     def _share(self, first: Flow, again: Flow) -> None:
-        """A layer that is called again has the same units; a constant must be the same to be folded."""
+        """Tie the units of two calls of a layer; a constant must be the same in both to be folded."""
         if not (again.is_sized or first.is_sized):
             return
         if _sizes(first) != _sizes(again):
@@ -151,7 +151,7 @@ class Graph:
 
 
 def is_graph(layer: keras.Layer) -> bool:
-    """Whether a layer is a model that does what its graph of layers says."""
+    """Return whether a layer is a model that does what its graph of layers says."""
     if isinstance(layer, keras.Sequential):
         return as_functional(layer) is not None and type(layer).call is keras.Sequential.call
     functional = functional_class(layer)
@@ -159,7 +159,7 @@ def is_graph(layer: keras.Layer) -> bool:
 
 
 def _in_order(node: Call) -> list[keras.KerasTensor]:
-    """What a model is called on, in the order of its inputs."""
+    """Return the tensors that a model is called on, in the order of its inputs."""
     given, inputs = node.arguments.args[0], as_functional(node.operation).input
     if isinstance(given, dict) and isinstance(inputs, (list, tuple)):
         return [given[tensor.name] for tensor in inputs]
@@ -167,12 +167,12 @@ def _in_order(node: Call) -> list[keras.KerasTensor]:
 
 
 def _sizes(flow: Flow) -> tuple[dict[str, int], list[int]]:
-    """How many units a call has at each port, and comes with."""
+    """Return the numbers of units that a call has at each port, and of those of its inputs."""
     return {port: len(ids) for port, ids in flow.ports.items()}, [len(x.ids) for x in flow.inputs]
 
 
 def _is_plain(node: Call) -> bool:
-    """Whether a layer is called on tensors of the graph and masks alone, outside of training."""
+    """Return whether a layer is called on tensors of the graph and masks alone, outside of training."""
     given = keras.tree.flatten(node.arguments.args)
     options = node.arguments.kwargs.items()
     return all(value is None or isinstance(value, keras.KerasTensor) for value in given) and all(
@@ -181,20 +181,20 @@ def _is_plain(node: Call) -> bool:
 
 
 def _is_entered(node: Call) -> bool:
-    """Whether a call is one of a graph of layers, and these do as if they were called themselves."""
+    """Return whether a call is one of a graph of layers, and these do as if they were called themselves."""
     if not (is_graph(node.operation) and _is_plain(node) and not _masks(node)):
         return False
     return len(node.input_tensors) == len(as_functional(node.operation).inputs)
 
 
 def _masks(node: Call) -> set[int]:
-    """The ids of the masks among the tensors of a call."""
+    """Return the ids of the masks among the tensors of a call."""
     given = [value for name, value in node.arguments.kwargs.items() if name.endswith("mask")]
     return {id(tensor) for tensor in keras.tree.flatten(given) if tensor is not None}
 
 
 def _calls(model: keras.Model) -> Iterator[Call]:
-    """All calls of layers in a graph and in those inside of it."""
+    """Yield all calls of layers in a graph and in those inside of it."""
     for node in calls_in(as_functional(model)):
         if not node.is_input:
             yield node
@@ -203,7 +203,7 @@ def _calls(model: keras.Model) -> Iterator[Call]:
 
 
 def _has_config(layer: keras.Layer) -> bool:
-    """Whether a layer says what it was made with."""
+    """Return whether a layer says what it was made with."""
     try:
         layer.get_config()
     except (NotImplementedError, TypeError, ValueError):
@@ -212,6 +212,5 @@ def _has_config(layer: keras.Layer) -> bool:
 
 
 def _is_altered(layer: keras.Layer) -> bool:
-    """Whether a kernel of a layer, or of one inside, is not what it multiplies by."""
-    parts = layers_in(layer) if isinstance(layer, keras.Layer) else []
-    return any(getattr(p, "quantization_mode", None) or getattr(p, "lora_enabled", False) for p in parts)
+    """Return whether a kernel of a layer, or of one inside, is not what it multiplies by."""
+    return isinstance(layer, keras.Layer) and any(map(is_altered, layers_in(layer)))

@@ -39,6 +39,8 @@ class Flow:
 
     kernel_axes: tuple[int, ...] = (-1,)
     weights: tuple[Weight, ...] = ()
+    # The argument that is the number of units at the port "out", if there is one.
+    width: str | None = None
     # How many inputs it describes; `None`: any number.
     takes: int | None = None
 
@@ -46,7 +48,7 @@ class Flow:
 
     @staticmethod
     def is_kernel(variable: keras.Variable) -> bool:
-        """Return whether a variable is a kernel: Keras gives those of its own layers such names."""
+        """Return whether a variable is a kernel, which it is by name if its layer is of an unknown kind."""
         return variable.name.endswith("kernel") and len(variable.shape) >= 2
 
     @classmethod
@@ -76,32 +78,32 @@ class Flow:
 
     @property
     def is_sized(self) -> bool:
-        """Whether the layer itself changes with the number of its units."""
+        """Return whether the layer itself changes with the number of its units."""
         return bool(self.weights) or type(self).config is not Flow.config
 
     @classmethod
     def fits(cls, layer: keras.Layer) -> bool:
-        """Whether this describes the layer as it is set up."""
+        """Return whether this describes the layer as it is set up."""
         return True
 
     def forward(self) -> list[Signal]:
-        """Finds the outputs' units and constants; ties and pins what must be."""
+        """Find the outputs' units and constants; tie and pin what must be."""
         raise NotImplementedError
 
     def backward(self) -> None:
-        """Marks what is read of the inputs, where the outputs are marked already."""
+        """Mark what is read of the inputs, where the outputs are marked already."""
         raise NotImplementedError
 
     def config(self, count: Callable[[str], int]) -> dict[str, object]:
-        """The arguments of the layer that change.
+        """Return the arguments of the layer that change.
 
         Args:
             count: Gives the number of units that stay, for a port.
         """
-        return {}
+        return {self.width: count("out")} if self.width else {}
 
     def fold(self, kept: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Puts what units that go leave behind into the weights.
+        """Put what units that go leave behind into the weights.
 
         Args:
             kept: Dict of bool arrays by port: which units stay.
@@ -115,7 +117,7 @@ class Flow:
     # What subclasses say these things with.
 
     def along(self, signal: Signal, axis: int) -> Signal:
-        """The signal with its units on an axis; if they are on another, they are pinned."""
+        """Return the signal with its units on an axis; if they are on another, pin them."""
         if signal.axis == axis:
             return signal
         why = "has units on another axis than it expects"
@@ -125,7 +127,7 @@ class Flow:
     def fresh(
         self, shape: Shape, axis: int, value: np.ndarray | None = None, pinned: str | None = None
     ) -> Signal:
-        """A signal of new units; of none, if the size of the axis is not known."""
+        """Return a signal of new units; of none, if the size of the axis is not known."""
         signal = Signal(shape, axis, self.units.new(shape[axis] or 0 if shape else 0))
         if value is not None:
             signal.value = value
@@ -134,21 +136,21 @@ class Flow:
         return signal
 
     def pin(self, signal: Signal, why: str) -> None:
-        """Units stay, since the layer depends on them in a way that does not follow them."""
+        """Make units stay, since the layer depends on them in a way that does not follow them."""
         self.units.pin(signal.ids, f"'{self.layer.name}' {why}")
         signal.read[:] = True
 
     def hold(self, signal: Signal, why: str, where: np.ndarray) -> None:
-        """Units stay, since they are constants that the layer cannot fold."""
+        """Make units stay, since they are constants that the layer cannot fold."""
         self.units.hold(signal.ids[where], f"'{self.layer.name}' {why}")
         signal.read[where] = True
 
     def array(self, name: str) -> np.ndarray:
-        """A weight's value by name."""
+        """Return a weight's value by name."""
         return self._value(name, find(self.layer, name))
 
     def optional(self, name: str) -> np.ndarray | None:
-        """A weight's value by name, `None` if the layer has none."""
+        """Return a weight's value by name, `None` if the layer has none."""
         variable = find(self.layer, name)
         return None if variable is None else self._value(name, variable)
 
@@ -194,3 +196,8 @@ def size(shape: Sequence[int | None], divisor: int = 1) -> int | None:
     """Return the number of elements of a shape, divided by a number; `None` if a size is not known."""
     sizes = [n for n in shape if n is not None]
     return math.prod(sizes) // divisor if len(sizes) == len(shape) else None
+
+
+def is_altered(layer: keras.Layer) -> bool:
+    """Return whether a layer does not multiply by its kernel itself: quantised, or under LoRA."""
+    return bool(getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False))

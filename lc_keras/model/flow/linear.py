@@ -1,9 +1,8 @@
-"""Layers whose outputs are sums over their input units: dense, convolutions, and their relatives."""
+"""Describe layers whose outputs are sums over their input units: dense, convolutions, and their relatives."""
 
 import math
 import re
 from collections.abc import Callable
-from typing import Any
 
 import keras
 import numpy as np
@@ -12,7 +11,7 @@ from keras import layers
 
 from lc_keras.internals import stored_kernel
 from lc_keras.model.flow.kinds import Flow, Uses, Wall, describes, size
-from lc_keras.model.flow.units import Along, Shape, Signal, Weight, apply, channels, is_elementwise, last
+from lc_keras.model.flow.units import Along, Signal, Weight, apply, channels, is_elementwise
 
 
 class Linear(Flow):
@@ -24,24 +23,21 @@ class Linear(Flow):
     takes = 1
 
     def touches(self) -> np.ndarray:
-        """Matrix of bools, inputs × outputs: whether a weight between them is not zero."""
+        """Return a matrix of bools, inputs × outputs: whether a weight between them is not zero."""
         raise NotImplementedError
 
     def totals(self, where: np.ndarray) -> np.ndarray:
-        """Rows of a matrix inputs × outputs: what the weights of an input that is 1 everywhere sum up to.
+        """Return rows of a matrix inputs × outputs: the sums of the weights of an input that is 1 everywhere.
 
         Asked for only if such an input makes outputs that are the same everywhere.
         """
         raise NotImplementedError
 
-    def axis(self, shape: Shape) -> int:
-        return last(shape)
-
     # Whether an input that is the same everywhere makes outputs that are.
     spreads_constants = True
 
     def forward(self) -> list[Signal]:
-        self.x = x = self.along(self.inputs[0], self.axis(self.inputs[0].shape))
+        self.x = x = self.along(self.inputs[0], channels(self.layer, self.inputs[0].shape))
         (shape,) = self.shapes
         self.touch = self.touches()
         given = x.constant & (x.value != 0)
@@ -55,7 +51,10 @@ class Linear(Flow):
         mixes = not is_elementwise(activation or keras.activations.linear)
         value = np.full_like(value, np.nan) if mixes else apply(activation or keras.activations.linear, value)
         out = self.fresh(
-            shape, self.axis(shape), value, pinned="has an activation across units" if mixes else None
+            shape,
+            channels(self.layer, shape),
+            value,
+            pinned="has an activation across units" if mixes else None,
         )
         self.ports = {"in": x.ids, "out": out.ids}
         return [out]
@@ -86,7 +85,7 @@ _IN_OUT = (
 
 @describes(layers.Dense)
 class Dense(Linear):
-    weights = _IN_OUT
+    weights, width = _IN_OUT, "units"
 
     @staticmethod
     def uses(layer: layers.Dense, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
@@ -97,9 +96,6 @@ class Dense(Linear):
 
     def totals(self, where: np.ndarray) -> np.ndarray:
         return self.array("kernel")[where]
-
-    def config(self, count: Callable[[str], int]) -> dict[str, object]:
-        return {"units": count("out")}
 
 
 @describes(layers.EinsumDense)
@@ -130,20 +126,14 @@ class EinsumDense(Wall):
 class Conv(Linear):
     """A convolution; one of several groups keeps or loses a group as a whole."""
 
-    def __init__(self, layer: keras.Layer, *args: Any) -> None:
-        self.groups = layer.groups
-        self.spreads_constants = layer.padding == "valid" or set(layer.kernel_size) == {1}
-        self.weights = _IN_OUT if self.groups == 1 else (Weight("kernel", makes=Along(-1, "out")), _IN_OUT[1])
-        super().__init__(layer, *args)
-
     @staticmethod
     def uses(layer: keras.Layer, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
         return [(stored_kernel(layer), size(outputs.shape, layer.filters))]
 
-    def axis(self, shape: Shape) -> int:
-        return channels(self.layer, shape)
-
     def forward(self) -> list[Signal]:
+        self.groups = self.layer.groups
+        self.spreads_constants = not _pads(self.layer)
+        self.weights = _IN_OUT if self.groups == 1 else (Weight("kernel", makes=Along(-1, "out")), _IN_OUT[1])
         outputs = super().forward()
         if self.groups > 1:
             for ids in self.ports.values():
@@ -176,7 +166,7 @@ class Conv(Linear):
 
 @describes(layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 class ConvTranspose(Linear):
-    kernel_axes = (-2,)
+    kernel_axes, width = (-2,), "filters"
     weights = (
         Weight("kernel", makes=Along(-2, "out"), reads=Along(-1, "in")),
         Weight("bias", makes=Along(-1, "out")),
@@ -188,15 +178,9 @@ class ConvTranspose(Linear):
     def uses(layer: keras.Layer, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
         return [(layer.kernel, size(inputs.shape, layer.kernel.shape[-1]))]
 
-    def axis(self, shape: Shape) -> int:
-        return channels(self.layer, shape)
-
     def touches(self) -> np.ndarray:
         kernel = self.array("kernel")
         return (kernel != 0).any(axis=tuple(range(kernel.ndim - 2))).T
-
-    def config(self, count: Callable[[str], int]) -> dict[str, object]:
-        return {"filters": count("out")}
 
 
 @describes(layers.DepthwiseConv1D, layers.DepthwiseConv2D)
@@ -233,25 +217,20 @@ class DepthwiseConv(Flow):
 class SeparableConv(Linear):
     """A depthwise convolution, and a pointwise one of what comes out."""
 
+    width = "filters"
     weights = (
         Weight("depthwise_kernel", makes=Along(-2, "in")),
         Weight("pointwise_kernel", makes=Along(-1, "out"), reads=Along(-2, "between")),
         Weight("bias", makes=Along(-1, "out")),
     )
 
-    def __init__(self, layer: keras.Layer, *args: Any) -> None:
-        self.spreads_constants = layer.padding == "valid" or set(layer.kernel_size) == {1}
-        super().__init__(layer, *args)
-
     @staticmethod
     def uses(layer: keras.Layer, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
         pixels = size(outputs.shape, layer.filters)
         return [(layer.depthwise_kernel, pixels), (layer.pointwise_kernel, pixels)]
 
-    def axis(self, shape: Shape) -> int:
-        return channels(self.layer, shape)
-
     def forward(self) -> list[Signal]:
+        self.spreads_constants = not _pads(self.layer)
         outputs = super().forward()
         self.ports["between"] = np.repeat(self.x.ids, self.layer.depth_multiplier)
         return outputs
@@ -264,9 +243,6 @@ class SeparableConv(Linear):
     def totals(self, where: np.ndarray) -> np.ndarray:
         _, total = depthwise(self.layer, self.array("depthwise_kernel"), 1.0)
         return self._by_input(np.nan_to_num(total)[:, None] * self._pointwise()).sum(axis=1)[where]
-
-    def config(self, count: Callable[[str], int]) -> dict[str, object]:
-        return {"filters": count("out")}
 
     def _by_input(self, matrix: np.ndarray) -> np.ndarray:
         return matrix.reshape(-1, self.layer.depth_multiplier, matrix.shape[-1])
@@ -297,11 +273,16 @@ class STFTSpectrogram(Wall):
 def depthwise(
     layer: keras.Layer, kernel: np.ndarray, value: float | np.ndarray = np.nan
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which outputs of a depthwise convolution have weights other than zero, and what is constant of them."""
+    """Return which outputs of a depthwise convolution have weights other than zero, and their constants."""
     spatial = tuple(range(kernel.ndim - 2))
     touch = (kernel != 0).any(axis=spatial).ravel()
     result = value * kernel.sum(axis=spatial, dtype="float64").ravel()
-    if layer.padding != "valid" and set(layer.kernel_size) != {1}:
+    if _pads(layer):
         result[(result != 0) | (np.broadcast_to(value, touch.shape) != 0)] = np.nan
     result[~touch] = 0
     return touch, result
+
+
+def _pads(layer: keras.Layer) -> bool:
+    """Return whether places of a convolution meet what is padded."""
+    return layer.padding != "valid" and set(layer.kernel_size) != {1}

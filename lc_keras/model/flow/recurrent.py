@@ -1,4 +1,4 @@
-"""Recurrent layers: a unit has a column in each gate, and a row that the gates of all units read."""
+"""Describe recurrent layers: a unit has a column in each gate, and a row that the gates of all units read."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ _CELLS = (layers.LSTMCell, layers.GRUCell, layers.SimpleRNNCell)
 
 
 class OfCells(Flow):
-    """Steps through its input with cells, of which those of Keras multiply each weight once a step."""
+    """A layer that steps through its input with cells; those of Keras multiply by each weight once a step."""
 
     @staticmethod
     def uses(layer: layers.RNN, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
@@ -30,7 +30,7 @@ class OfCells(Flow):
 
 @describes(layers.RNN)
 class RNN(OfCells, Wall):
-    """Cells of any kind."""
+    """A layer of cells of any kind."""
 
 
 @describes(layers.ConvLSTM1D, layers.ConvLSTM2D, layers.ConvLSTM3D)
@@ -52,8 +52,9 @@ class TimeDistributed(Wall):
 
 
 class Recurrent(OfCells):
-    """A unit is zero for good if its candidate is: states start at zero, and gates only scale them."""
+    """A layer of gates, whose unit is zero for good if its candidate is: states start at zero."""
 
+    width = "units"
     gates, candidate = 1, 0
     takes = 1  # no states
 
@@ -103,9 +104,6 @@ class Recurrent(OfCells):
         out.read |= needed
         self.x.read |= self.kernel[:, :, needed].any(axis=(1, 2))
 
-    def config(self, count: Callable[[str], int]) -> dict[str, object]:
-        return {"units": count("out")}
-
     def fold(self, kept: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         gone = ~kept["in"] & self.x.constant
         if not self.x.value[gone].any():
@@ -119,7 +117,7 @@ class Recurrent(OfCells):
         return array.reshape(*array.shape[:-1], self.gates, -1)
 
     def _candidates(self) -> np.ndarray:
-        """What the candidate of each unit is given besides what varies; zero only if all of it is."""
+        """Return what the candidate of each unit is given besides what varies; zero only if all of it is."""
         given = np.nan_to_num(self.x.value)
         total = given @ self._by_gate(self.array("cell.kernel").astype("float64"))[:, self.candidate]
         bias = self.optional("cell.bias")

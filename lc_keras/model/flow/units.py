@@ -34,30 +34,30 @@ class Units:
         self.held: dict[int, str] = {}
 
     def new(self, count: int) -> np.ndarray:
-        """Numbers of units that were not there before."""
+        """Return the numbers of units that were not there before."""
         first = len(self._parent)
         self._parent.extend(range(first, first + count))
         return np.arange(first, first + count)
 
     def tie(self, ids: np.ndarray, others: np.ndarray) -> None:
-        """Makes each unit one with its counterpart."""
+        """Make each unit one with its counterpart."""
         if ids is not others:
             for one, other in zip(ids.tolist(), others.tolist(), strict=True):
                 one, other = self._root(one), self._root(other)
                 self._parent[max(one, other)] = min(one, other)
 
     def pin(self, ids: np.ndarray, why: str) -> None:
-        """Says that units may not be removed; the first reason is kept."""
+        """Note that units may not be removed; of several reasons the first one stands."""
         for unit in ids.tolist():
             self.pinned.setdefault(unit, why)
 
     def hold(self, ids: np.ndarray, why: str) -> None:
-        """Says so with the weights as they are."""
+        """Note that units may not be removed with the weights as they are."""
         for unit in ids.tolist():
             self.held.setdefault(unit, why)
 
     def groups(self) -> np.ndarray:
-        """The group of each unit, as the number of its first member: units that are tied have the same."""
+        """Return the group of each unit, which tied units share, as the number of its first member."""
         return np.array([self._root(unit) for unit in range(len(self._parent))], int)
 
     def _root(self, unit: int) -> int:
@@ -68,7 +68,7 @@ class Units:
 
 @dataclass(eq=False)
 class Signal:
-    """What is known of a tensor.
+    """A tensor's units, and what is known of them.
 
     Attributes:
         shape: Tuple, its shape, `None` where it is not known.
@@ -94,7 +94,7 @@ class Signal:
 
     @property
     def needed(self) -> np.ndarray:
-        """Whether something that varies is read."""
+        """Return whether something that varies is read."""
         return self.read & ~self.constant
 
 
@@ -118,19 +118,19 @@ class Weight(NamedTuple):
 
 
 def find(layer: keras.Layer, name: str) -> keras.Variable | None:
-    """A weight of a layer, or of a layer inside it, by a dotted name; `None` if it has none."""
+    """Return a weight of a layer, or of a layer inside it, by a dotted name; `None` if it has none."""
     for part in name.split("."):
         layer = getattr(layer, part, None)
     return layer
 
 
 def last(shape: Shape) -> int:
-    """The number of the last axis."""
+    """Return the number of the last axis."""
     return len(shape) - 1
 
 
 def channels(layer: keras.Layer, shape: Shape) -> int:
-    """The axis of the channels, as the layer's `data_format` has it."""
+    """Return the axis of the channels, as the layer's `data_format` has it."""
     return 1 if getattr(layer, "data_format", None) == "channels_first" else last(shape)
 
 
@@ -149,13 +149,13 @@ _ELEMENTWISE = {
 
 
 def is_elementwise(activation: Callable[[tf.Tensor], tf.Tensor]) -> bool:
-    """Whether an activation is one of those of Keras that take each element by itself."""
+    """Return whether an activation is one of those of Keras that take each element by itself."""
     # `in` would ask what may not be hashed, such as an object of the user's, for its hash.
     return any(activation is function for function in _ELEMENTWISE)
 
 
 def apply(function: Callable[[tf.Tensor], tf.Tensor], value: np.ndarray) -> np.ndarray:
-    """An elementwise function of those values that are known."""
+    """Apply an elementwise function to those values that are known."""
     result = np.array(value)
     known = ~np.isnan(value)
     if known.any():
