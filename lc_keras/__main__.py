@@ -1,4 +1,4 @@
-"""The command line: `python -m lc_keras report|export`."""
+"""Run the command line: `python -m lc_keras report|export`."""
 
 import argparse
 import os
@@ -31,7 +31,7 @@ _FOR_LITERT = {"quantize": "--quantize", "representative_data": "--data"}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line.
+    """Run the command line.
 
     Args:
         arguments: List of strings. `None` (default): those of the process.

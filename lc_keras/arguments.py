@@ -1,4 +1,4 @@
-"""Numbers, switches and models that users pass, checked."""
+"""Check numbers, switches and models that users pass."""
 
 import math
 import numbers
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def positive(name: str, value: float) -> float:
-    """Checks a number above 0.
+    """Check a number above 0.
 
     Args:
         name: String, the argument's name.
@@ -27,23 +27,23 @@ def positive(name: str, value: float) -> float:
 
 
 def non_negative(name: str, value: float) -> float:
-    """As `positive`, with 0."""
+    """Check a number as `positive` does, with 0."""
     return _number(name, value, "a number ≥ 0", lambda number: number >= 0)
 
 
 def above_one(name: str, value: float) -> float:
-    """As `positive`, for what is to grow."""
+    """Check a number as `positive` does, for what is to grow."""
     return _number(name, value, "a number above 1, so that μ grows", lambda number: number > 1)
 
 
 def whole(name: str, value: int) -> int:
-    """As `positive`, for numbers to count with."""
+    """Check a number as `positive` does, to count with."""
     what = "a whole number ≥ 1"
     return int(_number(name, value, what, lambda number: number >= 1 and number == int(number)))
 
 
 def number_or_fraction(name: str, value: float) -> int | float:
-    """As `positive`, for how much is kept: an int ≥ 0, or a float in [0, 1]."""
+    """Check a number as `positive` does, of what is kept: an int ≥ 0, or a float in [0, 1]."""
     scalar, plain = _scalar(value), _plain(value)
     what, is_int = "a whole number ≥ 0 or a float in [0, 1]", isinstance(plain, int)
     fraction = _number(name, value, what, lambda number: number >= 0 and (is_int or number <= 1))
@@ -54,19 +54,19 @@ def number_or_fraction(name: str, value: float) -> int | float:
 
 
 def strength(name: str, value: float) -> float:
-    """As `positive`, for μ, which is held, and divided by, in single precision."""
+    """Check a number as `positive` does, for μ, which is held, and divided by, in single precision."""
     what = "a positive number, as is its inverse in single precision"
     return _number(name, value, what, in_single_precision)
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a number, or a scalar that holds one; a bool is none."""
+    """Return whether a value is a number, or a scalar that holds one; a bool is none."""
     value = _plain(value)
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def in_single_precision(value: float) -> bool:
-    """Whether a number and its inverse are positive and finite in single precision."""
+    """Return whether a number and its inverse are positive and finite in single precision."""
     if not _is_finite(value):
         return False
     with np.errstate(all="ignore"):
@@ -75,7 +75,7 @@ def in_single_precision(value: float) -> bool:
 
 
 def switch(name: str, value: bool) -> bool:
-    """Checks what is true or false.
+    """Check a value that is true or false.
 
     Args:
         name: String, the argument's name.
@@ -94,7 +94,7 @@ def switch(name: str, value: bool) -> bool:
 
 
 def keras_model(model: keras.Model) -> keras.Model:
-    """Checks what users pass as `model`.
+    """Check the `model` that a user passes.
 
     Args:
         model: What was given.
@@ -132,12 +132,12 @@ def _is_finite(number: float) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """What a scalar of NumPy, TensorFlow or Keras holds."""
+    """Return the Python number that a scalar of NumPy, TensorFlow or Keras holds."""
     value = _scalar(value)
     return value.item() if isinstance(value, np.generic) else value
 
 
 def _scalar(value: Any) -> Any:
-    """The scalar of NumPy that an array, tensor or variable of no axes holds."""
+    """Return the scalar of NumPy that an array, tensor or variable of no axes holds."""
     value = value.numpy() if hasattr(value, "numpy") else value
     return value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value

@@ -1,25 +1,38 @@
-"""What TensorFlow traces: functions that each `fit` has anew, what they read, methods replaced meanwhile."""
+"""Reach what Keras and TensorFlow keep to themselves, and what they trace.
+
+Every private name of theirs that the library uses is in this file, behind a function that says why and where
+it was seen. `tests/test_internals.py` lists them: where it fails with a new Keras, change this file.
+"""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import keras
 import tensorflow as tf
 
 F = TypeVar("F", bound=Callable[..., object])
 
+# A call of a layer in a graph, which has no public class.
+Call: TypeAlias = Any
+# What an optimizer takes as a learning rate.
+Rate: TypeAlias = "keras.Variable | keras.optimizers.schedules.LearningRateSchedule | Callable[[], tf.Tensor]"
+
+
+# Traced functions.
+
 
 def compiled(function: F) -> F:
-    """A `tf.function`, one of many with the same code.
+    """Return a `tf.function`, one of many with the same code.
 
     TensorFlow counts traces by code, and would take those of a sixth object for needless ones of the first.
+    `Function._omit_frequent_tracing_warning`, TensorFlow 2.21.
 
     Args:
         function: Function of tensors.
 
     Returns:
-        What `tf.function` makes of it, without AutoGraph.
+        The `tf.function`, without AutoGraph.
     """
     made = tf.function(function, autograph=False)
     made._omit_frequent_tracing_warning = True
@@ -27,10 +40,10 @@ def compiled(function: F) -> F:
 
 
 def kept_with_trace(*variables: tf.Variable) -> None:
-    """Keeps variables for as long as there is the graph that is being traced and reads them.
+    """Keep variables for as long as there is the graph that is being traced and reads them.
 
-    A function that a `train_step` calls may be called long after the `fit` in which it was traced. What they
-    hold is freed with `emptied`.
+    A function that a `train_step` calls may be called long after the `fit` in which it was traced. The memory
+    of the variables is freed with `emptied`. The attribute of the graph is this library's own.
 
     Args:
         *variables: `tf.Variable`s.
@@ -41,10 +54,10 @@ def kept_with_trace(*variables: tf.Variable) -> None:
 
 
 def emptied(variable: tf.Variable, value: float | bool) -> None:
-    """Puts one value in the place of all that a variable holds, and frees their memory.
+    """Put one value in the place of all that a variable holds, and free their memory.
 
-    TensorFlow keeps the graph of a train function for good, and with it what the variables hold that
-    it reads. Where such a function runs again after all, the value is broadcast.
+    TensorFlow keeps the graph of a train function for good, and with it the values of the variables that it
+    reads. Where such a function runs again after all, the one value is broadcast.
 
     Args:
         variable: `tf.Variable`, mirrored or not.
@@ -56,9 +69,18 @@ def emptied(variable: tf.Variable, value: float | bool) -> None:
         tf.raw_ops.AssignVariableOp(resource=part.handle, value=single, validate_shape=False)
 
 
+def in_vectorized_map() -> bool:
+    """Return whether the graph that is being traced is that of a `tf.vectorized_map`.
+
+    Of some operations it makes what cannot be loaded from a SavedModel. The scope `loop_body`, TensorFlow
+    2.21.
+    """
+    return "loop_body" in tf.compat.v1.get_default_graph().get_name_scope().split("/")
+
+
 @contextlib.contextmanager
 def replaced(methods: Iterable[tuple[keras.Layer, str, Callable[..., object]]]) -> Iterator[None]:
-    """Replaces methods of single layers, and puts them back whatever happens.
+    """Replace methods of single layers, and put them back whatever happens.
 
     Args:
         methods: Iterable of tuples of a layer, the name of a method of it, and the
@@ -76,3 +98,238 @@ def replaced(methods: Iterable[tuple[keras.Layer, str, Callable[..., object]]]) 
                 stack.callback(object.__delattr__, layer, name)
             object.__setattr__(layer, name, function)
         yield
+
+
+# Layers.
+
+
+def layers_in(layer: keras.Layer, include_self: bool = True) -> list[keras.Layer]:
+    """Return a layer or model and all layers inside of it, at any depth, each once.
+
+    `model.layers` has those of the first depth alone. `Layer._flatten_layers`, Keras 3.14 and 3.15.
+    """
+    return list(layer._flatten_layers(include_self=include_self))
+
+
+def created_by(layer: keras.Layer) -> list[keras.Variable]:
+    """Return the variables that a layer itself has made, without those of layers inside of it.
+
+    `layer.variables` has both. `Layer._trainable_variables` and `_non_trainable_variables`, Keras 3.14 and
+    3.15.
+    """
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def stored_kernel(layer: keras.Layer) -> keras.Variable:
+    """Return the variable behind the kernel of a dense layer or a convolution.
+
+    `layer.kernel` of a layer with LoRA, or of a quantised one, is computed. `Dense._kernel`,
+    `EinsumDense._kernel`, `BaseConv._kernel`, Keras 3.14 and 3.15.
+    """
+    return layer._kernel
+
+
+def is_gated(layer: keras.layers.MultiHeadAttention) -> bool:
+    """Return whether the attention multiplies its heads by a gate.
+
+    Its config says so, too, but may not be to be had. `MultiHeadAttention._use_gate`, Keras 3.14 and 3.15.
+    """
+    return bool(layer._use_gate)
+
+
+def output_shape_of(layer: keras.layers.Lambda) -> Any:
+    """Return the `output_shape` that a Lambda layer was given.
+
+    Its config has it as text, if it is a function. `Lambda._output_shape`, Keras 3.14 and 3.15.
+    """
+    return layer._output_shape
+
+
+# Graphs of layers.
+
+
+def functional_class(model: keras.Model) -> type[keras.Model] | None:
+    """Return the class of what `keras.Model(inputs, outputs)` makes, `None` if the model is none of it.
+
+    It has no public name. `keras.src.models.Functional`, Keras 3.14 and 3.15.
+    """
+    return next((c for c in type(model).__mro__ if c.__name__ == "Functional"), None)
+
+
+def as_functional(model: keras.Model) -> keras.Model:
+    """Return the graph of a model: itself, or the one that a `Sequential` keeps.
+
+    It is `None` if a `Sequential` is not built. `Sequential._functional`, Keras 3.14 and 3.15.
+    """
+    return model._functional if isinstance(model, keras.Sequential) else model
+
+
+def calls_in(functional: keras.Model) -> list[Call]:
+    """Return the calls of layers in a graph, those of its inputs too, in an order in which they can run.
+
+    `Function._nodes_by_depth`, Keras 3.14 and 3.15: the deepest come first.
+    """
+    return [call for _, calls in sorted(functional._nodes_by_depth.items(), reverse=True) for call in calls]
+
+
+def call_again(
+    functional: keras.Model,
+    inputs: Sequence[keras.KerasTensor],
+    instead: Callable[[keras.Layer], keras.Layer],
+) -> Any:
+    """Return the outputs of a graph that is called on other inputs, with other layers.
+
+    Args:
+        functional: Model with a graph.
+        inputs: List of `keras.KerasTensor`, in the order of `functional.inputs`.
+        instead: Gives the layer to call instead of one of the graph.
+
+    `keras.models.clone_model` makes models, not layers, anew. `Function._run_through_graph`, Keras 3.14 and
+    3.15.
+    """
+    return functional._run_through_graph(inputs, operation_fn=instead)
+
+
+def source_of(tensor: keras.KerasTensor) -> keras.Layer:
+    """Return the layer that a symbolic tensor comes from, of an input the `InputLayer`.
+
+    `KerasTensor._keras_history`, Keras 3.14 and 3.15.
+    """
+    return tensor._keras_history.operation
+
+
+# Training.
+
+
+def first_epoch_of(model: keras.Model) -> Any:
+    """Return the epoch that the next `fit` begins with, instead of `initial_epoch`; `None` if it is not set.
+
+    `BackupAndRestore` sets it. `Trainer._initial_epoch`, Keras 3.14 and 3.15.
+    """
+    return model._initial_epoch
+
+
+def set_first_epoch(model: keras.Model, epoch: Any) -> None:
+    """Set `first_epoch_of` a model, to an int or `None`."""
+    model._initial_epoch = epoch
+
+
+def learning_rate_of(optimizer: keras.optimizers.Optimizer) -> Rate:
+    """Return the learning rate as an optimizer holds it: a variable, a schedule or a function.
+
+    `optimizer.learning_rate` is the present number. `Optimizer._learning_rate`, Keras 3.14 and 3.15.
+    """
+    return optimizer._learning_rate
+
+
+def set_learning_rate(optimizer: keras.optimizers.Optimizer, rate: Rate) -> None:
+    """Put a variable, a schedule or a function in the place of `learning_rate_of` an optimizer.
+
+    `optimizer.learning_rate = ...` assigns to the variable, and does not take a function in its stead.
+    """
+    optimizer._learning_rate = rate
+
+
+def batches_seen_by(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
+    """Return the variable that counts the batches of an optimizer.
+
+    `optimizer.iterations` counts updates, of which one may take several batches. `Optimizer._iterations`,
+    Keras 3.14 and 3.15.
+    """
+    return optimizer._iterations
+
+
+def updated_by(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """Return the weights that an optimizer updates; none if it is not built.
+
+    `Optimizer._trainable_variables`, Keras 3.14 and 3.15.
+    """
+    return list(optimizer._trainable_variables)
+
+
+def moving_averages_of(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """Return the averages of `updated_by` that an optimizer keeps with `use_ema`; none if it keeps none.
+
+    `Optimizer._model_variables_moving_average`, Keras 3.14 and 3.15.
+    """
+    return list(getattr(optimizer, "_model_variables_moving_average", None) or [])
+
+
+def first_moments_of(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """Return what an optimizer keeps of the gradients of `updated_by`: their momentum; none if it keeps none.
+
+    `SGD.momentums`, `Muon.momentums`; `_momentums` of Adam, its kind, `RMSprop` and `Lion`; Keras 3.14 and
+    3.15.
+    """
+    return _first_kept(optimizer, "momentums", "_momentums")
+
+
+def second_moments_of(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """Return what an optimizer keeps of the squares of the gradients of `updated_by`; none if it keeps none.
+
+    `_velocities` of Adam, its kind and `RMSprop`, `Adagrad._accumulators`, Keras 3.14 and 3.15.
+    """
+    return _first_kept(optimizer, "_velocities", "_accumulators")
+
+
+def corrected_moments_of(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """Return the second moments that Adam and its kind divide by 1 − β₂ᵗ, where t counts all steps.
+
+    `Adam._velocities`, `Adam._velocity_hats`, `Muon.adam_velocities`, Keras 3.14 and 3.15.
+    """
+    if not (hasattr(optimizer, "beta_2") or hasattr(optimizer, "adam_beta_2")):
+        return []
+    names = ("_velocities", "_velocity_hats", "adam_velocities")
+    return [v for name in names for v in getattr(optimizer, name, []) if v is not None]
+
+
+def paired_state(
+    optimizer: keras.optimizers.Optimizer, other: keras.optimizers.Optimizer
+) -> Iterator[tuple[keras.Variable, keras.Variable]]:
+    """Yield the variables of two optimizers of one class and config, in pairs.
+
+    Inside a `LossScaleOptimizer`, `optimizer.variables` lacks variables of some classes; they are then found
+    among its attributes but `_trainable_variables` and `_variables`, Keras 3.14 and 3.15.
+    """
+    if len(optimizer.variables) == len(other.variables):
+        yield from zip(optimizer.variables, other.variables, strict=True)
+        return
+    for name in vars(optimizer).keys() & vars(other).keys() - {"_trainable_variables", "_variables"}:
+        kept = [vars(owner)[name] for owner in (optimizer, other)]
+        for pair in zip(*(k if isinstance(k, (list, tuple)) else [k] for k in kept), strict=False):
+            if all(isinstance(variable, keras.Variable) for variable in pair):
+                yield pair
+
+
+def _first_kept(optimizer: keras.optimizers.Optimizer, *names: str) -> list[keras.Variable]:
+    return next((list(kept) for name in names if (kept := getattr(optimizer, name, None))), [])
+
+
+# SavedModels.
+
+
+def unsaved(shape: Sequence[int], dtype: str | tf.DType) -> tf.Variable:
+    """Return a variable of which a SavedModel holds nothing but its shape.
+
+    TensorFlow has no public way to leave a value out. `BaseResourceVariable._serialize_to_tensors` gives what
+    a checkpoint holds of it, `_export_to_saved_model_graph` makes the copy that is exported, TensorFlow 2.21.
+
+    Args:
+        shape: Tuple of ints.
+        dtype: String or `tf.DType`.
+
+    Returns:
+        `tf.Variable`, emptied.
+    """
+    variable = tf.Variable(tf.zeros(shape, dtype), trainable=False)
+    export = variable._export_to_saved_model_graph
+
+    def export_unsaved(object_map: dict[Any, Any], *args: Any, **kwargs: Any) -> Any:
+        resources = export(object_map, *args, **kwargs)
+        object_map[variable]._serialize_to_tensors = dict
+        return resources
+
+    variable._serialize_to_tensors = dict
+    variable._export_to_saved_model_graph = export_unsaved
+    emptied(variable, 0)
+    return variable

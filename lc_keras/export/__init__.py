@@ -1,4 +1,7 @@
-"""Files that serve a model without Keras."""
+"""Write files that serve a model without Keras.
+
+Here belongs how a model is stored and served. How a weight is packed belongs in `measuring`.
+"""
 
 from lc_keras.export.exported import ExportedWeight, SavedModelExport
 from lc_keras.export.litert import LiteRTExport, export_litert

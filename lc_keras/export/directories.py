@@ -1,4 +1,4 @@
-"""Directories that appear complete or not at all."""
+"""Make directories that appear complete or not at all."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ import tensorflow as tf
 
 @contextlib.contextmanager
 def appearing(path: str, overwrite: bool) -> Iterator[str]:
-    """Yields a new directory beside `path`, which takes its name in the end.
+    """Yield a new directory beside `path`, which takes its name in the end.
 
     If the block raises, nothing has changed.
 
@@ -50,7 +50,7 @@ def appearing(path: str, overwrite: bool) -> Iterator[str]:
 
 
 def version_directory(path: str, version: int | str | None) -> str:
-    """Where to write a model that was given this path and version.
+    """Return the directory to write a model to that was given this path and version.
 
     Args:
         path: String, a directory that exists or not.
@@ -84,7 +84,7 @@ def version_directory(path: str, version: int | str | None) -> str:
 
 
 def check_free(path: str, overwrite: bool) -> None:
-    """Checks that a SavedModel may be written to `path`.
+    """Check that a SavedModel may be written to `path`.
 
     Args:
         path: String, a directory that exists or not.
@@ -117,7 +117,7 @@ def check_free(path: str, overwrite: bool) -> None:
 
 
 def check_parents(path: str) -> str:
-    """Checks that a directory may be made.
+    """Check that a directory may be made.
 
     Args:
         path: String, a directory that exists or not.
@@ -136,17 +136,8 @@ def check_parents(path: str) -> str:
     return parent
 
 
-def size_of(path: str) -> int:
-    """The bytes of all files in a directory."""
-    return sum(
-        tf.io.gfile.stat(os.path.join(folder, name)).length
-        for folder, _, names in tf.io.gfile.walk(path)
-        for name in names
-    )
-
-
 def _remove(path: str) -> None:
-    """Removes a directory if it is there, and nothing that links in it lead to."""
+    """Remove a directory if it is there, and nothing that links in it lead to."""
     if os.path.islink(path):
         os.unlink(path)
     elif os.path.isdir(path):
@@ -162,7 +153,7 @@ def _versions(path: str) -> list[int]:
 
 
 def _missing(path: str) -> Iterator[str]:
-    """The directories of a path that are not there, from the innermost on."""
+    """Yield the directories of a path that are not there, from the innermost on."""
     while path and not tf.io.gfile.exists(path):
         yield path
         path = os.path.dirname(path)

@@ -1,4 +1,4 @@
-"""What `export_saved_model` says of what it wrote."""
+"""Say what `export_saved_model` wrote."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from lc_keras.measuring.packing import Packed
 
 @dataclass(frozen=True)
 class ExportedWeight:
-    """How one variable of a model was exported.
+    """The encoding and the size of one variable of a SavedModel.
 
     Attributes:
         path: String, the variable's path in the model.
@@ -33,7 +33,7 @@ class ExportedWeight:
 
 @dataclass(frozen=True)
 class SavedModelExport:
-    """What `export_saved_model` wrote.
+    """The size and the weights of a SavedModel; see `export_saved_model`.
 
     `str()` of it says it in a few lines.
 
@@ -74,7 +74,7 @@ class SavedModelExport:
 def exported_as(
     variable: keras.Variable, array: np.ndarray, stored: tuple[Packed, StoredWeight | StoredSparse] | None
 ) -> ExportedWeight:
-    """Says how a variable was exported.
+    """Return the encoding and the size of a variable that was exported.
 
     Args:
         variable: `keras.Variable`.

@@ -1,4 +1,4 @@
-"""A LiteRT file, sparse where that makes it smaller."""
+"""Write a LiteRT file, sparse where that makes it smaller."""
 
 import os
 import tempfile
@@ -15,7 +15,8 @@ from lc_keras.arguments import keras_model, switch, whole
 from lc_keras.export.directories import check_parents
 from lc_keras.export.saved_model import export_saved_model
 from lc_keras.export.warmup import Request, as_request
-from lc_keras.model.signatures import input_signature_of, named
+from lc_keras.internals import layers_in
+from lc_keras.model.signatures import input_signature_of, named, of_batch
 
 Batches = list[dict[str, np.ndarray]]
 
@@ -25,7 +26,7 @@ _TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class LiteRTExport:
-    """What `export_litert` wrote.
+    """The size and the error of a LiteRT file; see `export_litert`.
 
     Attributes:
         path: String, the file.
@@ -65,7 +66,7 @@ def export_litert(
     overwrite: bool = False,
     verbose: bool = False,
 ) -> LiteRTExport:
-    """Writes a model as a LiteRT (TensorFlow Lite) file.
+    """Write a model as a LiteRT (TensorFlow Lite) file.
 
     The file has the signature `serving_default`, with inputs and outputs named as by
     `export_saved_model`. It is run with the `ai-edge-litert` interpreter before it is
@@ -111,10 +112,7 @@ def export_litert(
     sparse = sparse if isinstance(sparse, str) else bool(sparse)
     batch_size = whole("batch_size", batch_size)
     interpreter_class = _interpreter()
-    signature = keras.tree.map_structure(
-        lambda spec: tf.TensorSpec([batch_size, *spec.shape[1:]], spec.dtype, spec.name),
-        input_signature_of(model),
-    )
+    signature = keras.tree.map_structure(lambda spec: of_batch(spec, batch_size), input_signature_of(model))
     specs = named(signature)
     batches = _batches(representative_data, specs, batch_size)
     # Where any size will do, the smallest, or one that a few convolutions leave something of.
@@ -185,7 +183,7 @@ def _check_arguments(
         raise ValueError(
             f"Expected `path` to be new. Received: '{path}', which exists; pass overwrite=True to replace it."
         )
-    for layer in model._flatten_layers():
+    for layer in layers_in(model):
         if layer.compute_dtype in ("float64", "float16", "bfloat16"):
             raise ValueError(
                 f"Expected a model in float32. Received: layer '{layer.name}' in {layer.compute_dtype}."
@@ -206,9 +204,9 @@ def _interpreter() -> type:
 def _batches(
     representative_data: Iterable[Request] | None, specs: list[tf.TensorSpec], batch_size: int
 ) -> Batches:
-    """Returns the representative data, cut into dictionaries of batches of the size of the file."""
+    """Return the representative data, cut into dictionaries of batches of the size of the file."""
     cut = []
-    any_size = [tf.TensorSpec([None, *spec.shape[1:]], spec.dtype, spec.name) for spec in specs]
+    any_size = [of_batch(spec, None) for spec in specs]
     for given in representative_data if representative_data is not None else ():
         inputs = as_request(given, any_size, "representative_data")
         size = min(len(array) for array in inputs.values())
@@ -237,7 +235,7 @@ def _made_up(specs: list[tf.TensorSpec], open_size: int) -> dict[str, np.ndarray
 def _answered(
     function: Callable[..., dict[str, tf.Tensor]], samples: Batches, made_up: bool
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The first of some samples that a model can answer, and what it answers."""
+    """Return the first of some samples that a model can answer, and its answer."""
     for sample in samples:
         try:
             outputs = function(**{name: tf.constant(x) for name, x in sample.items()})
@@ -281,7 +279,7 @@ def _is_sparse(interpreter_class: type, content: bytes) -> bool:
 
 
 def _difference(answers: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
-    """The largest difference, relative to the largest output."""
+    """Return the largest difference, relative to the largest output."""
     largest = max(np.abs(output).max(initial=0) for output in expected.values())
     difference = max(
         np.abs(answers[name].astype(float) - output).max(initial=0) for name, output in expected.items()

@@ -1,4 +1,4 @@
-"""A SavedModel as small as the pruned model is, for TensorFlow Serving."""
+"""Write a SavedModel as small as the pruned model is, for TensorFlow Serving."""
 
 import contextlib
 import os
@@ -10,13 +10,13 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.arguments import keras_model, switch, whole
-from lc_keras.export.directories import appearing, check_free, size_of, version_directory
+from lc_keras.export.directories import appearing, check_free, version_directory
 from lc_keras.export.exported import ExportedWeight, SavedModelExport, exported_as
 from lc_keras.export.sparse import as_matrix, pays, sparse_layers, sparse_methods
 from lc_keras.export.stored import LoadOnce, StoredSparse, StoredWeight
 from lc_keras.export.warmup import Requests, as_requests, prediction_log, write_warmup
-from lc_keras.internals import replaced
-from lc_keras.measuring.counting import REPORT_FILE, measure
+from lc_keras.internals import layers_in, replaced
+from lc_keras.measuring.counting import REPORT_FILE, measure, size_of
 from lc_keras.measuring.packing import Packed, pack
 from lc_keras.model.macs import count_uses
 from lc_keras.model.signatures import Structure, input_signature_of, named, named_outputs
@@ -44,7 +44,7 @@ def export_saved_model(
     overwrite: bool = False,
     verbose: bool = False,
 ) -> SavedModelExport:
-    """Writes a model as a SavedModel for inference.
+    """Write a model as a SavedModel for inference.
 
     What is written needs neither Keras nor this package: `tf.saved_model.load` and
     TensorFlow Serving read it. It takes any batch size (with stateful layers that of the
@@ -166,7 +166,7 @@ def _arrays(model: keras.Model) -> list[np.ndarray]:
 
 
 def _sparse_layers(model: keras.Model, compute: str, batches: Sequence[int]) -> Sparse:
-    """Returns a dictionary from the id of a kernel to the layers that multiply by it."""
+    """Return the layers that multiply sparse, by the id of their kernel."""
     found: Sparse = {}
     if compute == "dense":
         return found
@@ -188,8 +188,8 @@ def _sparse_layers(model: keras.Model, compute: str, batches: Sequence[int]) -> 
 def _store(
     model: keras.Model, arrays: list[np.ndarray], sparse: Sparse, storage: str, values: str | None
 ) -> Stored:
-    """Returns what is stored in another form than the model's, by the id of the variable."""
-    stored = {}
+    """Return what is stored in another form than the model's, by the id of the variable."""
+    stored: Stored = {}
     for variable, array in zip(model.variables, arrays, strict=True):
         if not keras.backend.is_float_dtype(variable.dtype):
             continue
@@ -197,17 +197,13 @@ def _store(
         kept = _in_half_precision(variable, array) if narrow else array
         if id(variable) in sparse:
             matrix = kept.reshape(kept.shape[-2:]).T
-            stored[id(variable)] = pack(matrix, dense=False), StoredSparse
+            packed = pack(matrix, dense=False)
+            stored[id(variable)] = packed, StoredSparse(packed, variable.dtype)
             continue
         packed = pack(kept) if storage == "packed" else Packed("dense", kept.shape, kept)
         if narrow or packed.encoding != "dense":
-            stored[id(variable)] = packed, StoredWeight
-    return {
-        key: (packed, kind(packed, by_id.dtype))
-        for (key, (packed, kind)), by_id in zip(
-            stored.items(), (v for v in model.variables if id(v) in stored), strict=True
-        )
-    }
+            stored[id(variable)] = packed, StoredWeight(packed, variable.dtype)
+    return stored
 
 
 def _in_half_precision(variable: keras.Variable, array: np.ndarray) -> np.ndarray:
@@ -224,7 +220,7 @@ def _in_half_precision(variable: keras.Variable, array: np.ndarray) -> np.ndarra
 def _module(
     model: keras.Model, stored: Stored, sparse: Sparse, structure: list[Structure], further: Signatures
 ) -> tuple[tf.Module, dict[str, Callable[..., Any]]]:
-    """Returns a `tf.Module` that tracks what its signatures use, and these."""
+    """Return a `tf.Module` that tracks what its signatures use, and these."""
     dense = {k: w for k, (_, w) in stored.items() if isinstance(w, StoredWeight)}
     methods = [
         method
@@ -233,12 +229,12 @@ def _module(
         for method in sparse_methods(layer, stored[key][1])
     ]
     # The call must not give the model weights that it did not have, and that would be random.
-    unbuilt = [part for part in model._flatten_layers() if not part.built]
+    unbuilt = [part for part in layers_in(model) if not part.built]
     methods += [(part, "add_weight", _refuse(model, part)) for part in unbuilt]
     variables = {id(variable): variable for variable in model.variables}
 
     def with_stored_weights(function: Callable[..., Structure]) -> Callable[..., Structure]:
-        """Returns a function that reads the stored weights in place of the model's."""
+        """Return a function that reads the stored weights in place of the model's."""
 
         def serve(*inputs: tf.Tensor) -> Structure:
             mapping = [(variables[key], weight.read()) for key, weight in dense.items()]
@@ -282,9 +278,9 @@ def _module(
 
 
 def _parts(model: keras.Model) -> Iterator[object]:
-    """What a model tracks, and what lists and dictionaries of its layers hold, where TensorFlow stops."""
+    """Yield what a model tracks, and what lists and dictionaries of its layers hold, too."""
     yield from tf.train.TrackableView(model).descendants()
-    held: list[object] = [vars(layer) for layer in model._flatten_layers()]
+    held: list[object] = [vars(layer) for layer in layers_in(model)]
     seen = set()
     while held:
         part = held.pop()
@@ -307,7 +303,7 @@ def _refuse(model: keras.Model, layer: keras.Layer) -> Callable[..., None]:
 
 
 class _Scope(keras.StatelessScope):
-    """A scope that knows what was updated in it: of some states, Keras keeps no list."""
+    """A scope that notes what is updated in it: of some states, Keras has no list."""
 
     def __init__(self, mapping: list[tuple[keras.Variable, tf.Tensor]]) -> None:
         super().__init__(mapping)
@@ -323,7 +319,7 @@ def _signature(
     structure: list[Structure],
     names: Callable[[Structure], dict[str, tf.Tensor]],
 ) -> Callable[..., dict[str, tf.Tensor]]:
-    """Returns a function of flat, named inputs to a dictionary of named outputs."""
+    """Return a function of flat, named inputs to a dictionary of named outputs."""
 
     @tf.function(input_signature=named(structure), autograph=False)
     def signature(*flat: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -333,7 +329,7 @@ def _signature(
 
 
 def _with_single_name(structure: list[Structure]) -> list[Structure]:
-    """The structure, whose input has a name if there is but one."""
+    """Return the structure, whose input has a name if there is but one."""
     if len(structure) == 1 and isinstance(structure[0], tf.TensorSpec):
         return named(structure)
     return structure
@@ -363,7 +359,7 @@ def _batches(expected: int | Sequence[int]) -> list[int]:
 
 
 def _is_pair(given: object) -> bool:
-    """Whether it is a function with the specification of its inputs."""
+    """Return whether it is a function with the specification of its inputs."""
     if not (isinstance(given, tuple) and len(given) == 2):
         return False
     function, inputs = given

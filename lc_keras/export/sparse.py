@@ -1,4 +1,4 @@
-"""Dense layers and 1 × 1 convolutions that multiply by their nonzero weights only."""
+"""Multiply in dense layers and 1 × 1 convolutions by their nonzero weights only."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -8,15 +8,18 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.export.stored import StoredSparse
+from lc_keras.internals import in_vectorized_map, layers_in
+from lc_keras.model.flow.kinds import is_altered
 
-# Rows up to which multiplying entry by entry is faster than in compressed rows.
+# Rows up to which multiplying entry by entry is faster than in compressed rows: both sides of it are among
+# those that `benchmarks/serving.py --calibrate` measures.
 _FEW_ROWS = 16
 # Eigen multiplies whole packets of columns; a remainder costs more than the padding.
 _PACKET = 16
 
 
 def sparse_layers(model: keras.Model) -> list[keras.Layer]:
-    """The layers of a model whose kernel can be multiplied sparse.
+    """Return the layers of a model whose kernel can be multiplied sparse.
 
     Args:
         model: Built `keras.Model`.
@@ -24,13 +27,13 @@ def sparse_layers(model: keras.Model) -> list[keras.Layer]:
     Returns:
         List of dense layers and 1 × 1 convolutions with a float32 kernel.
     """
-    layers = list(model._flatten_layers())
-    vectorized = {id(part) for layer in layers if _is_vectorized(layer) for part in layer._flatten_layers()}
+    layers = layers_in(model)
+    vectorized = {id(part) for layer in layers if _is_vectorized(layer) for part in layers_in(layer)}
     return [layer for layer in layers if _is_product(layer) and id(layer) not in vectorized]
 
 
 def as_matrix(layer: keras.Layer) -> np.ndarray:
-    """The kernel of a layer, outputs × inputs.
+    """Return the kernel of a layer, outputs × inputs.
 
     Args:
         layer: Layer, one of `sparse_layers`.
@@ -45,7 +48,7 @@ def as_matrix(layer: keras.Layer) -> np.ndarray:
 def sparse_methods(
     layer: keras.Layer, weight: StoredSparse
 ) -> Iterable[tuple[keras.Layer, str, Callable[..., tf.Tensor]]]:
-    """What to replace in a layer, see `lc_keras.tracing.replaced`.
+    """Return what to replace in a layer; see `lc_keras.internals.replaced`.
 
     Args:
         layer: Layer, one of `sparse_layers`.
@@ -71,7 +74,7 @@ def sparse_methods(
 
 
 def multiply(inputs: tf.Tensor, weight: StoredSparse) -> tf.Tensor:
-    """Multiplies the last axis of the inputs by a sparse matrix.
+    """Multiply the last axis of the inputs by a sparse matrix.
 
     The kernel is chosen when it runs, from the number of rows: a loop over the entries
     for few, compressed sparse rows for many.
@@ -102,14 +105,15 @@ def multiply(inputs: tf.Tensor, weight: StoredSparse) -> tf.Tensor:
         return tf.raw_ops.SparseMatrixMatMul(a=matrix, b=padded)[:, :rows]
 
     # What `vectorized_map` makes of compressed rows cannot be loaded.
-    in_map = "loop_body" in tf.compat.v1.get_default_graph().get_name_scope().split("/")
-    outputs = tf.transpose(by_entry() if in_map else tf.cond(rows <= _FEW_ROWS, by_entry, by_row))
+    outputs = tf.transpose(
+        by_entry() if in_vectorized_map() else tf.cond(rows <= _FEW_ROWS, by_entry, by_row)
+    )
     outputs = tf.reshape(outputs, shape)
     return tf.ensure_shape(outputs, [*inputs.shape[:-1], weight.shape[0]])
 
 
 def pays(shape: tuple[int, int], kept: int, rows: int) -> bool:
-    """Whether multiplying sparse is faster than dense, by a rule that was measured.
+    """Return whether multiplying sparse is faster than dense, by a rule that was measured.
 
     The times in nanoseconds were fitted to eight shapes, five densities and seven
     numbers of rows on two cores (`benchmarks/serving.py --calibrate`). Only their
@@ -134,7 +138,7 @@ def pays(shape: tuple[int, int], kept: int, rows: int) -> bool:
 
 
 def _is_vectorized(layer: keras.Layer) -> bool:
-    """Whether it calls what is inside for all steps at once, as many as come."""
+    """Return whether a layer calls what is inside for all steps at once, as many as come."""
     if not isinstance(layer, keras.layers.TimeDistributed):
         return False
     shape = (layer.get_build_config() or {}).get("input_shape")
@@ -142,11 +146,7 @@ def _is_vectorized(layer: keras.Layer) -> bool:
 
 
 def _is_product(layer: keras.Layer) -> bool:
-    if getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False):
-        return False
-    if not layer.built or layer.compute_dtype != "float32":
-        return False
-    if "call" in vars(layer):
+    if is_altered(layer) or not layer.built or layer.compute_dtype != "float32" or "call" in vars(layer):
         return False
     multiplies = type(layer).call is keras.layers.Dense.call or (
         type(layer).call in (keras.layers.Conv1D.call, keras.layers.Conv2D.call)

@@ -1,11 +1,10 @@
-"""Weights as a SavedModel holds them: packed in the file, unpacked once it is loaded."""
+"""Hold weights as a SavedModel does: packed in the file, unpacked once it is loaded."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 import tensorflow as tf
 
-from lc_keras.internals import emptied
+from lc_keras.internals import unsaved
 from lc_keras.measuring.packing import Packed, positions_of, unpack
 
 
@@ -22,14 +21,14 @@ class StoredWeight(tf.Module):
         self._encoding, self._shape, self._dtype = packed.encoding, packed.shape, tf.as_dtype(dtype)
         self.values = tf.Variable(packed.values, trainable=False)
         self.places = None if packed.places is None else tf.Variable(packed.places, trainable=False)
-        self.dense = _unsaved(packed.shape, dtype)
+        self.dense = unsaved(packed.shape, dtype)
 
     def read(self) -> tf.Tensor:
-        """The weight, once `load` has run."""
+        """Return the weight, once `load` has run."""
         return self.dense.value()
 
     def load(self) -> None:
-        """Unpacks the weight."""
+        """Unpack the weight."""
         values = tf.cast(self.values, self._dtype)
         if self.places is not None:
             values = unpack(self._encoding, values, self.places, self._shape)
@@ -49,15 +48,15 @@ class StoredSparse(tf.Module):
         self._encoding, self.shape, self._dtype = packed.encoding, packed.shape, tf.as_dtype(dtype)
         self.values = tf.Variable(packed.values, trainable=False)
         self.places = tf.Variable(packed.places, trainable=False)
-        self.indices = _unsaved((len(packed.values), 2), tf.int64)
-        self.entries = _unsaved((len(packed.values),), dtype)
+        self.indices = unsaved((len(packed.values), 2), tf.int64)
+        self.entries = unsaved((len(packed.values),), dtype)
 
     def read(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """The places, of shape `(n, 2)`, and what is there, once `load` has run."""
+        """Return the places, of shape `(n, 2)`, and what is there, once `load` has run."""
         return self.indices.value(), self.entries.value()
 
     def load(self) -> None:
-        """Unpacks the places."""
+        """Unpack the places."""
         positions = positions_of(self._encoding, self.places)
         columns = tf.constant(self.shape[1], tf.int64)
         _fill(self.indices, tf.stack([positions // columns, positions % columns], axis=1))
@@ -65,7 +64,7 @@ class StoredSparse(tf.Module):
 
 
 class LoadOnce(tf.saved_model.experimental.TrackableResource):
-    """Loads weights where a loader initialises resources: once, after the variables.
+    """A resource that loads weights as a loader initialises it: once, after the variables.
 
     Args:
         weights: Iterable of `StoredWeight` and `StoredSparse`.
@@ -82,23 +81,6 @@ class LoadOnce(tf.saved_model.experimental.TrackableResource):
     def _initialize(self) -> None:
         for weight in self._weights:
             weight.load()
-
-
-def _unsaved(shape: Sequence[int], dtype: str | tf.DType) -> tf.Variable:
-    """A variable of which the file holds nothing but its shape; loading fills it."""
-    variable = tf.Variable(tf.zeros(shape, dtype), trainable=False)
-    export = variable._export_to_saved_model_graph
-
-    def export_unsaved(object_map: dict[Any, Any], *args: Any, **kwargs: Any) -> Any:
-        resources = export(object_map, *args, **kwargs)
-        object_map[variable]._serialize_to_tensors = dict
-        return resources
-
-    # What a checkpoint holds of it, and of the copy of it that is exported.
-    variable._serialize_to_tensors = dict
-    variable._export_to_saved_model_graph = export_unsaved
-    emptied(variable, 0)
-    return variable
 
 
 def _fill(variable: tf.Variable, value: tf.Tensor) -> None:

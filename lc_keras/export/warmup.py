@@ -1,4 +1,4 @@
-"""Requests that TensorFlow Serving sends itself while it loads a model, so that no user waits."""
+"""Write requests that TensorFlow Serving sends itself while it loads a model, so that no user waits."""
 
 import os
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ _FILE = "assets.extra/tf_serving_warmup_requests"
 
 
 def as_requests(warmup: Requests, specs: list[tf.TensorSpec]) -> list[dict[str, np.ndarray]]:
-    """Checks warm-up requests against the inputs of a model.
+    """Check warm-up requests against the inputs of a model.
 
     Args:
         warmup: What `export_saved_model` takes: an array of one input, a dictionary of
@@ -40,7 +40,7 @@ def as_requests(warmup: Requests, specs: list[tf.TensorSpec]) -> list[dict[str, 
 
 
 def as_request(given: Request, specs: list[tf.TensorSpec], argument: str) -> dict[str, np.ndarray]:
-    """Checks arrays against the inputs of a model.
+    """Check arrays against the inputs of a model.
 
     Args:
         given: An array of one input, or a dictionary of arrays by the names of the inputs, as they are
@@ -87,7 +87,7 @@ def as_request(given: Request, specs: list[tf.TensorSpec], argument: str) -> dic
 
 
 def write_warmup(folder: str, requests: Iterable[dict[str, np.ndarray]]) -> None:
-    """Writes warm-up requests into a SavedModel, as `PredictionLog` records.
+    """Write warm-up requests into a SavedModel, as `PredictionLog` records.
 
     Args:
         folder: String, the SavedModel.
@@ -110,7 +110,7 @@ def write_warmup(folder: str, requests: Iterable[dict[str, np.ndarray]]) -> None
 
 
 def prediction_log() -> ModuleType:
-    """The module of the model server's `PredictionLog`.
+    """Return the module of the model server's `PredictionLog`.
 
     Raises:
         ImportError: If `tensorflow-serving-api` is not installed.

@@ -1,4 +1,4 @@
-"""What pruning left of a model: variable by variable, in bits and in multiply-adds."""
+"""Count what pruning left of a model: variable by variable, in bits and in multiply-adds."""
 
 import gzip
 import json
@@ -24,7 +24,7 @@ REPORT_FILE = os.path.join("assets.extra", "lc_keras_report.json")
 
 
 def report(model: keras.Model | str | os.PathLike[str]) -> PruningReport:
-    """Counts what is left of a model, and what that takes to store and to compute.
+    """Report what is left of a model, and what that takes to store and to compute.
 
     Any model with zeros in it will do, however they came there. The kernels are those
     that a `Task` takes by default. Sizes are of the values, at their own types, without
@@ -72,7 +72,7 @@ def report(model: keras.Model | str | os.PathLike[str]) -> PruningReport:
 def measure(
     model: keras.Model, variables: Sequence[keras.Variable], stored: Stored | None = None
 ) -> PruningReport:
-    """Reports on variables of a model.
+    """Report on variables of a model.
 
     Args:
         model: Built `keras.Model`.
@@ -157,9 +157,13 @@ def _parsed(text: str, path: str) -> PruningReport:
         )
         for part in ("rows", "others")
     )
-    size = sum(
+    return PruningReport(rows, others, content["totals"]["attention_macs"], 8 * size_of(path))
+
+
+def size_of(path: str) -> int:
+    """Return the bytes of all files in a directory."""
+    return sum(
         tf.io.gfile.stat(os.path.join(folder, name)).length
-        for folder, _, found in tf.io.gfile.walk(path)
-        for name in found
+        for folder, _, names in tf.io.gfile.walk(path)
+        for name in names
     )
-    return PruningReport(rows, others, content["totals"]["attention_macs"], 8 * size)

@@ -1,4 +1,4 @@
-"""What a report says, and how it is shown."""
+"""Hold what a report says, and show it."""
 
 import json
 import os
@@ -16,7 +16,7 @@ _HEAD = ("shape", "kept", "density", "dense B", "packed", "gzip", "MACs", "left"
 
 @dataclass(frozen=True)
 class VariableReport:
-    """What is left of one variable.
+    """The figures of what is left of one variable.
 
     Attributes:
         path: String, the variable's path in the model.
@@ -57,7 +57,7 @@ class VariableReport:
 
 @dataclass(frozen=True)
 class PruningReport:
-    """What is left of a model; see `report`.
+    """The figures of what is left of a model; see `report`.
 
     `str()` of it is a table of at most 100 columns.
 
@@ -176,7 +176,7 @@ class PruningReport:
                 yield f"{title}: {_shortened(paths[0], 50)}{more}"
 
     def to_json(self) -> str:
-        """Returns the report as JSON.
+        """Return the report as JSON.
 
         Returns:
             String: an object with `rows` and `others`, the attributes of each
@@ -201,7 +201,7 @@ class PruningReport:
         return json.dumps(content, indent=2)
 
     def plot(self, path: str | os.PathLike[str] | None = None, ax: "Axes | None" = None) -> "Figure":
-        """Draws the density of each kernel as a bar.
+        """Draw the density of each kernel as a bar.
 
         Args:
             path: String or path-like, the image to write, or `None` (default).
@@ -236,7 +236,7 @@ class PruningReport:
 
 
 def _cells(rows: Sequence[VariableReport]) -> tuple[str, ...]:
-    """The cells of a line of the table that sums up some variables."""
+    """Return the cells of a line of the table that sums up some variables."""
     kept, weights = (sum(getattr(row, name) for row in rows) for name in ("kept", "weights"))
     density = f"{100 * kept / weights:.2f} %" if weights else ""
     sizes = (_sum(getattr(row, f"{kind}bits") for row in rows) for kind in ("dense_", "", "gzip_"))
@@ -274,7 +274,7 @@ def _short(number: float | None) -> str:
 
 
 def _shortened(text: str, width: int) -> str:
-    """The end of a text, which says more than its beginning in a path."""
+    """Return the end of a text, which says more than its beginning in a path."""
     return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
 
 

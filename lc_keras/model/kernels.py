@@ -1,21 +1,14 @@
-"""Which variables of a model are kernels, which of their axes number output units, and their bytes."""
+"""Find the kernels of a model, their axes that number output units, and their bytes."""
 
 import keras
 import numpy as np
 
-_DEPTHWISE = (
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
-)
-_TRANSPOSED = (
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
-)
+from lc_keras.internals import created_by, layers_in
+from lc_keras.model.flow.kinds import kind_of
 
 
 def default_kernels(model: keras.Model) -> list[keras.Variable]:
-    """The weights that a `Task` takes by default.
+    """Return the weights that a `Task` takes by default.
 
     Args:
         model: Built `keras.Model`.
@@ -24,11 +17,12 @@ def default_kernels(model: keras.Model) -> list[keras.Variable]:
         List of `keras.Variable`: the trainable kernels of dense, convolution,
         attention, recurrent and custom layers, each once.
     """
-    return [v for v in model.trainable_variables if is_kernel(v)]
+    owners = owners_of(model)
+    return [v for v in model.trainable_variables if is_kernel(v, owners.get(id(v)))]
 
 
 def frozen_kernels(model: keras.Model) -> list[keras.Variable]:
-    """The weights that a `Task` would take by default if they could be trained.
+    """Return the weights that a `Task` would take by default if they could be trained.
 
     Args:
         model: Built `keras.Model`.
@@ -37,40 +31,43 @@ def frozen_kernels(model: keras.Model) -> list[keras.Variable]:
         List of `keras.Variable`: the kernels of layers with `trainable=False`, of
         quantised ones, and those beside which LoRA trains others.
     """
-    return [v for v in model.non_trainable_variables if is_kernel(v)]
-
-
-def is_kernel(variable: keras.Variable) -> bool:
-    # Keras' own layers call what they multiply their input by "kernel",
-    # "recurrent_kernel", "depthwise_kernel" or "pointwise_kernel".
-    return variable.name.endswith("kernel") and len(variable.shape) >= 2
+    owners = owners_of(model)
+    return [v for v in model.non_trainable_variables if is_kernel(v, owners.get(id(v)))]
 
 
 def owners_of(model: keras.Model) -> dict[int, keras.Layer]:
-    """Maps the id of each variable to the layer that created it."""
-    return {
-        id(variable): layer for layer in model._flatten_layers() for variable in layer._trainable_variables
-    }
+    """Return the layer that created each variable, by the variable's id."""
+    return {id(variable): layer for layer in layers_in(model) for variable in created_by(layer)}
 
 
-def output_axes(layer: keras.Layer | None, variable: keras.Variable) -> tuple[int, ...]:
-    if not is_kernel(variable):
-        # Of a bias that an einsum adds, all axes are of its units.
-        whole = isinstance(layer, keras.layers.EinsumDense) and variable.name == "bias"
-        return tuple(range(-len(variable.shape), 0)) if whole else (-1,)
-    if isinstance(layer, _DEPTHWISE) or variable.name == "depthwise_kernel":
-        return (-2, -1)
-    if isinstance(layer, _TRANSPOSED):
-        return (-2,)
-    if isinstance(layer, keras.layers.EinsumDense):
-        inputs, output = layer.equation.replace("...", "").replace(" ", "").split("->")
-        kernel = inputs.split(",")[1]
-        return tuple(i - len(kernel) for i, label in enumerate(kernel) if label in output)
-    return (-1,)
+def is_kernel(variable: keras.Variable, owner: keras.Layer | None = None) -> bool:
+    """Return whether a variable is a kernel.
+
+    Args:
+        variable: `keras.Variable`.
+        owner: The layer that created it. `None` (default): not known, and its name decides.
+
+    Returns:
+        Bool.
+    """
+    return kind_of(owner).is_kernel(variable)
+
+
+def output_axes(owner: keras.Layer | None, variable: keras.Variable) -> tuple[int, ...]:
+    """Return the axes of a variable that number output units.
+
+    Args:
+        owner: The layer that created it, or `None` if that is not known.
+        variable: `keras.Variable`.
+
+    Returns:
+        Tuple of ints, counted from the last axis, which is -1.
+    """
+    return kind_of(owner).output_axes(owner, variable)
 
 
 def bytes_of(variable: keras.Variable) -> int:
-    """The size of a weight."""
+    """Return the bytes that one weight of a variable takes."""
     if "bfloat" in variable.dtype:
         return 2
     return np.dtype(keras.backend.standardize_dtype(variable.dtype)).itemsize

@@ -1,4 +1,4 @@
-"""What goes into a model and what comes out, by name and type."""
+"""Describe what goes into a model and what comes out, by name and type."""
 
 import inspect
 import keyword
@@ -9,6 +9,8 @@ from typing import TypeAlias
 import keras
 import tensorflow as tf
 
+from lc_keras.internals import layers_in
+
 # What a model takes or returns, or the specification of that.
 Structure: TypeAlias = "tf.Tensor | tf.TensorSpec | Sequence[Structure] | Mapping[str, Structure]"
 
@@ -16,7 +18,7 @@ _AUTOMATIC_INPUT = re.compile(r"(input_layer|keras_tensor)(_\d+)?")
 
 
 def is_built(model: keras.Model) -> bool:
-    """Whether a model has all its weights.
+    """Return whether a model has all its weights.
 
     One that is never called itself, such as a pair of nets that play against each other,
     has them when its parts do.
@@ -27,12 +29,12 @@ def is_built(model: keras.Model) -> bool:
     Returns:
         Bool.
     """
-    parts = model._flatten_layers(include_self=False)
+    parts = layers_in(model, include_self=False)
     return model.built or (bool(model.variables) and all(layer.built for layer in parts))
 
 
 def input_signature_of(model: keras.Model, own_batch: bool = False) -> list[Structure]:
-    """The inputs that a model was built for, with any batch size unless a layer of it is `stateful`.
+    """Return the inputs that a model was built for, with any batch size unless a layer of it is `stateful`.
 
     Args:
         model: Built `keras.Model`. A stateful layer has states for as many examples as the inputs were
@@ -59,7 +61,7 @@ def input_signature_of(model: keras.Model, own_batch: bool = False) -> list[Stru
             "call it on data first."
         )
     if inputs is not None:
-        own_batch = own_batch or any(getattr(part, "stateful", False) for part in model._flatten_layers())
+        own_batch = own_batch or any(getattr(part, "stateful", False) for part in layers_in(model))
         structure = inputs[0] if isinstance(model, keras.Sequential) else model.input
         return [
             keras.tree.map_structure(
@@ -86,7 +88,7 @@ def input_signature_of(model: keras.Model, own_batch: bool = False) -> list[Stru
 
 
 def named(structure: list[Structure]) -> list[tf.TensorSpec]:
-    """Flattens an input signature and gives each input the name it is served under.
+    """Flatten an input signature, and give each input the name that it is served under.
 
     A key of a dictionary is a name; else the name that the specification has; else
     `"inputs"` if there is one input, and `"inputs_0"`, `"inputs_1"`, ... if several. What is
@@ -133,7 +135,7 @@ def named(structure: list[Structure]) -> list[tf.TensorSpec]:
 
 
 def named_outputs(model: keras.Model) -> Callable[[Structure], dict[str, tf.Tensor]]:
-    """How the outputs of a model are named.
+    """Return a function that names the outputs of a model.
 
     A key of a dictionary is a name; else the name that the user gave the layer which
     the output comes from, where outputs are as many and of such shapes as the model's;
@@ -170,27 +172,32 @@ def named_outputs(model: keras.Model) -> Callable[[Structure], dict[str, tf.Tens
 
 
 def argument_name(text: str) -> str:
-    """The name of an argument of a signature: `text`, as far as that may be one."""
+    """Return the name of an argument of a signature: `text`, as far as that may be one."""
     name = re.sub(r"\W", "_", text, flags=re.ASCII)
     # TensorFlow makes Python functions of signatures, and calls them with an argument of its own, `self`.
     taken = keyword.iskeyword(name) or name == "self"
     return name if name[:1].isalpha() and not taken else f"arg_{name}"
 
 
+def of_batch(spec: tf.TensorSpec, examples: int | None) -> tf.TensorSpec:
+    """Return the specification of an input for another batch size."""
+    return tf.TensorSpec([examples, *spec.shape[1:]], spec.dtype, spec.name)
+
+
 def _needed_arguments(model: keras.Model) -> list[str]:
-    """The positional arguments of a model's `call` that have no default."""
+    """Return the positional arguments of a model's `call` that have no default."""
     parameters = inspect.signature(model.call).parameters.values()
     return [p.name for p in parameters if p.kind <= p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
 
 
 def _keys(structure: Structure, skip: int = 0) -> list[str | None]:
-    """For each leaf the keys on the way to it, or `None` if none is of a dictionary."""
+    """Return for each leaf the keys on the way to it, or `None` if none is of a dictionary."""
     paths = [path[skip:] for path, _ in keras.tree.flatten_with_path(structure)]
     return ["_".join(map(str, path)) if any(isinstance(key, str) for key in path) else None for path in paths]
 
 
 def _given_name(model: keras.Model, name: str) -> str | None:
-    """The name of a layer, unless Keras made it up and it differs from run to run."""
+    """Return the name of a layer, unless Keras made it up and it differs from run to run."""
     layer = next((layer for layer in model.layers if layer.name == name), None)
     # A class may end in a number, too.
     stems = {stem.replace("_", "") for stem in (name, re.sub(r"_\d+$", "", name))}

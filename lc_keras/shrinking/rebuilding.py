@@ -1,4 +1,4 @@
-"""Dead neurons and filters taken out of the graph: a smaller model that computes the same."""
+"""Take dead neurons and filters out of a graph: make a smaller model that computes the same."""
 
 import tempfile
 from typing import Any
@@ -6,13 +6,21 @@ from typing import Any
 import keras
 import numpy as np
 
+from lc_keras.internals import (
+    as_functional,
+    call_again,
+    functional_class,
+    layers_in,
+    output_shape_of,
+    source_of,
+)
 from lc_keras.model.flow import Graph
-from lc_keras.model.flow.graph import as_functional, functional_class
-from lc_keras.model.flow.units import Flow, Signal, Wall, Weight, find
+from lc_keras.model.flow.kinds import Flow, Wall
+from lc_keras.model.flow.units import Signal, Weight, find
 
 
 def shrink(model: keras.Model) -> keras.Model:
-    """A smaller model that computes the same, without the units that are dead.
+    """Return a smaller model that computes the same, without the units that are dead.
 
     A unit is dead where its output does not depend on the model's input, since all weights into it are zero,
     or where nothing depends on it. What a dead unit hands out, if it is not zero, is folded into the biases
@@ -62,8 +70,8 @@ class _Rebuilt:
             kind = type(model) if type(model).__init__ is keras.Sequential.__init__ else keras.Sequential
             stack = [*inputs, *map(self._operation, model.layers)]
             return kind(stack, name=model.name, trainable=model.trainable)
-        outputs = functional._run_through_graph(inputs, operation_fn=self._operation)
-        inputs = keras.tree.pack_sequence_as(functional._inputs_struct, inputs)
+        outputs = call_again(functional, inputs, self._operation)
+        inputs = keras.tree.pack_sequence_as(functional.input, inputs)
         own = type(model).__init__ is functional_class(model).__init__  # type: ignore[misc]  # there is one
         new = (type(model) if own else keras.Model)(inputs, outputs, name=model.name)
         if not model.trainable:
@@ -76,7 +84,7 @@ class _Rebuilt:
             if isinstance(made, keras.Layer) and made is not flow.layer:
                 if isinstance(flow, Wall):
                     _alter(made, flow.layer)
-                parts = flow.layer._flatten_layers()
+                parts = layers_in(flow.layer)
                 quantized = any(getattr(part, "quantization_mode", None) for part in parts)
                 # What is quantised is built with its weights in another order.
                 if not quantized:
@@ -88,7 +96,7 @@ class _Rebuilt:
         shape = list(tensor.shape)
         if len(signal.ids) and shape[signal.axis] is not None:
             shape[signal.axis] = int(self._stays[signal.ids].sum())
-        source = tensor._keras_history.operation
+        source = source_of(tensor)
         optional = getattr(source, "optional", False)
         return keras.Input(
             batch_shape=shape, dtype=tensor.dtype, name=source.name, sparse=tensor.sparse, optional=optional
@@ -105,7 +113,7 @@ class _Rebuilt:
             # Keras does not read a Python function back from a config.
             return keras.layers.Lambda(
                 layer.function,
-                layer._output_shape,
+                output_shape_of(layer),
                 layer.mask,
                 layer.arguments,
                 name=layer.name,
@@ -130,7 +138,7 @@ class _Rebuilt:
         return {port: self._stays[ids] for port, ids in flow.ports.items()}
 
     def _folded(self, flow: Flow) -> dict[str, np.ndarray]:
-        """The weights of a layer that are cut, or changed by what is folded in, by name."""
+        """Return the weights of a layer that are cut, or changed by what is folded in, by name."""
         kept = self._kept(flow)
         arrays = {
             w.name: _cut(array, w, kept) for w in flow.weights if (array := flow.optional(w.name)) is not None
@@ -149,7 +157,7 @@ class _Rebuilt:
 
 
 def _config(layer: keras.Layer) -> dict[str, Any]:
-    """The config of a layer, with functions of the user's themselves, which Keras may not read from it."""
+    """Return the config of a layer, with the user's functions themselves, which it may not hold."""
     config = layer.get_config()
     functions = [
         name
@@ -164,8 +172,8 @@ def _is_of_keras(config: Any) -> bool:
 
 
 def _alter(made: keras.Layer, layer: keras.Layer) -> None:
-    """Quantises what is quantised inside of a layer, and adapts what is adapted, which no config says."""
-    for new, old in zip(made._flatten_layers(), layer._flatten_layers(), strict=True):
+    """Quantise what is quantised inside of a layer, and adapt what is adapted, which no config says."""
+    for new, old in zip(layers_in(made), layers_in(layer), strict=True):
         mode = getattr(old, "quantization_mode", None)
         if mode and getattr(new, "quantization_mode", None) != mode:
             new.quantize(mode)
@@ -174,7 +182,7 @@ def _alter(made: keras.Layer, layer: keras.Layer) -> None:
 
 
 def _without_fixed_values(config: Any) -> Any:
-    """A config in which initializers that hold arrays, of the sizes of before, give zeros."""
+    """Return a config in which initializers that hold arrays, of the sizes of before, give zeros."""
     if isinstance(config, list):
         return [_without_fixed_values(part) for part in config]
     if not isinstance(config, dict):
@@ -186,10 +194,8 @@ def _without_fixed_values(config: Any) -> Any:
 
 
 def _copy_state(made: keras.Layer, layer: keras.Layer, all_of_it: bool) -> None:
-    """Gives a layer what another has learnt by `adapt` and does not keep, or not only, in its weights; or all
-    that it holds, by name.
-    """
-    for new, old in zip(made._flatten_layers(), layer._flatten_layers(), strict=True):
+    """Give a layer what another has learnt by `adapt`, beside its weights, or all that it holds."""
+    for new, old in zip(layers_in(made), layers_in(layer), strict=True):
         # What is trained is in the weights.
         if old.trainable_weights and not all_of_it:
             continue
@@ -203,7 +209,7 @@ def _copy_state(made: keras.Layer, layer: keras.Layer, all_of_it: bool) -> None:
 
 
 def _cut(array: np.ndarray, weight: Weight, kept: dict[str, np.ndarray]) -> np.ndarray:
-    """A weight without the units that go."""
+    """Return a weight without the units that go."""
     for along in (weight.makes, weight.reads):
         if along is not None:
             array = np.compress(np.tile(kept[along.port], along.tiles), array, axis=along.axis)

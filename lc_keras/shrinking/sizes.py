@@ -1,4 +1,4 @@
-"""What shrinking takes out of a model, and what keeps it from taking more."""
+"""Report what shrinking takes out of a model, and what keeps it from taking more."""
 
 import statistics
 import time
@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.arguments import whole
+from lc_keras.internals import as_functional
 from lc_keras.model.flow import Graph
-from lc_keras.model.flow.graph import as_functional
 from lc_keras.model.macs import macs
 from lc_keras.shrinking.rebuilding import shrink
 
@@ -36,7 +36,7 @@ class LayerSize:
 
 @dataclass(frozen=True)
 class ShrinkReport:
-    """What `shrink` makes of a model; see `shrink_report`. `str()` of it is a table.
+    """The sizes of a model before and after `shrink`; see `shrink_report`. `str()` of it is a table.
 
     Attributes:
         rows: Tuple of `LayerSize`, one for each layer with units of its own.
@@ -71,7 +71,7 @@ class ShrinkReport:
 
 
 def shrink_report(model: keras.Model, batch_size: int | None = None) -> ShrinkReport:
-    """What `shrink(model)` takes out, what stays though it is dead, and why.
+    """Report what `shrink(model)` takes out, what stays though it is dead, and why.
 
     Args:
         model: Functional or built Sequential `keras.Model`.
@@ -126,7 +126,7 @@ def _rows(graph: Graph) -> tuple[LayerSize, ...]:
 def _milliseconds(
     model: keras.Model, small: keras.Model, batch_size: int, rounds: int = 15
 ) -> tuple[float, float]:
-    """Medians over rounds in which both take turns."""
+    """Return the medians over rounds in which both take turns."""
     generator = np.random.default_rng(0)
     inputs = [
         tf.cast(generator.normal(size=(batch_size, *(n or 32 for n in t.shape[1:]))), t.dtype)
@@ -134,7 +134,7 @@ def _milliseconds(
         else tf.zeros((batch_size, *(n or 32 for n in t.shape[1:])), t.dtype)
         for t in model.inputs
     ]
-    inputs = keras.tree.pack_sequence_as(as_functional(model)._inputs_struct, inputs)
+    inputs = keras.tree.pack_sequence_as(as_functional(model).input, inputs)
     calls = [tf.function(lambda x, m=m: m(x, training=False), autograph=False) for m in (model, small)]
     times: list[list[float]] = [[], []]
     for _ in range(rounds + 1):

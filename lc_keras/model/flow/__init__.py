@@ -1,6 +1,10 @@
-"""How units flow through the layers of a Keras graph."""
+"""Keep the table of layer kinds, and follow units through a graph of layers.
 
-# Each module registers the kinds of layers that it describes.
+Here belongs one entry for each kind of layer, a `Flow` in `kinds`: its kernels, their multiply-adds, and how
+units pass through it. Nothing else in the library asks for the kind of a layer to know these.
+"""
+
+# Each of these modules registers entries.
 from lc_keras.model.flow import attention, elementwise, linear, norms, recurrent, shapes  # noqa: F401
 from lc_keras.model.flow.graph import Graph
 

@@ -1,47 +1,57 @@
-"""Attention: its heads are units that never leave the layer."""
+"""Describe attention, whose heads are units that never leave the layer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 from keras import layers
 
-from lc_keras.model.flow.units import Along, Flow, Signal, Weight, describes, last
+from lc_keras.internals import is_gated
+from lc_keras.model.flow.kinds import Flow, Wall, describes, size
+from lc_keras.model.flow.units import Along, Shape, Signal, Weight, last
 
 
 @describes(layers.MultiHeadAttention)
 class MultiHeadAttention(Flow):
-    """A head whose values do not depend on the input hands out a constant, since attention sums to 1."""
+    """Attention by heads; one whose values do not vary hands out a constant, since attention sums to 1."""
 
     weights = (
         *(
-            Weight(f"_{name}_dense.kernel", makes=Along(1, "heads"), reads=Along(0, name))
+            Weight(f"{name}_dense.kernel", makes=Along(1, "heads"), reads=Along(0, name))
             for name in ("query", "value", "key")
         ),
-        *(Weight(f"_{name}_dense.bias", makes=Along(0, "heads")) for name in ("query", "value", "key")),
-        Weight("_output_dense.kernel", makes=Along(-1, "out"), reads=Along(0, "heads")),
-        Weight("_output_dense.bias", makes=Along(-1, "out")),
+        *(Weight(f"{name}_dense.bias", makes=Along(0, "heads")) for name in ("query", "value", "key")),
+        Weight("output_dense.kernel", makes=Along(-1, "out"), reads=Along(0, "heads")),
+        Weight("output_dense.bias", makes=Along(-1, "out")),
     )
 
     @classmethod
     def fits(cls, layer: keras.Layer) -> bool:
-        return not getattr(layer, "_use_gate", False) and layer._output_dense.kernel.ndim == 3
+        return not is_gated(layer) and layer.output_dense.kernel.ndim == 3
+
+    @staticmethod
+    def products(layer: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> int | None:
+        query, value = _queried(args, kwargs)
+        along = layer.attention_axes or range(1, len(value) - 1)
+        pairs = [*query[:-1], *(value[axis] for axis in along)]
+        return size([*pairs, layer.num_heads, layer.key_dim + layer.value_dim])
 
     def forward(self) -> list[Signal]:
         names = ("query", "value", "key")
         signals = [self.along(x, last(x.shape)) for x in self.inputs]
         signals += signals[len(signals) - 1 :] * (3 - len(signals))
         self.signals = dict(zip(names, signals, strict=False))
-        self.kernels = {name: self.array(f"_{name}_dense.kernel") for name in names}
+        self.kernels = {name: self.array(f"{name}_dense.kernel") for name in names}
         for x in signals:
             self.hold(x, "projects what is constant", x.constant & (x.value != 0))
-        kernel, output = self.kernels["value"], self.array("_output_dense.kernel")
-        bias = self.optional("_value_dense.bias")
+        kernel, output = self.kernels["value"], self.array("output_dense.kernel")
+        bias = self.optional("value_dense.bias")
         self.constants = np.einsum("i,ihv->hv", np.nan_to_num(self.signals["value"].value), kernel)
         if bias is not None:
             self.constants += bias
         varies = (kernel[~self.signals["value"].constant] != 0).any(axis=(0, 2))
-        if self.layer._dropout > 0 or len(self.shapes[0]) != 3:
+        if self.layer.dropout > 0 or len(self.shapes[0]) != 3:
             # Keras then computes it in a way in which what is masked throughout attends to nothing.
             varies |= self.constants.any(axis=1)
         heads = np.where(varies, np.nan, self.constants.any(axis=1))
@@ -50,7 +60,7 @@ class MultiHeadAttention(Flow):
         self.touch = (output != 0).any(axis=1)
         shape = self.shapes[0]
         value = np.einsum("hv,hvd->d", np.where(varies[:, None], 0, self.constants), output)
-        bias = self.optional("_output_dense.bias")
+        bias = self.optional("output_dense.bias")
         if bias is None:
             self.hold(self.heads, "has no bias for a constant", self.heads.constant & (heads != 0))
         else:
@@ -71,6 +81,30 @@ class MultiHeadAttention(Flow):
 
     def fold(self, kept: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         gone = ~kept["heads"] & self.heads.constant
-        left = np.einsum("hv,hvd->d", self.constants[gone], self.array("_output_dense.kernel")[gone])
+        left = np.einsum("hv,hvd->d", self.constants[gone], self.array("output_dense.kernel")[gone])
         left = left[kept["out"]]
-        return {"_output_dense.bias": arrays["_output_dense.bias"] + left} if left.any() else {}
+        return {"output_dense.bias": arrays["output_dense.bias"] + left} if left.any() else {}
+
+
+@describes(layers.GroupQueryAttention)
+class GroupQueryAttention(Wall):
+    @staticmethod
+    def products(layer: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> int | None:
+        query, value = _queried(args, kwargs)
+        return size([*query[:-1], *value[1:-1], layer.num_query_heads, 2 * layer.head_dim])
+
+
+@describes(layers.Attention, layers.AdditiveAttention)
+class Attention(Wall):
+    """Attention without weights along units: its inputs are what it multiplies."""
+
+    @staticmethod
+    def products(layer: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> int | None:
+        query, value, *key = (tuple(tensor.shape) for tensor in (args[0] if args else kwargs["inputs"]))
+        return size([*query[:2], value[1], (key[0] if key else value)[-1] + value[-1]])
+
+
+def _queried(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Shape, Shape]:
+    """Return the shapes of the query and of the value of a call."""
+    names = dict(zip(("query", "value", "key"), args, strict=False)) | kwargs
+    return tuple(names["query"].shape), tuple(names["value"].shape)

@@ -1,23 +1,14 @@
-"""Layers that take each unit by itself: activations, pooling, padding, dropout, and merges of equals."""
+"""Describe layers that take each unit by itself: activations, pooling, padding, dropout, merges of equals."""
 
 import numpy as np
 from keras import layers
 
-from lc_keras.model.flow.units import (
-    Along,
-    Flow,
-    Signal,
-    Weight,
-    apply,
-    channels,
-    describes,
-    is_elementwise,
-    last,
-)
+from lc_keras.model.flow.kinds import Flow, describes
+from lc_keras.model.flow.units import Along, Signal, Weight, apply, channels, is_elementwise, last
 
 
 class EachUnit(Flow):
-    """What comes out of a unit depends on this unit only, and is the same unit.
+    """A layer in which what comes out of a unit depends on this unit only, and is the same unit.
 
     A subclass says what becomes of a constant.
     """
@@ -25,11 +16,11 @@ class EachUnit(Flow):
     takes = 1
 
     def axes(self) -> tuple[int, int]:
-        """The axis of the units in the input and in the output."""
+        """Return the axis of the units in the input and in the output."""
         return self.inputs[0].axis, self.inputs[0].axis
 
     def constant(self, value: np.ndarray) -> np.ndarray:
-        """The output where the input is always `value` (NaN: it varies)."""
+        """Return the output where the input is always `value` (NaN: it varies)."""
         return value
 
     def forward(self) -> list[Signal]:
@@ -54,7 +45,7 @@ class EachUnit(Flow):
     layers.SpatialDropout3D,
 )
 class Same(EachUnit):
-    """Does nothing outside training."""
+    """A layer that does nothing outside of training."""
 
 
 @describes(
@@ -62,7 +53,7 @@ class Same(EachUnit):
     *(getattr(layers, f"{kind}{n}D") for kind in ("UpSampling", "Cropping") for n in (1, 2, 3)),
 )
 class Spatial(EachUnit):
-    """Works on positions, unit by unit; what is the same everywhere stays so."""
+    """A layer that works on positions, unit by unit; what is the same everywhere stays so."""
 
     def axes(self) -> tuple[int, int]:
         axis = channels(self.layer, self.shapes[0])
@@ -133,7 +124,7 @@ class PReLU(EachUnit):
 
 
 class Merge(Flow):
-    """Several tensors become one, element by element: their units are tied."""
+    """A layer that makes one of several tensors, element by element: their units are tied."""
 
     def constant(self, values: list[np.ndarray]) -> np.ndarray:
         raise NotImplementedError

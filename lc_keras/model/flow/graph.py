@@ -1,15 +1,13 @@
-"""A model's graph walked once forward and once back: what is tied, what is constant, what is read."""
+"""Walk a model's graph once forward and once back: find what is tied, what is constant, what is read."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import keras
 import numpy as np
 
-from lc_keras.model.flow.units import KINDS, Flow, Shape, Signal, Units, Wall, last
-
-# A call of a layer in a graph, to which Keras gives no public name.
-Node = Any
+from lc_keras.internals import Call, as_functional, calls_in, functional_class, layers_in
+from lc_keras.model.flow.kinds import KINDS, Flow, Wall, is_altered
+from lc_keras.model.flow.units import Shape, Signal, Units, last
 
 
 class Graph:
@@ -61,7 +59,7 @@ class Graph:
         )
 
     def kept(self) -> np.ndarray:
-        """Which units stay, as bools by number.
+        """Return whether each unit stays, by number.
 
         A group of tied units goes if at each place each is constant or not read, and none is pinned. The
         first unit of a tensor stays if all would go.
@@ -82,7 +80,7 @@ class Graph:
         return signal
 
     def _run(self, model: keras.Model, inputs: list[Signal]) -> list[Signal]:
-        """The outputs of a model, called on signals."""
+        """Return the outputs of a model, called on signals."""
         functional = as_functional(model)
         inputs = [self._fitting(*pair, model) for pair in zip(functional.inputs, inputs, strict=True)]
         known = self.models.setdefault(id(model), inputs)
@@ -93,15 +91,14 @@ class Graph:
             elif tensor.shape[first.axis] is not None:
                 self.units.tie(first.ids, signal.ids)
         signals = dict(zip(map(id, functional.inputs), inputs, strict=True))
-        for depth in sorted(functional._nodes_by_depth, reverse=True):
-            for node in functional._nodes_by_depth[depth]:
-                if not node.is_input and all(id(t) in signals for t in node.input_tensors):
-                    outputs = self._call(node, signals)
-                    signals.update(zip(map(id, node.outputs), outputs, strict=True))
+        for node in calls_in(functional):
+            if not node.is_input and all(id(t) in signals for t in node.input_tensors):
+                outputs = self._call(node, signals)
+                signals.update(zip(map(id, node.outputs), outputs, strict=True))
         return [signals[id(t)] for t in functional.outputs]
 
     def _fitting(self, tensor: keras.KerasTensor, signal: Signal, model: keras.Model) -> Signal:
-        """What a model is called on, as its input has it."""
+        """Return a signal that a model is called on, as the model's input has it."""
         shape = tuple(tensor.shape)
         if len(signal.shape) == len(shape) and shape[signal.axis] in (None, len(signal.ids)):
             return signal
@@ -110,7 +107,7 @@ class Graph:
         signal.read[:] = True
         return self._outside(shape, why)
 
-    def _call(self, node: Node, signals: dict[int, Signal]) -> list[Signal]:
+    def _call(self, node: Call, signals: dict[int, Signal]) -> list[Signal]:
         layer = node.operation
         masks = _masks(node)
         for mask in (signals[id(t)] for t in node.input_tensors if id(t) in masks):
@@ -127,7 +124,7 @@ class Graph:
         fits = kind.fits(layer) and kind.takes in (None, len(inputs))
         if not (_is_plain(node) and fits) or _is_altered(layer) or not _has_config(layer):
             kind = Wall
-        if kind is Wall and layer not in self.walls:
+        if issubclass(kind, Wall) and layer not in self.walls:
             self.walls.append(layer)
         flow = kind(layer, inputs, [tuple(t.shape) for t in node.outputs], self.units)
         self.flows.append(flow)
@@ -137,7 +134,7 @@ class Graph:
         return flow.outputs
 
     def _share(self, first: Flow, again: Flow) -> None:
-        """A layer that is called again has the same units; a constant must be the same to be folded."""
+        """Tie the units of two calls of a layer; a constant must be the same in both to be folded."""
         if not (again.is_sized or first.is_sized):
             return
         if _sizes(first) != _sizes(again):
@@ -154,38 +151,28 @@ class Graph:
 
 
 def is_graph(layer: keras.Layer) -> bool:
-    """Whether a layer is a model that does what its graph of layers says."""
+    """Return whether a layer is a model that does what its graph of layers says."""
     if isinstance(layer, keras.Sequential):
-        return layer._functional is not None and type(layer).call is keras.Sequential.call
+        return as_functional(layer) is not None and type(layer).call is keras.Sequential.call
     functional = functional_class(layer)
     return functional is not None and type(layer).call is functional.call
 
 
-def functional_class(model: keras.Model) -> type[keras.Model] | None:
-    """The class of what `keras.Model(inputs, outputs)` makes, to which Keras gives no public name."""
-    return next((c for c in type(model).__mro__ if c.__name__ == "Functional"), None)
-
-
-def as_functional(model: keras.Model) -> keras.Model:
-    """The graph of a model: its own, or the one that a `Sequential` keeps."""
-    return model._functional if isinstance(model, keras.Sequential) else model
-
-
-def _in_order(node: Node) -> list[keras.KerasTensor]:
-    """What a model is called on, in the order of its inputs."""
-    given, inputs = node.arguments.args[0], as_functional(node.operation)._inputs_struct
+def _in_order(node: Call) -> list[keras.KerasTensor]:
+    """Return the tensors that a model is called on, in the order of its inputs."""
+    given, inputs = node.arguments.args[0], as_functional(node.operation).input
     if isinstance(given, dict) and isinstance(inputs, (list, tuple)):
         return [given[tensor.name] for tensor in inputs]
     return node.input_tensors
 
 
 def _sizes(flow: Flow) -> tuple[dict[str, int], list[int]]:
-    """How many units a call has at each port, and comes with."""
+    """Return the numbers of units that a call has at each port, and of those of its inputs."""
     return {port: len(ids) for port, ids in flow.ports.items()}, [len(x.ids) for x in flow.inputs]
 
 
-def _is_plain(node: Node) -> bool:
-    """Whether a layer is called on tensors of the graph and masks alone, outside of training."""
+def _is_plain(node: Call) -> bool:
+    """Return whether a layer is called on tensors of the graph and masks alone, outside of training."""
     given = keras.tree.flatten(node.arguments.args)
     options = node.arguments.kwargs.items()
     return all(value is None or isinstance(value, keras.KerasTensor) for value in given) and all(
@@ -193,31 +180,30 @@ def _is_plain(node: Node) -> bool:
     )
 
 
-def _is_entered(node: Node) -> bool:
-    """Whether a call is one of a graph of layers, and these do as if they were called themselves."""
+def _is_entered(node: Call) -> bool:
+    """Return whether a call is one of a graph of layers, and these do as if they were called themselves."""
     if not (is_graph(node.operation) and _is_plain(node) and not _masks(node)):
         return False
     return len(node.input_tensors) == len(as_functional(node.operation).inputs)
 
 
-def _masks(node: Node) -> set[int]:
-    """The ids of the masks among the tensors of a call."""
+def _masks(node: Call) -> set[int]:
+    """Return the ids of the masks among the tensors of a call."""
     given = [value for name, value in node.arguments.kwargs.items() if name.endswith("mask")]
     return {id(tensor) for tensor in keras.tree.flatten(given) if tensor is not None}
 
 
-def _calls(model: keras.Model) -> Iterator[Node]:
-    """All calls of layers in a graph and in those inside of it."""
-    for nodes in as_functional(model)._nodes_by_depth.values():
-        for node in nodes:
-            if not node.is_input:
-                yield node
-                if is_graph(node.operation):
-                    yield from _calls(node.operation)
+def _calls(model: keras.Model) -> Iterator[Call]:
+    """Yield all calls of layers in a graph and in those inside of it."""
+    for node in calls_in(as_functional(model)):
+        if not node.is_input:
+            yield node
+            if is_graph(node.operation):
+                yield from _calls(node.operation)
 
 
 def _has_config(layer: keras.Layer) -> bool:
-    """Whether a layer says what it was made with."""
+    """Return whether a layer says what it was made with."""
     try:
         layer.get_config()
     except (NotImplementedError, TypeError, ValueError):
@@ -226,6 +212,5 @@ def _has_config(layer: keras.Layer) -> bool:
 
 
 def _is_altered(layer: keras.Layer) -> bool:
-    """Whether a kernel of a layer, or of one inside, is not what it multiplies by."""
-    parts = layer._flatten_layers() if isinstance(layer, keras.Layer) else []
-    return any(getattr(p, "quantization_mode", None) or getattr(p, "lora_enabled", False) for p in parts)
+    """Return whether a kernel of a layer, or of one inside, is not what it multiplies by."""
+    return isinstance(layer, keras.Layer) and any(map(is_altered, layers_in(layer)))

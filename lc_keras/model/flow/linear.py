@@ -1,24 +1,17 @@
-"""Layers whose outputs are sums over their input units: dense, convolutions, and their relatives."""
+"""Describe layers whose outputs are sums over their input units: dense, convolutions, and their relatives."""
 
+import math
+import re
 from collections.abc import Callable
-from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers
 
-from lc_keras.model.flow.units import (
-    Along,
-    Flow,
-    Shape,
-    Signal,
-    Weight,
-    apply,
-    channels,
-    describes,
-    is_elementwise,
-    last,
-)
+from lc_keras.internals import stored_kernel
+from lc_keras.model.flow.kinds import Flow, Uses, Wall, describes, size
+from lc_keras.model.flow.units import Along, Signal, Weight, apply, channels, is_elementwise
 
 
 class Linear(Flow):
@@ -30,24 +23,21 @@ class Linear(Flow):
     takes = 1
 
     def touches(self) -> np.ndarray:
-        """Matrix of bools, inputs × outputs: whether a weight between them is not zero."""
+        """Return a matrix of bools, inputs × outputs: whether a weight between them is not zero."""
         raise NotImplementedError
 
     def totals(self, where: np.ndarray) -> np.ndarray:
-        """Rows of a matrix inputs × outputs: what the weights of an input that is 1 everywhere sum up to.
+        """Return rows of a matrix inputs × outputs: the sums of the weights of an input that is 1 everywhere.
 
         Asked for only if such an input makes outputs that are the same everywhere.
         """
         raise NotImplementedError
 
-    def axis(self, shape: Shape) -> int:
-        return last(shape)
-
     # Whether an input that is the same everywhere makes outputs that are.
     spreads_constants = True
 
     def forward(self) -> list[Signal]:
-        self.x = x = self.along(self.inputs[0], self.axis(self.inputs[0].shape))
+        self.x = x = self.along(self.inputs[0], channels(self.layer, self.inputs[0].shape))
         (shape,) = self.shapes
         self.touch = self.touches()
         given = x.constant & (x.value != 0)
@@ -61,7 +51,10 @@ class Linear(Flow):
         mixes = not is_elementwise(activation or keras.activations.linear)
         value = np.full_like(value, np.nan) if mixes else apply(activation or keras.activations.linear, value)
         out = self.fresh(
-            shape, self.axis(shape), value, pinned="has an activation across units" if mixes else None
+            shape,
+            channels(self.layer, shape),
+            value,
+            pinned="has an activation across units" if mixes else None,
         )
         self.ports = {"in": x.ids, "out": out.ids}
         return [out]
@@ -92,7 +85,11 @@ _IN_OUT = (
 
 @describes(layers.Dense)
 class Dense(Linear):
-    weights = _IN_OUT
+    weights, width = _IN_OUT, "units"
+
+    @staticmethod
+    def uses(layer: layers.Dense, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
+        return [(stored_kernel(layer), size(inputs.shape[:-1]))]
 
     def touches(self) -> np.ndarray:
         return self.array("kernel") != 0
@@ -100,24 +97,43 @@ class Dense(Linear):
     def totals(self, where: np.ndarray) -> np.ndarray:
         return self.array("kernel")[where]
 
-    def config(self, count: Callable[[str], int]) -> dict[str, object]:
-        return {"units": count("out")}
+
+@describes(layers.EinsumDense)
+class EinsumDense(Wall):
+    """A dense layer along any axes, of which only the kernel is known."""
+
+    @classmethod
+    def output_axes(cls, layer: layers.EinsumDense, variable: keras.Variable) -> tuple[int, ...]:
+        if not cls.is_kernel(variable):
+            # Of a bias that an einsum adds, all axes are of its units.
+            return tuple(range(-len(variable.shape), 0)) if variable.name == "bias" else (-1,)
+        _, kernel, output = cls._labels(layer)
+        return tuple(i - len(kernel) for i, label in enumerate(kernel) if label in output)
+
+    @classmethod
+    def uses(cls, layer: layers.EinsumDense, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
+        given, labels, _ = cls._labels(layer)
+        kernel = stored_kernel(layer)
+        contracted = [n for label, n in zip(labels, kernel.shape, strict=True) if label in given]
+        return [(kernel, size(inputs.shape, math.prod(contracted)))]
+
+    @staticmethod
+    def _labels(layer: layers.EinsumDense) -> list[str]:
+        return re.split(",|->", layer.equation.replace("...", "").replace(" ", ""))
 
 
 @describes(layers.Conv1D, layers.Conv2D, layers.Conv3D)
 class Conv(Linear):
     """A convolution; one of several groups keeps or loses a group as a whole."""
 
-    def __init__(self, layer: keras.Layer, *args: Any) -> None:
-        self.groups = layer.groups
-        self.spreads_constants = layer.padding == "valid" or set(layer.kernel_size) == {1}
-        self.weights = _IN_OUT if self.groups == 1 else (Weight("kernel", makes=Along(-1, "out")), _IN_OUT[1])
-        super().__init__(layer, *args)
-
-    def axis(self, shape: Shape) -> int:
-        return channels(self.layer, shape)
+    @staticmethod
+    def uses(layer: keras.Layer, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
+        return [(stored_kernel(layer), size(outputs.shape, layer.filters))]
 
     def forward(self) -> list[Signal]:
+        self.groups = self.layer.groups
+        self.spreads_constants = not _pads(self.layer)
+        self.weights = _IN_OUT if self.groups == 1 else (Weight("kernel", makes=Along(-1, "out")), _IN_OUT[1])
         outputs = super().forward()
         if self.groups > 1:
             for ids in self.ports.values():
@@ -150,6 +166,7 @@ class Conv(Linear):
 
 @describes(layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 class ConvTranspose(Linear):
+    kernel_axes, width = (-2,), "filters"
     weights = (
         Weight("kernel", makes=Along(-2, "out"), reads=Along(-1, "in")),
         Weight("bias", makes=Along(-1, "out")),
@@ -157,22 +174,25 @@ class ConvTranspose(Linear):
     # Each output position meets other positions of the kernel.
     spreads_constants = False
 
-    def axis(self, shape: Shape) -> int:
-        return channels(self.layer, shape)
+    @staticmethod
+    def uses(layer: keras.Layer, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
+        return [(layer.kernel, size(inputs.shape, layer.kernel.shape[-1]))]
 
     def touches(self) -> np.ndarray:
         kernel = self.array("kernel")
         return (kernel != 0).any(axis=tuple(range(kernel.ndim - 2))).T
-
-    def config(self, count: Callable[[str], int]) -> dict[str, object]:
-        return {"filters": count("out")}
 
 
 @describes(layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 class DepthwiseConv(Flow):
     """A filter of its own, or several, for each unit: what comes out is tied to what goes in."""
 
+    kernel_axes = (-2, -1)
     weights = (Weight("kernel", makes=Along(-2, "in")), Weight("bias", makes=Along(-1, "out")))
+
+    @staticmethod
+    def uses(layer: keras.Layer, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
+        return [(layer.kernel, size(outputs.shape, math.prod(layer.kernel.shape[-2:])))]
 
     def forward(self) -> list[Signal]:
         self.x = x = self.along(self.inputs[0], channels(self.layer, self.inputs[0].shape))
@@ -197,20 +217,20 @@ class DepthwiseConv(Flow):
 class SeparableConv(Linear):
     """A depthwise convolution, and a pointwise one of what comes out."""
 
+    width = "filters"
     weights = (
         Weight("depthwise_kernel", makes=Along(-2, "in")),
         Weight("pointwise_kernel", makes=Along(-1, "out"), reads=Along(-2, "between")),
         Weight("bias", makes=Along(-1, "out")),
     )
 
-    def __init__(self, layer: keras.Layer, *args: Any) -> None:
-        self.spreads_constants = layer.padding == "valid" or set(layer.kernel_size) == {1}
-        super().__init__(layer, *args)
-
-    def axis(self, shape: Shape) -> int:
-        return channels(self.layer, shape)
+    @staticmethod
+    def uses(layer: keras.Layer, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
+        pixels = size(outputs.shape, layer.filters)
+        return [(layer.depthwise_kernel, pixels), (layer.pointwise_kernel, pixels)]
 
     def forward(self) -> list[Signal]:
+        self.spreads_constants = not _pads(self.layer)
         outputs = super().forward()
         self.ports["between"] = np.repeat(self.x.ids, self.layer.depth_multiplier)
         return outputs
@@ -224,9 +244,6 @@ class SeparableConv(Linear):
         _, total = depthwise(self.layer, self.array("depthwise_kernel"), 1.0)
         return self._by_input(np.nan_to_num(total)[:, None] * self._pointwise()).sum(axis=1)[where]
 
-    def config(self, count: Callable[[str], int]) -> dict[str, object]:
-        return {"filters": count("out")}
-
     def _by_input(self, matrix: np.ndarray) -> np.ndarray:
         return matrix.reshape(-1, self.layer.depth_multiplier, matrix.shape[-1])
 
@@ -235,14 +252,37 @@ class SeparableConv(Linear):
         return kernel.reshape(kernel.shape[-2:])
 
 
+@describes(layers.STFTSpectrogram)
+class STFTSpectrogram(Wall):
+    """A convolution by the waves of a Fourier transform: they are named kernels, and are none."""
+
+    waves = ("real_kernel", "imag_kernel")
+
+    @classmethod
+    def is_kernel(cls, variable: keras.Variable) -> bool:
+        return variable.name not in cls.waves and super().is_kernel(variable)
+
+    @classmethod
+    def uses(cls, layer: layers.STFTSpectrogram, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
+        found = [wave for name in cls.waves if (wave := getattr(layer, name, None)) is not None]
+        # One mode hands out the real and the imaginary part side by side.
+        frequencies = found[0].shape[-1] * (2 if layer.mode == "stft" else 1)
+        return [(wave, size(outputs.shape, frequencies)) for wave in found]
+
+
 def depthwise(
     layer: keras.Layer, kernel: np.ndarray, value: float | np.ndarray = np.nan
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which outputs of a depthwise convolution have weights other than zero, and what is constant of them."""
+    """Return which outputs of a depthwise convolution have weights other than zero, and their constants."""
     spatial = tuple(range(kernel.ndim - 2))
     touch = (kernel != 0).any(axis=spatial).ravel()
     result = value * kernel.sum(axis=spatial, dtype="float64").ravel()
-    if layer.padding != "valid" and set(layer.kernel_size) != {1}:
+    if _pads(layer):
         result[(result != 0) | (np.broadcast_to(value, touch.shape) != 0)] = np.nan
     result[~touch] = 0
     return touch, result
+
+
+def _pads(layer: keras.Layer) -> bool:
+    """Return whether places of a convolution meet what is padded."""
+    return layer.padding != "valid" and set(layer.kernel_size) != {1}

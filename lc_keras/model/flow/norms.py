@@ -1,4 +1,4 @@
-"""Normalisations: of each unit by itself, of groups of units, of all of them."""
+"""Describe normalisations: of each unit by itself, of groups of units, of all of them."""
 
 from collections.abc import Callable
 
@@ -7,13 +7,14 @@ import numpy as np
 from keras import layers
 
 from lc_keras.model.flow.elementwise import EachUnit
-from lc_keras.model.flow.units import Along, Signal, Weight, describes
+from lc_keras.model.flow.kinds import describes
+from lc_keras.model.flow.units import Along, Signal, Weight
 
 _SCALE_AND_SHIFT = (Weight("gamma", makes=Along(-1, "out")), Weight("beta", makes=Along(-1, "out")))
 
 
 class Normalization(EachUnit):
-    """Over the units of one axis, given by the layer's `axis`."""
+    """A normalisation of the units of one axis, given by the layer's `axis`."""
 
     weights: tuple[Weight, ...] = _SCALE_AND_SHIFT
 
@@ -28,7 +29,7 @@ class Normalization(EachUnit):
         return axis, axis
 
     def scaled(self, value: np.ndarray) -> np.ndarray:
-        """The output where what is scaled and shifted is always `value`."""
+        """Return the output where what is scaled and shifted is always `value`."""
         gamma, beta = self.optional("gamma"), self.optional("beta")
         if gamma is not None:
             value = np.where(gamma == 0, 0, value * gamma)
@@ -37,7 +38,7 @@ class Normalization(EachUnit):
 
 @describes(layers.BatchNormalization)
 class BatchNormalization(Normalization):
-    """With the statistics of the training, as outside of it."""
+    """A normalisation with the statistics of the training, as outside of it."""
 
     weights = (
         *_SCALE_AND_SHIFT,
@@ -58,7 +59,7 @@ class BatchNormalization(Normalization):
 
 
 class OfGroups(Normalization):
-    """Statistics over groups of units: a group stays or goes as a whole."""
+    """A normalisation with statistics over groups of units: a group stays or goes as a whole."""
 
     def groups(self) -> int:
         return 1
@@ -90,12 +91,12 @@ class GroupNormalization(OfGroups):
 
 @describes(layers.LayerNormalization)
 class LayerNormalization(OfGroups):
-    """Its mean is over all units, dead ones too, so that all stay."""
+    """A normalisation whose mean is over all units, dead ones too, so that all stay."""
 
 
 @describes(layers.RMSNormalization, layers.UnitNormalization)
 class OfSquares(Normalization):
-    r"""Divides by $\sqrt{\frac1n \sum x_i^2 + \epsilon}$, or by the norm: to the sum, zeros add nothing."""
+    r"""A division by $\sqrt{\frac1n \sum x_i^2 + \epsilon}$ or the norm: to the sum, zeros add nothing."""
 
     weights = (Weight("scale", makes=Along(-1, "out")),)
 

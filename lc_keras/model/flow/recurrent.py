@@ -1,17 +1,60 @@
-"""Recurrent layers: a unit has a column in each gate, and a row that the gates of all units read."""
+"""Describe recurrent layers: a unit has a column in each gate, and a row that the gates of all units read."""
 
 from collections.abc import Callable
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers
 
-from lc_keras.model.flow.units import KINDS, Along, Flow, Signal, Weight, describes, is_elementwise, last
+from lc_keras.model.flow.kinds import KINDS, Flow, Uses, Wall, describes, size
+from lc_keras.model.flow.units import Along, Signal, Weight, is_elementwise, last
+
+_CELLS = (layers.LSTMCell, layers.GRUCell, layers.SimpleRNNCell)
 
 
-class Recurrent(Flow):
-    """A unit is zero for good if its candidate is: states start at zero, and gates only scale them."""
+class OfCells(Flow):
+    """A layer that steps through its input with cells; those of Keras multiply by each weight once a step."""
 
+    @staticmethod
+    def uses(layer: layers.RNN, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
+        found: Uses = []
+        for cell in getattr(layer.cell, "cells", [layer.cell]):
+            if type(cell) in _CELLS:
+                found += [(kernel, size(inputs.shape[:2])) for kernel in (cell.kernel, cell.recurrent_kernel)]
+            elif not layer.unroll:
+                # Its layers are traced for one step of a number that is not known.
+                found += [(variable, None) for variable in cell.variables]
+        return found
+
+
+@describes(layers.RNN)
+class RNN(OfCells, Wall):
+    """A layer of cells of any kind."""
+
+
+@describes(layers.ConvLSTM1D, layers.ConvLSTM2D, layers.ConvLSTM3D)
+class ConvLSTM(Wall):
+    @staticmethod
+    def uses(layer: layers.RNN, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
+        shape = keras.tree.flatten(outputs)[0].shape
+        end = len(shape) - (1 if layer.data_format == "channels_last" else 0)
+        uses = size([*inputs.shape[:2], *shape[end - layer.cell.rank : end]])
+        return [(layer.cell.kernel, uses), (layer.cell.recurrent_kernel, uses)]
+
+
+@describes(layers.TimeDistributed)
+class TimeDistributed(Wall):
+    @staticmethod
+    def uses(layer: layers.TimeDistributed, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
+        # The layer inside is traced for one step of a number that is not known.
+        return [(variable, None) for variable in layer.variables] if inputs.shape[1] is None else []
+
+
+class Recurrent(OfCells):
+    """A layer of gates, whose unit is zero for good if its candidate is: states start at zero."""
+
+    width = "units"
     gates, candidate = 1, 0
     takes = 1  # no states
 
@@ -61,9 +104,6 @@ class Recurrent(Flow):
         out.read |= needed
         self.x.read |= self.kernel[:, :, needed].any(axis=(1, 2))
 
-    def config(self, count: Callable[[str], int]) -> dict[str, object]:
-        return {"units": count("out")}
-
     def fold(self, kept: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         gone = ~kept["in"] & self.x.constant
         if not self.x.value[gone].any():
@@ -77,7 +117,7 @@ class Recurrent(Flow):
         return array.reshape(*array.shape[:-1], self.gates, -1)
 
     def _candidates(self) -> np.ndarray:
-        """What the candidate of each unit is given besides what varies; zero only if all of it is."""
+        """Return what the candidate of each unit is given besides what varies; zero only if all of it is."""
         given = np.nan_to_num(self.x.value)
         total = given @ self._by_gate(self.array("cell.kernel").astype("float64"))[:, self.candidate]
         bias = self.optional("cell.bias")
@@ -168,7 +208,7 @@ class Bidirectional(Flow):
 
 
 def _within(name: str, along: Along | None) -> Along | None:
-    return along and along._replace(port=f"{name}.{along.port}")
+    return along and Along(along.axis, f"{name}.{along.port}", along.tiles)
 
 
 def _of(name: str, entries: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

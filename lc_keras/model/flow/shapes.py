@@ -1,4 +1,4 @@
-"""Layers that move units to other places: flatten, reshape, permute, repeat, concatenate, embed."""
+"""Describe layers that move units to other places: flatten, reshape, permute, repeat, concatenate, embed."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from keras import layers
 
-from lc_keras.model.flow.units import Along, Flow, Shape, Signal, Weight, describes, last
+from lc_keras.model.flow.kinds import Flow, describes
+from lc_keras.model.flow.units import Along, Shape, Signal, Weight, last
 
 
 class Moved(Flow):
-    """The elements of a tensor in another shape, in the order that `moved` gives."""
+    """A layer that gives a tensor another shape, its elements in the order that `moved` gives."""
 
     takes = 1
 
@@ -35,7 +36,7 @@ class Moved(Flow):
             np.logical_or.at(self.inputs[0].read, self.where, self.outputs[0].needed)
 
     def _places(self, x: Signal, shape: Shape) -> np.ndarray | None:
-        """For each element of the output, of one example, the place of its unit in the input."""
+        """Return for each element of the output, of one example, the place of its unit in the input."""
         before = list(x.shape[1:])
         if not before:
             return None
@@ -57,7 +58,7 @@ class Moved(Flow):
 
 
 def _axis_of(places: np.ndarray) -> int | None:
-    """The one axis along which places vary, `None` if there are several."""
+    """Return the one axis along which places vary, `None` if there are several."""
     varies = [a for a in range(places.ndim) if (places != places.take([0], axis=a)).any()]
     if not varies:
         return places.ndim - 1 if places.shape[-1] == 1 else None
@@ -96,7 +97,7 @@ class RepeatVector(Moved):
 
 @describes(layers.Concatenate)
 class Concatenate(Flow):
-    """Along the axis of the units, their list; along another, they are tied."""
+    """A concatenation: along the axis of the units their list; along another they are tied."""
 
     def forward(self) -> list[Signal]:
         (shape,) = self.shapes
@@ -127,7 +128,7 @@ class Concatenate(Flow):
 
 @describes(layers.Embedding)
 class Embedding(Flow):
-    weights = (Weight("embeddings", makes=Along(-1, "out")),)
+    weights, width = (Weight("embeddings", makes=Along(-1, "out")),), "output_dim"
 
     def forward(self) -> list[Signal]:
         self.pin(self.inputs[0], "looks its input up")
@@ -139,6 +140,3 @@ class Embedding(Flow):
 
     def backward(self) -> None:
         pass
-
-    def config(self, count: Callable[[str], int]) -> dict[str, object]:
-        return {"output_dim": count("out")}

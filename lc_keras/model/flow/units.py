@@ -1,4 +1,4 @@
-"""Units, the signals that carry them from layer to layer, and what a kind of layer says about both.
+"""Number the units of a graph, and follow them from tensor to tensor.
 
 A unit is one channel of a tensor: a neuron's output, the map of a filter. Most layers pass units on, so one
 unit is found at places of many tensors; some layers tie units of several tensors into one, as an addition
@@ -7,7 +7,7 @@ does. What is tied lives or dies together.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -34,30 +34,30 @@ class Units:
         self.held: dict[int, str] = {}
 
     def new(self, count: int) -> np.ndarray:
-        """Numbers of units that were not there before."""
+        """Return the numbers of units that were not there before."""
         first = len(self._parent)
         self._parent.extend(range(first, first + count))
         return np.arange(first, first + count)
 
     def tie(self, ids: np.ndarray, others: np.ndarray) -> None:
-        """Makes each unit one with its counterpart."""
+        """Make each unit one with its counterpart."""
         if ids is not others:
             for one, other in zip(ids.tolist(), others.tolist(), strict=True):
                 one, other = self._root(one), self._root(other)
                 self._parent[max(one, other)] = min(one, other)
 
     def pin(self, ids: np.ndarray, why: str) -> None:
-        """Says that units may not be removed; the first reason is kept."""
+        """Note that units may not be removed; of several reasons the first one stands."""
         for unit in ids.tolist():
             self.pinned.setdefault(unit, why)
 
     def hold(self, ids: np.ndarray, why: str) -> None:
-        """Says so with the weights as they are."""
+        """Note that units may not be removed with the weights as they are."""
         for unit in ids.tolist():
             self.held.setdefault(unit, why)
 
     def groups(self) -> np.ndarray:
-        """The group of each unit, as the number of its first member: units that are tied have the same."""
+        """Return the group of each unit, which tied units share, as the number of its first member."""
         return np.array([self._root(unit) for unit in range(len(self._parent))], int)
 
     def _root(self, unit: int) -> int:
@@ -68,7 +68,7 @@ class Units:
 
 @dataclass(eq=False)
 class Signal:
-    """What is known of a tensor.
+    """A tensor's units, and what is known of them.
 
     Attributes:
         shape: Tuple, its shape, `None` where it is not known.
@@ -94,7 +94,7 @@ class Signal:
 
     @property
     def needed(self) -> np.ndarray:
-        """Whether something that varies is read."""
+        """Return whether something that varies is read."""
         return self.read & ~self.constant
 
 
@@ -117,158 +117,20 @@ class Weight(NamedTuple):
     reads: Along | None = None
 
 
-class Flow:
-    """One call of a layer: how units flow from its inputs to its outputs.
-
-    A subclass describes a kind of layer, once for all that is done with units. `weights` are those of its
-    weights that have an axis along units.
-
-    Args:
-        layer: The layer.
-        inputs: List of `Signal`.
-        shapes: List of shapes of the outputs.
-        units: `Units` of the graph.
-
-    Attributes:
-        ports: Dict of the units that weights and arguments of the layer are numbered by, by name.
-        hidden: List of `Signal` that never leave the layer, such as heads.
-    """
-
-    weights: tuple[Weight, ...] = ()
-    # How many inputs it describes; `None`: any number.
-    takes: int | None = None
-
-    def __init__(self, layer: keras.Layer, inputs: list[Signal], shapes: list[Shape], units: Units) -> None:
-        self.layer, self.inputs, self.shapes, self.units = layer, inputs, shapes, units
-        self.ports: dict[str, np.ndarray] = {}
-        self.hidden: list[Signal] = []
-        self.outputs = self.forward()
-
-    @property
-    def is_sized(self) -> bool:
-        """Whether the layer itself changes with the number of its units."""
-        return bool(self.weights) or type(self).config is not Flow.config
-
-    @classmethod
-    def fits(cls, layer: keras.Layer) -> bool:
-        """Whether this describes the layer as it is set up."""
-        return True
-
-    def forward(self) -> list[Signal]:
-        """Finds the outputs' units and constants; ties and pins what must be."""
-        raise NotImplementedError
-
-    def backward(self) -> None:
-        """Marks what is read of the inputs, where the outputs are marked already."""
-        raise NotImplementedError
-
-    def config(self, count: Callable[[str], int]) -> dict[str, object]:
-        """The arguments of the layer that change.
-
-        Args:
-            count: Gives the number of units that stay, for a port.
-        """
-        return {}
-
-    def fold(self, kept: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Puts what units that go leave behind into the weights.
-
-        Args:
-            kept: Dict of bool arrays by port: which units stay.
-            arrays: Dict of the weights that stay, by name, already cut.
-
-        Returns:
-            Dict of arrays by name: the weights that change, or that the layer did not have.
-        """
-        return {}
-
-    # What subclasses say these things with.
-
-    def along(self, signal: Signal, axis: int) -> Signal:
-        """The signal with its units on an axis; if they are on another, they are pinned."""
-        if signal.axis == axis:
-            return signal
-        why = "has units on another axis than it expects"
-        self.pin(signal, why)
-        return self.fresh(signal.shape, axis, pinned=why)
-
-    def fresh(
-        self, shape: Shape, axis: int, value: np.ndarray | None = None, pinned: str | None = None
-    ) -> Signal:
-        """A signal of new units; of none, if the size of the axis is not known."""
-        signal = Signal(shape, axis, self.units.new(shape[axis] or 0 if shape else 0))
-        if value is not None:
-            signal.value = value
-        if pinned:
-            self.pin(signal, pinned)
-        return signal
-
-    def pin(self, signal: Signal, why: str) -> None:
-        """Units stay, since the layer depends on them in a way that does not follow them."""
-        self.units.pin(signal.ids, f"'{self.layer.name}' {why}")
-        signal.read[:] = True
-
-    def hold(self, signal: Signal, why: str, where: np.ndarray) -> None:
-        """Units stay, since they are constants that the layer cannot fold."""
-        self.units.hold(signal.ids[where], f"'{self.layer.name}' {why}")
-        signal.read[where] = True
-
-    def array(self, name: str) -> np.ndarray:
-        """A weight's value by name."""
-        return self._value(name, find(self.layer, name))
-
-    def optional(self, name: str) -> np.ndarray | None:
-        """A weight's value by name, `None` if the layer has none."""
-        variable = find(self.layer, name)
-        return None if variable is None else self._value(name, variable)
-
-    def _value(self, name: str, variable: keras.Variable) -> np.ndarray:
-        if self.units.dead and variable.trainable and any(w.name == name and w.makes for w in self.weights):
-            return np.zeros(variable.shape, "float32")
-        return keras.ops.convert_to_numpy(variable)
-
-
-class Wall(Flow):
-    """A layer of which nothing is known: what goes in and comes out stays."""
-
-    def forward(self) -> list[Signal]:
-        why = "is of a kind whose units are not known"
-        for signal in self.inputs:
-            self.pin(signal, why)
-        return [self.fresh(shape, last(shape), pinned=why) for shape in self.shapes]
-
-    def backward(self) -> None:
-        pass
-
-
-F = TypeVar("F", bound=Flow)
-KINDS: dict[type, type[Flow]] = {}
-
-
-def describes(*layers: type) -> Callable[[type[F]], type[F]]:
-    """Registers a `Flow` for layers of exactly these classes: a subclass may do anything."""
-
-    def register(flow: type[F]) -> type[F]:
-        KINDS.update(dict.fromkeys(layers, flow))
-        return flow
-
-    return register
-
-
 def find(layer: keras.Layer, name: str) -> keras.Variable | None:
-    """A weight of a layer, or of a layer inside it, by a dotted name; `None` if it has none."""
+    """Return a weight of a layer, or of a layer inside it, by a dotted name; `None` if it has none."""
     for part in name.split("."):
         layer = getattr(layer, part, None)
     return layer
 
 
 def last(shape: Shape) -> int:
-    """The number of the last axis."""
+    """Return the number of the last axis."""
     return len(shape) - 1
 
 
 def channels(layer: keras.Layer, shape: Shape) -> int:
-    """The axis of the channels, as the layer's `data_format` has it."""
+    """Return the axis of the channels, as the layer's `data_format` has it."""
     return 1 if getattr(layer, "data_format", None) == "channels_first" else last(shape)
 
 
@@ -287,13 +149,13 @@ _ELEMENTWISE = {
 
 
 def is_elementwise(activation: Callable[[tf.Tensor], tf.Tensor]) -> bool:
-    """Whether an activation is one of those of Keras that take each element by itself."""
+    """Return whether an activation is one of those of Keras that take each element by itself."""
     # `in` would ask what may not be hashed, such as an object of the user's, for its hash.
     return any(activation is function for function in _ELEMENTWISE)
 
 
 def apply(function: Callable[[tf.Tensor], tf.Tensor], value: np.ndarray) -> np.ndarray:
-    """An elementwise function of those values that are known."""
+    """Apply an elementwise function to those values that are known."""
     result = np.array(value)
     known = ~np.isnan(value)
     if known.any():

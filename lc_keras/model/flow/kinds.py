@@ -1,0 +1,203 @@
+"""Say what a kind of layer does, in one entry: its kernels, their multiply-adds, and how units pass.
+
+An entry is a `Flow` that is registered with `describes`. Kernels and multiply-adds hold for subclasses of the
+layer, too: a layer of the user's that derives from `Dense` has the weights of a dense layer. How units pass
+does not: its `call` may do anything with them.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from lc_keras.model.flow.units import Shape, Signal, Units, Weight, find, last
+
+# How often a call multiplies by each weight; `None` where that is not known.
+Uses = list[tuple[keras.Variable, int | None]]
+
+
+class Flow:
+    """Describe a kind of layer; an object is one call of it, in which units flow from inputs to outputs.
+
+    A subclass says it once for all that is done with kernels, multiply-adds and units. `kernel_axes` are the
+    axes of its kernels that number output units; `weights` are those of its weights that have an axis along
+    units.
+
+    Args:
+        layer: The layer.
+        inputs: List of `Signal`.
+        shapes: List of shapes of the outputs.
+        units: `Units` of the graph.
+
+    Attributes:
+        ports: Dict of the units that weights and arguments of the layer are numbered by, by name.
+        hidden: List of `Signal` that never leave the layer, such as heads.
+    """
+
+    kernel_axes: tuple[int, ...] = (-1,)
+    weights: tuple[Weight, ...] = ()
+    # The argument that is the number of units at the port "out", if there is one.
+    width: str | None = None
+    # How many inputs it describes; `None`: any number.
+    takes: int | None = None
+
+    # Kernels and multiply-adds.
+
+    @staticmethod
+    def is_kernel(variable: keras.Variable) -> bool:
+        """Return whether a variable is a kernel, which it is by name if its layer is of an unknown kind."""
+        return variable.name.endswith("kernel") and len(variable.shape) >= 2
+
+    @classmethod
+    def output_axes(cls, layer: keras.Layer | None, variable: keras.Variable) -> tuple[int, ...]:
+        """Return the axes of a variable that number output units, counted from the last."""
+        if not cls.is_kernel(variable):
+            return (-1,)
+        return (-2, -1) if variable.name == "depthwise_kernel" else cls.kernel_axes
+
+    @staticmethod
+    def uses(layer: Any, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
+        """Return how often a call itself multiplies by each weight, apart from layers inside."""
+        return []
+
+    @staticmethod
+    def products(layer: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> int | None:
+        """Return the multiply-adds of activations by one another in a call; `None` if that is not known."""
+        return 0
+
+    # Units.
+
+    def __init__(self, layer: keras.Layer, inputs: list[Signal], shapes: list[Shape], units: Units) -> None:
+        self.layer, self.inputs, self.shapes, self.units = layer, inputs, shapes, units
+        self.ports: dict[str, np.ndarray] = {}
+        self.hidden: list[Signal] = []
+        self.outputs = self.forward()
+
+    @property
+    def is_sized(self) -> bool:
+        """Return whether the layer itself changes with the number of its units."""
+        return bool(self.weights) or type(self).config is not Flow.config
+
+    @classmethod
+    def fits(cls, layer: keras.Layer) -> bool:
+        """Return whether this describes the layer as it is set up."""
+        return True
+
+    def forward(self) -> list[Signal]:
+        """Find the outputs' units and constants; tie and pin what must be."""
+        raise NotImplementedError
+
+    def backward(self) -> None:
+        """Mark what is read of the inputs, where the outputs are marked already."""
+        raise NotImplementedError
+
+    def config(self, count: Callable[[str], int]) -> dict[str, object]:
+        """Return the arguments of the layer that change.
+
+        Args:
+            count: Gives the number of units that stay, for a port.
+        """
+        return {self.width: count("out")} if self.width else {}
+
+    def fold(self, kept: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Put what units that go leave behind into the weights.
+
+        Args:
+            kept: Dict of bool arrays by port: which units stay.
+            arrays: Dict of the weights that stay, by name, already cut.
+
+        Returns:
+            Dict of arrays by name: the weights that change, or that the layer did not have.
+        """
+        return {}
+
+    # What subclasses say these things with.
+
+    def along(self, signal: Signal, axis: int) -> Signal:
+        """Return the signal with its units on an axis; if they are on another, pin them."""
+        if signal.axis == axis:
+            return signal
+        why = "has units on another axis than it expects"
+        self.pin(signal, why)
+        return self.fresh(signal.shape, axis, pinned=why)
+
+    def fresh(
+        self, shape: Shape, axis: int, value: np.ndarray | None = None, pinned: str | None = None
+    ) -> Signal:
+        """Return a signal of new units; of none, if the size of the axis is not known."""
+        signal = Signal(shape, axis, self.units.new(shape[axis] or 0 if shape else 0))
+        if value is not None:
+            signal.value = value
+        if pinned:
+            self.pin(signal, pinned)
+        return signal
+
+    def pin(self, signal: Signal, why: str) -> None:
+        """Make units stay, since the layer depends on them in a way that does not follow them."""
+        self.units.pin(signal.ids, f"'{self.layer.name}' {why}")
+        signal.read[:] = True
+
+    def hold(self, signal: Signal, why: str, where: np.ndarray) -> None:
+        """Make units stay, since they are constants that the layer cannot fold."""
+        self.units.hold(signal.ids[where], f"'{self.layer.name}' {why}")
+        signal.read[where] = True
+
+    def array(self, name: str) -> np.ndarray:
+        """Return a weight's value by name."""
+        return self._value(name, find(self.layer, name))
+
+    def optional(self, name: str) -> np.ndarray | None:
+        """Return a weight's value by name, `None` if the layer has none."""
+        variable = find(self.layer, name)
+        return None if variable is None else self._value(name, variable)
+
+    def _value(self, name: str, variable: keras.Variable) -> np.ndarray:
+        if self.units.dead and variable.trainable and any(w.name == name and w.makes for w in self.weights):
+            return np.zeros(variable.shape, "float32")
+        return keras.ops.convert_to_numpy(variable)
+
+
+class Wall(Flow):
+    """A layer of which nothing is known: what goes in and comes out stays."""
+
+    def forward(self) -> list[Signal]:
+        why = "is of a kind whose units are not known"
+        for signal in self.inputs:
+            self.pin(signal, why)
+        return [self.fresh(shape, last(shape), pinned=why) for shape in self.shapes]
+
+    def backward(self) -> None:
+        pass
+
+
+F = TypeVar("F", bound=Flow)
+KINDS: dict[type, type[Flow]] = {}
+
+
+def describes(*layers: type) -> Callable[[type[F]], type[F]]:
+    """Register an entry for kinds of layers."""
+
+    def register(flow: type[F]) -> type[F]:
+        KINDS.update(dict.fromkeys(layers, flow))
+        return flow
+
+    return register
+
+
+def kind_of(layer: keras.Layer | None) -> type[Flow]:
+    """Return the entry of a layer's class, or of the next one that it derives from: not for units."""
+    return next((KINDS[c] for c in type(layer).__mro__ if c in KINDS), Wall)
+
+
+def size(shape: Sequence[int | None], divisor: int = 1) -> int | None:
+    """Return the number of elements of a shape, divided by a number; `None` if a size is not known."""
+    sizes = [n for n in shape if n is not None]
+    return math.prod(sizes) // divisor if len(sizes) == len(shape) else None
+
+
+def is_altered(layer: keras.Layer) -> bool:
+    """Return whether a layer does not multiply by its kernel itself: quantised, or under LoRA."""
+    return bool(getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False))
