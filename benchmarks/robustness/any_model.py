@@ -1,6 +1,7 @@
 """Compresses models that nobody tuned this library for: does each survive, and what is left of it?
 
-    python benchmarks/any_model.py [--only ResNet] [--output any_model.json] [--docs docs/models.md]
+    python -m benchmarks.robustness.any_model --only ResNet
+    python -m benchmarks.robustness.any_model --output any_model.json --docs docs/models.md
 
 Every builder in `keras.applications`, with random weights and small images, and the kinds in
 `kinds.py`. Each is attached, goes through two short L steps, must then keep its budget with w = θ
@@ -23,11 +24,11 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import record
-from kinds import KINDS, Kind
-from reload import Reloader
 
 import lc_keras
+from benchmarks import record
+from benchmarks.robustness.kinds import KINDS, Kind
+from benchmarks.robustness.reload import Reloader
 from lc_keras.algorithm.tasks import bind_tasks
 
 KEEP = 0.3
@@ -40,10 +41,10 @@ COPIES = 10
 
 HEAD = """# Any model
 
-Written by `benchmarks/any_model.py`, whose text says what each model goes through. "compressed" counts
-the weights that share the budget, 30 % of them; "kept" those that are not zero at the end. The first
-models are of [kinds.py](../benchmarks/kinds.py), the others are all builders of `keras.applications`,
-with random weights and the smallest images that each takes.
+Written by `benchmarks/robustness/any_model.py`, whose text says what each model goes through. "compressed"
+counts the weights that share the budget, 30 % of them; "kept" those that are not zero at the end. The first
+models are of [kinds.py](../benchmarks/robustness/kinds.py), the others are all builders of
+`keras.applications`, with random weights and the smallest images that each takes.
 """
 
 
