@@ -97,16 +97,17 @@ def survives(kind, reloader, folder):
     (shared,) = bind_tasks([task], model)
     weights, described = list(model.weights), described_as(kind.shipped)
     fixed = [(v, v.numpy()) for v in model.non_trainable_weights if v.path.endswith("kernel")]
-    start = [keras.ops.convert_to_numpy(v) for v in shared.variables]
+    start = values(shared.variables)
 
     compress = lc_keras.LearningCompression(task, mu=[0.01, 0.1], steps=2, epochs_per_step=1)
-    theta = Theta(compress)
-    model.fit(kind.x, kind.y, batch_size=2, epochs=2, callbacks=[compress, theta], verbose=0)
+    thetas = []  # what the model shows at the end of each epoch
+    note = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: thetas.append(values(shared.variables)))
+    model.fit(kind.x, kind.y, batch_size=2, epochs=2, callbacks=[compress, note], verbose=0)
 
-    end = [keras.ops.convert_to_numpy(v) for v in shared.variables]
+    end = values(shared.variables)
     total, kept = sum(w.size for w in end), sum(int(np.count_nonzero(w)) for w in end)
     expect(kept == int(KEEP * total), f"{kept} of {total} weights kept")
-    expect(all(map(np.array_equal, end, theta.values)), "w is not θ")
+    expect(all(map(np.array_equal, end, thetas[-1])), "w is not θ")
     expect(all(np.isfinite(w).all() for w in end), "weights are not finite")
     moved = any((w != v)[w != 0].any() for v, w in zip(start, end, strict=True))
     expect(moved, "nothing was trained")
@@ -126,21 +127,8 @@ def survives(kind, reloader, folder):
     return {"compressed": total, "kept": kept, "frozen": len(frozen)}
 
 
-class Theta(keras.callbacks.Callback):
-    """Notes θ at the end of an epoch, as the callback itself holds it."""
-
-    def __init__(self, compress):
-        super().__init__()
-        self._compress = compress
-
-    def on_train_begin(self, logs=None):
-        self._lagrangian = self._compress._run.lagrangian
-
-    def on_epoch_end(self, epoch, logs=None):
-        # While the model shows θ, w waits where θ was.
-        self._lagrangian.show_training()
-        self.values = [theta.numpy() for theta in self._lagrangian.thetas]
-        self._lagrangian.show_compressed()
+def values(variables):
+    return [keras.ops.convert_to_numpy(v) for v in variables]
 
 
 def expect(holds, otherwise):
