@@ -20,7 +20,7 @@ export PYTHONUNBUFFERED := 1
 .PHONY: demo test lock versions clean
 
 demo: $(INSTALLED)
-	$(BIN)/python examples/digits.py
+	$(BIN)/python -m examples.digits
 
 # Processes of one thread each: many small nets gain more from that than from threads.
 test: $(INSTALLED)

@@ -1,20 +1,13 @@
 """The nets that the training benchmarks prune, with their data and their references."""
 
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-import data
 import keras
-import lenet5_mnist
-import lenet300_mnist
-import mnist
+
+from examples import data, lenet5_mnist, lenet300_mnist, mnist
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Writes docs/results.md and its plots from the figures in benchmarks/results/.
 
-    python benchmarks/results.py
+    python -m benchmarks.results
 
 A section whose json is not there is left out.
 """
@@ -9,25 +9,16 @@ import argparse
 import json
 from pathlib import Path
 
-from nets import NETS  # noqa: F401, first: it makes the examples importable
-
-import automatic_mu
-import c_step
-import error
-import l_step
-import neurons
-import plots
-import resnet_cifar10
-import shrink
-import step_length
-import tune
-import whole_run
+from benchmarks import plots
+from benchmarks.serving import shrink
+from benchmarks.training import automatic_mu, c_step, error, l_step, neurons, step_length, tune, whole_run
+from examples import resnet_cifar10
 
 ROOT = Path(__file__).parents[1]
 
 HEAD = """# Results
 
-Written by `benchmarks/results.py` from `benchmarks/results/`, where the scripts of
+Written by `python -m benchmarks.results` from `benchmarks/results/`, where the scripts of
 [benchmarks](../benchmarks/README.md) leave their figures.
 """
 
@@ -85,7 +76,7 @@ The data set may have gone through JPEG once when it was prepared: compare with 
 with published figures. Both methods start from the same reference and have the same epochs and learning
 rates, 0.1 divided by 10 after 1/2 and 3/4 of them; LC prunes in the first half, at 0.1, and in the second
 what it left is trained. Of 8 epochs LC has 4, 22 L steps of 15 batches, which is too few.
-`examples/resnet_cifar10.py --depth 32` is the whole.
+`python -m examples.resnet_cifar10 --depth 32` is the whole.
 """
 
 NEURONS = """
@@ -93,7 +84,7 @@ Filters and neurons under a budget of multiply-adds, then taken out (`shrink`). 
 and retrains the rest in as many epochs as LC and the training of what it left take together. Both keep of
 each layer at least what the last column says, for LeNet-5 at 25 % what was best on validation images for
 each of them: of 20, 30 and 40 %, mean of two seeds, LC 1.15, 1.13, 1.05, magnitude 1.26, 1.23, 1.14,
-references 1.19. Adam, 1e-3, falling by 0.98^40; each seed is a run of `examples/neuron_budget.py`. `resnet`
+references 1.19. Adam, 1e-3, falling by 0.98^40; each seed is a run of `examples.neuron_budget`. `resnet`
 has three residual blocks of 16, 32 and 64 filters and little training: compare with the reference beside it.
 CIFAR-10 may have gone through JPEG once. Times are of batches of 32 in turns with the reference's, beside
 other work of the machine.

@@ -11,10 +11,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
-import data
 import lc_keras
-import tradeoff
-from progress import OneLine
+from examples import data, tradeoff
+from examples.progress import OneLine
 
 
 def build():
@@ -83,7 +82,7 @@ def main():
         sys.exit("Expected the same outputs from the served model and from Keras.")
     print(
         f"\nIn {args.output}/: tradeoff.png, density.png, tradeoff.json, saved_model.\n"
-        f"Next: {Path(sys.argv[0])} --keep 0.1 0.01, or lenet300_mnist.py beside it, on real MNIST."
+        f"Next: {sys.orig_argv[0]} -m examples.digits --keep 0.1 0.01, or -m examples.lenet300_mnist."
     )
 
 

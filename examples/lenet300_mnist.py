@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-import mnist
+from examples import mnist
 
 
 def build():

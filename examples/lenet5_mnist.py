@@ -5,7 +5,7 @@ Trains a reference first and keeps it in the output folder for the next run.
 
 import keras
 
-import mnist
+from examples import mnist
 
 
 def build():

@@ -7,11 +7,10 @@ from pathlib import Path
 import keras
 import numpy as np
 
-import data
 import lc_keras
-import tradeoff
+from examples import data, tradeoff
+from examples.progress import OneLine
 from lc_keras.model import default_kernels
-from progress import OneLine
 
 HELD_OUT = 10_000
 

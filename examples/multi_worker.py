@@ -1,8 +1,8 @@
 """Prunes a net on several workers at once, which may be killed and started again.
 
-    python examples/multi_worker.py                     # two workers, both on this machine
+    python -m examples.multi_worker                            # two workers, both on this machine
     TF_CONFIG='{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}' \
-        python examples/multi_worker.py --output /shared/run   # on machine a; on b with index 1
+        python -m examples.multi_worker --output /shared/run   # on machine a; on b with index 1
 
 Without TF_CONFIG it watches over the workers it starts: if one of them dies (kill one to see it), the others
 cannot go on, and all are started again from the last checkpoint. Data: scikit-learn's digits.
@@ -21,8 +21,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import data
 import lc_keras
+from examples import data
 
 BATCH = 40  # of all workers together
 
@@ -137,7 +137,7 @@ def watch(args, attempts=3):
         for index in range(args.workers):
             config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
             environment = {**os.environ, "TF_CONFIG": json.dumps(config), "CUDA_VISIBLE_DEVICES": "-1"}
-            running.append(subprocess.Popen([sys.executable, *sys.argv], env=environment))
+            running.append(subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environment))
         try:
             while any(p.poll() is None for p in running) and not any(p.poll() for p in running):
                 time.sleep(0.1)

@@ -1,8 +1,8 @@
 """Filters and neurons pruned to a budget of multiply-adds, and taken out: error and time of a smaller net.
 
-    python examples/neuron_budget.py    # LeNet-5 on MNIST, 25 % and 10 % of the multiply-adds
-    python examples/neuron_budget.py --net resnet --batch-size 64    # a small ResNet on CIFAR-10, 50 %
-    python examples/neuron_budget.py --net resnet --samples 5000 --epochs 4    # the same in minutes
+    python -m examples.neuron_budget    # LeNet-5 on MNIST, 25 % and 10 % of the multiply-adds
+    python -m examples.neuron_budget --net resnet --batch-size 64    # a small ResNet on CIFAR-10, 50 %
+    python -m examples.neuron_budget --net resnet --samples 5000 --epochs 4    # the same in minutes
 
 Beside LC stands what is usual: filters are removed by magnitude to the same budget, at once or in rounds, and
 the rest is retrained, in as many epochs.
@@ -19,10 +19,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-import data
 import lc_keras
-import mnist
-import tradeoff
+from examples import data, mnist, tradeoff
 from lc_keras.baselines import MagnitudePruning, compress_directly
 from lc_keras.model.macs import macs
 

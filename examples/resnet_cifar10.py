@@ -1,7 +1,7 @@
 """ResNets of the LC paper on CIFAR-10: LC beside magnitude pruning with retraining, at equal epochs.
 
-    python examples/resnet_cifar10.py --depth 32 --mixed-precision     # as in the paper; for a GPU
-    python examples/resnet_cifar10.py --reduced                        # an hour on two cores
+    python -m examples.resnet_cifar10 --depth 32 --mixed-precision   # as in the paper; for a GPU
+    python -m examples.resnet_cifar10 --reduced                      # an hour on two cores
 
 The nets are those of He et al. with shortcuts that have no weights, the reference is trained as the paper
 trains it: batches of 128, SGD with Nesterov 0.9 and a learning rate of 0.1 that is divided by 10 after a half
@@ -21,11 +21,10 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-import data
 import lc_keras
-import tradeoff
+from examples import data, tradeoff
+from examples.progress import OneLine
 from lc_keras.model import default_kernels
-from progress import OneLine
 
 # Kernels of convolutions and of the dense layer, as the paper counts them.
 PRUNABLE = {32: 461_872, 56: 848_944, 110: 1_719_856}

@@ -1,19 +1,12 @@
 """Models of kinds that nobody tuned for come through a compression whole."""
 
-import sys
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
 
+from benchmarks.robustness import any_model, kinds
+from benchmarks.robustness.reload import Reloader
 from lc_keras import L0Constraint, LCPenalty, LearningCompression, Task, report
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-import any_model
-import kinds
-from reload import Reloader
 
 SGD = keras.optimizers.SGD
 
@@ -25,7 +18,7 @@ def reloader():
         yield process
 
 
-# Like others in the list, or in a tiny pass of benchmarks/any_model.py.
+# Like others in the list, or in a tiny pass of `any_model`.
 SLOW = {
     *(kinds.nested_three_deep, kinds.shared_weights, kinds.lora_alone, kinds.lstm_tagger),
     *(kinds.u_net, kinds.transformer, kinds.gan),

@@ -1,6 +1,5 @@
 """Each benchmark, once through with little of everything."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -9,45 +8,47 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.training import error, strength
+
 ROOT = Path(__file__).parent.parent
 
 
 # Those of a line share a process: to import TensorFlow takes as long as a tiny pass.
 SCRIPTS = """
-any_model
-kill
-resnet neurons
-whole_run
-c_step on_device serving shrink
-automatic_mu error l_step step_length tune
+robustness.any_model
+robustness.kill
+training.resnet training.neurons
+training.whole_run
+training.c_step serving.on_device serving.saved_model serving.shrink
+training.automatic_mu training.error training.l_step training.step_length training.tune
 """.strip().splitlines()
 
 DATASETS = {"resnet": "cifar10_dir", "neurons": "mnist_dir"}
 
 RUN = """
 import runpy, sys
-folder, output, *scripts = sys.argv[1:]
+output, *scripts = sys.argv[1:]
 for script in scripts:
-    sys.argv = [script, "--tiny", "--output", f"{output}/{script}.json"]
-    runpy.run_path(f"{folder}/{script}.py", run_name="__main__")
+    sys.argv = [script, "--tiny", "--output", f"{output}/{script.split('.')[1]}.json"]
+    runpy.run_module(f"benchmarks.{script}", run_name="__main__", alter_sys=True)
 """
 
 
 @pytest.mark.parametrize("scripts", SCRIPTS)
 def test_a_tiny_pass(scripts, tmp_path, request):
-    for script in scripts.split():
-        if script in DATASETS:
-            request.getfixturevalue(DATASETS[script])
-    benchmarks = ROOT / "benchmarks"
+    names = [script.split(".")[1] for script in scripts.split()]
+    for name in names:
+        if name in DATASETS:
+            request.getfixturevalue(DATASETS[name])
     done = subprocess.run(
-        [sys.executable, "-c", RUN, benchmarks, tmp_path, *scripts.split()],
+        [sys.executable, "-c", RUN, tmp_path, *scripts.split()],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": f"{benchmarks}{os.pathsep}{ROOT}"},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
-    for script in scripts.split():
-        check(script, tmp_path, done)
+    for name in names:
+        check(name, tmp_path, done)
 
 
 def check(script, folder, done):
@@ -97,7 +98,7 @@ def check(script, folder, done):
         assert all(row["same"] for row in rows)
     elif script == "on_device":
         assert rows[0]["smaller"] > 2
-    elif script == "serving":
+    elif script == "saved_model":
         assert {row["variant"] for row in rows} == {"dense", "packed", "sparse", "auto"}
         assert all(row["ratio"] > 0 for row in rows)
     elif script == "shrink":
@@ -126,7 +127,7 @@ def test_results_are_written_from_what_there_is(tmp_path):
     figures = {"environment": {"cores": 2}, "rows": rows + moved}
     (tmp_path / "error.json").write_text(json.dumps(figures))
     subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "results.py", "--figures", tmp_path, "--docs", tmp_path],
+        [sys.executable, "-m", "benchmarks.results", "--figures", tmp_path, "--docs", tmp_path],
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
@@ -146,10 +147,7 @@ def test_results_are_written_from_what_there_is(tmp_path):
 
 @pytest.mark.parametrize("slope", [-1, 1])
 @pytest.mark.parametrize("target", [0.05, 0.01])
-def test_a_strength_is_found_in_few_runs(slope, target, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    strength = pytest.importorskip("strength")
-
+def test_a_strength_is_found_in_few_runs(slope, target):
     def kept(value):
         # Steep in the middle, flat where nearly all or hardly any weights are kept.
         return 1 / (1 + 300 * (value / 1e-4) ** (-2.5 * slope))
@@ -168,13 +166,9 @@ def test_a_strength_is_found_in_few_runs(slope, target, monkeypatch):
     assert strength.propose(points, target, first=1.0, slope=slope) == pytest.approx(points[-1][0])
 
 
-def test_the_best_settings_have_the_least_mean_error(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    monkeypatch.delitem(sys.modules, "nets", raising=False)  # that of the tests
-    error = importlib.import_module("error")
+def test_the_best_settings_have_the_least_mean_error():
     rows = [
-        {"net": net, "optimizer": "sgd", "contender": "LC", "keep": keep, "error": error}
+        {"net": net, "optimizer": "sgd", "contender": "LC", "keep": keep, "error": percent}
         | {"settings": {"rate": rate}}
         for net, keep, rate, errors in (
             ("a", 0.01, 1.0, (1, 5)),
@@ -183,7 +177,7 @@ def test_the_best_settings_have_the_least_mean_error(monkeypatch):
             ("a", 0.1, 1.0, (0, 0)),
             ("b", 0.01, 2.0, (0, 0)),
         )
-        for error in errors
+        for percent in errors
     ]
     assert error.best_settings(rows, "a", "sgd", 0.01) == {"LC": {"rate": 0.5}}
     # Of two budgets the nearer one, as a ratio.

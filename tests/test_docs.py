@@ -1,5 +1,6 @@
 """The documentation runs, and names everything that is public."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ import tensorflow as tf
 import lc_keras
 
 ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks/README.md"])
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
@@ -61,3 +63,42 @@ def test_the_program_of_the_readme_runs(tmp_path, monkeypatch):
     run([program], names)
     kept = sum(np.count_nonzero(v) for v in names["model"].get_weights() if v.ndim == 2)
     assert kept == 10
+
+
+def test_the_cost_that_contributors_are_shown_works():
+    names = {}
+    run(BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text()), names)
+    box = names["LInfConstraint"](2.0)
+    first, second = box.c_step([np.float32([3, -1, -5]), np.float32([[2]])], mu=1.0)
+    assert first.numpy().tolist() == [2, -1, -2] and second.numpy().tolist() == [[2]]
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, kernel_initializer="ones")])
+    lc_keras.baselines.compress_directly(model, names["LInfConstraint"](0.5))
+    assert model.get_weights()[0].tolist() == [[0.5, 0.5]] * 3
+
+
+def missing(page, text):
+    """The files, links and modules that a page names and that are not there."""
+    for path in re.findall(r"`((?:benchmarks|docs|examples|lc_keras|tests)/[\w./]*)", text):
+        if not (ROOT / path).exists():
+            yield path
+    for link in re.findall(r"\]\(([\w./-]+)[)#]", text):
+        if not (page.parent / link).exists():
+            yield link
+    modules = re.findall(r"-m ((?:benchmarks|examples|lc_keras)(?:\.\w+)*)", text)
+    if page.parent.name == "benchmarks":
+        modules += [f"benchmarks.{name}" for name in re.findall(r"^\| `([\w.]+)", text, re.MULTILINE)]
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            yield module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_names_is_there(page):
+    assert not list(missing(page, page.read_text()))
+
+
+def test_what_is_not_there_is_found():
+    text = "`lc_keras/costs/l3.py` [gone](gone.md#a) `python -m examples.digit` [there](README.md)"
+    text += "\n| `training.eror --tiny` | a row |"
+    found = list(missing(ROOT / "benchmarks/README.md", text))
+    assert found == ["lc_keras/costs/l3.py", "gone.md", "examples.digit", "benchmarks.training.eror"]

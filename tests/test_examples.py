@@ -12,21 +12,16 @@ import keras
 import numpy as np
 import pytest
 
+from examples import data, lenet300_mnist, mnist, progress, tradeoff
+from examples import resnet_cifar10 as resnet
+
 ROOT = Path(__file__).parent.parent
-EXAMPLES = ROOT / "examples"
-
-
-@pytest.fixture
-def module(monkeypatch):
-    """Returns a function that imports a module of the examples."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    return pytest.importorskip
 
 
 def run(script, output, *options, **environment):
     """Runs an example and returns its points by method and what it printed."""
     done = subprocess.run(
-        [sys.executable, EXAMPLES / script, "--output", output, *options],
+        [sys.executable, "-m", f"examples.{script}", "--output", output, *options],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
@@ -43,7 +38,7 @@ def methods(points):
 
 def test_digits(tmp_path):
     options = ("--keep", "0.1", "--epochs", "8", "--reference-epochs", "4")
-    points, printed = run("digits.py", tmp_path, *options)
+    points, printed = run("digits", tmp_path, *options)
     assert methods(points) == ["reference", "direct compression", "LC"]
     assert [point["kept"] for point in points] == [50_200, 5_020, 5_020]
     assert points[0]["error"] < 15
@@ -60,7 +55,7 @@ COSTS = ["l0-constraint", "l1-constraint", "l0-penalty", "l1-penalty"]
 def test_lenet300_at_each_cost(tmp_path, mnist_dir, costs):
     options = ("--epochs", "1", "--reference-epochs", "1", "--samples", "600")
     budgets = ("--keep", "0.05", "--alpha", "1e-6", "--mu", "1e-3:1e-1")
-    points, _ = run("lenet300_mnist.py", tmp_path, "--costs", *costs, *options, *budgets)
+    points, _ = run("lenet300_mnist", tmp_path, "--costs", *costs, *options, *budgets)
     assert methods(points) == ["reference", "direct compression", *(f"LC {c}" for c in costs)]
     assert [point["kept"] for point in points[:3]] == [266_200, 13_310, 13_310]
     assert all(0 < point["kept"] < 266_200 for point in points[3:])
@@ -72,15 +67,14 @@ def test_lenet300_at_each_cost(tmp_path, mnist_dir, costs):
 @pytest.mark.slow
 def test_lenet5_on_validation_images(tmp_path, mnist_dir):
     options = ("--keep", "0.01", "--epochs", "1", "--reference-epochs", "1", "--samples", "600")
-    points, printed = run("lenet5_mnist.py", tmp_path, *options, "--validation")
+    points, printed = run("lenet5_mnist", tmp_path, *options, "--validation")
     assert [point["kept"] for point in points] == [430_500, 4_305, 4_305]
     assert "validation error" in printed and "test error" not in printed
     assert len(list(tmp_path.glob("reference-*.weights.h5"))) == 1
 
 
 @pytest.mark.parametrize("depth, weights", [(32, 461_872), (56, 848_944), (110, 1_719_856)])
-def test_resnets_have_the_weights_of_the_paper(module, depth, weights):
-    resnet = module("resnet_cifar10")
+def test_resnets_have_the_weights_of_the_paper(depth, weights):
     model = resnet.build(depth)
     kernels = [w for w in model.trainable_weights if w.path.endswith("kernel")]
     assert sum(math.prod(kernel.shape) for kernel in kernels) == weights == resnet.PRUNABLE[depth]
@@ -89,8 +83,7 @@ def test_resnets_have_the_weights_of_the_paper(module, depth, weights):
     assert all(abs(w.regularizer.l2 - 1e-4) < 1e-9 for w in kernels + scales)
 
 
-def test_means_of_the_seeds_of_a_resnet(module):
-    resnet = module("resnet_cifar10")
+def test_means_of_the_seeds_of_a_resnet():
     settings = {**dict.fromkeys(resnet.SETTINGS, 8), "keep": 0.1, "weights": 74_800}
 
     def rows(epochs, errors):
@@ -107,13 +100,13 @@ def test_means_of_the_seeds_of_a_resnet(module):
     assert three.count("33.00 (35.00)") == len(resnet.METHODS)
 
 
-def test_a_resnet_of_another_depth(module):
+def test_a_resnet_of_another_depth():
     with pytest.raises(ValueError, match="depth=10"):
-        module("resnet_cifar10").build(10)
+        resnet.build(10)
 
 
-def test_a_resnet_loads_without_lc_keras(module, tmp_path):
-    model = module("resnet_cifar10").build(8)
+def test_a_resnet_loads_without_lc_keras(tmp_path):
+    model = resnet.build(8)
     model.save(tmp_path / "resnet.keras")
     np.save(tmp_path / "images.npy", np.random.normal(size=(2, 32, 32, 3)).astype("float32"))
     script = (
@@ -129,8 +122,8 @@ def test_a_resnet_loads_without_lc_keras(module, tmp_path):
     )
 
 
-def test_a_resnet_goes_on_from_its_own_reference(module, monkeypatch, tmp_path):
-    resnet, trained = module("resnet_cifar10"), []
+def test_a_resnet_goes_on_from_its_own_reference(monkeypatch, tmp_path):
+    trained = []
     monkeypatch.setattr(resnet, "fit", lambda *args: trained.append(args[2:4]))
     args = resnet.options(["--reduced", "--output", str(tmp_path)])
     weights = [resnet.trained(None, args).get_weights() for _ in range(2)]
@@ -145,8 +138,7 @@ def test_a_resnet_goes_on_from_its_own_reference(module, monkeypatch, tmp_path):
     assert len(trained) == 5
 
 
-def test_each_channel_is_standardised_whatever_the_number_of_images(module, monkeypatch):
-    resnet = module("resnet_cifar10")
+def test_each_channel_is_standardised_whatever_the_number_of_images(monkeypatch):
     one = np.random.default_rng(0).uniform(0, [1, 0.5, 0.1], (1, 32, 32, 3)).astype("float32")
     # More than single precision can count.
     images, labels = np.broadcast_to(one, (2**24 // 32**2 * 2, 32, 32, 3)), np.zeros(2**15, "int32")
@@ -158,8 +150,7 @@ def test_each_channel_is_standardised_whatever_the_number_of_images(module, monk
     np.testing.assert_allclose(test, (1 - one - one.mean((0, 1, 2))) / one.std((0, 1, 2)), atol=1e-2)
 
 
-def test_errors_of_a_resnet_after_as_many_epochs_stand_together(module):
-    resnet = module("resnet_cifar10")
+def test_errors_of_a_resnet_after_as_many_epochs_stand_together():
     case = dict.fromkeys(resnet.SETTINGS, 0) | {"weights": 74_800, "reference_error": 32.4, "keep": 0.1}
     rows = [
         {**case, "epochs": epochs, "contender": method, "error": epochs + place}
@@ -176,9 +167,9 @@ def test_errors_of_a_resnet_after_as_many_epochs_stand_together(module):
     ]
 
 
-def test_shortcuts_take_every_other_pixel_and_add_channels_of_zeros(module):
+def test_shortcuts_take_every_other_pixel_and_add_channels_of_zeros():
     inputs = keras.Input((8, 8, 6))
-    shortcut = keras.Model(inputs, module("resnet_cifar10")._shortcut(inputs, 3))
+    shortcut = keras.Model(inputs, resnet._shortcut(inputs, 3))
     images = np.random.normal(size=(2, 8, 8, 6)).astype("float32")
     narrowed = shortcut(images).numpy()
     assert not shortcut.weights
@@ -186,11 +177,11 @@ def test_shortcuts_take_every_other_pixel_and_add_channels_of_zeros(module):
     assert narrowed.shape == (2, 4, 4, 12) and not narrowed[..., :3].any() and not narrowed[..., 9:].any()
 
 
-def test_augmented_images_are_shifted_and_flipped_anew_in_each_epoch(module):
+def test_augmented_images_are_shifted_and_flipped_anew_in_each_epoch():
     images = np.arange(1, 16 * 32 * 32 * 3 + 1, dtype="float32").reshape(16, 32, 32, 3)
     padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
     shifts = [(i, j, step) for i in range(9) for j in range(9) for step in (1, -1)]
-    batches = module("resnet_cifar10").augmented((images, np.arange(16)), 8, seed=0)
+    batches = resnet.augmented((images, np.arange(16)), 8, seed=0)
     drawn = []
     for _ in range(2):
         found = {}
@@ -212,7 +203,7 @@ def test_neuron_budget(tmp_path, mnist_dir):
     options = ("--keep", "0.25", "--epochs", "2", "--tuning-epochs", "1", "--reference-epochs", "1")
     options += ("--samples", "300", "--rounds", "2")
     subprocess.run(
-        [sys.executable, EXAMPLES / "neuron_budget.py", "--output", tmp_path, *options],
+        [sys.executable, "-m", "examples.neuron_budget", "--output", tmp_path, *options],
         check=True,
         capture_output=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -225,8 +216,7 @@ def test_neuron_budget(tmp_path, mnist_dir):
     assert (tmp_path / "lenet5/filters-0.25.png").stat().st_size > 1000
 
 
-def test_a_trained_reference_is_kept(module, tmp_path, capsys):
-    mnist, lenet300 = module("mnist"), module("lenet300_mnist")
+def test_a_trained_reference_is_kept(tmp_path, capsys):
     args = SimpleNamespace(
         output=tmp_path / "new",
         optimizer="sgd",
@@ -237,19 +227,18 @@ def test_a_trained_reference_is_kept(module, tmp_path, capsys):
         jit_compile=False,
     )
     train = np.random.normal(size=(64, 784)).astype("float32"), np.zeros(64, "int32")
-    first = mnist.trained(lenet300.build, train, args)
+    first = mnist.trained(lenet300_mnist.build, train, args)
     assert "reference" in capsys.readouterr().out
-    second = mnist.trained(lenet300.build, train, args)
+    second = mnist.trained(lenet300_mnist.build, train, args)
     assert capsys.readouterr().out == ""
     for one, other in zip(first.get_weights(), second.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
     args.seed = 1
-    mnist.trained(lenet300.build, train, args)
+    mnist.trained(lenet300_mnist.build, train, args)
     assert "reference" in capsys.readouterr().out
 
 
-def test_digits_are_always_split_alike(module):
-    data = module("data")
+def test_digits_are_always_split_alike():
     first, second = data.digits(), data.digits()
     assert [len(labels) for _, labels in first] == [1000, 297, 500]
     for one, other in zip(first, second, strict=True):
@@ -258,8 +247,8 @@ def test_digits_are_always_split_alike(module):
     assert len(set(images)) == len(images) == 1797
 
 
-def test_batches_cover_the_data_in_a_new_order_each_epoch(module):
-    batches = module("data").batches((np.arange(100), 2 * np.arange(100)), 32, seed=0)
+def test_batches_cover_the_data_in_a_new_order_each_epoch():
+    batches = data.batches((np.arange(100), 2 * np.arange(100)), 32, seed=0)
     epochs = [[(x.numpy(), y.numpy()) for x, y in batches] for _ in range(2)]
     assert [len(x) for x, _ in epochs[0]] == [32, 32, 32, 4]
     orders = [np.concatenate([x for x, _ in epoch]) for epoch in epochs]
@@ -267,13 +256,12 @@ def test_batches_cover_the_data_in_a_new_order_each_epoch(module):
         assert sorted(order) == list(range(100))
         np.testing.assert_array_equal(np.concatenate([y for _, y in epoch]), 2 * order)
     assert not np.array_equal(*orders)
-    still = module("data").batches((np.arange(10),), 4)
+    still = data.batches((np.arange(10),), 4)
     assert [x.numpy().tolist() for (x,) in still] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
 @pytest.mark.parametrize("shape", [(6, 6, 1), (36,)])
-def test_images_are_shifted_anew_in_each_epoch(module, shape):
-    data = module("data")
+def test_images_are_shifted_anew_in_each_epoch(shape):
     images = np.random.default_rng(0).normal(size=(400, 6, 6)).astype("float32")
     sides = [images, *(np.roll(images, by, axis) for axis in (1, 2) for by in (1, -1))]
     plain = data.batches((images.reshape(-1, *shape), np.arange(400)), 32)
@@ -295,8 +283,7 @@ def test_images_are_shifted_anew_in_each_epoch(module, shape):
     assert abs(counts[0] - 240) < 40 and all(abs(count - 40) < 20 for count in counts[1:])
 
 
-def test_inputs_are_dropped_anew_in_each_epoch(module):
-    data = module("data")
+def test_inputs_are_dropped_anew_in_each_epoch():
     plain = data.batches((np.ones((400, 6, 6), "float32"), np.arange(400)), 32)
     dropped = data.dropped(plain, 0.2, seed=1)
     assert dropped.cardinality() == 13 and dropped.element_spec == plain.element_spec
@@ -310,8 +297,7 @@ def test_inputs_are_dropped_anew_in_each_epoch(module):
     np.testing.assert_array_equal(inputs_of(data.dropped(plain, 0.2, seed=1)), first)
 
 
-def test_table_and_plot(module, tmp_path):
-    tradeoff = module("tradeoff")
+def test_table_and_plot(tmp_path):
     points = [
         tradeoff.Point("reference", 1.0, 1000, 4.0, 2.0),
         tradeoff.Point("LC", 0.02, 20, 0.1, 3.25),
@@ -325,10 +311,10 @@ def test_table_and_plot(module, tmp_path):
     assert (tmp_path / "tradeoff.png").stat().st_size > 5000
 
 
-def test_one_line_of_progress(module, capsys):
+def test_one_line_of_progress(capsys):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
-    bar = module("progress").OneLine("net")
+    bar = progress.OneLine("net")
     model.fit(np.ones((4, 2)), np.ones((4, 1)), epochs=8, verbose=0, callbacks=[bar])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("epoch ")[1].split()[0] for line in lines] == ["0/8", "2/8", "4/8", "6/8", "8/8"]

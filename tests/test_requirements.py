@@ -1,4 +1,4 @@
-"""What is installed is what requirements.lock says, and pyproject.toml allows it."""
+"""What is installed is what requirements.lock says, pyproject.toml allows it, and the other files agree."""
 
 import re
 import tomllib
@@ -64,3 +64,15 @@ def test_the_lower_bounds_are_tested():
         (bound,), (at,) = needed.specifier, tested[needed.name]
         assert bound.operator == ">=" and at.version.removesuffix(".0") == bound.version.removesuffix(".0")
     assert PROJECT["project"]["requires-python"] == f">={first[0]}"
+
+
+def test_pre_commit_has_the_same_ruff():
+    (ruff,) = (str(direct.specifier) for direct in DIRECT if direct.name == "ruff")
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert re.findall(r"/ruff-pre-commit\n +rev: v(\S+)", hooks) == [ruff.removeprefix("==")]
+
+
+def test_the_workflow_has_the_pythons_of_make_versions():
+    script = (ROOT / "tests" / "versions.sh").read_text()
+    (tested,) = re.findall(r"python-version: \[(.+)\]", (ROOT / ".github/workflows/test.yml").read_text())
+    assert re.findall(r"[\d.]+", tested) == re.findall(r'^ +"([\d.]+)', script, re.MULTILINE)

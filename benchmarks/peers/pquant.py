@@ -1,26 +1,21 @@
 """PQuantML on Keras 3, by the methods that are told what fraction of each layer to remove.
 
 PDP prunes by a soft mask that hardens. Wanda prunes once, by magnitude times the size of the inputs, and
-trains what is left. `error.py` calls this with the interpreter of an environment of its own; it prints one
+trains what is left. `peer.run` calls this with the interpreter of an environment of its own; it prints one
 line of json.
 """
 
 import argparse
 import json
-import sys
 from importlib.metadata import version
-from pathlib import Path
-
-sys.path.pop(0)  # this folder, where `pquant` is this script
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from nets import NETS  # first: it makes the examples importable
 
 import keras
 import numpy as np
 import pquant
-import tradeoff
 from pquant.core.keras.train import PQuantCallback
+
+from benchmarks.nets import NETS
+from examples import tradeoff
 
 # The shares that the library's own configuration of PDP gives: of 120 epochs the last 20 train what is left,
 # and of the 100 before, 67 prune more in each.

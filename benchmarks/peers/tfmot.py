@@ -1,23 +1,20 @@
 """TensorFlow's own toolkit on legacy Keras: gradual magnitude pruning, the same fraction of each layer.
 
-`error.py` calls it with the interpreter of an environment of its own; it prints one line of json.
+`peer.run` calls it with the interpreter of an environment of its own; it prints one line of json.
 """
 
 import argparse
 import json
 import os
-import sys
-from pathlib import Path
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from nets import NETS  # first: it makes the examples importable
-
-import data
 import numpy as np
 import tensorflow_model_optimization as tfmot
 import tf_keras
+
+from benchmarks.nets import NETS
+from examples import data
 
 
 def legacy(model):

@@ -1,31 +1,26 @@
 """Sends handwritten digits to TensorFlow Serving, by REST and by gRPC.
 
-    python examples/serving/client.py --export outputs/serving/digits   # trains, prunes and exports
+    python -m examples.serving.client --export outputs/serving/digits   # trains, prunes and exports
     docker compose -f examples/serving/docker-compose.yml up -d
-    python examples/serving/client.py
+    python -m examples.serving.client
 
 The first line writes another version each time; a running server takes it up without a pause.
 """
 
 import argparse
 import json
-import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 
 def export(base):
-    """Trains the net of examples/digits.py, prunes it to 5 % and exports its next version."""
+    """Trains the net of `examples.digits`, prunes it to 5 % and exports its next version."""
     import keras
 
-    import data
-    import digits
     import lc_keras
+    from examples import data, digits
 
     keras.utils.set_random_seed(0)
     train, validation, test = data.digits()
@@ -94,7 +89,7 @@ def main():
     if args.export:
         export(args.export)
         return
-    import data
+    from examples import data
 
     _, _, (images, labels) = data.digits()
     sending = images, labels, args.requests, args.batch

@@ -116,7 +116,7 @@ def pays(shape: tuple[int, int], kept: int, rows: int) -> bool:
     """Return whether multiplying sparse is faster than dense, by a rule that was measured.
 
     The times in nanoseconds were fitted to eight shapes, five densities and seven
-    numbers of rows on two cores (`benchmarks/serving.py --calibrate`). Only their
+    numbers of rows on two cores (`benchmarks.serving.saved_model --calibrate`). Only their
     ratio counts, and where it is below 1.8 the layer stays dense: machines differ.
 
     Args:

@@ -23,10 +23,10 @@ import tensorflow as tf
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
 
 from c_api import CSession
+from examples.serving import client
 from lc_keras.export import export_saved_model
 
-ROOT = Path(__file__).parents[2]
-FILES = ROOT / "examples" / "serving"
+FILES = Path(__file__).parents[2] / "examples" / "serving"
 SERVER = shutil.which("tensorflow_model_server")
 
 
@@ -36,14 +36,6 @@ def net():
     kernel = model.layers[0].kernel
     kernel.assign(kernel * (np.random.random(kernel.shape) < 0.05))
     return model
-
-
-@pytest.fixture
-def client(monkeypatch):
-    pytest.importorskip("tensorflow_serving")
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    monkeypatch.syspath_prepend(FILES)
-    return pytest.importorskip("client")
 
 
 def test_models_config_by_the_servers_proto():
@@ -161,7 +153,8 @@ def answering(session):
         server.stop(0).wait()
 
 
-def test_the_client_speaks_both_interfaces(tmp_path, client, capsys, monkeypatch):
+def test_the_client_speaks_both_interfaces(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("tensorflow_serving")
     model, x = net(), np.random.normal(size=(3, 64)).astype("float32")
     export_saved_model(model, tmp_path / "1")
     with CSession(tmp_path / "1") as session, answering(session) as (rest, grpc):
@@ -228,7 +221,8 @@ def wait_until_available(url, version=None):
     raise TimeoutError(f"version {version or 'any'} of the model did not become available")
 
 
-def test_a_real_server_answers_and_takes_up_a_new_version(served, client):
+def test_a_real_server_answers_and_takes_up_a_new_version(served):
+    pytest.importorskip("tensorflow_serving")
     url, grpc, base = served
     predict = client.by_grpc(grpc, "digits")
     x = np.random.normal(size=(5, 64)).astype("float32")

@@ -2,7 +2,6 @@
 
 import argparse
 import collections
-import importlib
 import json
 import os
 import re
@@ -17,6 +16,7 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 from tensorflow.python.framework import kernels
 
+from examples import multi_worker
 from lc_keras import (
     Blocks,
     Exponential,
@@ -33,7 +33,7 @@ from lc_keras import (
 from lc_keras.algorithm.lagrangian import Lagrangian
 from lc_keras.algorithm.tasks import Task, bind_tasks
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
 COSTS = [
     L0Constraint(0.1),
     L0Penalty(1e-4),
@@ -307,17 +307,10 @@ def test_what_would_be_taken_to_the_host_is_seen():
 # Several workers
 
 
-@pytest.fixture
-def multi_worker(monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLES)
-    pytest.importorskip("sklearn")
-    return importlib.import_module("multi_worker")
-
-
-def test_workers_agree_and_go_on_after_one_was_killed(multi_worker, monkeypatch, tmp_path):
-    command = [sys.executable, EXAMPLES / "multi_worker.py", "--epochs", "3", "--output", tmp_path]
+def test_workers_agree_and_go_on_after_one_was_killed(monkeypatch, tmp_path):
+    command = [sys.executable, "-m", "examples.multi_worker", "--epochs", "3", "--output", tmp_path]
     # Unbuffered, a line and its end are two writes, and those of another worker come between.
-    env = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "PYTHONUNBUFFERED": ""}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
     killed, epochs = False, collections.defaultdict(list)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as watcher:
         processes = {}
@@ -345,10 +338,11 @@ def test_workers_agree_and_go_on_after_one_was_killed(multi_worker, monkeypatch,
 
 
 @pytest.mark.slow
-def test_where_keras_alone_stops(multi_worker, tmp_path):
+def test_where_keras_alone_stops(tmp_path):
     """Where it goes through, a plain model will do in examples/multi_worker.py and docs/devices.md."""
     program = f"""
-import argparse, pathlib, keras, tensorflow, multi_worker
+import argparse, pathlib, keras, tensorflow
+from examples import multi_worker
 
 class Built(multi_worker.AcrossWorkers):
     train_step = keras.Sequential.train_step
@@ -365,8 +359,12 @@ for multi_worker.AcrossWorkers in (keras.Sequential, Built):
     running = []
     for index in (0, 1):
         config = json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
-        path = os.pathsep.join([str(EXAMPLES), str(EXAMPLES.parent)])
-        environment = {**os.environ, "TF_CONFIG": config, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "-1"}
+        environment = {
+            **os.environ,
+            "TF_CONFIG": config,
+            "PYTHONPATH": str(ROOT),
+            "CUDA_VISIBLE_DEVICES": "-1",
+        }
         command = [sys.executable, "-c", program]
         running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
     for process in running:

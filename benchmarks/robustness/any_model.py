@@ -1,6 +1,7 @@
 """Compresses models that nobody tuned this library for: does each survive, and what is left of it?
 
-    python benchmarks/any_model.py [--only ResNet] [--output any_model.json] [--docs docs/models.md]
+    python -m benchmarks.robustness.any_model --only ResNet
+    python -m benchmarks.robustness.any_model --output any_model.json --docs docs/models.md
 
 Every builder in `keras.applications`, with random weights and small images, and the kinds in
 `kinds.py`. Each is attached, goes through two short L steps, must then keep its budget with w = θ
@@ -23,11 +24,11 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import record
-from kinds import KINDS, Kind
-from reload import Reloader
 
 import lc_keras
+from benchmarks import record
+from benchmarks.robustness.kinds import KINDS, Kind
+from benchmarks.robustness.reload import Reloader
 from lc_keras.algorithm.tasks import bind_tasks
 
 KEEP = 0.3
@@ -40,10 +41,10 @@ COPIES = 10
 
 HEAD = """# Any model
 
-Written by `benchmarks/any_model.py`, whose text says what each model goes through. "compressed" counts
-the weights that share the budget, 30 % of them; "kept" those that are not zero at the end. The first
-models are of [kinds.py](../benchmarks/kinds.py), the others are all builders of `keras.applications`,
-with random weights and the smallest images that each takes.
+Written by `benchmarks/robustness/any_model.py`, whose text says what each model goes through. "compressed"
+counts the weights that share the budget, 30 % of them; "kept" those that are not zero at the end. The first
+models are of [kinds.py](../benchmarks/robustness/kinds.py), the others are all builders of
+`keras.applications`, with random weights and the smallest images that each takes.
 """
 
 
@@ -96,16 +97,17 @@ def survives(kind, reloader, folder):
     (shared,) = bind_tasks([task], model)
     weights, described = list(model.weights), described_as(kind.shipped)
     fixed = [(v, v.numpy()) for v in model.non_trainable_weights if v.path.endswith("kernel")]
-    start = [keras.ops.convert_to_numpy(v) for v in shared.variables]
+    start = values(shared.variables)
 
     compress = lc_keras.LearningCompression(task, mu=[0.01, 0.1], steps=2, epochs_per_step=1)
-    theta = Theta(compress)
-    model.fit(kind.x, kind.y, batch_size=2, epochs=2, callbacks=[compress, theta], verbose=0)
+    thetas = []  # what the model shows at the end of each epoch
+    note = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: thetas.append(values(shared.variables)))
+    model.fit(kind.x, kind.y, batch_size=2, epochs=2, callbacks=[compress, note], verbose=0)
 
-    end = [keras.ops.convert_to_numpy(v) for v in shared.variables]
+    end = values(shared.variables)
     total, kept = sum(w.size for w in end), sum(int(np.count_nonzero(w)) for w in end)
     expect(kept == int(KEEP * total), f"{kept} of {total} weights kept")
-    expect(all(map(np.array_equal, end, theta.values)), "w is not θ")
+    expect(all(map(np.array_equal, end, thetas[-1])), "w is not θ")
     expect(all(np.isfinite(w).all() for w in end), "weights are not finite")
     moved = any((w != v)[w != 0].any() for v, w in zip(start, end, strict=True))
     expect(moved, "nothing was trained")
@@ -125,21 +127,8 @@ def survives(kind, reloader, folder):
     return {"compressed": total, "kept": kept, "frozen": len(frozen)}
 
 
-class Theta(keras.callbacks.Callback):
-    """Notes θ at the end of an epoch, as the callback itself holds it."""
-
-    def __init__(self, compress):
-        super().__init__()
-        self._compress = compress
-
-    def on_train_begin(self, logs=None):
-        self._lagrangian = self._compress._run.lagrangian
-
-    def on_epoch_end(self, epoch, logs=None):
-        # While the model shows θ, w waits where θ was.
-        self._lagrangian.show_training()
-        self.values = [theta.numpy() for theta in self._lagrangian.thetas]
-        self._lagrangian.show_compressed()
+def values(variables):
+    return [keras.ops.convert_to_numpy(v) for v in variables]
 
 
 def expect(holds, otherwise):

@@ -5,14 +5,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nets import Net  # first: it makes the examples importable
-
 import keras
 import numpy as np
-import peer
-import tradeoff
 
 import lc_keras
+from benchmarks.nets import Net
+from benchmarks.peers import peer
+from examples import tradeoff
 from lc_keras import L0Constraint, L0Penalty, L1Constraint, L1Penalty, LearningCompression, Task
 from lc_keras.baselines import GradualPruning, MagnitudePruning
 from lc_keras.model import default_kernels

@@ -1,8 +1,8 @@
 """What a whole run of LC costs, in time and memory, beside plain training for the same epochs.
 
-    python benchmarks/whole_run.py                   # 15 minutes on two cores
-    python benchmarks/whole_run.py --nets lenet300 --rounds 5
-    python benchmarks/whole_run.py --tiny            # a quarter of a minute
+    python -m benchmarks.training.whole_run          # 15 minutes on two cores
+    python -m benchmarks.training.whole_run --nets lenet300 --rounds 5
+    python -m benchmarks.training.whole_run --tiny   # a quarter of a minute
 
 Each run is a process of its own, so that its peak memory is its own; plain and LC take turns, and the one
 that begins changes from round to round. Time is that of `fit`, tracing included; that after the first epoch
@@ -20,12 +20,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from nets import NETS  # first: it makes the examples importable
-
 import keras
-import record
 
 import lc_keras
+from benchmarks import record
+from benchmarks.nets import NETS
 from lc_keras.algorithm.lagrangian import Lagrangian
 
 KEEP = 0.02
@@ -142,7 +141,7 @@ def measure(net, epochs, rounds):
 
 
 def _child(name, kind, epochs):
-    command = [sys.executable, __file__, "--child", kind, "--nets", name, "--epochs", str(epochs)]
+    command = [sys.executable, "-m", __spec__.name, "--child", kind, "--nets", name, "--epochs", str(epochs)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ)
     print(done.stdout.splitlines()[-2], flush=True)
     return json.loads(done.stdout.splitlines()[-1])

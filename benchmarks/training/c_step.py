@@ -1,31 +1,26 @@
 """How long a C step takes, next to what it could be built on instead.
 
-    python benchmarks/c_step.py                     # 266,200, 5 M and 25 M weights: some minutes
-    python benchmarks/c_step.py --sizes 1000000 --repeats 5 --output c_step.json
-    python benchmarks/c_step.py --tiny              # seconds
+    python -m benchmarks.training.c_step          # 266,200, 5 M and 25 M weights: some minutes
+    python -m benchmarks.training.c_step --sizes 1000000 --repeats 5 --output c_step.json
+    python -m benchmarks.training.c_step --tiny   # seconds
 
 All contenders take turns in one process, so that whatever else the machine does meets them alike. The memory
 of a threshold is the rise of the peak resident size in a process of its own.
 """
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 import keras
 import numpy as np
-import record
 import tensorflow as tf
 
-from lc_keras.costs import thresholds
-from lc_keras.costs import L0Constraint
+from benchmarks import record
+from lc_keras.costs import L0Constraint, thresholds
 
 DENSITY = 0.05
 
@@ -108,7 +103,7 @@ def rise(size: int, number: int) -> float:
 
 
 def measured_rise(size: int, number: int) -> float | None:
-    command = [sys.executable, __file__, "--rise", str(size), str(number)]
+    command = [sys.executable, "-m", __spec__.name, "--rise", str(size), str(number)]
     done = subprocess.run(command, capture_output=True, text=True)
     return float(done.stdout.split()[-1]) if done.returncode == 0 else None
 

@@ -1,6 +1,6 @@
 """What sparse weights do to a LiteRT file and its latency, against the same file without them.
 
-    python benchmarks/on_device.py [--rounds 200] [--output litert.json]
+    python -m benchmarks.serving.on_device [--rounds 200] [--output litert.json]
 
 The two files answer in turn; the ratios are medians over rounds.
 """
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import record
 from ai_edge_litert.interpreter import Interpreter
 
 import lc_keras
+from benchmarks import record
 
 
 def lenet300():

@@ -1,7 +1,7 @@
 """The time of shrunk nets against the multiply-adds that they have left, side by side in one run.
 
-    python benchmarks/shrink.py [--rounds 20] [--batch-size 32] [--output shrink.json]
-    python benchmarks/shrink.py --applications        # how exact: nets of Keras at full size
+    python -m benchmarks.serving.shrink [--rounds 20] [--batch-size 32] [--output shrink.json]
+    python -m benchmarks.serving.shrink --applications   # how exact: nets of Keras at full size
 
 Filters are removed by magnitude to a budget of multiply-adds, from VGG-like and ResNet-like nets with random
 weights. Of the nets of Keras filters die at random, and outputs before and after are compared.
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import record
 import tensorflow as tf
 from keras import layers
 
 import lc_keras
+from benchmarks import record
 from lc_keras.baselines import compress_directly
 from lc_keras.model.macs import macs
 

@@ -1,8 +1,8 @@
 """The automatic μ beside fixed ranges, on validation images: three nets, two optimizers.
 
-    python benchmarks/automatic_mu.py                        # some 40 minutes on two cores
-    python benchmarks/automatic_mu.py --nets digits --seeds 0 1 2
-    python benchmarks/automatic_mu.py --tiny                 # seconds
+    python -m benchmarks.training.automatic_mu          # some 40 minutes on two cores
+    python -m benchmarks.training.automatic_mu --nets digits --seeds 0 1 2
+    python -m benchmarks.training.automatic_mu --tiny   # seconds
 
 Every run starts from the same reference, trained without the validation images. No setting is changed
 from net to net or from optimizer to optimizer but the learning rate, which is that of the reference.
@@ -12,13 +12,12 @@ import argparse
 import statistics
 from pathlib import Path
 
-from nets import NETS  # first: it makes the examples importable
-
 import keras
-import record
-import tradeoff
 
 import lc_keras
+from benchmarks import record
+from benchmarks.nets import NETS
+from examples import tradeoff
 
 OPTIMIZERS = ["sgd", "adam"]
 RANGES = [(1e-4, 1e-2), (3e-4, 2.8e-2), (1e-3, 1e-1), (3e-3, 3e-1), (1e-2, 1.0)]

@@ -1,10 +1,10 @@
 """Budgets of multiply-adds: filters chosen by LC beside filters removed by magnitude, at equal epochs.
 
-    python benchmarks/neurons.py              # LeNet-5 on MNIST
-    python benchmarks/neurons.py --net resnet --samples 20000 --batch-size 64 --reference-epochs 15
-    python benchmarks/neurons.py --tiny       # two epochs of a few images
+    python -m benchmarks.training.neurons          # LeNet-5 on MNIST
+    python -m benchmarks.training.neurons --net resnet --samples 20000 --batch-size 64 --reference-epochs 15
+    python -m benchmarks.training.neurons --tiny   # two epochs of a few images
 
-Options but these go to examples/neuron_budget.py, once for each seed. What was run before, with another net,
+Options but these go to examples.neuron_budget, once for each seed. What was run before, with another net,
 at other budgets or of other seeds, stays in the output.
 """
 
@@ -12,10 +12,8 @@ import argparse
 import statistics
 from pathlib import Path
 
-from nets import NETS  # noqa: F401, first: it makes the examples importable
-
-import neuron_budget
-import record
+from benchmarks import record
+from examples import neuron_budget
 
 # What makes runs comparable.
 CASE = (

@@ -1,9 +1,9 @@
 """Tunes each contender with the same number of tries, on validation images.
 
-    python benchmarks/tune.py                                # LeNet-300, all contenders: hours, most of PDP's
-    python benchmarks/tune.py --contenders LC gradual magnitude --keep 0.02 0.01
-    python benchmarks/tune.py --tiny                         # seconds
-    python benchmarks/error.py --tuned outputs/tune.json     # then, on test images
+    python -m benchmarks.training.tune                              # all contenders: hours, most of PDP's
+    python -m benchmarks.training.tune --contenders LC gradual magnitude --keep 0.02 0.01
+    python -m benchmarks.training.tune --tiny                       # seconds
+    python -m benchmarks.training.error --tuned outputs/tune.json   # then, on test images
 
 A try is a learning rate and one option of the contender, three times two of them; then, with the best of
 these at each budget, weight decay, label smoothing, and both. The reference is trained without the
@@ -13,10 +13,8 @@ validation images.
 import statistics
 from pathlib import Path
 
-from nets import NETS  # noqa: F401, first: it makes the examples importable
-
-import error
-from contenders import CONTENDERS, TUNABLE
+from benchmarks.training import error
+from benchmarks.training.contenders import CONTENDERS, TUNABLE
 
 
 def main():

@@ -1,7 +1,7 @@
 """What an L step and a C step cost, against plain `fit`, side by side in one run.
 
-python benchmarks/l_step.py                # six minutes on two cores
-python benchmarks/l_step.py --tiny         # seconds
+python -m benchmarks.training.l_step          # six minutes on two cores
+python -m benchmarks.training.l_step --tiny   # seconds
 """
 
 import argparse
@@ -10,14 +10,13 @@ import statistics
 import time
 from pathlib import Path
 
-from nets import NETS  # first: it makes the examples importable
-
 import keras
 import numpy as np
-import record
 import tensorflow as tf
 
 import lc_keras
+from benchmarks import record
+from benchmarks.nets import NETS
 from lc_keras.algorithm.lagrangian import Lagrangian
 from lc_keras.algorithm.tasks import as_tasks, bind_tasks
 

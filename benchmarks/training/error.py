@@ -1,12 +1,14 @@
 """Error at each budget, LC beside what else one could do with the same epochs.
 
-    python benchmarks/error.py                                       # LeNet-300: an hour on two cores
-    python benchmarks/error.py --net lenet5 --keep 0.01 0.005 --epochs 8
-    python benchmarks/error.py --contenders LC gradual --epochs 5 10 20 40 60 120 --output outputs/epochs.json
-    python benchmarks/error.py --contenders LC "LC ℓ0 penalty" "LC ℓ1 penalty" --output outputs/costs.json
-    python benchmarks/error.py --tuned outputs/tune.json             # each as tune.py found it best
-    python benchmarks/error.py --set rate=2 label_smoothing=0.05     # all with the same settings
-    python benchmarks/error.py --tiny                                # seconds
+    python -m benchmarks.training.error                                     # LeNet-300: an hour on two cores
+    python -m benchmarks.training.error --net lenet5 --keep 0.01 0.005 --epochs 8
+    python -m benchmarks.training.error --contenders LC gradual --epochs 5 10 20 40 60 120 \\
+        --output outputs/epochs.json
+    python -m benchmarks.training.error --contenders LC "LC ℓ0 penalty" "LC ℓ1 penalty" \\
+        --output outputs/costs.json
+    python -m benchmarks.training.error --tuned outputs/tune.json           # each as tune.py found it best
+    python -m benchmarks.training.error --set rate=2 label_smoothing=0.05   # all with the same settings
+    python -m benchmarks.training.error --tiny                              # seconds
 
 All contenders start from the same reference and see the same batches in the same order. A penalty is not
 told how much to keep: its strength is sought in whole runs of the first seed until what is kept is within
@@ -19,14 +21,11 @@ import math
 import statistics
 from pathlib import Path
 
-from nets import NETS  # first: it makes the examples importable
-
-import plots
-import record
-import strength
-import tradeoff
-from contenders import CONTENDERS, Start, run
-
+from benchmarks import plots, record
+from benchmarks.nets import NETS
+from benchmarks.training import strength
+from benchmarks.training.contenders import CONTENDERS, Start, run
+from examples import tradeoff
 from lc_keras import L0Constraint
 from lc_keras.baselines import compress_directly
 

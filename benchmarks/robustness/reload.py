@@ -17,7 +17,7 @@ class Reloader:
 
     def __enter__(self):
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", __spec__.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         return self
 
@@ -76,7 +76,7 @@ def _difference(file):
 
 def main():
     sys.modules["lc_keras"] = None
-    import kinds  # noqa: F401, the classes of its models
+    from benchmarks.robustness import kinds  # noqa: F401, the classes of its models
 
     for line in sys.stdin:
         try:

@@ -11,8 +11,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-PEERS = Path(__file__).with_name("peers")
-ROOT = Path(__file__).parents[1]
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
 
 
 def interpreter(name):
@@ -22,7 +22,7 @@ def interpreter(name):
     if not installed.exists():
         print(f"Installing the packages of {name} into {folder}, once.", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
-        packages = PEERS / f"{name}.txt"
+        packages = FOLDER / f"{name}.txt"
         subprocess.run([python, "-m", "pip", "install", "-qq", "-r", packages], check=True)
         installed.touch()
     return python
@@ -32,7 +32,7 @@ def run(name, reference, **options):
     """Prunes a copy of `reference` with another library.
 
     Args:
-        name: String, the script in `peers/`.
+        name: String, the script beside this one.
         reference: `keras.Model`.
         **options: The options of the script.
 
@@ -42,7 +42,7 @@ def run(name, reference, **options):
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.npz"
         np.savez(weights, *map(keras.ops.convert_to_numpy, reference.weights))
-        command = [interpreter(name), PEERS / f"{name}.py", weights]
+        command = [interpreter(name), "-m", f"benchmarks.peers.{name}", weights]
         for option, value in options.items():
             if value is not False:
                 command += [f"--{option}"] if value is True else [f"--{option}", str(value)]

@@ -1,17 +1,15 @@
 """Error against the length of LC's L steps, at equal epochs.
 
-python benchmarks/step_length.py                 # LeNet-300: half an hour on two cores
-python benchmarks/step_length.py --validation    # to choose a length by
-python benchmarks/step_length.py --tiny          # seconds
+python -m benchmarks.training.step_length                # LeNet-300: half an hour on two cores
+python -m benchmarks.training.step_length --validation   # to choose a length by
+python -m benchmarks.training.step_length --tiny         # seconds
 """
 
 import statistics
 from pathlib import Path
 
-from nets import NETS  # noqa: F401, first: it makes the examples importable
-
-import error
-import plots
+from benchmarks import plots
+from benchmarks.training import error
 
 # Of MNIST, from 15 batches of 256 to 700.
 LENGTHS = [0.0625, 0.125, 0.25, 0.5, 1.0, 3.0]

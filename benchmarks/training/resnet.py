@@ -1,18 +1,15 @@
 """A reduced case of the paper's experiment on CIFAR-10: LC and magnitude with retraining, at equal epochs.
 
-python benchmarks/resnet.py              # ResNet-8, 10,000 images: an hour on two cores for each seed
-python benchmarks/resnet.py --depth 14   # other options go to examples/resnet_cifar10.py
-python benchmarks/resnet.py --tiny       # one epoch of a few images
+python -m benchmarks.training.resnet              # ResNet-8, 10,000 images: an hour a seed
+python -m benchmarks.training.resnet --depth 14   # other options go to examples.resnet_cifar10
+python -m benchmarks.training.resnet --tiny       # one epoch of a few images
 """
 
 import argparse
 from pathlib import Path
 
-from nets import NETS  # noqa: F401, first: it makes the examples importable
-
-import plots
-import record
-import resnet_cifar10
+from benchmarks import plots, record
+from examples import resnet_cifar10
 
 TINY = "--samples 128 --test-samples 100 --reference-epochs 1 --epochs 2 --retraining 0.5 --keep 0.1"
 

@@ -1,7 +1,7 @@
 """Kills a training at random moments, starts it again until it ends, and compares the weights.
 
-python benchmarks/kill.py            # 100 kills
-python benchmarks/kill.py --tiny     # three
+python -m benchmarks.robustness.kill          # 100 kills
+python -m benchmarks.robustness.kill --tiny   # three
 """
 
 import argparse
@@ -19,12 +19,12 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import record
 import tensorflow as tf
 
 import lc_keras
-from lc_keras.fit.checkpoints import Checkpoints
+from benchmarks import record
 from lc_keras.algorithm.lagrangian import Lagrangian
+from lc_keras.fit.checkpoints import Checkpoints
 
 PHASES = ["L step", "C step", "checkpoint"]
 # How many of each may begin before the kill: an epoch or two.

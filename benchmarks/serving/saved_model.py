@@ -1,7 +1,7 @@
 """What a SavedModel of a pruned net weighs and how fast it answers, against the dense one.
 
-    python benchmarks/serving.py [--net mlp|pointwise|lenet300] [--keep 0.02] [--rounds 30]
-    python benchmarks/serving.py --calibrate    # fits the rule of compute="auto"
+    python -m benchmarks.serving.saved_model [--net mlp|pointwise|lenet300] [--keep 0.02] [--rounds 30]
+    python -m benchmarks.serving.saved_model --calibrate   # fits the rule of compute="auto"
 
 Every variant answers in turn in each round; the ratios are medians over rounds.
 """
@@ -14,13 +14,13 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import record
 import tensorflow as tf
 
 import lc_keras
-from lc_keras.measuring.packing import pack
+from benchmarks import record
 from lc_keras.export.sparse import multiply
 from lc_keras.export.stored import StoredSparse
+from lc_keras.measuring.packing import pack
 
 VARIANTS = {
     "dense": {"storage": "dense", "compute": "dense"},

@@ -1,0 +1,1 @@
+"""Models, interruptions and settings that nobody tuned for: what comes through whole."""

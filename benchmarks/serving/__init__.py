@@ -1,0 +1,1 @@
+"""Size, time and outputs of what is shipped."""

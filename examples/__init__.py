@@ -1,0 +1,1 @@
+"""Examples, run from the repository's folder: `python -m examples.digits --help`."""

@@ -1,0 +1,1 @@
+"""What TensorFlow Serving needs to serve the model of `examples.digits`, and a client."""
