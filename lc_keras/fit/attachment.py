@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.algorithm.shadows import fingerprint_of
+from lc_keras.internals import first_epoch_of, set_first_epoch
 
 # What Keras makes for `fit`: a function of an iterator over batches, which returns the metrics.
 Logs = dict[str, tf.Tensor]
@@ -85,7 +86,7 @@ class Attachment:
         self._first_epoch: np.int64 | None = None
         self.run: Run | None = None
         # Keras would begin every later `fit` where an earlier one was resumed.
-        self._model._initial_epoch = None
+        set_first_epoch(self._model, None)
 
     def clear_way(self) -> None:
         """Take away what an earlier `fit` left where it could not do so itself.
@@ -162,7 +163,7 @@ class Attachment:
     def begin_at(self, epoch: int | None) -> None:
         """Say with which epoch this `fit` begins; `None`: as its `initial_epoch` says."""
         self._first_epoch = None if epoch is None else np.int64(epoch)
-        self._model._initial_epoch = self._first_epoch
+        set_first_epoch(self._model, self._first_epoch)
 
     def check_beginning(self) -> None:
         """Check that nobody else has taken the model elsewhere.
@@ -171,11 +172,12 @@ class Attachment:
             ValueError: If somebody has.
         """
         # `is`, since who sets the same epoch has set weights, too.
-        if self._model._initial_epoch is not self._first_epoch:
+        found = first_epoch_of(self._model)
+        if found is not self._first_epoch:
             raise ValueError(
                 "Expected a run to be resumed by `checkpoint_dir` alone, which keeps the model, the "
                 "optimizer, θ, λ and μ together. Received: a model that another callback, such as "
-                f"BackupAndRestore, has taken to epoch {self._model._initial_epoch}. Pass `checkpoint_dir` "
+                f"BackupAndRestore, has taken to epoch {found}. Pass `checkpoint_dir` "
                 "in its stead; what it kept by itself is not enough to go on from."
             )
 

@@ -2,20 +2,26 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeAlias
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from lc_keras.internals import kept_with_trace
-
-# What Keras takes as a learning rate.
-Rate: TypeAlias = "keras.Variable | keras.optimizers.schedules.LearningRateSchedule | Callable[[], tf.Tensor]"
+from lc_keras.internals import (
+    Rate,
+    batches_seen_by,
+    corrected_moments_of,
+    first_moments_of,
+    kept_with_trace,
+    learning_rate_of,
+    moving_averages_of,
+    paired_state,
+    second_moments_of,
+    set_learning_rate,
+    updated_by,
+)
 
 _LOOKS = 20
-# The second moments that are divided by 1 − β₂ᵗ, where t counts all steps.
-_CORRECTED = ("_velocities", "_velocity_hats", "adam_velocities")
 
 
 class LearningRateLimit:
@@ -87,14 +93,14 @@ class LearningRateLimit:
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """The context in which the optimizers have the limited rate."""
-        given = [optimizer._learning_rate for optimizer in self._optimizers]
+        given = [learning_rate_of(optimizer) for optimizer in self._optimizers]
         for optimizer in self._optimizers:
-            optimizer._learning_rate = self._limited(optimizer)
+            set_learning_rate(optimizer, self._limited(optimizer))
         try:
             yield
         finally:
             for optimizer, rate in zip(self._optimizers, given, strict=True):
-                optimizer._learning_rate = rate
+                set_learning_rate(optimizer, rate)
 
     def look_ahead(self, batches: float) -> None:
         """Notes how schedules go on.
@@ -103,7 +109,7 @@ class LearningRateLimit:
             batches: Float, how many batches the run has left.
         """
         for i, optimizer in enumerate(self._optimizers):
-            schedule = optimizer._learning_rate
+            schedule = learning_rate_of(optimizer)
             if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
                 now = _batches_seen(optimizer)
                 steps = (now + int(batches * n / _LOOKS) for n in range(_LOOKS))
@@ -125,7 +131,7 @@ class LearningRateLimit:
         return max([now, *(rate for step, rate in ahead if step >= done)])
 
     def _updates(self, optimizer: keras.optimizers.Optimizer) -> bool:
-        own = {id(variable) for variable in optimizer._trainable_variables} if optimizer.built else ()
+        own = set(map(id, updated_by(optimizer)))
         return any(id(variable) in own for variable in self._variables)
 
     def _limited(self, optimizer: keras.optimizers.Optimizer) -> Callable[[], tf.Tensor]:
@@ -141,10 +147,10 @@ class LearningRateLimit:
         return limited
 
     def _rate_of(self, optimizer: keras.optimizers.Optimizer) -> Callable[[], tf.Tensor]:
-        given: Rate = optimizer._learning_rate
+        given: Rate = learning_rate_of(optimizer)
         if isinstance(given, keras.optimizers.schedules.LearningRateSchedule):
             # As Keras does; `iterations` counts updates, of which one may take several batches.
-            return lambda: given(optimizer._iterations.value)
+            return lambda: given(batches_seen_by(optimizer).value)
         return (lambda: given.value) if isinstance(given, keras.Variable) else given
 
 
@@ -217,7 +223,7 @@ def effective_rate(
     if isinstance(optimizer, keras.optimizers.SGD):
         return learning_rate / (1 - optimizer.momentum)
     size = 1e-3
-    moments = _moments(optimizer, ("_velocities", "_accumulators"), variables)
+    moments = _moments(optimizer, second_moments_of, variables)
     if moments:
         sizes = [int(moment.value.shape.num_elements()) for moment in moments]
         mean = np.average([float(m) for m in _means(moments)], weights=sizes)
@@ -243,9 +249,9 @@ def relative_gradients(
         `None` where the optimizer remembers no gradients (yet).
     """
     optimizer = inner_optimizer(optimizer)
-    moments, power = _moments(optimizer, ("_velocities", "_accumulators"), variables), 1
+    moments, power = _moments(optimizer, second_moments_of, variables), 1
     if not moments:
-        moments, power = _moments(optimizer, ("momentums", "_momentums"), variables), 2
+        moments, power = _moments(optimizer, first_moments_of, variables), 2
     if len(moments) < len(variables):
         return None
     sizes = [int(moment.value.shape.num_elements()) for moment in moments]
@@ -255,20 +261,19 @@ def relative_gradients(
 
 
 def _moments(
-    optimizer: keras.optimizers.Optimizer, names: Sequence[str], variables: Sequence[keras.Variable]
+    optimizer: keras.optimizers.Optimizer,
+    moments_of: Callable[[keras.optimizers.Optimizer], list[keras.Variable]],
+    variables: Sequence[keras.Variable],
 ) -> list[keras.Variable]:
-    """What the optimizer remembers of variables under the first of the names that it has.
+    """Return what the optimizer remembers of variables.
 
     Of several optimizers, another one may update some of them, which are left out.
     """
     if not optimizer.built or _iterations(optimizer) == 0:
         return []
-    for name in names:
-        kept = getattr(optimizer, name, None)
-        if kept:
-            by_variable = dict(zip(map(id, optimizer._trainable_variables), kept, strict=True))
-            return [by_variable[id(variable)] for variable in variables if id(variable) in by_variable]
-    return []
+    kept = moments_of(optimizer)
+    by_variable = dict(zip(map(id, updated_by(optimizer)), kept, strict=True)) if kept else {}
+    return [by_variable[id(variable)] for variable in variables if id(variable) in by_variable]
 
 
 def _means(moments: Sequence[keras.Variable], power: int = 1) -> list[tf.Tensor]:
@@ -289,31 +294,15 @@ def reset_state(optimizer: keras.optimizers.Optimizer) -> None:
     if not optimizer.built:
         return
     fresh = _made_anew(optimizer)
-    fresh.build(optimizer._trainable_variables)
+    fresh.build(updated_by(optimizer))
     averages = (id(average) for _, average in averages_of(optimizer))
-    stays = {id(optimizer._iterations), id(optimizer._learning_rate), *averages}
-    if hasattr(optimizer, "beta_2") or hasattr(optimizer, "adam_beta_2"):
-        second = [v for name in _CORRECTED for v in getattr(optimizer, name, []) if v is not None]
-        if all(bool(tf.reduce_all(tf.math.is_finite(v.value))) for v in second):
-            stays |= set(map(id, second))
-    for variable, new in _pairs(optimizer, fresh):
+    stays = {id(batches_seen_by(optimizer)), id(learning_rate_of(optimizer)), *averages}
+    second = corrected_moments_of(optimizer)
+    if all(bool(tf.reduce_all(tf.math.is_finite(v.value))) for v in second):
+        stays |= set(map(id, second))
+    for variable, new in paired_state(optimizer, fresh):
         if id(variable) not in stays:
             variable.assign(new)
-
-
-def _pairs(
-    optimizer: keras.optimizers.Optimizer, fresh: keras.optimizers.Optimizer
-) -> Iterator[tuple[keras.Variable, keras.Variable]]:
-    """The variables of two optimizers of one kind."""
-    if len(optimizer.variables) == len(fresh.variables):
-        yield from zip(optimizer.variables, fresh.variables, strict=True)
-        return
-    # Inside a LossScaleOptimizer Keras does not count all variables of some kinds.
-    for name in vars(optimizer).keys() & vars(fresh).keys() - {"_trainable_variables", "_variables"}:
-        kept = [vars(owner)[name] for owner in (optimizer, fresh)]
-        for pair in zip(*(k if isinstance(k, (list, tuple)) else [k] for k in kept), strict=False):
-            if all(isinstance(variable, keras.Variable) for variable in pair):
-                yield pair
 
 
 def begin_anew(optimizers: Iterable[keras.optimizers.Optimizer]) -> None:
@@ -334,25 +323,25 @@ def begin_anew(optimizers: Iterable[keras.optimizers.Optimizer]) -> None:
 def averages_of(optimizer: keras.optimizers.Optimizer) -> list[tuple[keras.Variable, keras.Variable]]:
     """The pairs of weights and averages that an optimizer keeps with `use_ema`; none if it keeps none."""
     optimizer = inner_optimizer(optimizer)
-    averages = getattr(optimizer, "_model_variables_moving_average", None)
-    return list(zip(optimizer._trainable_variables, averages, strict=True)) if averages else []
+    averages = moving_averages_of(optimizer)
+    return list(zip(updated_by(optimizer), averages, strict=True)) if averages else []
 
 
 def _made_anew(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     """An optimizer of the same config but for the rate, which Keras may not be able to write down."""
-    given: Rate = optimizer._learning_rate
+    given: Rate = learning_rate_of(optimizer)
     if not isinstance(given, keras.Variable):
         # A schedule, too, so that the variables of the optimizer are as many.
-        optimizer._learning_rate = keras.optimizers.schedules.ExponentialDecay(0.0, 1, 1.0)
+        set_learning_rate(optimizer, keras.optimizers.schedules.ExponentialDecay(0.0, 1, 1.0))
     try:
         return type(optimizer).from_config(optimizer.get_config())
     finally:
-        optimizer._learning_rate = given
+        set_learning_rate(optimizer, given)
 
 
 def _batches_seen(optimizer: keras.optimizers.Optimizer) -> int:
     # What is mirrored over devices is no number to Python yet.
-    return int(tf.convert_to_tensor(optimizer._iterations))
+    return int(tf.convert_to_tensor(batches_seen_by(optimizer)))
 
 
 def _iterations(optimizer: keras.optimizers.Optimizer) -> int:

@@ -12,6 +12,7 @@ from lc_keras.algorithm.lagrangian import Lagrangian
 from lc_keras.fit.averages import Averages
 from lc_keras.fit.checkpoints import Checkpoint, Facts
 from lc_keras.fit.optimizers import inner_optimizer, wrapped_optimizers_of
+from lc_keras.internals import updated_by
 
 _SHOWN = 5
 
@@ -121,7 +122,7 @@ class Saved:
         return [
             {
                 "class": type(inner_optimizer(optimizer)).__name__,
-                "built_on": [places[id(v)] for v in inner_optimizer(optimizer)._trainable_variables]
+                "built_on": [places[id(v)] for v in updated_by(inner_optimizer(optimizer))]
                 if optimizer.built
                 else None,
                 "variables": [f"{tuple(v.shape)} {v.dtype}" for v in _variables_of(optimizer)],
