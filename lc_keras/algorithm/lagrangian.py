@@ -2,14 +2,15 @@ r"""The augmented Lagrangian of $w = \theta$: the copy θ, the multipliers λ, a
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from lc_keras.algorithm.beside import PullBeside, Reach
 from lc_keras.algorithm.penalty import LCPenalty
 from lc_keras.algorithm.shadows import Shadow, read
 from lc_keras.algorithm.tasks import SharedCost
@@ -43,34 +44,27 @@ class Slot:
     Attributes:
         variable: `keras.Variable`, w.
         theta: `tf.Variable`, θ.
-        target: `tf.Variable`, $t = \theta + \lambda/\mu$; the same as `theta` without multipliers.
-        mu: `tf.Variable`, a scalar, the strength of the pull on this weight.
-        scale: `tf.Variable`, a scalar: how much its distance counts.
-        penalty: `LCPenalty`, the pull.
-        can_scale: Bool, whether `scale` may be other than 1.
+        target: `tf.Variable`, $t = \theta + \lambda/\mu$; the same as `theta` without multipliers. Beside
+            the optimizer it is NaN where a weight is left free.
+        pull: `LCPenalty`, the pull through the loss, or `PullBeside` the optimizer.
     """
 
     variable: keras.Variable
     theta: tf.Variable
     target: tf.Variable
-    mu: tf.Variable
-    scale: tf.Variable
-    penalty: LCPenalty
-    can_scale: bool
+    pull: LCPenalty | PullBeside
 
 
 class Lagrangian:
-    r"""θ and λ of a model's weights.
+    r"""Keep θ and λ of a model's weights, and run the C step.
 
-    The distance of w to θ may count more in one variable than in another: variable l has
-    the scale $s_l$, hence $\mu_l = \mu s_l$, and the augmented Lagrangian is
+    The augmented Lagrangian is, up to a constant,
 
-    $$L(w) + \sum_l \frac{\mu_l}{2} \lVert w_l - \theta_l - \lambda_l / \mu_l \rVert^2 + C(\theta)$$
+    $$L(w) + \frac{\mu}{2} \lVert w - \theta - \lambda / \mu \rVert^2 + C(\theta).$$
 
-    up to a constant. Two arrays of each weight's shape are kept, θ and
-    $t = \theta + \lambda/\mu$, the target of the L step; λ is $\mu (t - \theta)$. Without
-    multipliers t is θ and one array serves as both. Nothing here runs weight by weight in
-    Python, and nothing is retraced when μ changes.
+    Two arrays of each weight's shape are kept, θ and $t = \theta + \lambda/\mu$, the target of the L step;
+    λ is $\mu (t - \theta)$. Without multipliers t is θ and one array serves as both, if the pull goes through
+    the loss. Nothing here runs weight by weight in Python, and nothing is retraced when μ changes.
 
     The arrays are of the weight's own type, at least float32, and live where it lives; made
     in the scope of a `tf.distribute` strategy they are mirrored as it is. The C step runs
@@ -79,21 +73,34 @@ class Lagrangian:
     Args:
         shared: List of `SharedCost`.
         multipliers: Bool, default `True`. `False` gives the plain quadratic penalty.
+        beside: Bool, default `False`. `True`: the pull is beside the optimizer, and reaches as far as a
+            `Reach` says. Only for costs that can be loosened.
+
+    Attributes:
+        slots: List of `Slot`, one for each weight.
+        size: Int, the number of weights.
+        compressed: Bool, whether the model shows θ.
     """
 
-    def __init__(self, shared: Sequence[SharedCost], multipliers: bool = True) -> None:
+    def __init__(self, shared: Sequence[SharedCost], multipliers: bool = True, beside: bool = False) -> None:
         self.shared = shared
+        self.beside = beside
         variables = [v for part in shared for v in part.variables]
+        # μ, or the part of the way that a batch pulls beside the optimizer.
+        self._strength = tf.Variable(0.0, trainable=False, name="strength")
+        self._multipliers = multipliers
         self._theta = Shadow(variables, "theta", widen=True)
-        targets = Shadow(variables, "target", widen=True).copies if multipliers else self._theta.copies
-        self._with_multipliers = multipliers
-        thetas = zip(self._theta.copies, targets, strict=True)
-        self._parts = [(part, [_slot(part, v, *next(thetas)) for v in part.variables]) for part in shared]
+        self._target = Shadow(variables, "target", widen=True) if multipliers or beside else self._theta
+        arrays = zip(self._theta.copies, self._target.copies, strict=True)
+        self._parts = [(part, [self._slot(v, *next(arrays)) for v in part.variables]) for part in shared]
         self.slots = [slot for _, slots in self._parts for slot in slots]
         self.size = sum(int(slot.target.shape.num_elements()) for slot in self.slots)
         self.compressed = False
+        self._reach = Reach(0.0)
         self._shown = np.empty((0, 4))
         self._c_step = compiled(self._c_step)  # type: ignore[method-assign]  # compiled
+        self._project = compiled(self._project)  # type: ignore[method-assign]  # compiled
+        self._moved = compiled(self._moved)  # type: ignore[method-assign]  # compiled
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -108,44 +115,46 @@ class Lagrangian:
     @property
     def targets(self) -> list[tf.Variable]:
         """The targets of the L step, a variable for each weight."""
-        return [slot.target for slot in self.slots]
+        return self._target.copies
+
+    @property
+    def mu(self) -> float:
+        """μ of the running L step, if the pull goes through the loss."""
+        return float(self._strength.numpy())
 
     @property
     def multipliers(self) -> list[tf.Tensor]:
-        """λ, a tensor for each weight."""
-        return [tf.cast(s.mu, s.target.dtype) * (s.target - s.theta) for s in self.slots]
+        """λ, a tensor for each weight, if the pull goes through the loss."""
+        return [tf.cast(self._strength, s.target.dtype) * (s.target - s.theta) for s in self.slots]
 
     def saved(self) -> dict[str, list[tf.Variable]]:
         """Return the variables that a restart needs, by what they are."""
-        return {
-            "target": self.targets,
-            "theta": self.thetas if self._with_multipliers else [],
-            "mu": [slot.mu for slot in self.slots],
-            "scale": [slot.scale for slot in self.slots],
-        }
+        theta = self.thetas if self._target is not self._theta else []
+        return {"target": self.targets, "theta": theta, "strength": [self._strength]}
 
     def state(self) -> dict[str, Any]:
         """Return what `load` needs besides the variables, while the model shows θ."""
-        return {"shown": self._shown.tolist()}
+        return {"shown": self._shown.tolist(), "reach": asdict(self._reach)}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a `state`, of which all variables have their values again."""
         self.compressed, self._shown = True, np.array(state["shown"])
+        self._reach = Reach(**state["reach"])
 
     def penalty(self) -> tf.Tensor:
         r"""Return $\frac{\mu}{2} \lVert w - \theta - \lambda/\mu \rVert^2$, for the loss of an L step."""
-        return tf.add_n([slot.penalty.pull(slot.variable) for slot in self.slots])
+        return tf.add_n([slot.pull.pull(slot.variable) for slot in self.slots])
 
     @contextlib.contextmanager
     def pulling(self) -> Iterator[None]:
-        """Return a context in which the penalty counts among the regularizers of the weights."""
+        """Return a context in which training pulls the weights."""
         for slot in self.slots:
-            slot.variable.regularizer = slot.penalty
+            slot.pull.attach(slot.variable)
         try:
             yield
         finally:
             for slot in self.slots:
-                slot.variable.regularizer = slot.penalty.regularizer
+                slot.pull.detach(slot.variable)
 
     def check_pulls(self) -> None:
         """Check that an L step, traced in `pulling`, pulls each weight.
@@ -153,56 +162,64 @@ class Lagrangian:
         Raises:
             ValueError: If it leaves one out.
         """
-        free = [slot.variable.path for slot in self.slots if not slot.penalty.pulls]
+        free = [slot for slot in self.slots if not slot.pull.pulls]
         if free:
             more = f" and {len(free) - 1} more" if len(free) > 1 else ""
-            raise ValueError(
-                "The training step of the model leaves out `model.losses`, where the penalty of the "
-                f"L step is, for {free[0]}{more}. Expected a `train_step` that calls `compute_loss` of "
-                "`keras.Model`, or adds the `losses` of the model, or of the part that holds these "
-                "weights, to the loss whose gradient trains them, without a tf.function of its own, which "
-                "would go on as it was traced before; or a `Task` that leaves them out."
-            )
+            raise ValueError(free[0].pull.why_not.format(f"{free[0].variable.path}{more}"))
 
-    def direct_compression(self, mu: float) -> CStep:
+    def direct_compression(self, mu: float, reach: Reach | None = None) -> CStep:
         r"""Start from $\theta = \Pi(w)$, $\lambda = 0$.
 
         Args:
             mu: Float > 0, μ of the first L step.
+            reach: `Reach` of the first L step, if the pull is beside the optimizer.
 
         Returns:
             `CStep`.
         """
-        mu, portions = tf.constant(mu, tf.float64), tf.ones(len(self.slots))
-        scales = tf.stack([slot.scale for slot in self.slots])
-        return self._c_step(mu, mu, scales, portions, tf.constant(False))
+        return self._solve(mu, mu, 0.0, reach)
 
-    def c_step(
-        self,
-        mu: float,
-        next_mu: float,
-        scales: Sequence[float] | np.ndarray | None = None,
-        portions: Sequence[float] | np.ndarray | None = None,
-    ) -> CStep:
-        r"""Set $\theta \leftarrow \Pi(w - \lambda/\mu)$, $\lambda \leftarrow \lambda - \phi \mu(w - \theta)$.
+    def c_step(self, mu: float, next_mu: float, reach: Reach | None = None) -> CStep:
+        r"""Set $\theta \leftarrow \Pi(w - \lambda/\mu)$, $\lambda \leftarrow \lambda - \mu(w - \theta)$.
+
+        Beside the optimizer Π has the budget of the reach, which may be looser: until `project`, θ keeps more
+        than the budget.
 
         Args:
             mu: Float > 0, μ of the L step that ends.
             next_mu: Float > 0, μ of the L step that begins.
-            scales: Sequence of floats $s_l$ > 0, one for each variable, from the L step that
-                begins on, or `None` (default), which leaves them as they are. Variables whose
-                cost shrinks weights have the scale 1, whatever is given.
-            portions: Sequence of floats φ in [0, 1], one for each variable, or `None` (default),
-                all 1: how much of their step the multipliers take.
+            reach: `Reach` of the L step that begins, if the pull is beside the optimizer.
 
         Returns:
             `CStep`.
         """
-        scales = [slot.scale for slot in self.slots] if scales is None else scales
-        scales = tf.where([slot.can_scale for slot in self.slots], tf.cast(tf.stack(scales), tf.float32), 1.0)
-        portions = tf.ones(len(self.slots)) if portions is None else tf.cast(portions, tf.float32)
-        mu, next_mu = tf.constant(mu, tf.float64), tf.constant(next_mu, tf.float64)
-        return self._c_step(mu, next_mu, scales, portions, tf.constant(True))
+        return self._solve(mu, next_mu, mu / next_mu if reach is None else reach.ratio, reach)
+
+    def project(self, mu: float) -> CStep:
+        r"""Bring θ under the budget itself, $\theta \leftarrow \Pi(w - \lambda/\mu)$, and leave λ as it is.
+
+        Nothing is done where it is under it already: at the latest C step.
+
+        Args:
+            mu: Float > 0, μ of the running L step.
+
+        Returns:
+            `CStep`.
+        """
+        return self._project(tf.constant(mu, tf.float32))
+
+    @property
+    def is_loose(self) -> bool:
+        """Whether θ may keep more than the budget, or other values than the weights have now."""
+        return self._reach.slack > 0 or self._reach.frees
+
+    def moved(self) -> float:
+        r"""Return how far the weights that the budget keeps are from where the latest C step left them.
+
+        Returns:
+            Float, $\lVert w - \theta \rVert / \lVert \theta \rVert$ over the κ largest of θ.
+        """
+        return float(self._moved().numpy())
 
     def not_finite(self, result: CStep) -> list[str]:
         """Return the paths of the variables because of which a C step changed nothing."""
@@ -219,7 +236,8 @@ class Lagrangian:
         given = iter(variables)
         for part, slots in self._parts:
             chosen = list(itertools.islice(given, len(slots)))
-            for slot, variable, solve in zip(slots, chosen, _maps(part, slots, chosen, mu), strict=True):
+            maps = part.compression.maps([read(v) for v in chosen], mu, part.layouts)
+            for slot, variable, solve in zip(slots, chosen, maps, strict=True):
                 theta = _constrained(slot.variable, part, solve(read(variable)))
                 variable.assign(tf.cast(theta, variable.dtype))
 
@@ -262,66 +280,87 @@ class Lagrangian:
             `CStep`. If what the model holds is not finite, w stays as it was, with its $\theta = \Pi(w)$.
         """
         self.compressed = False
+        reach = self._reach if self.beside else None
         for slot in self.slots:
             slot.target.assign(slot.theta)  # λ = 0
-        result = self.direct_compression(mu)
+        result = self.direct_compression(mu, reach)
         if not np.all(result.finite):
             self._theta.restore()
-            self.direct_compression(mu)
+            self.direct_compression(mu, reach)
         return result
 
     def release(self) -> None:
-        """Free t, and θ without multipliers. The penalty is 0 from now on, wherever it was traced."""
+        """Free t, and θ without multipliers. Nothing is pulled from now on, wherever that was traced."""
+        self._strength.assign(0.0)
         for slot in self.slots:
-            slot.mu.assign(0.0)
-            emptied(slot.target, 0.0)
+            emptied(slot.target, float("nan") if self.beside else 0.0)
+
+    def _slot(self, variable: keras.Variable, theta: tf.Variable, target: tf.Variable) -> Slot:
+        if self.beside:
+            return Slot(variable, theta, target, PullBeside(target, self._strength))
+        return Slot(variable, theta, target, LCPenalty(target, self._strength, variable.regularizer))
+
+    def _solve(self, mu: float, next_mu: float, ratio: float, reach: Reach | None) -> CStep:
+        self._reach = reach or Reach(0.0)
+        strength = self._reach.part if self.beside else next_mu
+        return self._c_step(
+            tf.constant(mu, tf.float32),
+            tf.constant(ratio if self._multipliers else 0.0, tf.float64),
+            tf.constant(self._reach.slack, tf.float32),
+            tf.constant(self._reach.frees),
+            tf.constant(strength, tf.float32),
+        )
 
     def _c_step(
-        self,
-        mu: tf.Tensor,
-        next_mu: tf.Tensor,
-        next_scales: tf.Tensor,
-        portions: tf.Tensor,
-        multiply: tf.Tensor,
+        self, mu: tf.Tensor, ratio: tf.Tensor, slack: tf.Tensor, frees: tf.Tensor, strength: tf.Tensor
     ) -> CStep:
         def update() -> tuple[tf.Tensor, tf.Tensor]:
-            next_mus = next_mu * tf.cast(next_scales, tf.float64)
-            scales = tf.stack([slot.scale for slot in self.slots])
-            ratios = tf.where(multiply, mu * tf.cast(scales, tf.float64) / next_mus, 0.0)
-            found = self._update(tf.cast(mu, tf.float32), ratios, portions)
-            for i, slot in enumerate(self.slots):
-                slot.scale.assign(next_scales[i])
-                slot.mu.assign(tf.cast(next_mus[i], tf.float32))
+            def target(theta: tf.Tensor, shifted: tf.Tensor) -> tf.Tensor:
+                # With v = w − λ/μ the new multipliers are λ − μ(w − θ) = μ(θ − v), the new target θ + λ/μ'.
+                moved = theta + tf.cast(ratio, theta.dtype) * (theta - shifted)
+                if self.beside:
+                    moved = tf.where(frees & (theta != 0), tf.constant(np.nan, theta.dtype), moved)
+                return moved
+
+            found = self._update(mu, slack, target)
+            self._strength.assign(strength)
             return found
 
+        return self._if_finite(update)
+
+    def _project(self, mu: tf.Tensor) -> CStep:
+        return self._if_finite(lambda: self._update(mu, tf.constant(0.0), None))
+
+    def _if_finite(self, update: Callable[[], tuple[tf.Tensor, tf.Tensor]]) -> CStep:
         nothing = tf.constant(-1.0)
         with tf.device(self.variables[0].value.device):
             finite = thresholds.finite([tf.convert_to_tensor(v) for v in self.variables])
             gap, density = tf.cond(tf.reduce_all(finite), update, lambda: (nothing, nothing))
         return CStep(finite, gap, density)
 
-    def _update(self, mu: tf.Tensor, ratios: tf.Tensor, portions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # With v = w − λ/μ the new multipliers are λ − φμ(w − θ) = μ(θ − v − (1 − φ)(θ − w)), and the
-        # new target is θ + λ/μ'. v waits where θ will be: no third array.
-        moves = zip(tf.unstack(ratios), tf.unstack(1 - portions), strict=True)
+    def _update(
+        self, mu: tf.Tensor, slack: tf.Tensor, target: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Solve for θ, move targets to what `target` makes of θ and v, and return the gap and the density."""
+        # v = w − λ/μ waits where θ will be: no third array.
+        two_arrays = self._target is not self._theta
         done: list[tf.Tensor] = []
-        if self._with_multipliers:
+        if two_arrays:
             for slot in self.slots:
                 # One after the other, here and below: the buffers of one tensor at a time are alive.
                 with tf.control_dependencies(done):
-                    done = [slot.theta.assign(read(slot.variable) - (slot.target - slot.theta))]
+                    done = [slot.theta.assign(read(slot.variable) - self._offset(slot))]
         squared_gap = squared_norm = kept = tf.constant(0.0, tf.float64)
         for part, slots in self._parts:
-            sources = [slot.theta if self._with_multipliers else slot.variable for slot in slots]
-            maps = _maps(part, slots, sources, mu)
-            for slot, source, solve, (ratio, rest) in zip(slots, sources, maps, moves, strict=False):
+            sources = [slot.theta if two_arrays else slot.variable for slot in slots]
+            maps = self._maps(part, [read(source) for source in sources], mu, slack)
+            for slot, source, solve in zip(slots, sources, maps, strict=True):
                 with tf.device(slot.variable.value.device), tf.control_dependencies(done):
                     shifted, weight = read(source), read(slot.variable)
                     theta = _constrained(slot.variable, part, solve(shifted))
                     done = [slot.theta.assign(theta)]
-                    if self._with_multipliers:
-                        moved = theta - shifted - tf.cast(rest, theta.dtype) * (theta - weight)
-                        done.append(slot.target.assign(theta + tf.cast(ratio, theta.dtype) * moved))
+                    if two_arrays and target is not None:
+                        done.append(slot.target.assign(target(theta, shifted)))
                     squared_gap += tf.cast(tf.nn.l2_loss(weight - theta), tf.float64)
                     squared_norm += tf.cast(tf.nn.l2_loss(weight), tf.float64)
                     kept += tf.cast(tf.math.count_nonzero(theta, dtype=tf.int32), tf.float64)
@@ -329,29 +368,29 @@ class Lagrangian:
         gap = tf.sqrt(tf.math.divide_no_nan(squared_gap, squared_norm))
         return tf.cast(gap, tf.float32), tf.cast(kept / self.size, tf.float32)
 
+    def _offset(self, slot: Slot) -> tf.Tensor:
+        r"""Return $\lambda/\mu$ of a weight."""
+        offset = slot.target - slot.theta
+        # What is free has no multiplier.
+        return tf.where(tf.math.is_nan(offset), tf.zeros([], offset.dtype), offset) if self.beside else offset
 
-def _slot(part: SharedCost, variable: keras.Variable, theta: tf.Variable, target: tf.Variable) -> Slot:
-    mu = tf.Variable(0.0, trainable=False, name=f"{variable.name}_mu")
-    return Slot(
-        variable,
-        theta,
-        target,
-        mu,
-        scale=tf.Variable(1.0, trainable=False, name=f"{variable.name}_scale"),
-        penalty=LCPenalty(target, mu, variable.regularizer),
-        # Costs that shrink the weights are exact only where all distances count alike.
-        can_scale=part.compression.keeps_values,
-    )
+    def _maps(
+        self, part: SharedCost, values: Sequence[tf.Tensor], mu: tf.Tensor, slack: tf.Tensor
+    ) -> list[Map]:
+        if self.beside:
+            return part.compression.loosened(values, slack, part.layouts)
+        return part.compression.maps(values, mu, part.layouts)
 
-
-def _maps(
-    part: SharedCost,
-    slots: Sequence[Slot],
-    sources: Sequence[keras.Variable | tf.Variable],
-    mu: tf.Tensor,
-) -> list[Map]:
-    scales = [slot.scale.value() for slot in slots]
-    return part.compression.maps([read(source) for source in sources], mu, part.layouts, scales)
+    def _moved(self) -> tf.Tensor:
+        moved = norm = tf.constant(0.0, tf.float64)
+        for part, slots in self._parts:
+            maps = part.compression.loosened([read(s.theta) for s in slots], tf.constant(0.0), part.layouts)
+            for slot, solve in zip(slots, maps, strict=True):
+                theta = solve(read(slot.theta))
+                away = tf.where(theta != 0, read(slot.variable) - theta, tf.zeros([], theta.dtype))
+                moved += tf.cast(tf.nn.l2_loss(away), tf.float64)
+                norm += tf.cast(tf.nn.l2_loss(theta), tf.float64)
+        return tf.sqrt(tf.math.divide_no_nan(moved, norm))
 
 
 def _constrained(variable: keras.Variable, part: SharedCost, theta: tf.Tensor) -> tf.Tensor:

@@ -41,6 +41,13 @@ class LCPenalty(keras.regularizers.Regularizer):
     ```
     """
 
+    why_not = (
+        "The training step of the model leaves out `model.losses`, where the penalty of the L step is, for "
+        "{}. Expected a `train_step` that calls `compute_loss` of `keras.Model`, or adds the `losses` of the "
+        "model, or of the part that holds these weights, to the loss whose gradient trains them, without a "
+        "tf.function of its own, which would go on as it was traced before; or a `Task` that leaves them out."
+    )
+
     def __init__(
         self,
         target: tf.Variable | np.ndarray,
@@ -70,6 +77,14 @@ class LCPenalty(keras.regularizers.Regularizer):
         if self.regularizer is not None:
             penalty += tf.cast(self.regularizer(weight), penalty.dtype)
         return penalty
+
+    def attach(self, variable: keras.Variable) -> None:
+        """Make it the regularizer of a weight."""
+        variable.regularizer = self
+
+    def detach(self, variable: keras.Variable) -> None:
+        """Give a weight its own regularizer back."""
+        variable.regularizer = self.regularizer
 
     def pull(self, weight: tf.Tensor) -> tf.Tensor:
         r"""$\frac{\mu}{2}\lVert w - t\rVert^2$ by itself, without the weight's own regularizer.

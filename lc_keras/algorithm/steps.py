@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import keras
-import numpy as np
 
+from lc_keras.algorithm.beside import Reach
 from lc_keras.algorithm.lagrangian import CStep, Lagrangian
 from lc_keras.algorithm.shadows import Shadow
 from lc_keras.algorithm.tasks import SharedCost
@@ -18,22 +18,26 @@ class Steps:
         model: Built `keras.Model`.
         shared: List of `SharedCost`, as its tasks are bound.
         multipliers: Bool. `False`: the plain quadratic penalty.
+        beside: Bool, default `False`. `True`: the pull is beside the optimizer.
 
     Attributes:
         lagrangian: `Lagrangian` of the compressed weights.
     """
 
-    def __init__(self, model: keras.Model, shared: Sequence[SharedCost], multipliers: bool) -> None:
-        self.lagrangian = Lagrangian(shared, multipliers)
+    def __init__(
+        self, model: keras.Model, shared: Sequence[SharedCost], multipliers: bool, beside: bool = False
+    ) -> None:
+        self.lagrangian = Lagrangian(shared, multipliers, beside)
         compressed = set(map(id, self.lagrangian.variables))
         self._others = Shadow([v for v in model.weights if id(v) not in compressed], "finite")
         self._diverged = False
 
-    def begin(self, mu: float) -> CStep:
+    def begin(self, mu: float, reach: Reach | None = None) -> CStep:
         r"""Start from $\theta = \Pi(w)$, $\lambda = 0$.
 
         Args:
             mu: Float > 0, μ of the first L step.
+            reach: `Reach` of the first L step, if the pull is beside the optimizer.
 
         Returns:
             `CStep`.
@@ -43,7 +47,7 @@ class Steps:
         """
         bad = [variable.path for variable in self._others.not_finite()]
         if not bad:
-            found = self.lagrangian.direct_compression(mu)
+            found = self.lagrangian.direct_compression(mu, reach)
             bad = self.lagrangian.not_finite(found)
         if bad:
             raise ValueError(
@@ -55,8 +59,7 @@ class Steps:
         self,
         mu: float,
         next_mu: float,
-        scales: np.ndarray | None = None,
-        portions: np.ndarray | None = None,
+        reach: Reach | None = None,
         l_step: str = "The L step",
     ) -> CStep:
         """End an L step, as `Lagrangian.c_step` does, and remember where the model was finite.
@@ -64,8 +67,7 @@ class Steps:
         Args:
             mu: Float > 0, μ of the L step that ends.
             next_mu: Float > 0, μ of the L step that begins.
-            scales: As of `Lagrangian.c_step`.
-            portions: As of `Lagrangian.c_step`.
+            reach: `Reach` of the L step that begins, if the pull is beside the optimizer.
             l_step: String, what an error calls the L step.
 
         Returns:
@@ -76,7 +78,7 @@ class Steps:
         """
         bad = [variable.path for variable in self._others.not_finite()]
         if not bad:
-            found = self.lagrangian.c_step(mu, next_mu, scales, portions)
+            found = self.lagrangian.c_step(mu, next_mu, reach)
             bad = self.lagrangian.not_finite(found)
         if bad:
             self.diverge(f"NaN or infinite values in {', '.join(bad)}", l_step)
@@ -113,7 +115,8 @@ class Steps:
             return False
         finite = not self._others.not_finite()
         if finite and not self.lagrangian.compressed:
-            finite = bool(self.lagrangian.c_step(mu, mu).finite.numpy().all())
+            latest = self.lagrangian.project(mu) if self.lagrangian.beside else self.lagrangian.c_step(mu, mu)
+            finite = bool(latest.finite.numpy().all())
         if not finite:
             self._others.restore()
             self._diverged = True

@@ -132,8 +132,10 @@ def allocate(
     sizes = [int(t.shape.num_elements()) for t in tensors]
     priced = [i for i, price in enumerate(prices) if price > 0]
     counts = {i: tf.constant(size) for i, size in enumerate(sizes) if i not in priced}
-    if not priced or sum(float(prices[i]) * sizes[i] for i in priced) <= budget:
+    if not priced:
         return [tf.constant(size) for size in sizes]
+    budget = tf.cast(budget, tf.float64)
+    all_fit = sum(float(prices[i]) * sizes[i] for i in priced) <= budget
     dtype = thresholds.common_dtype(tensors)
     bits = tf.int32 if dtype == tf.float32 else tf.int64
     given = [1.0] * len(tensors) if scales is None else scales
@@ -159,8 +161,7 @@ def allocate(
         )
     for i in priced:
         counts[i] = tf.maximum(above[i], at_least[i])
-    left = tf.constant(budget, tf.float64)
-    left -= sum(prices[i] * tf.cast(counts[i], tf.float64) for i in priced)
+    left = budget - sum(prices[i] * tf.cast(counts[i], tf.float64) for i in priced)
     # Those at the ratio itself, in order; then whatever fits.
     for most in ({i: above[i] + ties[i] for i in priced}, {i: sizes[i] for i in priced}):
         for i in priced:
@@ -168,4 +169,4 @@ def allocate(
             more = tf.minimum(tf.maximum(most[i] - counts[i], 0), fit)
             counts[i] += more
             left -= prices[i] * tf.cast(more, tf.float64)
-    return [counts[i] for i in range(len(tensors))]
+    return [tf.where(all_fit, size, counts[i]) for i, size in enumerate(sizes)]

@@ -27,12 +27,14 @@ class Compression:
         has_budget: Bool, whether weights can be said to keep it: it is a constraint.
         keeps_values: Bool, whether the C step keeps each weight bit for bit or zeroes it. The distance to the
             given weights decides which, and nothing else; so it may count more in one tensor than in another.
+        can_loosen: Bool, whether it has a budget that can be `loosened`; it keeps values then.
         needs_units: Bool, whether its `Layout`s should say which units of a model's graph weights make.
         needs_macs: Bool, whether its `Layout`s must say how many multiply-adds weights take.
     """
 
     has_budget: ClassVar[bool] = False
     keeps_values: ClassVar[bool] = False
+    can_loosen: ClassVar[bool] = False
 
     @property
     def needs_units(self) -> bool:
@@ -126,6 +128,21 @@ class Compression:
 
         Returns:
             List of callables: `maps[i]` takes the value of `weights[i]` and returns θ, same shape and dtype.
+        """
+        raise NotImplementedError
+
+    def loosened(
+        self, weights: Sequence[tf.Tensor], slack: tf.Tensor, layouts: Sequence[Layout]
+    ) -> list[Map]:
+        """Return the C step of a looser budget. Only costs that say so (`can_loosen`) have one.
+
+        Args:
+            weights: Sequence of floating tensors or variables of static shapes.
+            slack: float32 scalar tensor from 0, the budget itself, to 1, where all is kept.
+            layouts: Sequence of `Layout`, one for each tensor.
+
+        Returns:
+            List of callables, as of `maps`.
         """
         raise NotImplementedError
 

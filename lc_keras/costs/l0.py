@@ -59,7 +59,7 @@ class L0Constraint(Grouped):
     measure: Measure = "groups"
     keep_at_least: int | float | None = None
 
-    has_budget = keeps_values = True
+    has_budget = keeps_values = can_loosen = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,6 +131,14 @@ class L0Constraint(Grouped):
         scales: Sequence[float | tf.Tensor] | None = None,
     ) -> list[Map]:
         return self.largest(weights, self.budget(layouts), layouts, scales)
+
+    def loosened(
+        self, weights: Sequence[tf.Tensor], slack: tf.Tensor, layouts: Sequence[Layout]
+    ) -> list[Map]:
+        kappa, total = self.budget(layouts), self.total(layouts)
+        # In double precision, so that no slack is the budget itself, however large.
+        more = tf.floor(tf.cast(slack, tf.float64) * (total - kappa))
+        return self.largest(weights, kappa + more, layouts)
 
     def largest(
         self,
@@ -240,10 +248,11 @@ def _largest(
 
     Args:
         tensors: Sequence of tensors of magnitudes.
-        kappa: Int or int32 scalar κ.
+        kappa: Int or scalar tensor κ.
         roots: Sequence of scalars or `None` (default: 1): what each tensor is multiplied by first.
     """
     dtype = thresholds.common_dtype(tensors)
+    kappa = tf.cast(kappa, tf.int32)
     threshold = thresholds.kth_largest(tensors, kappa, roots)
     left = kappa - threshold.above
     # Of zeros, too: what is subnormal may be flushed to zero once it is scaled, and is none in the tensor.

@@ -37,7 +37,7 @@ class NMConstraint(Compression):
     n: int
     m: int
 
-    has_budget = keeps_values = True
+    has_budget = keeps_values = can_loosen = True
 
     def __post_init__(self) -> None:
         n, m = self.n, self.m
@@ -62,10 +62,16 @@ class NMConstraint(Compression):
         scales: Sequence[float | tf.Tensor] | None = None,
     ) -> list[Map]:
         # A group lies in one tensor, where a scale changes no order.
-        return [self._along(layout.inputs[-1]) for layout in layouts]
+        return [self._along(layout.inputs[-1], tf.constant(self.n)) for layout in layouts]
 
-    def _along(self, axis: int) -> Map:
-        """Return the map whose rows run along an axis."""
+    def loosened(
+        self, weights: Sequence[tf.Tensor], slack: tf.Tensor, layouts: Sequence[Layout]
+    ) -> list[Map]:
+        n = self.n + tf.cast(tf.floor(slack * (self.m - self.n)), tf.int32)
+        return [self._along(layout.inputs[-1], n) for layout in layouts]
+
+    def _along(self, axis: int, n: tf.Tensor) -> Map:
+        """Return the map that keeps n of every m in rows along an axis."""
 
         def theta(value: tf.Tensor) -> tf.Tensor:
             rank = value.shape.rank
@@ -74,8 +80,9 @@ class NMConstraint(Compression):
             size = bits.shape[-1]
             padded = tf.pad(bits, [[0, 0]] * (rank - 1) + [[0, -size % self.m]], constant_values=-1)
             rows = tf.reshape(padded, [-1, self.m])
-            best = tf.math.top_k(rows, self.n).indices
-            kept = tf.reduce_any(best[:, :, None] == tf.range(self.m), axis=1)
+            ranked = tf.math.top_k(rows, self.m).indices[:, :, None]
+            best = (ranked == tf.range(self.m)) & (tf.range(self.m)[:, None] < n)
+            kept = tf.reduce_any(best, axis=1)
             kept = tf.reshape(kept, padded.shape)[..., :size]
             kept = tf.transpose(kept, sorted(range(rank), key=order.__getitem__))
             return tf.where(kept, value, tf.zeros([], value.dtype))

@@ -1,46 +1,37 @@
-"""How strongly the L steps of a run pull: μ of each, and the scales of its variables."""
+"""How strong the pull of each L step is."""
 
-import itertools
+import math
+from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
-
 from lc_keras.algorithm import schedules
-from lc_keras.algorithm.lagrangian import Lagrangian
-from lc_keras.fit.optimizers import LearningRateLimit, relative_gradients
+from lc_keras.algorithm.beside import Reach
+from lc_keras.fit.optimizers import LearningRateLimit
 from lc_keras.fit.plan import Plan
 
 # How long an epoch is taken to be until the first one has ended, if Keras does not know.
 _UNKNOWN_BATCHES = 100
-# How many times the gap of neurons counts: a budget of these takes a smaller part of the norm, and what
-# is left of one in front of a batch normalisation moves the statistics of the layers that follow.
-_NEARER = 10
 
 Mu = Literal["auto"] | schedules.Schedule
 
 
 def is_automatic(mu: Mu) -> bool:
-    """Whether `mu` is to be found from what the run shows."""
+    """Tell if `mu` is to be found from what the run shows."""
     return isinstance(mu, str) and mu == "auto"
 
 
-class Pull:
-    """Say how μ and the scales of a run go on.
+class ThroughLoss:
+    """Find μ of the L steps of a run whose pull goes through the loss.
 
     Args:
         mu: `"auto"` or a schedule.
         plan: `Plan` of the run.
-        lagrangian: `Lagrangian` of the weights.
-        rate: `LearningRateLimit` of the optimizers that train them.
+        rate: `LearningRateLimit` of the optimizers that train the weights.
     """
 
-    def __init__(self, mu: Mu, plan: Plan, lagrangian: Lagrangian, rate: LearningRateLimit) -> None:
+    def __init__(self, mu: Mu, plan: Plan, rate: LearningRateLimit) -> None:
         self._plan = plan
-        self._lagrangian = lagrangian
         self._rate = rate
-        self._making_neurons = np.array(
-            [part.compression.needs_units for part in lagrangian.shared for _ in part.variables]
-        )
         self._automatic = schedules.Automatic(plan.steps) if is_automatic(mu) else None
         self._mus = [] if self._automatic else schedules.values(mu, plan.steps)
 
@@ -58,69 +49,116 @@ class Pull:
         if self._automatic and state:
             self._automatic.load(state)
 
-    def look_ahead(self) -> None:
-        """Notes how the schedules of learning rates go on."""
-        self._rate.look_ahead(self._all_batches)
+    def begin(self) -> None:
+        """Note how the schedules of learning rates go on."""
+        self._rate.look_ahead(_batches(self._plan))
 
-    def mu(self, step: int, gap: float) -> float:
-        """μ of an L step.
+    def next(self, step: int, gap: float) -> tuple[float, Reach | None]:
+        """Return μ of an L step.
 
         Args:
             step: Int, the index of the L step; the indices must not decrease.
             gap: Float, the latest ‖w − θ‖ / ‖w‖.
 
         Returns:
-            Float > 0.
+            Tuple of a float > 0 and `None`.
         """
         if not self._automatic:
-            return self._mus[step]
-        if self._making_neurons.any():
-            gap *= _NEARER
-        return self._automatic(step, self._rate.effective(), self._all_batches, gap, self._rate.guessed)
+            return self._mus[step], None
+        rate, guessed = self._rate.effective(), self._rate.guessed
+        return self._automatic(step, rate, _batches(self._plan), gap, guessed), None
 
-    def scales(self, step: int) -> np.ndarray | None:
-        """How much the distance to θ counts in each variable.
 
-        Args:
-            step: Int, the index of the L step.
+class Beside:
+    r"""Find the reach of the pull beside the optimizer, from the progress of the run and how weights move.
 
-        Returns:
-            Array of floats, or `None`: as before.
-        """
-        making = list(itertools.compress(self._lagrangian.variables, self._making_neurons))
-        if not (self._automatic and making):
-            return None
-        gradients = relative_gradients(self._rate.updating[0], making)
-        if gradients is None:
-            return None
-        scales = np.array([slot.scale.numpy() for slot in self._lagrangian.slots])
-        scales[self._making_neurons] = self._automatic.scales(step, scales[self._making_neurons], gradients)
-        return scales
+    At first the pull reaches more and more weights, the smallest first, as gradual pruning removes them (Zhu
+    & Gupta, "To prune, or not to prune", 2017), but it brings them to zero little by little. Of the weights
+    beyond the budget, $1 - (1 - q/0.9)^3$ are pulled after the part q of the removing, which takes three
+    quarters of the run. Weights within reach are pulled $1 - e^{-s/E}$ of the way in each of the E batches of
+    the removing, where s grows from 50 to 300. The last quarter trains what is left.
 
-    def portions(self, step: int, mu: float) -> np.ndarray | None:
-        r"""How much of their step the multipliers take when an L step ends.
+    Where the loss can carry weights far, a fixed budget is better: then the training itself finds which
+    weights to keep. That is measured, whatever the optimizer: if the kept weights, going on as in the latest
+    L step, would move by more than 1.2 times their norm in the rest of the run, and that three times in a row
+    in the first 15 % of it, all weights are pulled from then on, to θ of the budget itself, with s from 1.5
+    to 80.
 
-        Neurons are few and trade places many at a time: had the loss no time to follow, a whole step would
-        bring back at each C step those that the one before removed. What makes neurons takes the part of the
-        gap that the L step had time to close, $1 - e^{-\eta_\text{eff}\,\mu\,T}$ in T batches.
+    The constants are from `benchmarks/robustness/matrix.py`.
+
+    Args:
+        plan: `Plan` of the run.
+    """
+
+    _REMOVING, _FALLING = 0.75, 0.9
+    _PATH, _FIXED = (50.0, 300.0), (1.5, 80.0)
+    _FAR, _IN_A_ROW, _LOOKS = 1.2, 3, 0.15
+    # What a longer run has beyond them is better spent on weights that have settled.
+    _MOST_BATCHES = 5000
+
+    given = "auto"
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._is_fixed = False
+        self._far = 0
+        self._strength = 0.0
+
+    def state(self) -> Sequence[float]:
+        """Return what `load` needs in another run of the same plan, as JSON can hold it."""
+        return [self._is_fixed, self._far, self._strength]
+
+    def load(self, state: Sequence[float]) -> None:
+        """Go on from a `state`."""
+        self._is_fixed, self._far, self._strength = bool(state[0]), int(state[1]), state[2]
+
+    def begin(self) -> None:
+        """Nothing is to be known of the optimizer."""
+
+    def looks(self, step: int) -> bool:
+        """Tell if it asks how far weights moved in an L step."""
+        return not self._is_fixed and step <= self._LOOKS * self._plan.steps
+
+    def look(self, step: int, moved: float, batches: float) -> None:
+        """Note how far weights moved.
 
         Args:
             step: Int, the index of the L step that ends.
-            mu: Float > 0, its μ.
+            moved: Float, how far the kept weights moved, by their norm.
+            batches: Float > 0, in how many batches.
+        """
+        left = _batches(self._plan) * (1 - (step + 1) / self._plan.steps)
+        self._far = self._far + 1 if moved * left / batches > self._FAR else 0
+        if self._far == self._IN_A_ROW:
+            self._is_fixed = True
+            # λ/μ was of a much stronger pull.
+            self._strength = 0.0
+
+    def next(self, step: int, gap: float) -> tuple[float, Reach | None]:
+        """Return the strength of the pull in an L step, and its `Reach`.
+
+        Args:
+            step: Int, the index of the L step; the indices must not decrease.
+            gap: Float, not used.
 
         Returns:
-            Array of floats, or `None`: all of it.
+            Tuple of a float > 0, s/E, and a `Reach`.
         """
-        if not (self._automatic and self._making_neurons.any()):
-            return None
-        epochs = self._plan.length if step else self._plan.first_length
-        closed = -np.expm1(-self._rate.effective() * mu * epochs * self._batches_an_epoch)
-        return np.where(self._making_neurons, closed, 1.0)
+        progress, before = step / self._plan.steps, self._strength
+        if self._is_fixed:
+            (first, last), length = self._FIXED, min(_batches(self._plan), self._MOST_BATCHES)
+            slack = 0.0
+        else:
+            (first, last), length = self._PATH, self._REMOVING * _batches(self._plan)
+            progress /= self._REMOVING
+            slack = max(0.0, 1 - progress / self._FALLING) ** 3
+        self._strength = first * (last / first) ** min(progress, 1.0) / length
+        if not self._is_fixed and progress >= 1:
+            return self._strength, Reach(part=1.0, frees=True)
+        part, ratio = -math.expm1(-self._strength), before / self._strength
+        return self._strength, Reach(part, ratio, slack, frees=not self._is_fixed)
 
-    @property
-    def _all_batches(self) -> float:
-        return self._plan.epochs * self._batches_an_epoch
 
-    @property
-    def _batches_an_epoch(self) -> int:
-        return self._plan.batches or _UNKNOWN_BATCHES
+def _batches(plan: Plan) -> float:
+    """Return how many batches a run has."""
+    return plan.epochs * (plan.batches or _UNKNOWN_BATCHES)

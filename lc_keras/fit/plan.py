@@ -4,8 +4,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# The length of an L step in epochs, and what it may be cut to in order to have so many of them.
+# The length of an L step in epochs; how many there are to be at least, for which it may be shorter; and its
+# fewest batches (benchmarks/training/step_length.py).
 _LENGTH, _STEPS, _FEWEST_BATCHES = 0.25, 80, 15
+# Beside the optimizer steps may be shorter: these, and the longest part of a short run.
+_STEPS_BESIDE, _PART_BESIDE = 160, 1 / 40
 _FEW_EPOCHS = 4
 
 
@@ -36,27 +39,30 @@ class Plan:
         epochs: float = math.inf,
         batches: int | None = None,
         execution: int = 1,
+        beside: bool = False,
     ) -> "Plan":
         """Fills in what is not given.
 
         Args:
             steps: Int or `None`: as many as the epochs hold.
             length: Float or `None`: a quarter of an epoch; if `steps` is `None`, too, it may be
-                less, so that there are 80 L steps, but not less than 15 batches.
+                less, so that there are 80 L steps (160 beside the optimizer), but not less than 15 batches
+                (beside the optimizer a 40th of a short run will do).
             first_length: Float or `None`: as the others.
             epochs: Float, default infinite, for a number of steps that is given.
             batches: Int or `None` (default), not known.
             execution: Int, default 1: how many batches run at once.
+            beside: Bool, default `False`: whether the pull is beside the optimizer.
 
         Returns:
             `Plan`.
         """
         if length is None:
             length = _LENGTH
-            if steps is None:
-                fewest = max(_FEWEST_BATCHES, execution)
-                shortest = fewest / batches if batches else _LENGTH
-                length = min(_LENGTH, max(epochs / _STEPS, shortest))
+            if steps is None and batches:
+                fewest = min(_FEWEST_BATCHES, _PART_BESIDE * epochs * batches) if beside else _FEWEST_BATCHES
+                most = epochs / (_STEPS_BESIDE if beside else _STEPS)
+                length = max(max(fewest, execution) / batches, min(_LENGTH, most))
         first_length = first_length or length
         steps = steps or 1 + max(0, math.ceil((epochs - first_length) / length - 1e-9))
         return cls(steps, length, first_length, epochs, batches)

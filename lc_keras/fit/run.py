@@ -10,13 +10,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from lc_keras.algorithm.beside import Reach
 from lc_keras.algorithm.lagrangian import CStep
 from lc_keras.algorithm.steps import Steps
 from lc_keras.algorithm.tasks import Task, bind_tasks
 from lc_keras.fit.attachment import Logs, TrainFunction
 from lc_keras.fit.averages import Averages
 from lc_keras.fit.checkpoints import Checkpoint, Checkpoints, Facts
-from lc_keras.fit.mu import Mu, Pull
+from lc_keras.fit.mu import Beside, Mu, ThroughLoss, is_automatic
 from lc_keras.fit.optimizers import LearningRateLimit, begin_anew, optimizers_of
 from lc_keras.fit.plan import Plan
 from lc_keras.fit.progress import Progress, Saved, check_same
@@ -58,7 +59,6 @@ class CompressionRun:
         self._params = params
         self._given_mu = mu
         self._plan_given = steps, epochs_per_step, first_step_epochs
-        self._limits_rate = limit_learning_rate
         self._resets = reset_optimizer
         self._tolerance = tolerance
         self._checkpoints = checkpoints
@@ -69,8 +69,11 @@ class CompressionRun:
             "tolerance": tolerance,
         }
         shared = bind_tasks(tasks, model)
+        # Where no budget can be loosened, the pull is the paper's, through the loss.
+        self._beside = is_automatic(mu) and all(part.compression.can_loosen for part in shared)
+        self._limits_rate = limit_learning_rate and not self._beside
         with model.distribute_strategy.scope():
-            self._steps = Steps(model, shared, multipliers)
+            self._steps = Steps(model, shared, multipliers, self._beside)
             self._lagrangian = self._steps.lagrangian
             self.variables = self._lagrangian.variables
             self._rate = LearningRateLimit(*optimizers_of(model), variables=self.variables)
@@ -81,9 +84,9 @@ class CompressionRun:
         self._progress = Progress()
         # Both are made as the first epoch begins, before which it is not known.
         self._plan: Plan = None  # type: ignore[assignment]
-        self._pull: Pull = None  # type: ignore[assignment]
+        self._pull: Beside | ThroughLoss = None  # type: ignore[assignment]
         self._is_checked = False  # whether the train function was seen to pull
-        self._epoch = self._batch = 0
+        self._epoch = self._batch = self._batches_since = 0
         self._metrics: Logs = {}
 
     @property
@@ -144,6 +147,7 @@ class CompressionRun:
                 limit = self._rate.applied() if self._limits_rate else contextlib.nullcontext()
                 with self._lagrangian.pulling(), limit:
                     self._metrics = train_function(iterator)
+                self._batches_since += self._model.steps_per_execution
                 # Not where a batch begins: where the length is unknown, Keras begins one that has no data.
                 self.logs.update(mu=self.mu, l_step=self._running + 1)
             except (StopIteration, tf.errors.OutOfRangeError):
@@ -259,18 +263,23 @@ class CompressionRun:
 
     def _lay_out(self, first_epoch: int) -> None:
         epochs, batches = self._params["epochs"] - first_epoch, self._params.get("steps")
-        self._plan = Plan.of(*self._plan_given, epochs, batches, self._model.steps_per_execution)
-        self._pull = Pull(self._given_mu, self._plan, self._lagrangian, self._rate)
+        execution = self._model.steps_per_execution
+        self._plan = Plan.of(*self._plan_given, epochs, batches, execution, self._beside)
+        if self._beside:
+            self._pull = Beside(self._plan)
+        else:
+            self._pull = ThroughLoss(self._given_mu, self._plan, self._rate)
 
     def _begin(self, epoch: int) -> None:
         self._lay_out(epoch)
         progress, plan, execution = self._progress, self._plan, self._model.steps_per_execution
         for caveat in plan.caveats(self._plan_given[0] is not None, execution):
             warnings.warn(caveat, stacklevel=4)
-        self._pull.look_ahead()
+        self._pull.begin()
         progress.step = plan.step_at(0, 0, 0, execution) if plan.batches else 0
-        progress.mu = self._pull.mu(progress.step, math.nan)
-        self._note(self._steps.begin(progress.mu))
+        progress.mu, reach = self._pull.next(progress.step, math.nan)
+        found = self._steps.begin(progress.mu, reach)
+        self._note(self._lagrangian.project(progress.mu) if self._lagrangian.is_loose else found)
         self.logs["l_steps"] = plan.steps
         progress.first_epoch = epoch
         self._limit_rate()
@@ -297,9 +306,16 @@ class CompressionRun:
     def _c_step(self, next_step: int) -> None:
         self._check_pull()
         progress, last = self._progress, next_step == self._plan.steps
-        next_mu = progress.mu if last else self._pull.mu(next_step, self.logs["gap"])
-        scales, portions = self._pull.scales(next_step), self._pull.portions(progress.step, progress.mu)
-        self._note(self._steps.c_step(progress.mu, next_mu, scales, portions, self._name_of_l_step))
+        if isinstance(self._pull, Beside) and self._pull.looks(progress.step):
+            self._pull.look(progress.step, self._lagrangian.moved(), self._batches_since)
+        if last:
+            next_mu, reach = progress.mu, Reach(part=1.0) if self._beside else None
+        else:
+            next_mu, reach = self._pull.next(next_step, self.logs["gap"])
+        found = self._steps.c_step(progress.mu, next_mu, reach, self._name_of_l_step)
+        self._batches_since = 0
+        if not self._lagrangian.is_loose:
+            self._note(found)
         progress.step, progress.mu = next_step, next_mu
         progress.finished = last or self.logs["gap"] < self._tolerance
         if progress.finished:
@@ -327,7 +343,7 @@ class CompressionRun:
 
     def _limit_rate(self) -> None:
         if self._limits_rate:
-            self._rate.set(1 / max(float(slot.mu.numpy()) for slot in self._lagrangian.slots))
+            self._rate.set(1 / self._lagrangian.mu)
 
     def _show_training(self) -> None:
         if self._lagrangian.is_replaced(swapped=bool(self._averages.trained)):
@@ -345,5 +361,11 @@ class CompressionRun:
 
     def _show_compressed(self) -> None:
         if not self._lagrangian.compressed:
+            if self._lagrangian.is_loose:
+                # What is shown keeps the budget, however far the pull reaches.
+                found = self._lagrangian.project(self.mu)
+                if np.all(found.finite):
+                    self._batches_since = 0
+                    self._note(found)
             self._lagrangian.show_compressed()
             self._averages.show_compressed(self.mu)

@@ -1,0 +1,76 @@
+"""The pull of the weights towards their compressed copy beside the optimizer, as a Keras constraint."""
+
+from dataclasses import dataclass
+
+import keras
+import tensorflow as tf
+
+from lc_keras.costs import thresholds
+from lc_keras.internals import kept_with_trace
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far the pull beside the optimizer reaches, and how strong it is.
+
+    Attributes:
+        part: Float from 0 to 1: the part of the way to its target that a weight is pulled in a batch.
+        ratio: Float ≥ 0: what is left of λ/μ where μ grows, μ of the L step that ends by that of the next
+            one; 0 starts from λ = 0.
+        slack: Float from 0, the budget itself, to 1: only weights are pulled that a budget with this slack
+            removes.
+        frees: Bool, whether weights that are kept are left free, instead of pulled to where they are.
+    """
+
+    part: float
+    ratio: float = 0.0
+    slack: float = 0.0
+    frees: bool = False
+
+
+class PullBeside(keras.constraints.Constraint):
+    r"""Move weights a part of the way to their targets after each update: $w \leftarrow w - a\,(w - t)$.
+
+    As a gradient, $\mu (w - t)$, the pull of an L step is as strong as the optimizer makes it: it goes
+    through momentum, second moments and signs. Beside the optimizer it is $a$ in each batch, whatever trains
+    the weights: the proximal step of the penalty $\frac{\mu}{2} \lVert w - t \rVert^2$, as decoupled
+    weight decay is one (Loshchilov & Hutter, "Decoupled weight decay regularization", ICLR 2019).
+
+    Args:
+        target: `tf.Variable` of the weight's shape: t; NaN where a weight is left free.
+        part: `tf.Variable`, a scalar from 0 to 1: $a$.
+
+    Attributes:
+        constraint: `keras.constraints.Constraint` or `None`: the weight's own, which is applied first.
+        pulls: Bool, whether an update, or the trace of one, has used it.
+    """
+
+    why_not = (
+        "The training step of the model leaves out the constraints of its weights, by which the L step pulls "
+        "them, for {}. Expected a `train_step` that updates weights with the `apply` of a Keras optimizer, "
+        "without a tf.function of its own, which would go on as it was traced before; or a `Task` that "
+        "leaves them out."
+    )
+
+    def __init__(self, target: tf.Variable, part: tf.Variable) -> None:
+        self.target = target
+        self.part = part
+        self.constraint: keras.constraints.Constraint | None = None
+        self.pulls = False
+
+    def __call__(self, weight: tf.Tensor) -> tf.Tensor:
+        self.pulls = True
+        kept_with_trace(self.target, self.part)
+        weight = tf.convert_to_tensor(weight if self.constraint is None else self.constraint(weight))
+        wide = tf.cast(weight, thresholds.common_dtype([weight]))
+        target, part = self.target.value(), tf.cast(self.part.value(), wide.dtype)
+        pulled = tf.where(tf.math.is_nan(target), wide, wide - part * (wide - target))
+        return tf.cast(pulled, weight.dtype)
+
+    def attach(self, variable: keras.Variable) -> None:
+        """Make it the constraint of a weight, beside the weight's own."""
+        self.constraint, variable.constraint = variable.constraint, self
+
+    def detach(self, variable: keras.Variable) -> None:
+        """Give a weight its own constraint back."""
+        variable.constraint = self.constraint
