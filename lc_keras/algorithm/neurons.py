@@ -1,4 +1,4 @@
-"""What makes the units of a model together, found in its graph."""
+"""Neurons and filters of a model: the weights that make each, found in its graph."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from lc_keras.model.macs import count_uses
 
 
 class Makers:
-    """Which weights make which units, and how many multiply-adds each takes.
+    """The weights that make each unit of a model, and the multiply-adds that each weight takes.
 
     Args:
         model: Functional or built Sequential `keras.Model`.
@@ -45,7 +45,7 @@ class Makers:
         return dataclasses.replace(layout, macs=self._macs.get(id(variable)))
 
     def by_units(self, parts: list[list[keras.Variable]]) -> list[list[keras.Variable]]:
-        """The variables of a model's layers, together those that make units together.
+        """Return the variables of a model's layers, together those that make units together.
 
         Those of which no unit can be removed are left out, if there are others.
 

@@ -1,4 +1,4 @@
-"""Which weights of a model share one cost."""
+"""Tasks: a cost, and the weights of a model that share it."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -44,21 +44,18 @@ class Task:
 
     Args:
         compression: `Compression`, such as `L0Constraint(keep=0.05)`.
-        weights: Which trainable variables. `None` (default): the kernels of
-            dense, convolution, attention and recurrent layers, wherever they are
-            nested. A string or compiled pattern: the variables whose `path` the
-            regular expression matches somewhere. A layer: its kernels, or, if it
-            has none by that name, all its weights of two or more axes. A variable:
-            itself. A function of a variable: those for which it returns true. An
-            iterable of these: their union.
-        per_layer: Bool, default `False`. `False`: one budget over all the weights,
-            so that the training finds how much each layer keeps. `True`: the same
-            budget for each layer by itself; of neurons, for layers that make them
-            together, and not for those whose neurons all must stay.
+        weights: The trainable variables. `None` (default): the kernels of dense, convolution, attention and
+            recurrent layers, wherever they are nested. A string or compiled pattern: the variables whose
+            `path` the regular expression matches somewhere. A layer: its kernels, or, if it has none by that
+            name, all its weights of two or more axes. A variable: itself. A function of a variable: those for
+            which it returns true. An iterable of these: their union.
+        per_layer: Bool, default `False`: one budget over all the weights, so that the training finds how much
+            each layer keeps. `True`: the same budget for each layer by itself; of neurons, for layers that
+            make them together, and not for those whose neurons all must stay.
 
     Raises:
         TypeError: If `compression` or `weights` is of another type.
-        ValueError: If the regular expression does not compile.
+        ValueError: If `weights` is an empty list, or the regular expression does not compile.
 
     Example:
 
@@ -102,19 +99,18 @@ class Task:
         return self.weights if isinstance(self.weights, list) else [self.weights]
 
     def select(self, model: keras.Model) -> list[keras.Variable]:
-        """Finds the variables of this task in `model`.
+        """Find the variables of this task in `model`.
 
         Args:
             model: Built `keras.Model`.
 
         Returns:
-            List of `keras.Variable` in the order in which the model holds them,
-            each once even if layers share it.
+            List of `keras.Variable` in the order in which the model holds them, each once even if layers
+            share it.
 
         Raises:
             TypeError: If `model` is no `keras.Model`.
-            ValueError: If the model is not built, or a selector matches nothing
-                that can be trained.
+            ValueError: If the model is not built, or a selector matches nothing that can be trained.
         """
         candidates = _trainable_variables(model, self)
         selected = set()
@@ -129,7 +125,7 @@ class Task:
         return [variable for variable in candidates if id(variable) in selected]
 
     def bind(self, model: keras.Model) -> list[SharedCost]:
-        """Finds this task's variables in `model` and checks that the budget fits them.
+        """Find this task's variables in `model` and check that the budget fits them.
 
         Args:
             model: Built `keras.Model`.
@@ -138,16 +134,11 @@ class Task:
             List of `SharedCost`: one over all variables, or one a layer.
 
         Raises:
+            TypeError: If `model` is no `keras.Model`.
             ValueError: As `select`, or if the budget is out of the weights' range.
         """
-        selected = self.select(model)
-        owners, cost = owners_of(model), self.compression
-        parts = [selected]
-        if self.per_layer:
-            by_layer: dict[int, list[keras.Variable]] = {}
-            for variable in selected:
-                by_layer.setdefault(id(owners.get(id(variable), variable)), []).append(variable)
-            parts = list(by_layer.values())
+        selected, owners, cost = self.select(model), owners_of(model), self.compression
+        parts = _by_layer(selected, owners) if self.per_layer else [selected]
         makers = None
         if (cost.needs_units or cost.needs_macs) and is_graph(model):
             makers = Makers(model, cost.needs_macs)
@@ -181,11 +172,10 @@ Tasks = (
 
 
 def as_tasks(tasks: Tasks) -> list[Task]:
-    """Turns what a user passes as `tasks` into a list of `Task`s.
+    """Make a list of `Task`s of what a user passes as `tasks`.
 
     Args:
-        tasks: A compression (one joint task over the default kernels), a `Task`, or
-            a list of these.
+        tasks: A compression (one joint task over the default kernels), a `Task`, or a list of these.
 
     Returns:
         List of `Task`.
@@ -201,7 +191,7 @@ def as_tasks(tasks: Tasks) -> list[Task]:
 
 
 def bind_tasks(tasks: Sequence[Task], model: keras.Model) -> list[SharedCost]:
-    """Finds the variables of all tasks in a model.
+    """Find the variables of all tasks in a model.
 
     Args:
         tasks: Sequence of `Task`.
@@ -274,6 +264,14 @@ def _trainable_variables(model: keras.Model, task: Task) -> list[keras.Variable]
             "Found 0 weights; call the model on data, or `model.build(input_shape)`, first."
         )
     return variables
+
+
+def _by_layer(variables: list[keras.Variable], owners: dict[int, keras.Layer]) -> list[list[keras.Variable]]:
+    """Return variables in lists, one for each layer."""
+    found: dict[int, list[keras.Variable]] = {}
+    for variable in variables:
+        found.setdefault(id(owners.get(id(variable), variable)), []).append(variable)
+    return list(found.values())
 
 
 def _describe(selector: Single) -> str:

@@ -1,6 +1,7 @@
 """Costs of compression C(θ) and their exact C steps.
 
-Given the weights $v = w - \\lambda/\\mu$ of a task, the C step of the Learning-Compression algorithm solves
+Given the weights $v = w - \\lambda/\\mu$ of a task, the C step of the Learning-Compression algorithm
+(Carreira-Perpiñán & Idelbayev, CVPR 2018) solves
 
 $$\\min_\\theta \\tfrac{\\mu}{2} \\lVert v - \\theta \\rVert^2 + C(\\theta).$$
 

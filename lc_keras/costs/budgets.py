@@ -34,11 +34,12 @@ import tensorflow as tf
 
 from lc_keras.costs import thresholds
 
+# Small chains of layers, as in tests/costs/test_budgets.py, settle after two.
 ROUNDS = 4
 
 
 class Product(NamedTuple):
-    """What a tensor costs: its price times how many places are kept, of those that make and that read units.
+    """The cost of a tensor: its price times how many places are kept, of those that make and that read units.
 
     Attributes:
         price: Number, what an element costs that has one place of either kind.
@@ -55,7 +56,7 @@ class Product(NamedTuple):
     read: int
 
     def __call__(self, kept: np.ndarray) -> np.ndarray:
-        """The cost where units are kept, a bool vector; or, with vectors stacked, the cost of each."""
+        """Return the cost where units are kept, a bool vector; or, with vectors stacked, the cost of each."""
         return self.price * (self.made + kept @ self.makes) * (self.read + kept @ self.reads)
 
 
@@ -66,7 +67,7 @@ def choose(
     budget: float,
     parts: Sequence[tuple[np.ndarray, int]] = (),
 ) -> tf.Tensor:
-    r"""Which units to keep. They are sorted, $O(U \log U)$ for U units.
+    r"""Choose the units to keep. They are sorted, $O(U \log U)$ for U units.
 
     Args:
         magnitudes: Vector of magnitudes.
@@ -115,7 +116,7 @@ def allocate(
     at_least: Sequence[int],
     scales: Sequence[float | tf.Tensor] | None = None,
 ) -> list[tf.Tensor]:
-    """How many elements of each tensor to keep, the largest ones, where those of a tensor cost the same.
+    """Count the elements of each tensor to keep, the largest ones, where those of a tensor cost the same.
 
     A radix search for the ratio at which the budget is spent, as `thresholds.kth_largest`, in $O(N)$.
 

@@ -59,7 +59,7 @@ class L1Constraint(Grouped):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class L1Penalty(Grouped):
-    r"""The sum of the magnitudes costs α each unit: $C(\theta) = \alpha \lVert \theta \rVert_1$.
+    r"""The cost is α times the sum of the magnitudes: $C(\theta) = \alpha \lVert \theta \rVert_1$.
 
     The C step is $\theta_g = (1 - \tau/m_g)_+ v_g$ with $\tau = \alpha/\mu$. Of groups it is the penalty of
     the group lasso (Yuan & Lin, Model selection and estimation in regression with grouped variables, JRSS-B

@@ -51,7 +51,7 @@ class L2Constraint(Compression):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class L2Penalty(Compression):
-    r"""The squared norm costs α each unit: $C(\theta) = \alpha \lVert \theta \rVert_2^2$.
+    r"""The cost is α times the squared norm: $C(\theta) = \alpha \lVert \theta \rVert_2^2$.
 
     The C step is $\theta = \frac{\mu}{\mu + 2\alpha}\, v$.
 

@@ -33,17 +33,17 @@ class Threshold(NamedTuple):
 
     @property
     def value(self) -> tf.Tensor:
-        """The magnitude itself, float32 (float64 for float64 tensors)."""
+        """Return the magnitude itself, float32 (float64 for float64 tensors)."""
         return tf.bitcast(self.bits, tf.float32 if self.bits.dtype == tf.int32 else tf.float64)
 
 
 def common_dtype(tensors: Sequence[tf.Tensor]) -> tf.DType:
-    """The floating type in which tensors are compared and summed: float32 unless one is float64."""
+    """Return the floating type in which tensors are compared and summed: float32 unless one is float64."""
     return tf.float64 if any(t.dtype == tf.float64 for t in tensors) else tf.float32
 
 
 def magnitude_bits(tensor: tf.Tensor, dtype: tf.DType = tf.float32) -> tf.Tensor:
-    """The bits of |x|, as integers whose order is the order of the magnitudes.
+    """Return the bits of |x|, as integers whose order is the order of the magnitudes.
 
     Comparing integers is exact where comparing floats is not: processors that flush subnormal numbers to
     zero take 1e-42 and 0 for equal.
@@ -60,7 +60,7 @@ def magnitude_bits(tensor: tf.Tensor, dtype: tf.DType = tf.float32) -> tf.Tensor
 
 
 def at_least(tensor: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
-    r"""Where $|x| \ge \tau$.
+    r"""Return where $|x| \ge \tau$.
 
     Args:
         tensor: Floating tensor of any shape.
@@ -144,7 +144,7 @@ def histogram(
     low: int,
     scales: Sequence[float | tf.Tensor] | None = None,
 ) -> tf.Tensor:
-    """Counts of the 16 bits from bit `low` up, among the magnitudes that agree with `prefix` above those.
+    """Count the values of the 16 bits from `low` up, of the magnitudes that agree with `prefix` above those.
 
     Args:
         tensors: Sequence of floating tensors of any shapes.
@@ -220,7 +220,7 @@ def kth_largest(
 
 @tf.autograph.experimental.do_not_convert
 def l1_ball_threshold(tensors: Sequence[tf.Tensor], radius: float | tf.Tensor) -> tf.Tensor:
-    r"""The threshold that projects all tensors together on the ℓ1 ball.
+    r"""Return the threshold that projects all tensors together on the ℓ1 ball.
 
     $$\tau \ge 0: \quad \sum_i \max(|x_i| - \tau, 0) = r,$$
 
@@ -228,6 +228,9 @@ def l1_ball_threshold(tensors: Sequence[tf.Tensor], radius: float | tf.Tensor) -
     steps from the left, $\tau \leftarrow \tau + (f(\tau) - r) / \#\{i : |x_i| > \tau\}$, never overshoot and
     end after finitely many. The start is the solution for magnitudes rounded down to seven bits, which one
     histogram gives: $\max_j (S_j - r) / C_j$ with $S_j, C_j$ the sum and the count from bin $j$ on.
+
+    The projection is that of Duchi, Shalev-Shwartz, Singer & Chandra, Efficient projections onto the ℓ1-ball
+    for learning in high dimensions, ICML 2008.
 
     Args:
         tensors: Sequence of floating tensors of any shapes, fewer than $2^{31}$ elements together.
@@ -286,7 +289,7 @@ def l1_ball_threshold(tensors: Sequence[tf.Tensor], radius: float | tf.Tensor) -
 
 @tf.autograph.experimental.do_not_convert
 def l2_norm(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    r"""The norm $\sqrt{\sum_i x_i^2}$ of all tensors together, without overflow or underflow of the squares.
+    r"""Return the norm $\sqrt{\sum_i x_i^2}$ of all tensors together; no square overflows or vanishes.
 
     Args:
         tensors: Sequence of floating tensors of any shapes.
@@ -321,7 +324,7 @@ def l2_norm(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
 
 @tf.autograph.experimental.do_not_convert
 def outline(tensor: tf.Tensor) -> tf.Tensor:
-    r"""A few numbers by which other values are recognised.
+    r"""Return a few numbers by which other values are recognised.
 
     Args:
         tensor: Floating tensor of any shape.
@@ -342,7 +345,7 @@ def outline(tensor: tf.Tensor) -> tf.Tensor:
 
 @tf.autograph.experimental.do_not_convert
 def finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Which tensors hold neither an infinity nor a NaN.
+    """Return which tensors hold neither an infinity nor a NaN.
 
     Args:
         tensors: Sequence of floating tensors of any shapes.
