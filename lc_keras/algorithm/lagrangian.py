@@ -298,7 +298,8 @@ class Lagrangian:
     def _slot(self, variable: keras.Variable, theta: tf.Variable, target: tf.Variable) -> Slot:
         if self.beside:
             return Slot(variable, theta, target, PullBeside(target, self._strength))
-        return Slot(variable, theta, target, LCPenalty(target, self._strength, variable.regularizer))
+        pull = LCPenalty(target, self._strength, variable.regularizer, is_shown=False)
+        return Slot(variable, theta, target, pull)
 
     def _solve(self, mu: float, next_mu: float, ratio: float, reach: Reach | None) -> CStep:
         self._reach = reach or Reach(0.0)

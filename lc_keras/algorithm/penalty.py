@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from lc_keras.arguments import non_negative
+from lc_keras.arguments import non_negative, switch
 from lc_keras.internals import kept_with_trace
 
 Gradient = Callable[[tf.Tensor], tuple[tf.Tensor, None, None]]
@@ -27,6 +27,8 @@ class LCPenalty(keras.regularizers.Regularizer):
         mu: `tf.Variable` or float, default 0: μ ≥ 0.
         regularizer: Regularizer or `None` (default): the one that the weight has
             already; both count.
+        is_shown: Bool, default `True`. `False`: as a regularizer it adds its gradient to that of the loss,
+            and 0 to its value, so that the loss in the logs is the user's.
 
     Raises:
         TypeError: If `mu` is no number.
@@ -53,6 +55,7 @@ class LCPenalty(keras.regularizers.Regularizer):
         target: tf.Variable | np.ndarray,
         mu: tf.Variable | float = 0.0,
         regularizer: keras.regularizers.Regularizer | None = None,
+        is_shown: bool = True,
     ) -> None:
         if not isinstance(mu, tf.Variable):
             mu = non_negative("mu", mu)
@@ -63,6 +66,7 @@ class LCPenalty(keras.regularizers.Regularizer):
             target = tf.Variable(target, trainable=False, dtype=tf.float32, name="target")
         self.target = target
         self.mu = mu
+        self.is_shown = switch("is_shown", is_shown)
         self._gradients: list[tf.Tensor | None] = []
         self.regularizer = keras.regularizers.get(regularizer)
 
@@ -73,7 +77,7 @@ class LCPenalty(keras.regularizers.Regularizer):
 
     def __call__(self, weight: tf.Tensor) -> tf.Tensor:
         weight = tf.convert_to_tensor(weight)
-        penalty = self.pull(weight)
+        penalty = self._of(weight, self.is_shown)
         if self.regularizer is not None:
             penalty += tf.cast(self.regularizer(weight), penalty.dtype)
         return penalty
@@ -98,6 +102,9 @@ class LCPenalty(keras.regularizers.Regularizer):
         Raises:
             ValueError: If the weight has another shape than the target.
         """
+        return self._of(weight, True)
+
+    def _of(self, weight: tf.Tensor, is_shown: bool) -> tf.Tensor:
         weight = tf.convert_to_tensor(weight)
         if not weight.shape.is_compatible_with(self.target.shape):
             raise ValueError(
@@ -106,11 +113,12 @@ class LCPenalty(keras.regularizers.Regularizer):
             )
         kept_with_trace(self.target, self.mu)
         target = self.target.value()
-        penalty = self._pull(tf.cast(weight, target.dtype), target, tf.cast(self.mu.value(), target.dtype))
+        weight, mu = tf.cast(weight, target.dtype), tf.cast(self.mu.value(), target.dtype)
+        penalty = self._pull(weight, target, mu, is_shown)
         # Keras adds it to losses of that type, whatever the weight is.
         return tf.cast(penalty, keras.config.floatx())
 
-    def _pull(self, weight: tf.Tensor, target: tf.Tensor, mu: tf.Tensor) -> tf.Tensor:
+    def _pull(self, weight: tf.Tensor, target: tf.Tensor, mu: tf.Tensor, is_shown: bool) -> tf.Tensor:
         @tf.custom_gradient
         def pull(weight: tf.Tensor, target: tf.Tensor, mu: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
             difference = weight - target
@@ -123,7 +131,7 @@ class LCPenalty(keras.regularizers.Regularizer):
                     self._gradients = [None]
                 return pulling, None, None
 
-            return mu * tf.nn.l2_loss(difference), gradient
+            return mu * tf.nn.l2_loss(difference) if is_shown else tf.zeros([], weight.dtype), gradient
 
         return pull(weight, target, mu)
 
@@ -131,6 +139,7 @@ class LCPenalty(keras.regularizers.Regularizer):
         return {
             "target": self.target.numpy(),
             "mu": float(self.mu.numpy()),
+            "is_shown": self.is_shown,
             "regularizer": keras.regularizers.serialize(self.regularizer)
             if self.regularizer is not None
             else None,

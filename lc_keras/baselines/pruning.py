@@ -73,6 +73,7 @@ class PruningRun:
         variables: List of `keras.Variable`, the weights that have a budget.
         logs: Dict of floats: `density`.
         mu: Float, 1: a budget does not depend on μ.
+        last_gap: Float, 0: there is no θ beside the weights.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class PruningRun:
         self._masks = Masks(bind_tasks(tasks, model))
         self.variables = self._masks.variables
         self.logs: dict[str, float] = {}
-        self.mu = 1.0
+        self.mu, self.last_gap = 1.0, 0.0
         self._finite = Shadow(model.weights, "finite")
         self._first_epoch: int | None = None
         self._epoch = 0

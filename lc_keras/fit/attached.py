@@ -10,6 +10,7 @@ import keras
 from lc_keras.algorithm.direct import compress_again
 from lc_keras.algorithm.tasks import Tasks, as_tasks
 from lc_keras.fit.attachment import NOT_ALONE, Attachment, Run, have_last_word
+from lc_keras.fit.verdict import Verdict
 
 
 class Attached(keras.callbacks.Callback):
@@ -33,6 +34,7 @@ class Attached(keras.callbacks.Callback):
         self.tasks = as_tasks(tasks)
         self._attachment: Attachment = None  # type: ignore[assignment]  # there once Keras has set the model
         self._logs: dict[str, float] = {}
+        self._verdict: Verdict = None  # type: ignore[assignment]  # there while `fit` runs
 
     @property
     def density(self) -> float:
@@ -52,6 +54,7 @@ class Attached(keras.callbacks.Callback):
         run = self.make_run()
         self._attachment.attach(run)
         self._logs = run.logs
+        self._verdict = Verdict(self.model, self.tasks, run.variables)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         with self._running() as run:
@@ -67,21 +70,24 @@ class Attached(keras.callbacks.Callback):
             run.complete_epoch(epoch, (logs or {}).get("loss", 0.0))
             if logs is not None:
                 logs.update(run.logs)
+            self._verdict.note(logs)
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         with self._running() as run:
             once_more = run.end()
-        variables, mu = run.variables, run.mu
+        variables, mu, gap = run.variables, run.mu, run.last_gap
         self._attachment.detach()
         del run
         if once_more:
             self._compress_again(mu)
-        have_last_word(self, variables, lambda changed: self._finish(mu, changed))
+        have_last_word(self, variables, lambda changed: self._finish(mu, gap, changed))
 
-    def _finish(self, mu: float, changed: bool) -> None:
+    def _finish(self, mu: float, gap: float, changed: bool) -> None:
         """End, now that all callbacks have; `changed`: others have put other weights into the model since."""
         if changed:
             self._compress_again(mu)
+        self._verdict.give(gap)
+        self._verdict = None  # type: ignore[assignment]  # as in __init__
 
     def _compress_again(self, mu: float) -> None:
         gap, self._logs["density"] = compress_again(self.model, self.tasks, mu)

@@ -32,6 +32,7 @@ class Run(Protocol):
         variables: List of `keras.Variable`, the weights that have a budget.
         logs: Dict of floats, what the epoch's logs say of the run.
         mu: Float, μ with which weights are compressed that come later.
+        last_gap: Float, ‖w − θ‖ / ‖w‖ at the end, if nothing was said of it.
     """
 
     variables: list[keras.Variable]
@@ -41,6 +42,9 @@ class Run(Protocol):
 
     @property
     def mu(self) -> float: ...
+
+    @property
+    def last_gap(self) -> float: ...
 
     def begin_epoch(self, epoch: int) -> None:
         """Prepare for the batches of an epoch."""

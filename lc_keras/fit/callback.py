@@ -164,8 +164,8 @@ class LearningCompression(Attached):
             with self._running() as run:
                 run.end_epoch()
 
-    def _finish(self, mu: float, changed: bool) -> None:
-        super()._finish(mu, changed)
+    def _finish(self, mu: float, gap: float, changed: bool) -> None:
+        super()._finish(mu, gap, changed)
         if self._checkpoints and self.model.distribute_strategy.extended.should_checkpoint:
             self._checkpoints.delete()
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 _LENGTH, _STEPS, _FEWEST_BATCHES = 0.25, 80, 15
 # Beside the optimizer steps may be shorter: these, and the longest part of a short run.
 _STEPS_BESIDE, _PART_BESIDE = 160, 1 / 40
-_FEW_EPOCHS = 4
+_FEW_EPOCHS, _FEW_BATCHES = 4, 100
 
 
 @dataclass
@@ -103,6 +103,12 @@ class Plan:
             yield (
                 f"{self.steps} L steps need {self.epochs_needed} epochs. Received: {self.epochs} epochs, "
                 "after which the model is compressed at an early stage of the schedule."
+            )
+        if self.batches and self.epochs * self.batches < _FEW_BATCHES:
+            yield (
+                f"This `fit` has {self.epochs * self.batches:g} batches in all. Expected at least "
+                f"{_FEW_BATCHES}, so that the weights that are kept can make up for those that go: give it "
+                "more epochs or smaller batches, or expect accuracy to suffer."
             )
         skips = self.batches is None and self.first_length < 1 and self.steps > 1
         if skips and self.epochs < _FEW_EPOCHS:

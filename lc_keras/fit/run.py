@@ -168,6 +168,11 @@ class CompressionRun:
         """Leave the compressed weights in the model until the next epoch begins."""
         self._end_epoch(out_of_data=False)
 
+    @property
+    def last_gap(self) -> float:
+        """The last gap, if training went on to its end: else a warning names it."""
+        return self.logs.get("gap", 0.0) if self._progress.finished else 0.0
+
     def complete_epoch(self, epoch: int, loss: float) -> None:
         """Check the loss of an epoch, and write a checkpoint.
 
@@ -294,6 +299,9 @@ class CompressionRun:
             self._plan.learn(ended)
         if not self._plan.batches:
             raise ValueError("Expected data to train on. Received: an epoch without batches.")
+        if self._epoch + 1 >= self._plan.epochs and not self._model.stop_training:
+            # The last C step comes, however short the last epoch was.
+            ended = self._plan.batches
         self._advance(min(ended, self._plan.batches))
         self._show_compressed()
 
@@ -361,6 +369,8 @@ class CompressionRun:
 
     def _show_compressed(self) -> None:
         if not self._lagrangian.compressed:
+            if not self._beside:
+                self.logs["pull"] = float(self._lagrangian.penalty())
             if self._lagrangian.is_loose:
                 # What is shown keeps the budget, however far the pull reaches.
                 found = self._lagrangian.project(self.mu)

@@ -1,0 +1,87 @@
+"""The last word on a `fit`: what looks bad of its result, and what to do about it."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+
+import keras
+import numpy as np
+
+from lc_keras.algorithm.tasks import Task
+
+# What is more than a few per cent.
+_FAR = 0.05
+# A metric is far below that of the first epoch: of training data, and of validation data, which are harder.
+_BELOW, _VALIDATION_BELOW = 0.8, 0.6
+# Metrics that are better the larger they are, by a part of their names.
+_SCORES = ("acc", "auc", "precision", "recall", "f1", "f_beta", "iou", "r2")
+
+
+class Verdict:
+    """Watch the epochs of a `fit`, and warn as it ends if its result looks bad.
+
+    Args:
+        model: `keras.Model`, as `fit` begins.
+        tasks: Sequence of `Task`.
+        variables: Sequence of `keras.Variable`, the weights that the tasks compress.
+    """
+
+    def __init__(
+        self, model: keras.Model, tasks: Sequence[Task], variables: Sequence[keras.Variable]
+    ) -> None:
+        self._model, self._tasks, self._variables = model, tasks, variables
+        self._trainable = set(map(id, model.trainable_variables))
+        self._first: dict[str, float] = {}
+        self._last: dict[str, float] = {}
+
+    def note(self, logs: dict[str, float] | None) -> None:
+        """Note the logs of an epoch."""
+        scores = {k: v for k, v in (logs or {}).items() if any(part in k for part in _SCORES)}
+        self._first = self._first or scores
+        self._last = scores
+
+    def give(self, gap: float) -> None:
+        """Warn, in one line, of what looks bad.
+
+        Args:
+            gap: Float, the last ‖w − θ‖ / ‖w‖; 0 where it was said already.
+        """
+        reasons = [*self._reasons(gap)]
+        if reasons:
+            warnings.warn("The compressed model may be bad: " + "; ".join(reasons) + ".", stacklevel=4)
+
+    def _reasons(self, gap: float) -> Iterator[str]:
+        if gap > _FAR:
+            yield (
+                f"at the end its weights were {gap:.0%} of their norm away from the trained ones (`gap`): "
+                "give `fit` more epochs, or a last μ that is higher"
+            )
+        if lost := [v.path for v in self._variables if len(v.shape) > 1 and not np.any(v)]:
+            yield (
+                f"{_listed(lost)} lost all weights: keep more, leave out these layers by a `Task` of the "
+                "others, or give each its own share (`per_layer`, `keep_at_least`)"
+            )
+        for name, first in self._first.items():
+            for last_name, part in ((name, _BELOW), (f"val_{name}", _VALIDATION_BELOW)):
+                last = self._last.get(last_name, first)
+                if not name.startswith("val_") and last < part * first:
+                    yield (
+                        f"{last_name} ended at {last:.3g}, where {name} was {first:.3g} in the first epoch: "
+                        "keep more, give `fit` more epochs, or look at the learning rate"
+                    )
+        if late := [v.path for v in self._unfrozen()]:
+            yield (
+                f"{_listed(late)} became trainable after `fit` had begun and has no budget: make it "
+                "trainable before, or call `fit` once more"
+            )
+
+    def _unfrozen(self) -> Iterator[keras.Variable]:
+        compressed = set(map(id, self._variables))
+        for task in self._tasks:
+            for variable in task.select(self._model):
+                if id(variable) not in compressed and id(variable) not in self._trainable:
+                    yield variable
+
+
+def _listed(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return ", ".join(paths[:3]) + more
