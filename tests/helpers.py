@@ -31,7 +31,8 @@ def net(optimizer=None, dtype=None, kind=keras.Sequential, regularizer=None, **o
 
 
 def lc(**options):
-    return LearningCompression(L0Constraint(KEPT), **({"mu": RANGE} | options))
+    """LC with L steps of two batches, but for what is given."""
+    return LearningCompression(L0Constraint(KEPT), **({"mu": RANGE, "epochs_per_step": 0.25} | options))
 
 
 def fit(model, callbacks=None, **options):

@@ -80,7 +80,7 @@ class Beside:
 
     Where the loss can carry weights far, a fixed budget is better: then the training itself finds which
     weights to keep. That is measured, whatever the optimizer: if the kept weights, going on as in the latest
-    L step, would move by more than 1.2 times their norm in the rest of the run, and that three times in a row
+    L step, would move by more than their norm in the rest of the run, and that three times in a row
     in the first 15 % of it, all weights are pulled from then on, to θ of the budget itself, with s from 1.5
     to 80.
 
@@ -92,7 +92,7 @@ class Beside:
 
     _REMOVING, _FALLING = 0.75, 0.9
     _PATH, _FIXED = (50.0, 300.0), (1.5, 80.0)
-    _FAR, _IN_A_ROW, _LOOKS = 1.2, 3, 0.15
+    _FAR, _IN_A_ROW, _LOOKS = 1.0, 3, 0.15
     # What a longer run has beyond them is better spent on weights that have settled.
     _MOST_BATCHES = 5000
 

@@ -299,6 +299,8 @@ class CompressionRun:
             self._plan.learn(ended)
         if not self._plan.batches:
             raise ValueError("Expected data to train on. Received: an epoch without batches.")
+        if not self._beside:
+            self.logs["pull"] = float(self._lagrangian.penalty())
         if self._epoch + 1 >= self._plan.epochs and not self._model.stop_training:
             # The last C step comes, however short the last epoch was.
             ended = self._plan.batches
@@ -369,8 +371,6 @@ class CompressionRun:
 
     def _show_compressed(self) -> None:
         if not self._lagrangian.compressed:
-            if not self._beside:
-                self.logs["pull"] = float(self._lagrangian.penalty())
             if self._lagrangian.is_loose:
                 # What is shown keeps the budget, however far the pull reaches.
                 found = self._lagrangian.project(self.mu)

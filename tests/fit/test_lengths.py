@@ -67,7 +67,7 @@ def test_epochs(options, epochs):
         ({"steps": 3, "epochs_per_step": 0.5}, {"epochs": 9}, [4, 8, 12]),
         ({"mu": [2.0, 50.0], "epochs_per_step": 1}, {}, [8, 16]),
         # Quarters of an epoch would be 4 L steps.
-        ({}, {"epochs": 1, "batch_size": 1}, [15, 30, 45, 60, 64]),
+        ({"epochs_per_step": None}, {"epochs": 1, "batch_size": 1}, [15, 30, 45, 60, 64]),
         ({"steps": 2}, {"epochs": 1, "batch_size": 1}, [16, 32]),
     ],
     ids=str,
@@ -297,5 +297,5 @@ def test_an_evaluation_with_it_is_as_without():
 
 
 def test_a_gap_of_zero_stops_no_training():
-    logs = fit(net(), [LearningCompression(L0Constraint(1.0), mu=RANGE)]).history
+    logs = fit(net(), [LearningCompression(L0Constraint(1.0), mu=RANGE, epochs_per_step=0.25)]).history
     assert logs["gap"] == [0, 0] and logs["l_step"] == [4, 8]
