@@ -113,9 +113,10 @@ class Task:
             ValueError: If the model is not built, or a selector matches nothing that can be trained.
         """
         candidates = _trainable_variables(model, self)
-        selected = set()
+        selected, owners = set(), owners_of(model)
+        kernels = {id(v) for v in candidates if is_kernel(v, owners.get(id(v)))}
         for selector in self._selectors():
-            matched = _matches(selector, candidates)
+            matched = _matches(selector, candidates, kernels)
             if not matched:
                 raise ValueError(
                     f"{self}: {_describe(selector)} matches no trainable weights of "
@@ -240,9 +241,9 @@ def _check_selector(selector: Single) -> None:
         )
 
 
-def _matches(selector: Single, candidates: list[keras.Variable]) -> list[keras.Variable]:
+def _matches(selector: Single, candidates: list[keras.Variable], kernels: set[int]) -> list[keras.Variable]:
     if selector is None:
-        return [v for v in candidates if is_kernel(v)]
+        return [v for v in candidates if id(v) in kernels]
     if isinstance(selector, (str, re.Pattern)):
         return [v for v in candidates if re.search(selector, v.path)]
     if isinstance(selector, keras.Variable):
@@ -250,8 +251,7 @@ def _matches(selector: Single, candidates: list[keras.Variable]) -> list[keras.V
     if isinstance(selector, keras.Layer):
         owned = {id(v) for v in selector.trainable_variables}
         inside = [v for v in candidates if id(v) in owned]
-        kernels = [v for v in inside if is_kernel(v)]
-        return kernels or [v for v in inside if len(v.shape) >= 2]
+        return [v for v in inside if id(v) in kernels] or [v for v in inside if len(v.shape) >= 2]
     return [v for v in candidates if selector(v)]
 
 

@@ -635,3 +635,14 @@ def test_multiply_adds_of_a_layer_of_another_kind_are_not_known():
     model = keras.Model(x, layers.Dense(2)(layer(x)))
     with pytest.raises(ValueError, match="measure='macs'"):
         Task(L0Constraint(0.5, Neurons(), measure="macs"), layer).bind(model)
+
+
+def test_the_waves_of_a_spectrogram_are_not_selected():
+    waves = keras.layers.STFTSpectrogram(frame_length=32, frame_step=16, fft_length=32)
+    model = keras.Sequential(
+        [keras.Input((256, 1)), waves, keras.layers.Flatten(), keras.layers.Dense(4, name="logits")]
+    )
+    assert [v.path for v in Task(L0Constraint(0.1)).select(model)] == [model.layers[-1].kernel.path]
+    # Counted, as their use is known.
+    Task(L0Constraint(0.1, measure="macs")).bind(model)
+    assert len(Task(L0Constraint(0.1), weights=waves).select(model)) == 2
