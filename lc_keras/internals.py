@@ -255,21 +255,13 @@ def moving_averages_of(optimizer: keras.optimizers.Optimizer) -> list[keras.Vari
     return list(getattr(optimizer, "_model_variables_moving_average", None) or [])
 
 
-def first_moments_of(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
-    """Return what an optimizer keeps of the gradients of `updated_by`: their momentum; none if it keeps none.
-
-    `SGD.momentums`, `Muon.momentums`; `_momentums` of Adam, its kind, `RMSprop` and `Lion`; Keras 3.14 and
-    3.15.
-    """
-    return _first_kept(optimizer, "momentums", "_momentums")
-
-
 def second_moments_of(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
     """Return what an optimizer keeps of the squares of the gradients of `updated_by`; none if it keeps none.
 
     `_velocities` of Adam, its kind and `RMSprop`, `Adagrad._accumulators`, Keras 3.14 and 3.15.
     """
-    return _first_kept(optimizer, "_velocities", "_accumulators")
+    names = ("_velocities", "_accumulators")
+    return next((list(kept) for name in names if (kept := getattr(optimizer, name, None))), [])
 
 
 def corrected_moments_of(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
@@ -299,10 +291,6 @@ def paired_state(
         for pair in zip(*(k if isinstance(k, (list, tuple)) else [k] for k in kept), strict=False):
             if all(isinstance(variable, keras.Variable) for variable in pair):
                 yield pair
-
-
-def _first_kept(optimizer: keras.optimizers.Optimizer, *names: str) -> list[keras.Variable]:
-    return next((list(kept) for name in names if (kept := getattr(optimizer, name, None))), [])
 
 
 # SavedModels.

@@ -119,7 +119,6 @@ class Automatic:
     _HALFWAY_GAP, _FINAL_GAP = 0.5, 0.02
     _RATE_RANGE, _MOST_BOOST = 10.0, 30.0
     _MOST_BATCHES = 5000
-    _NEW = 0.2
 
     def __init__(self, steps: int) -> None:
         self._steps = max(2, steps)
@@ -162,30 +161,6 @@ class Automatic:
         mu = self._boost * pull / (rate * min(batches, self._MOST_BATCHES))
         self._previous = max(mu, 1.001 * self._previous)
         return self._previous
-
-    def scales(
-        self, step: int, before: Sequence[float] | np.ndarray, gradients: Sequence[float] | np.ndarray
-    ) -> np.ndarray:
-        r"""How much the distance to θ counts in each variable that makes neurons.
-
-        In proportion to the gradients there: where the loss holds harder, the pull is stronger,
-        and the gaps of unlike layers close together. One measurement is noisy: each moves the
-        scales by a fifth of the way, in logarithms. After the first quarter of the run they stay,
-        since what is measured is then more and more the pull itself.
-
-        Args:
-            step: Int, the index of the L step.
-            before: Sequence of floats, the scales so far; all 1 before the first measurement.
-            gradients: Sequence of floats > 0, the size of each variable's, relative to all.
-
-        Returns:
-            Array of floats.
-        """
-        before, gradients = np.asarray(before, float), np.asarray(gradients, float)
-        if step > self._steps / 4:
-            return before
-        weight = 1.0 if np.all(before == 1) else self._NEW
-        return before ** (1 - weight) * gradients**weight
 
 
 def sequence(schedule: object) -> list[Any] | None:

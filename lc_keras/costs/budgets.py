@@ -114,7 +114,6 @@ def allocate(
     prices: Sequence[float],
     budget: float,
     at_least: Sequence[int],
-    scales: Sequence[float | tf.Tensor] | None = None,
 ) -> list[tf.Tensor]:
     """Count the elements of each tensor to keep, the largest ones, where those of a tensor cost the same.
 
@@ -125,7 +124,6 @@ def allocate(
         prices: Sequence of whole numbers ≥ 0, what an element of each tensor costs.
         budget: Number κ, at least what `at_least` costs.
         at_least: Sequence of ints, how many elements of each tensor are kept at least.
-        scales: Sequence of float scalars or `None` (default: 1): what each tensor is multiplied by first.
 
     Returns:
         List of int32 scalars.
@@ -139,15 +137,14 @@ def allocate(
     all_fit = sum(float(prices[i]) * sizes[i] for i in priced) <= budget
     dtype = thresholds.common_dtype(tensors)
     bits = tf.int32 if dtype == tf.float32 else tf.int64
-    given = [1.0] * len(tensors) if scales is None else scales
-    ratios = {i: prices[i] ** -0.5 * tf.cast(given[i], dtype) for i in priced}
+    ratios = {i: tf.constant(prices[i] ** -0.5, dtype) for i in priced}
     above, ties = dict.fromkeys(priced, tf.constant(0)), {}
     prefix, top = tf.constant(0, bits), bits.size * 8 - 16
     for low in range(top, -1, -16):
         counted, reached, spent = {}, {}, 0.0
         for i in priced:
             counted[i] = thresholds.histogram(
-                [tensors[i]], dtype, None if low == top else prefix, low, [ratios[i]]
+                [tensors[i]], dtype, None if low == top else prefix, low, ratios[i]
             )
             reached[i] = above[i] + tf.cumsum(counted[i], reverse=True)
             spent += float(prices[i]) * tf.cast(tf.maximum(reached[i], at_least[i]), tf.float64)

@@ -25,8 +25,7 @@ class Compression:
 
     Attributes:
         has_budget: Bool, whether weights can be said to keep it: it is a constraint.
-        keeps_values: Bool, whether the C step keeps each weight bit for bit or zeroes it. The distance to the
-            given weights decides which, and nothing else; so it may count more in one tensor than in another.
+        keeps_values: Bool, whether the C step keeps each weight bit for bit or zeroes it.
         can_loosen: Bool, whether it has a budget that can be `loosened`; it keeps values then.
         needs_units: Bool, whether its `Layout`s should say which units of a model's graph weights make.
         needs_macs: Bool, whether its `Layout`s must say how many multiply-adds weights take.
@@ -108,11 +107,7 @@ class Compression:
         """
 
     def maps(
-        self,
-        weights: Sequence[tf.Tensor],
-        mu: float | tf.Tensor,
-        layouts: Sequence[Layout],
-        scales: Sequence[float | tf.Tensor] | None = None,
+        self, weights: Sequence[tf.Tensor], mu: float | tf.Tensor, layouts: Sequence[Layout]
     ) -> list[Map]:
         r"""Return the C step as one callable per tensor, with what the tensors share already computed.
 
@@ -122,9 +117,6 @@ class Compression:
             weights: Sequence of floating tensors or variables $v$ of static shapes.
             mu: float32 scalar tensor μ.
             layouts: Sequence of `Layout`, one for each tensor.
-            scales: Sequence of float scalars $s_l > 0$, one for each tensor, or `None` (default: 1): the
-                distance is $\sum_l s_l \lVert v_l - \theta_l \rVert^2$. Costs that do not keep values
-                (`keeps_values`) take all of them for 1.
 
         Returns:
             List of callables: `maps[i]` takes the value of `weights[i]` and returns θ, same shape and dtype.

@@ -42,25 +42,16 @@ class Grouped(Compression):
         """Return whether groups reach over several tensors."""
         return self.needs_units and any(layout.units is not None for layout in layouts)
 
-    def _magnitudes(
-        self,
-        weights: Sequence[tf.Tensor],
-        layouts: Sequence[Layout],
-        roots: Sequence[tf.Tensor] | None = None,
-    ) -> list[tf.Tensor]:
+    def _magnitudes(self, weights: Sequence[tf.Tensor], layouts: Sequence[Layout]) -> list[tf.Tensor]:
         """Return the magnitudes of the groups: of each tensor, or, if they are shared, of all in one tensor.
 
-        They are multiplied by `roots`, one for each tensor, but those of single weights, which are the
-        weights themselves.
+        Those of single weights are the weights themselves.
         """
         found: list[tf.Tensor] = []
-        for i, (weight, layout) in enumerate(zip(weights, layouts, strict=True)):
+        for weight, layout in zip(weights, layouts, strict=True):
             # One after the other: the squares of one tensor at a time are alive.
             with tf.control_dependencies(found[-1:]):
-                magnitudes = self.groups.magnitudes(tf.convert_to_tensor(weight), layout)
-                if roots is not None and not self._single:
-                    magnitudes *= tf.cast(roots[i], magnitudes.dtype)
-                found.append(magnitudes)
+                found.append(self.groups.magnitudes(tf.convert_to_tensor(weight), layout))
         return [join(found, layouts)] if self._shared(layouts) else found
 
     def _spread(self, per_group: tf.Tensor, layout: Layout, otherwise: float | bool) -> tf.Tensor:

@@ -124,13 +124,9 @@ class L0Constraint(Grouped):
         self.budget(layouts)
 
     def maps(
-        self,
-        weights: Sequence[tf.Tensor],
-        mu: float | tf.Tensor,
-        layouts: Sequence[Layout],
-        scales: Sequence[float | tf.Tensor] | None = None,
+        self, weights: Sequence[tf.Tensor], mu: float | tf.Tensor, layouts: Sequence[Layout]
     ) -> list[Map]:
-        return self.largest(weights, self.budget(layouts), layouts, scales)
+        return self.largest(weights, self.budget(layouts), layouts)
 
     def loosened(
         self, weights: Sequence[tf.Tensor], slack: tf.Tensor, layouts: Sequence[Layout]
@@ -141,11 +137,7 @@ class L0Constraint(Grouped):
         return self.largest(weights, kappa + more, layouts)
 
     def largest(
-        self,
-        weights: Sequence[tf.Tensor],
-        kappa: int | tf.Tensor,
-        layouts: Sequence[Layout],
-        scales: Sequence[float | tf.Tensor] | None = None,
+        self, weights: Sequence[tf.Tensor], kappa: int | tf.Tensor, layouts: Sequence[Layout]
     ) -> list[Map]:
         """Return the C step with another κ than the budget's.
 
@@ -153,21 +145,18 @@ class L0Constraint(Grouped):
             weights: Sequence of floating tensors or variables of static shapes.
             kappa: Int κ, up to `total`, and as much as is kept in any case.
             layouts: Sequence of `Layout`, one for each tensor.
-            scales: Sequence of float scalars or `None`, as of `maps`.
 
         Returns:
             List of callables, as of `maps`.
         """
-        prices, roots = self._prices(layouts), _roots(scales)
-        magnitudes = self._magnitudes(weights, layouts, roots)
-        roots = roots if self._single else None
+        prices = self._prices(layouts)
+        magnitudes = self._magnitudes(weights, layouts)
         if self.measure == "groups" and not any(prices.at_least):
-            return self._hard(_largest(magnitudes, kappa, roots), magnitudes, layouts)
+            return self._hard(_largest(magnitudes, kappa), magnitudes, layouts)
         if isinstance(prices, UnitPrices):
             chosen = budgets.choose(magnitudes[0], prices.products, kappa, prices.parts)
             return self._hard(lambda *_: chosen, magnitudes, layouts)
-        counts = budgets.allocate(magnitudes, prices.prices, kappa, prices.at_least, roots)
-        # In a tensor of its own a scale changes no order.
+        counts = budgets.allocate(magnitudes, prices.prices, kappa, prices.at_least)
         each = [_largest([m], count) for m, count in zip(magnitudes, counts, strict=True)]
         return self._hard(lambda index, magnitudes: each[index](0, magnitudes), magnitudes, layouts)
 
@@ -210,70 +199,45 @@ class L0Penalty(Grouped):
         object.__setattr__(self, "alpha", non_negative("alpha", self.alpha))
 
     def maps(
-        self,
-        weights: Sequence[tf.Tensor],
-        mu: float | tf.Tensor,
-        layouts: Sequence[Layout],
-        scales: Sequence[float | tf.Tensor] | None = None,
+        self, weights: Sequence[tf.Tensor], mu: float | tf.Tensor, layouts: Sequence[Layout]
     ) -> list[Map]:
-        roots = _roots(scales)
-        magnitudes = self._magnitudes(weights, layouts, roots)
-        roots = roots if self._single else None
+        magnitudes = self._magnitudes(weights, layouts)
         tau = tf.sqrt(2 * self.alpha / tf.cast(mu, tf.float64))
 
-        def decide(index: int, magnitudes: tf.Tensor) -> tf.Tensor:
+        def decide(_: int, magnitudes: tf.Tensor) -> tf.Tensor:
             # Above τ is at or above the next float.
             dtype = thresholds.common_dtype([magnitudes])
             next_float = thresholds.magnitude_bits(tau, dtype) + 1
-            return thresholds.at_least(_scaled(magnitudes, roots, index, dtype), next_float)
+            return thresholds.at_least(magnitudes, next_float)
 
         return self._hard(decide, magnitudes, layouts)
 
 
-def _roots(scales: Sequence[float | tf.Tensor] | None) -> list[tf.Tensor] | None:
-    """Return what magnitudes are multiplied by, so that squares of distances have these scales."""
-    return None if scales is None else [tf.sqrt(tf.convert_to_tensor(scale)) for scale in scales]
-
-
-def _scaled(
-    magnitudes: tf.Tensor, roots: Sequence[tf.Tensor] | None, index: int, dtype: tf.DType
-) -> tf.Tensor:
-    return magnitudes if roots is None else tf.cast(magnitudes, dtype) * tf.cast(roots[index], dtype)
-
-
-def _largest(
-    tensors: Sequence[tf.Tensor], kappa: int | tf.Tensor, roots: Sequence[tf.Tensor] | None = None
-) -> Decide:
+def _largest(tensors: Sequence[tf.Tensor], kappa: int | tf.Tensor) -> Decide:
     """Return what decides for the κ largest of all magnitudes together; of equal ones, for the first.
 
     Args:
         tensors: Sequence of tensors of magnitudes.
         kappa: Int or scalar tensor κ.
-        roots: Sequence of scalars or `None` (default: 1): what each tensor is multiplied by first.
     """
     dtype = thresholds.common_dtype(tensors)
     kappa = tf.cast(kappa, tf.int32)
-    threshold = thresholds.kth_largest(tensors, kappa, roots)
+    threshold = thresholds.kth_largest(tensors, kappa)
     left = kappa - threshold.above
-    # Of zeros, too: what is subnormal may be flushed to zero once it is scaled, and is none in the tensor.
+    # Of zeros, too: the norm of subnormal weights may be flushed to zero, and the weights are none.
     crowded = threshold.ties > left
 
     def count_ties() -> tf.Tensor:
-        def of(tensor: tf.Tensor, root: Sequence[tf.Tensor] | None) -> tf.Tensor:
-            def update(n: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
-                tie = thresholds.magnitude_bits(chunk, dtype) == threshold.bits
-                return n + tf.math.count_nonzero(tie, dtype=tf.int32)
+        def update(n: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
+            tie = thresholds.magnitude_bits(chunk, dtype) == threshold.bits
+            return n + tf.math.count_nonzero(tie, dtype=tf.int32)
 
-            return thresholds.fold([tensor], tf.constant(0), update, root)
-
-        return tf.stack([of(m, roots and roots[i : i + 1]) for i, m in enumerate(tensors)])
+        return tf.stack([thresholds.fold([m], tf.constant(0), update) for m in tensors])
 
     ties = tf.cond(crowded, count_ties, lambda: tf.zeros([len(tensors)], tf.int32), name="crowded")
     quota = left - tf.cumsum(ties, exclusive=True)
 
     def decide(index: int, magnitudes: tf.Tensor) -> tf.Tensor:
-        magnitudes = _scaled(magnitudes, roots, index, dtype)
-
         def first_come() -> tf.Tensor:
             bits = thresholds.magnitude_bits(magnitudes, dtype)
             tie = tf.reshape(bits == threshold.bits, [-1])

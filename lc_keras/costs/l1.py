@@ -47,11 +47,7 @@ class L1Constraint(Grouped):
         object.__setattr__(self, "radius", non_negative("radius", self.radius))
 
     def maps(
-        self,
-        weights: Sequence[tf.Tensor],
-        mu: float | tf.Tensor,
-        layouts: Sequence[Layout],
-        scales: Sequence[float | tf.Tensor] | None = None,
+        self, weights: Sequence[tf.Tensor], mu: float | tf.Tensor, layouts: Sequence[Layout]
     ) -> list[Map]:
         magnitudes = self._magnitudes(weights, layouts)
         return self._soft(thresholds.l1_ball_threshold(magnitudes, self.radius), magnitudes, layouts)
@@ -87,11 +83,7 @@ class L1Penalty(Grouped):
         object.__setattr__(self, "alpha", non_negative("alpha", self.alpha))
 
     def maps(
-        self,
-        weights: Sequence[tf.Tensor],
-        mu: float | tf.Tensor,
-        layouts: Sequence[Layout],
-        scales: Sequence[float | tf.Tensor] | None = None,
+        self, weights: Sequence[tf.Tensor], mu: float | tf.Tensor, layouts: Sequence[Layout]
     ) -> list[Map]:
         magnitudes = self._magnitudes(weights, layouts)
         return self._soft(self.alpha / tf.cast(mu, tf.float64), magnitudes, layouts)

@@ -38,11 +38,7 @@ class L2Constraint(Compression):
         object.__setattr__(self, "radius", non_negative("radius", self.radius))
 
     def maps(
-        self,
-        weights: Sequence[tf.Tensor],
-        mu: float | tf.Tensor,
-        layouts: Sequence[Layout],
-        scales: Sequence[float | tf.Tensor] | None = None,
+        self, weights: Sequence[tf.Tensor], mu: float | tf.Tensor, layouts: Sequence[Layout]
     ) -> list[Map]:
         norm = thresholds.l2_norm(weights)
         inside = norm <= self.radius
@@ -74,11 +70,7 @@ class L2Penalty(Compression):
         object.__setattr__(self, "alpha", non_negative("alpha", self.alpha))
 
     def maps(
-        self,
-        weights: Sequence[tf.Tensor],
-        mu: float | tf.Tensor,
-        layouts: Sequence[Layout],
-        scales: Sequence[float | tf.Tensor] | None = None,
+        self, weights: Sequence[tf.Tensor], mu: float | tf.Tensor, layouts: Sequence[Layout]
     ) -> list[Map]:
         mu = tf.cast(mu, tf.float64)
         return [_scale(mu / (mu + 2 * self.alpha), tf.constant(self.alpha == 0))] * len(weights)

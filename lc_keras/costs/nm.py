@@ -55,13 +55,8 @@ class NMConstraint(Compression):
                 )
 
     def maps(
-        self,
-        weights: Sequence[tf.Tensor],
-        mu: float | tf.Tensor,
-        layouts: Sequence[Layout],
-        scales: Sequence[float | tf.Tensor] | None = None,
+        self, weights: Sequence[tf.Tensor], mu: float | tf.Tensor, layouts: Sequence[Layout]
     ) -> list[Map]:
-        # A group lies in one tensor, where a scale changes no order.
         return [self._along(layout.inputs[-1], tf.constant(self.n)) for layout in layouts]
 
     def loosened(

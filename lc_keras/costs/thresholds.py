@@ -80,12 +80,7 @@ def at_least(tensor: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
     return tf.cond(normal, by_value, lambda: magnitude_bits(tensor, dtype) >= bits, name="normal")
 
 
-def fold(
-    tensors: Sequence[tf.Tensor],
-    initial: State,
-    update: Callable[[State, tf.Tensor], State],
-    scales: Sequence[float | tf.Tensor] | None = None,
-) -> State:
+def fold(tensors: Sequence[tf.Tensor], initial: State, update: Callable[[State, tf.Tensor], State]) -> State:
     """Carry a small state over all elements of all tensors, a chunk at a time.
 
     Args:
@@ -93,47 +88,40 @@ def fold(
         initial: Tensor or nest of tensors, the state before the first chunk.
         update: Called with the state and a flat chunk; returns the new state. The order of elements is not
             kept: small tensors and remainders are packed into chunks together, a few `CHUNK`s at most.
-        scales: Sequence of float scalars or `None` (default: 1): what each tensor is multiplied by first.
 
     Returns:
         The state after the last chunk.
     """
     state, packed, held = initial, [], 0
-    alike = scales is None and len({t.dtype for t in tensors}) == 1
-    dtype = tensors[0].dtype if alike else common_dtype(tensors)
-
-    def scaled(chunk: tf.Tensor, scale: float | tf.Tensor) -> tf.Tensor:
-        chunk = tf.cast(chunk, dtype)
-        return chunk if scales is None else chunk * tf.cast(scale, dtype)
-
-    for tensor, scale in zip(tensors, [1] * len(tensors) if scales is None else scales, strict=True):
+    dtype = tensors[0].dtype if len({t.dtype for t in tensors}) == 1 else common_dtype(tensors)
+    for tensor in tensors:
         flat = tf.reshape(tensor, [-1])
         size = flat.shape[0] if flat.shape[0] is not None else tf.size(flat)
         whole = size // CHUNK
         if not isinstance(size, int) or whole > 1:
             state = tf.while_loop(
                 lambda i, _: i < whole,  # noqa: B023, called at once
-                lambda i, s: (i + 1, update(s, scaled(tf.slice(flat, [i * CHUNK], [CHUNK]), scale))),  # noqa: B023
+                lambda i, s: (i + 1, update(s, tf.cast(tf.slice(flat, [i * CHUNK], [CHUNK]), dtype))),  # noqa: B023
                 (tf.constant(0), state),
                 parallel_iterations=2,
             )[1]
             flat = flat[whole * CHUNK :]
-        packed.append((flat, scale))
+        packed.append(flat)
         held += CHUNK if flat.shape[0] is None else flat.shape[0]
         if held >= CHUNK:
-            state, packed, held = _update(update, state, packed, scaled), [], 0
-    return _update(update, state, packed, scaled) if held else state
+            state, packed, held = _update(update, state, packed, dtype), [], 0
+    return _update(update, state, packed, dtype) if held else state
 
 
 def _update(
     update: Callable[[State, tf.Tensor], State],
     state: State,
-    parts: Sequence[tuple[tf.Tensor, float | tf.Tensor]],
-    scaled: Callable[[tf.Tensor, float | tf.Tensor], tf.Tensor],
+    parts: Sequence[tf.Tensor],
+    dtype: tf.DType,
 ) -> State:
     # After the previous chunk, or all of them would be in memory at once.
     with tf.control_dependencies(tf.nest.flatten(state)):
-        chunks = [scaled(*part) for part in parts]
+        chunks = [tf.cast(part, dtype) for part in parts]
         return update(state, chunks[0] if len(chunks) == 1 else tf.concat(chunks, 0))
 
 
@@ -142,7 +130,7 @@ def histogram(
     dtype: tf.DType,
     prefix: tf.Tensor | None,
     low: int,
-    scales: Sequence[float | tf.Tensor] | None = None,
+    scale: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """Count the values of the 16 bits from `low` up, of the magnitudes that agree with `prefix` above those.
 
@@ -151,7 +139,7 @@ def histogram(
         dtype: `tf.float32` or `tf.float64`, the type to compare in.
         prefix: Integer scalar, or `None` for all magnitudes.
         low: Int, the lowest of the bits.
-        scales: Sequence of float scalars or `None` (default: 1): what each tensor is multiplied by first.
+        scale: Scalar of type `dtype` or `None` (default: 1): what the tensors are multiplied by first.
 
     Returns:
         int32 vector of $2^{16}$ counts, $2^{15}$ for the highest bits.
@@ -161,20 +149,18 @@ def histogram(
 
     def update(counts: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
         # Where the higher bits differ from the prefix the result is >= size, and bincount drops it.
-        digits = magnitude_bits(chunk, dtype)
+        digits = magnitude_bits(chunk if scale is None else tf.cast(chunk, dtype) * scale, dtype)
         digits = digits if prefix is None else tf.bitwise.bitwise_xor(digits, prefix)
         digits = tf.bitwise.right_shift(digits, tf.constant(low, bits)) if low else digits
         return counts + tf.raw_ops.DenseBincount(
             input=digits, size=tf.constant(size, bits), weights=tf.constant([], tf.int32)
         )
 
-    return fold(tensors, tf.zeros([size], tf.int32), update, scales)
+    return fold(tensors, tf.zeros([size], tf.int32), update)
 
 
 @tf.autograph.experimental.do_not_convert
-def kth_largest(
-    tensors: Sequence[tf.Tensor], k: int | tf.Tensor, scales: Sequence[float | tf.Tensor] | None = None
-) -> Threshold:
+def kth_largest(tensors: Sequence[tf.Tensor], k: int | tf.Tensor) -> Threshold:
     r"""The κ-th largest magnitude over all tensors together, exactly, in $O(N)$.
 
     A radix search over the bits of $|x|$: one histogram of the high 15 bits finds the bin of
@@ -186,7 +172,6 @@ def kth_largest(
     Args:
         tensors: Sequence of floating tensors of any shapes, fewer than $2^{31}$ elements together.
         k: Python int or int32 scalar tensor κ, from 0 (the threshold is then +inf) to the number of elements.
-        scales: Sequence of float scalars or `None` (default: 1): what each tensor is multiplied by first.
 
     Returns:
         A `Threshold`.
@@ -203,7 +188,7 @@ def kth_largest(
     top = bits.size * 8 - 16
     prefix, above = tf.constant(0, bits), tf.constant(0)
     for low in range(top, -1, -16):
-        counts = histogram(tensors, dtype, None if low == top else prefix, low, scales)
+        counts = histogram(tensors, dtype, None if low == top else prefix, low)
         at_least = tf.cumsum(counts, reverse=True)
         digit = tf.reduce_sum(tf.cast(at_least >= k - above, tf.int32)) - 1
         # Maxima over all bins: an index into the cumulative sum takes XLA minutes to compile.

@@ -11,7 +11,6 @@ from lc_keras.internals import (
     Rate,
     batches_seen_by,
     corrected_moments_of,
-    first_moments_of,
     kept_with_trace,
     learning_rate_of,
     moving_averages_of,
@@ -223,61 +222,28 @@ def effective_rate(
     if isinstance(optimizer, keras.optimizers.SGD):
         return learning_rate / (1 - optimizer.momentum)
     size = 1e-3
-    moments = _moments(optimizer, second_moments_of, variables)
+    moments = _second_moments(optimizer, variables)
     if moments:
         sizes = [int(moment.value.shape.num_elements()) for moment in moments]
-        mean = np.average([float(m) for m in _means(moments)], weights=sizes)
+        means = [float(tf.reduce_mean(tf.cast(moment.value, tf.float32))) for moment in moments]
+        mean = np.average(means, weights=sizes)
         mean /= 1 - getattr(optimizer, "beta_2", 0.0) ** _iterations(optimizer)
         size = mean**0.5 if mean > 0 else size
     return learning_rate / size
 
 
-def relative_gradients(
+def _second_moments(
     optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
-) -> list[float] | None:
-    r"""How large the gradients of each variable are, next to those of all of them together.
-
-    Root mean squares, from what the optimizer remembers of the gradients: their second moment, or
-    else the square of their momentum, which has about the same ratios.
-
-    Args:
-        optimizer: `keras.optimizers.Optimizer`.
-        variables: List of `keras.Variable`.
-
-    Returns:
-        List of floats, whose mean square over all weights is 1 but for the bounds 0.1 and 100, or
-        `None` where the optimizer remembers no gradients (yet).
-    """
-    optimizer = inner_optimizer(optimizer)
-    moments, power = _moments(optimizer, second_moments_of, variables), 1
-    if not moments:
-        moments, power = _moments(optimizer, first_moments_of, variables), 2
-    if len(moments) < len(variables):
-        return None
-    sizes = [int(moment.value.shape.num_elements()) for moment in moments]
-    means = np.array([float(m) for m in _means(moments, power)])
-    mean = np.average(means, weights=sizes)
-    return np.clip(np.sqrt(means / mean), 0.1, 100.0).tolist() if mean > 0 else None
-
-
-def _moments(
-    optimizer: keras.optimizers.Optimizer,
-    moments_of: Callable[[keras.optimizers.Optimizer], list[keras.Variable]],
-    variables: Sequence[keras.Variable],
 ) -> list[keras.Variable]:
-    """Return what the optimizer remembers of variables.
+    """Return the second moments of variables that the optimizer has.
 
     Of several optimizers, another one may update some of them, which are left out.
     """
     if not optimizer.built or _iterations(optimizer) == 0:
         return []
-    kept = moments_of(optimizer)
+    kept = second_moments_of(optimizer)
     by_variable = dict(zip(map(id, updated_by(optimizer)), kept, strict=True)) if kept else {}
     return [by_variable[id(variable)] for variable in variables if id(variable) in by_variable]
-
-
-def _means(moments: Sequence[keras.Variable], power: int = 1) -> list[tf.Tensor]:
-    return [tf.reduce_mean(tf.cast(moment.value, tf.float32) ** power) for moment in moments]
 
 
 def reset_state(optimizer: keras.optimizers.Optimizer) -> None:

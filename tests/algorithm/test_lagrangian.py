@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from lc_keras.algorithm.beside import Reach
 from lc_keras.algorithm.lagrangian import Lagrangian
 from lc_keras.algorithm.tasks import Task, bind_tasks
 from lc_keras.costs import L0Constraint, L1Penalty, L2Penalty
@@ -34,8 +35,8 @@ def net(**options):
     return keras.Sequential(layers)
 
 
-def attach(model, tasks, multipliers=True):
-    return Lagrangian(bind_tasks(tasks, model), multipliers)
+def attach(model, tasks, multipliers=True, beside=False):
+    return Lagrangian(bind_tasks(tasks, model), multipliers, beside)
 
 
 def perturb(variables):
@@ -103,10 +104,9 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("scaled", [False, True], ids=["alike", "scaled"])
 @pytest.mark.parametrize("multipliers", [True, False], ids=["multipliers", "plain"])
 @pytest.mark.parametrize("case", PARTS)
-def test_c_steps_against_numpy(case, multipliers, scaled):
+def test_c_steps_against_numpy(case, multipliers):
     model = net()
     tasks, parts = PARTS[case]
     # 3 is a bias of one axis.
@@ -121,44 +121,27 @@ def test_c_steps_against_numpy(case, multipliers, scaled):
     assert len(lagrangian.variables) == len(used)
 
     lambdas = {i: np.zeros(variables[i].shape) for i in used}
-    # Of costs that shrink weights, distances always count alike.
-    selected = [i for solve, part in parts if "top" in solve.__qualname__ for i in part]
-    scales = next_scales = portions = dict.fromkeys(used, 1.0)
     result = lagrangian.direct_compression(MUS[0])
     for step, mu in enumerate([MUS[0], *MUS]):
+        now = MUS[min(step, len(MUS) - 1)]
         if step:
             perturb(variables)
-            next_mu = MUS[min(step, len(MUS) - 1)]
-            if scaled:
-                given = 10.0 ** np.random.uniform(-1, 2, len(used))
-                next_scales = {i: given[slot[i]] if i in selected else 1.0 for i in used}
-                part_of = np.random.uniform(0, 1, len(used))
-                portions = {i: part_of[slot[i]] for i in used}
-            options = (given, part_of) if scaled else ()
-            result = lagrangian.c_step(mu, next_mu, *options)
-        now = MUS[0] if not step else next_mu
+            result = lagrangian.c_step(mu, now)
         w = {i: variables[i].numpy().astype("float64") for i in used}
         theta = {}
         for solve, part in parts:
-            roots = [scales[i] ** 0.5 for i in part]
-            shifted = [
-                root * (w[i] - lambdas[i] / (mu * scales[i])) for i, root in zip(part, roots, strict=True)
-            ]
-            solved = zip(solve(shifted, mu), roots, strict=True)
-            theta.update(zip(part, (value / root for value, root in solved), strict=True))
+            theta.update(zip(part, solve([w[i] - lambdas[i] / mu for i in part], mu), strict=True))
         if multipliers and step:
-            lambdas = {i: lambdas[i] - portions[i] * mu * scales[i] * (w[i] - theta[i]) for i in used}
-        scales = next_scales
+            lambdas = {i: lambdas[i] - mu * (w[i] - theta[i]) for i in used}
 
-        for i in used:
-            np.testing.assert_allclose(lagrangian.slots[slot[i]].mu.numpy(), now * scales[i], rtol=1e-6)
+        assert lagrangian.mu == np.float32(now)
         assert result.finite.numpy().all() and len(result.finite) == len(used)
         for i in used:
             near = dict(rtol=1e-5, atol=1e-5 + 1e-6 * np.abs(lambdas[i]).max())
             np.testing.assert_allclose(lagrangian.thetas[slot[i]].numpy(), theta[i], **near)
             np.testing.assert_allclose(lagrangian.multipliers[slot[i]].numpy(), lambdas[i], **near)
             np.testing.assert_allclose(
-                lagrangian.targets[slot[i]].numpy(), theta[i] + lambdas[i] / (now * scales[i]), **near
+                lagrangian.targets[slot[i]].numpy(), theta[i] + lambdas[i] / now, **near
             )
         gap = np.sqrt(
             sum(np.sum((w[i] - theta[i]) ** 2) for i in used) / sum(np.sum(w[i] ** 2) for i in used)
@@ -198,10 +181,14 @@ def test_new_mu_retraces_nothing(multipliers):
     assert cost.traces == once
 
 
-@pytest.mark.parametrize("multipliers, arrays", [(True, 2), (False, 1)])
-def test_memory(multipliers, arrays):
-    """One extra array a weight without multipliers, two with them, wherever they are held."""
+@pytest.mark.parametrize(
+    "multipliers, beside, arrays", [(True, False, 2), (False, False, 1), (True, True, 2), (False, True, 2)]
+)
+def test_memory(multipliers, beside, arrays):
+    """One extra array a weight without multipliers, two with them or beside the optimizer."""
     model = net()
+    model.compile(keras.optimizers.SGD(0.1))
+    model.optimizer.build(model.trainable_variables)
     created = []
 
     def creator(next_creator, **options):
@@ -209,17 +196,21 @@ def test_memory(multipliers, arrays):
         return created[-1]
 
     with tf.variable_creator_scope(creator):
-        lagrangian = attach(model, [Task(L0Constraint(0.2))], multipliers)
+        lagrangian = attach(model, [Task(L0Constraint(0.2))], multipliers, beside)
+        reach = Reach(0.1, ratio=0.5, slack=0.5, frees=True) if beside else None
+        lagrangian.direct_compression(0.1, reach)
         with lagrangian.pulling():
-            lagrangian.direct_compression(0.1)
-            lagrangian.c_step(0.1, 0.2)
+            model.optimizer.apply([tf.ones_like(v) for v in model.trainable_variables])
+        lagrangian.c_step(0.1, 0.2, reach)
+        if beside:
+            lagrangian.moved()
+            lagrangian.project(0.2)
         lagrangian.show_compressed()
         lagrangian.show_training()
     size = 6 * 5 + 5 * 4 + 4 * 3
     assert lagrangian.size == size
-    # And two numbers a weight: its μ, and how much its distance counts.
-    numbers = 2 * len(lagrangian.variables)
-    assert sum(v.shape.num_elements() for v in created) == arrays * size + numbers
+    # And one number: μ, or the part of the way.
+    assert sum(v.shape.num_elements() for v in created) == arrays * size + 1
 
 
 # Which weights the model shows.
@@ -317,25 +308,33 @@ def test_weights_that_are_not_finite_change_nothing(multipliers, bad):
 # The pull.
 
 
-def test_the_pull_adds_to_the_losses_and_to_nothing_after_it():
+def slopes(model, variables):
+    """The gradients of the losses of a model's regularizers."""
+    with tf.GradientTape() as tape:
+        loss = tf.add_n([tf.cast(loss, tf.float32) for loss in model.losses])
+    found = tape.gradient(loss, [v.value for v in variables], unconnected_gradients="zero")
+    return [slope.numpy() for slope in found]
+
+
+def test_the_pull_adds_to_the_gradient_of_the_losses_and_to_nothing_after_it():
     model = net(kernel_regularizer=keras.regularizers.L2(0.1))
     model.get_layer("third").kernel.regularizer = None
     own = [v.regularizer for v in model.trainable_variables]
     lagrangian = attach(model, [Task(L0Constraint(0.2), weights="second/kernel|third/kernel")])
     lagrangian.direct_compression(0.5)
-    loss = sum(map(float, model.losses))
-    pull = sum(
-        0.25 * np.sum((v.numpy() - t.numpy()) ** 2)
-        for v, t in zip(lagrangian.variables, lagrangian.targets, strict=True)
-    )
-    assert pull > 0.01
+    weights = [model.get_layer("first").kernel, *lagrangian.variables]
+    without = slopes(model, weights)
+    held = zip(lagrangian.variables, lagrangian.targets, strict=True)
+    pulls = [0, *(0.5 * (v.numpy() - t.numpy()) for v, t in held)]
+    assert all(np.abs(pull).max() > 0.01 for pull in pulls[1:])
     for error in (None, RuntimeError("in the training")):
         with contextlib.suppress(RuntimeError), lagrangian.pulling():
-            np.testing.assert_allclose(sum(map(float, model.losses)), loss + pull, rtol=1e-5)
+            for slope, before, pull in zip(slopes(model, weights), without, pulls, strict=True):
+                np.testing.assert_allclose(slope, before + pull, rtol=1e-5, atol=1e-7)
             if error:
                 raise error
         assert all(v.regularizer is r for v, r in zip(model.trainable_variables, own, strict=True))
-        np.testing.assert_allclose(sum(map(float, model.losses)), loss, rtol=1e-6)
+        assert bits(slopes(model, weights)) == bits(without)
 
 
 def test_the_pull_follows_the_c_step():
@@ -345,27 +344,13 @@ def test_the_pull_follows_the_c_step():
     perturb(lagrangian.variables)
     with lagrangian.pulling():
         lagrangian.c_step(0.1, 0.4)
-        losses = list(map(float, model.losses))
-    expected = [
-        0.2 * np.sum((v.numpy() - t.numpy()) ** 2)
-        for v, t in zip(lagrangian.variables, lagrangian.targets, strict=True)
-    ]
-    np.testing.assert_allclose(losses, expected, rtol=1e-5)
-
-
-def test_compress_counts_distances_as_the_c_step_does():
-    model = net()
-    tasks = [Task(L0Constraint(6), "first/kernel"), Task(L0Constraint(6), "(second|third)/kernel")]
-    lagrangian = attach(model, tasks, multipliers=False)
-    lagrangian.direct_compression(0.1)
-    perturb(lagrangian.variables)
-    lagrangian.c_step(0.1, 0.2, [1.0, 0.01, 100.0])
-    averages = [tf.Variable(v) for v in copies(lagrangian.variables)]
-    tf.function(lambda: lagrangian.compress(averages, tf.constant(0.2)), autograph=False)()
-    lagrangian.c_step(0.2, 0.2)
-    assert [np.count_nonzero(theta) for theta in lagrangian.thetas] == [6, 0, 6]
-    for average, theta in zip(averages, lagrangian.thetas, strict=True):
-        np.testing.assert_array_equal(average.numpy(), theta.numpy())
+        found = slopes(model, lagrangian.variables)
+    away = [v.numpy() - t.numpy() for v, t in zip(lagrangian.variables, lagrangian.targets, strict=True)]
+    for slope, distance in zip(found, away, strict=True):
+        np.testing.assert_allclose(slope, 0.4 * distance, rtol=1e-5, atol=1e-7)
+    expected = [0.2 * np.sum(distance**2) for distance in away]
+    np.testing.assert_allclose([slot.pull.pull(slot.variable) for slot in lagrangian.slots], expected, 1e-5)
+    np.testing.assert_allclose(lagrangian.penalty(), sum(expected), rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])

@@ -163,14 +163,6 @@ def test_automatic_of_one_step():
     assert automatic(steps=1)[0] == automatic()[0]
 
 
-def test_automatic_scales_follow_the_gradients_slowly():
-    schedule = Automatic(20)
-    first = schedule.scales(1, [1.0, 1.0], [0.5, 100.0])
-    np.testing.assert_allclose(first, [0.5, 100.0])
-    np.testing.assert_allclose(schedule.scales(5, first, [0.5, 1.0]), [0.5, 100.0**0.8])
-    np.testing.assert_allclose(schedule.scales(6, first, [0.5, 1.0]), first)
-
-
 def test_automatic_is_not_held_near_a_guess():
     guessed, known = Automatic(5), Automatic(5)
     guessed(0, 1.0, 100, 0.1, guessed=True)

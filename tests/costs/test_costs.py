@@ -431,23 +431,23 @@ def test_graphs_go_with_their_cost():
     assert graphs() is None
 
 
-DECLARED = [  # keeps values, has a budget, needs units, needs multiply-adds
-    (L0Constraint(1), "keeps_values has_budget"),
-    (L0Constraint(1, Neurons()), "keeps_values has_budget needs_units"),
-    (L0Constraint(1, measure="bytes"), "keeps_values has_budget"),
-    (L0Constraint(1, Neurons(), "macs"), "keeps_values has_budget needs_units needs_macs"),
+DECLARED = [  # keeps values, has a budget, which can be loosened, needs units, needs multiply-adds
+    (L0Constraint(1), "keeps_values has_budget can_loosen"),
+    (L0Constraint(1, Neurons()), "keeps_values has_budget can_loosen needs_units"),
+    (L0Constraint(1, measure="bytes"), "keeps_values has_budget can_loosen"),
+    (L0Constraint(1, Neurons(), "macs"), "keeps_values has_budget can_loosen needs_units needs_macs"),
     (L0Penalty(1), "keeps_values"),
     (L1Constraint(1, Neurons()), "has_budget needs_units"),
     (L1Penalty(1, Blocks((1, 2))), ""),
     (L2Constraint(1), "has_budget"),
     (L2Penalty(1), ""),
-    (NMConstraint(1, 2), "keeps_values has_budget"),
+    (NMConstraint(1, 2), "keeps_values has_budget can_loosen"),
 ]
 
 
 @pytest.mark.parametrize("cost, declared", DECLARED, ids=repr)
 def test_what_costs_declare(cost, declared):
-    names = ("keeps_values", "has_budget", "needs_units", "needs_macs")
+    names = ("keeps_values", "has_budget", "can_loosen", "needs_units", "needs_macs")
     assert [name for name in names if getattr(cost, name)] == declared.split()
 
 
@@ -456,7 +456,7 @@ def test_a_cost_of_ones_own():
     class Rounded(Compression):
         digits: int = 0
 
-        def maps(self, weights, mu, layouts, scales=None):
+        def maps(self, weights, mu, layouts):
             return [lambda value: tf.round(value * 10**self.digits) / 10**self.digits] * len(weights)
 
     assert Rounded().c_step([np.float32([0.4, 0.6])], MU)[0].numpy().tolist() == [0, 1]
@@ -562,34 +562,67 @@ class TestNMConstraint:
             NMConstraint(2, 4).c_step([np.float32(1)], MU)
 
 
-SCALED = [
-    L0Constraint(7),
-    L0Constraint(3, Neurons()),
-    L0Constraint(3, Blocks((2, 1))),
-    L0Constraint(0.6, measure="macs"),
-    L0Constraint(0.6, Neurons(), measure="macs"),
-    L0Constraint(4, keep_at_least=1),
-    L0Penalty(0.4),
-    L0Penalty(4.0, Neurons()),
-    NMConstraint(1, 2),
+# Looser budgets.
+
+UNITS = [np.array([0, 1]), np.array([2, -1])]
+LOOSE = [
+    L0Constraint(keep, groups, measure)
+    for groups, keep in [(Weights(), 0.3), (Blocks((2, 1)), 0.4), (Neurons(), 0.6)]
+    for measure in ("groups", "parameters", "macs", "bytes")
 ]
+LOOSE += [L0Constraint(3, keep_at_least=1), L0Constraint(0), L0Constraint(1.0)]
 
 
-@pytest.mark.parametrize("cost", SCALED, ids=repr)
-def test_scaled_distances_are_those_of_scaled_weights(cost):
-    r"""$s \lVert v - \theta \rVert^2 = \lVert \sqrt{s} (v - \theta) \rVert^2$, and what is kept is v."""
-    weights = [np.random.normal(size=s).astype("float32") for s in GROUPED_SHAPES]
-    scales = [0.25, 16.0]
-    priced = [Layout(s, macs=n) for s, n in zip(GROUPED_SHAPES, (1, 3), strict=True)]
-    mu = tf.constant(MU)
+def applied(maps, weights):
+    return [theta(w).numpy() for theta, w in zip(maps, weights, strict=True)]
 
-    def c_step(values, **options):
-        maps = cost.maps([tf.constant(v) for v in values], mu, priced, **options)
-        return [theta(tf.constant(v)).numpy() for theta, v in zip(maps, values, strict=True)]
 
-    roots = np.sqrt(scales).astype("float32")
-    scaled = c_step([w * root for w, root in zip(weights, roots, strict=True)])
-    expected = [np.where(theta != 0, w, 0) for theta, w in zip(scaled, weights, strict=True)]
-    assert same_bits(c_step(weights, scales=scales), expected)
-    if not isinstance(cost, NMConstraint):
-        assert not same_bits(expected, c_step(weights))
+def loosened(cost, weights, slack, given):
+    return applied(cost.loosened(weights, tf.constant(slack, tf.float32), given), weights)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["", "shared"])
+@pytest.mark.parametrize("cost", LOOSE, ids=repr)
+def test_a_looser_budget_is_a_budget(cost, shared):
+    """κ and the part of what it removes that the slack says, rounded down."""
+    if shared and not cost.needs_units:
+        pytest.skip("its groups are of one tensor each")
+    weights = [tf.random.normal(s) for s in GROUPED_SHAPES]
+    places = [{"units": u, "count": 3} for u in UNITS] if shared else [{}, {}]
+    given = [Layout(s, macs=n, **p) for s, n, p in zip(GROUPED_SHAPES, (1, 3), places, strict=True)]
+    kappa, total = cost.budget(given), cost.total(given)
+    kept = []
+    for slack in (0.0, 0.1, 0.37, 0.5, 0.9, 1.0):
+        more = int(float(np.float32(slack)) * (total - kappa))
+        found = loosened(cost, weights, slack, given)
+        other = dataclasses.replace(cost, keep=kappa + more)
+        assert same_bits(found, applied(other.maps(weights, MU, given), weights))
+        kept.append(np.count_nonzero(flat(found)))
+        if cost.measure == "groups" and cost.groups == Weights():
+            assert kept[-1] == kappa + more
+    assert same_bits(loosened(cost, weights, 0.0, given), applied(cost.maps(weights, MU, given), weights))
+    assert same_bits(loosened(cost, weights, 1.0, given), weights)
+    assert kept == sorted(kept) and (kept[0] < kept[2] < kept[-1] or cost.keep == 1)
+
+
+def test_no_slack_is_the_budget_itself_however_large():
+    # In single precision κ would be one less, and the weight that costs 1 would not fit.
+    weights, given = [tf.constant([[3.0]]), tf.constant([[2.0]])], [Layout((1, 1), macs=2**24)]
+    given.append(Layout((1, 1), macs=1))
+    cost = L0Constraint(2**24 + 1, measure="macs")
+    assert flat(loosened(cost, weights, 0.0, given)).tolist() == [3, 2]
+
+
+@pytest.mark.parametrize("slack, n", [(0.0, 1), (0.3, 1), (0.34, 2), (0.9, 3), (1.0, 4)])
+def test_a_looser_pattern_is_a_pattern(slack, n):
+    weights, given = [tf.random.normal((10, 3)), tf.random.normal((2, 8, 5))], layouts((10, 3), (2, 8, 5))
+    found = loosened(NMConstraint(1, 4), weights, slack, given)
+    assert same_bits(found, applied(NMConstraint(n, 4).maps(weights, MU, given), weights))
+    # Of rows of 10 the last two are a part of their own.
+    assert [np.count_nonzero(theta) for theta in found] == [3 * (2 * n + min(n, 2)), 2 * 2 * n * 5]
+
+
+def test_other_costs_have_no_looser_budget():
+    for cost in (L0Penalty(1), L1Constraint(1), L2Constraint(1)):
+        with pytest.raises(NotImplementedError):
+            cost.loosened([tf.zeros((2, 2))], tf.constant(0.5), layouts((2, 2)))

@@ -50,17 +50,6 @@ def check_kth(tensors, k, result):
     assert (int(result.bits), int(result.above), int(result.ties)) == (tau, above, ties)
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["graph", "xla"])
-def test_kth_largest_of_scaled_tensors(monkeypatch, compiled):
-    """Tensors of several chunks and small ones, which share a chunk, each with its own scale."""
-    monkeypatch.setattr(thresholds, "CHUNK", 64)
-    tensors = [np.random.default_rng(n).normal(size=n).astype("float32") for n in (200, 7, 64, 30)]
-    scales = np.array([0.5, 8.0, 3.0, 1.0], "float32")
-    compiled = tf.function(thresholds.kth_largest, jit_compile=compiled, autograph=False)
-    found = compiled([tf.constant(t) for t in tensors], tf.constant(40), list(map(tf.constant, scales)))
-    check_kth([t * s for t, s in zip(tensors, scales, strict=True)], 40, found)
-
-
 @settings(max_examples=100, deadline=None)
 @given(arrays(VALUES), st.integers(1, 16))
 def test_kth_largest_is_that_of_a_sort(kth, tensors, k):

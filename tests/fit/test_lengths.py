@@ -1,7 +1,5 @@
 """How many L steps a fit has, and how strong the pull is in each."""
 
-import itertools
-
 import keras
 import numpy as np
 import pytest
@@ -11,7 +9,6 @@ from helpers import (
     BATCHES,
     KEPT,
     RANGE,
-    RateSeen,
     X,
     Y,
     fit,
@@ -22,14 +19,7 @@ from helpers import (
     same,
     spy,
 )
-from lc_keras import (
-    L0Constraint,
-    LearningCompression,
-    Neurons,
-    Weights,
-)
-from lc_keras.algorithm.lagrangian import Lagrangian
-from lc_keras.algorithm.schedules import Automatic
+from lc_keras import L0Constraint, LearningCompression
 
 # A fit that runs to its end has nothing to warn of.
 pytestmark = pytest.mark.filterwarnings(
@@ -93,60 +83,6 @@ def test_fewer_epochs_than_the_schedule():
     ):
         fit(model, [lc(steps=8)], epochs=1)
     assert nonzeros(model) == KEPT
-
-
-def scales(lagrangian):
-    return [slot.scale.numpy() for slot in lagrangian.slots]
-
-
-@pytest.mark.parametrize("groups, scaled", [(Neurons(), True), (Weights(), False)], ids=str)
-def test_distances_of_neurons_have_scales(groups, scaled, lagrangians):
-    """By the gradients in the first quarter of the run: 2 of 8 L steps of 2 batches."""
-    seen, compress = [], LearningCompression(L0Constraint(0.5, groups))
-    look = spy(on_train_batch_end=lambda batch, logs: seen.append(scales(lagrangians[-1])))
-    fit(net(keras.optimizers.Adam(0.02)), [compress, look])
-    assert (np.array(seen[:2]) == 1).all() and len(seen) == 16
-    changes = [one != two for one, two in itertools.pairwise(seen)]
-    assert changes == [scaled and batch in (2, 4) for batch in range(1, 16)]
-
-
-@pytest.mark.parametrize("groups, times", [(Neurons(), 10), (Weights(), 1)], ids=str)
-def test_neurons_come_nearer(groups, times, monkeypatch):
-    counted, automatic = [], Automatic.__call__
-
-    def look(self, step, rate, batches, gap, guessed):
-        counted.append(gap / compress.gap)
-        return automatic(self, step, rate, batches, gap, guessed)
-
-    monkeypatch.setattr(Automatic, "__call__", look)
-    compress = LearningCompression(L0Constraint(0.5, groups))
-    fit(net(), [compress])
-    np.testing.assert_allclose(counted[1:], times)
-    assert len(counted) == 8
-
-
-@pytest.mark.parametrize("groups", [Neurons(), Weights()], ids=str)
-def test_multipliers_of_neurons_take_what_the_l_step_had_time_for(groups, monkeypatch):
-    """λ grows by 1 − exp(−η μ T / (1 − m)) of μ(θ − w), with m = 0.9 and T = 2 batches."""
-    taken, c_step = [], Lagrangian.c_step
-
-    def look(self, mu, *args):
-        before, kernel = self.multipliers[0].numpy(), self.variables[0].numpy()
-        found = c_step(self, mu, *args)
-        pulled = mu * scale[0] * (self.thetas[0].numpy() - kernel)
-        scale[0] = self.slots[0].scale.numpy()
-        here = np.abs(pulled) > 1e-3 * np.abs(pulled).max()
-        taken.append(np.median((self.multipliers[0].numpy() - before)[here] / pulled[here]))
-        mus.append(mu)
-        return found
-
-    mus, scale = [], [1.0]
-    monkeypatch.setattr(Lagrangian, "c_step", look)
-    compress = LearningCompression(L0Constraint(0.5, groups))
-    fit(net(keras.optimizers.SGD(0.01, momentum=0.9)), [compress])
-    expected = -np.expm1(-0.1 * np.array(mus) * 2) if isinstance(groups, Neurons) else np.ones(8)
-    np.testing.assert_allclose(taken, expected, rtol=1e-3)
-    assert len(taken) == 8 and (isinstance(groups, Weights) or expected[0] < 0.5)
 
 
 @pytest.mark.parametrize(
@@ -275,18 +211,6 @@ def test_epochs_of_unknown_length_end_and_log_as_those_of_known_length():
     look = spy(on_train_batch_end=lambda batch, logs: steps.append(logs["l_step"]))
     fit(net(), [lc(), look], epochs=4, x=unknown())
     assert steps == 8 * [1] + [step for step in range(5, 17) for _ in range(2)]
-
-
-def test_the_strongest_pull_limits_the_learning_rate(lagrangians):
-    mus, compress = [], LearningCompression(L0Constraint(0.5, Neurons()))
-    look = spy(
-        on_train_batch_begin=lambda batch, logs: mus.append([s.mu.numpy() for s in lagrangians[0].slots])
-    )
-    model = net(keras.optimizers.SGD(0.1, momentum=0.5), kind=RateSeen)
-    fit(model, [compress, look])
-    highest, lowest = np.max(mus, axis=1), np.min(mus, axis=1)
-    assert np.any((highest > 10) & (highest > 1.5 * lowest))
-    np.testing.assert_allclose(model.seen, np.minimum(0.1, 1 / highest), rtol=1e-5)
 
 
 def test_an_evaluation_with_it_is_as_without():

@@ -9,7 +9,6 @@ from lc_keras.fit.optimizers import (
     effective_rate,
     inner_optimizer,
     optimizers_of,
-    relative_gradients,
     reset_state,
 )
 
@@ -318,46 +317,6 @@ def test_effective_rate_of_adam_is_relative_to_the_gradient():
     assert effective_rate(optimizer, [other], 0.1) == pytest.approx(0.1 / 400, rel=1e-4)
 
 
-# How large the gradients of each variable are.
-
-
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        keras.optimizers.Adam(0.1),
-        keras.optimizers.RMSprop(0.1),
-        keras.optimizers.Adagrad(0.1, initial_accumulator_value=0.0),
-        keras.optimizers.SGD(0.1, momentum=0.9),
-        keras.optimizers.Lion(0.1),
-        keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.1), initial_scale=8.0),
-    ],
-    ids=lambda optimizer: type(optimizer).__name__,
-)
-def test_relative_gradients(optimizer):
-    """Three weights for one: the mean square over the weights is 1, and other variables do not count."""
-    large, small, other = keras.Variable(np.zeros(1)), keras.Variable(np.zeros(3)), fresh()
-    assert relative_gradients(optimizer, [small, large]) is None
-    scale = getattr(optimizer, "initial_scale", 1.0)
-    gradients = [tf.fill(v.shape, g * scale) for v, g in [(large, 4.0), (small, 1.0), (other, 50.0)]]
-    optimizer.apply(gradients, [large, small, other])
-    np.testing.assert_allclose(
-        relative_gradients(optimizer, [small, large]), np.sqrt([4 / 19, 64 / 19]), rtol=1e-4
-    )
-
-
-def test_relative_gradients_are_bounded():
-    optimizer, flat, steep = keras.optimizers.Adam(0.1), keras.Variable(np.zeros(10**5)), fresh()
-    optimizer.apply([tf.fill(flat.shape, 1e-6), tf.fill(steep.shape, 1e3)], [flat, steep])
-    assert relative_gradients(optimizer, [flat, steep]) == [0.1, 100.0]
-
-
-@pytest.mark.parametrize("optimizer", [SGD(0.1), keras.optimizers.Adam(0.1)])
-def test_relative_gradients_are_unknown_where_no_gradient_is_remembered(optimizer):
-    variable = fresh()
-    optimizer.apply([tf.zeros((2, 2))], [variable])
-    assert relative_gradients(optimizer, [variable]) is None
-
-
 # Several optimizers.
 
 
@@ -437,12 +396,6 @@ def test_effective_rate_of_adam_where_gradients_are_zero():
     optimizer, weight = keras.optimizers.Adam(0.1), fresh()
     move(optimizer, weight, 0.0)
     assert effective_rate(optimizer, [weight], 0.1) == pytest.approx(100.0)
-
-
-def test_relative_gradients_are_unknown_where_another_optimizer_updates_some():
-    optimizer, ours, theirs = keras.optimizers.Adam(0.1), fresh(), fresh()
-    move(optimizer, ours)
-    assert relative_gradients(optimizer, [ours, theirs]) is None
 
 
 def test_look_ahead_begins_where_the_optimizer_is():
