@@ -3,7 +3,7 @@ r"""The augmented Lagrangian of $w = \theta$: the copy θ, the multipliers λ, a
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import keras
@@ -63,8 +63,8 @@ class Lagrangian:
     $$L(w) + \frac{\mu}{2} \lVert w - \theta - \lambda / \mu \rVert^2 + C(\theta).$$
 
     Two arrays of each weight's shape are kept, θ and $t = \theta + \lambda/\mu$, the target of the L step;
-    λ is $\mu (t - \theta)$. Without multipliers t is θ and one array serves as both, if the pull goes through
-    the loss. Nothing here runs weight by weight in Python, and nothing is retraced when μ changes.
+    λ is $\mu (t - \theta)$. Without multipliers t is θ and one array serves as both. Nothing here runs weight
+    by weight in Python, and nothing is retraced when μ changes.
 
     The arrays are of the weight's own type, at least float32, and live where it lives; made
     in the scope of a `tf.distribute` strategy they are mirrored as it is. The C step runs
@@ -73,8 +73,6 @@ class Lagrangian:
     Args:
         shared: List of `SharedCost`.
         multipliers: Bool, default `True`. `False` gives the plain quadratic penalty.
-        beside: Bool, default `False`. `True`: the pull is beside the optimizer, and reaches as far as a
-            `Reach` says. Only for costs that can be loosened.
 
     Attributes:
         slots: List of `Slot`, one for each weight.
@@ -82,25 +80,24 @@ class Lagrangian:
         compressed: Bool, whether the model shows θ.
     """
 
-    def __init__(self, shared: Sequence[SharedCost], multipliers: bool = True, beside: bool = False) -> None:
+    # What the targets are emptied to, so that nothing is pulled any more.
+    _nowhere = 0.0
+
+    def __init__(self, shared: Sequence[SharedCost], multipliers: bool = True) -> None:
         self.shared = shared
-        self.beside = beside
         variables = [v for part in shared for v in part.variables]
         # μ, or the part of the way that a batch pulls beside the optimizer.
         self._strength = tf.Variable(0.0, trainable=False, name="strength")
         self._multipliers = multipliers
         self._theta = Shadow(variables, "theta", widen=True)
-        self._target = Shadow(variables, "target", widen=True) if multipliers or beside else self._theta
+        self._target = self._made_target(variables)
         arrays = zip(self._theta.copies, self._target.copies, strict=True)
         self._parts = [(part, [self._slot(v, *next(arrays)) for v in part.variables]) for part in shared]
         self.slots = [slot for _, slots in self._parts for slot in slots]
         self.size = sum(int(slot.target.shape.num_elements()) for slot in self.slots)
         self.compressed = False
-        self._reach = Reach(0.0)
         self._shown = np.empty((0, 4))
         self._c_step = compiled(self._c_step)  # type: ignore[method-assign]  # compiled
-        self._project = compiled(self._project)  # type: ignore[method-assign]  # compiled
-        self._moved = compiled(self._moved)  # type: ignore[method-assign]  # compiled
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -134,12 +131,11 @@ class Lagrangian:
 
     def state(self) -> dict[str, Any]:
         """Return what `load` needs besides the variables, while the model shows θ."""
-        return {"shown": self._shown.tolist(), "reach": asdict(self._reach)}
+        return {"shown": self._shown.tolist()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a `state`, of which all variables have their values again."""
         self.compressed, self._shown = True, np.array(state["shown"])
-        self._reach = Reach(**state["reach"])
 
     def penalty(self) -> tf.Tensor:
         r"""Return $\frac{\mu}{2} \lVert w - \theta - \lambda/\mu \rVert^2$, for the loss of an L step."""
@@ -177,13 +173,11 @@ class Lagrangian:
         Returns:
             `CStep`.
         """
-        return self._solve(mu, mu, 0.0, reach)
+        single = tf.constant(mu, tf.float32)
+        return self._c_step(single, tf.constant(0.0, tf.float64), single)
 
     def c_step(self, mu: float, next_mu: float, reach: Reach | None = None) -> CStep:
         r"""Set $\theta \leftarrow \Pi(w - \lambda/\mu)$, $\lambda \leftarrow \lambda - \mu(w - \theta)$.
-
-        Beside the optimizer Π has the budget of the reach, which may be looser: until `project`, θ keeps more
-        than the budget.
 
         Args:
             mu: Float > 0, μ of the L step that ends.
@@ -193,12 +187,12 @@ class Lagrangian:
         Returns:
             `CStep`.
         """
-        return self._solve(mu, next_mu, mu / next_mu if reach is None else reach.ratio, reach)
+        # In double precision: μ may grow by little.
+        ratio = tf.constant(mu / next_mu, tf.float64)
+        return self._c_step(tf.constant(mu, tf.float32), ratio, tf.constant(next_mu, tf.float32))
 
-    def project(self, mu: float) -> CStep:
-        r"""Bring θ under the budget itself, $\theta \leftarrow \Pi(w - \lambda/\mu)$, and leave λ as it is.
-
-        Nothing is done where it is under it already: at the latest C step.
+    def latest(self, mu: float) -> CStep:
+        """Bring θ to what the weights are now, under the budget itself, before training ends midway.
 
         Args:
             mu: Float > 0, μ of the running L step.
@@ -206,20 +200,7 @@ class Lagrangian:
         Returns:
             `CStep`.
         """
-        return self._project(tf.constant(mu, tf.float32))
-
-    @property
-    def is_loose(self) -> bool:
-        """Whether θ may keep more than the budget, or other values than the weights have now."""
-        return self._reach.slack > 0 or self._reach.frees
-
-    def moved(self) -> float:
-        r"""Return how far the weights that the budget keeps are from where the latest C step left them.
-
-        Returns:
-            Float, $\lVert w - \theta \rVert / \lVert \theta \rVert$ over the κ largest of θ.
-        """
-        return float(self._moved().numpy())
+        return self.c_step(mu, mu)
 
     def not_finite(self, result: CStep) -> list[str]:
         """Return the paths of the variables because of which a C step changed nothing."""
@@ -280,69 +261,71 @@ class Lagrangian:
             `CStep`. If what the model holds is not finite, w stays as it was, with its $\theta = \Pi(w)$.
         """
         self.compressed = False
-        reach = self._reach if self.beside else None
         for slot in self.slots:
             slot.target.assign(slot.theta)  # λ = 0
-        result = self.direct_compression(mu, reach)
+        result = self.direct_compression(mu)
         if not np.all(result.finite):
             self._theta.restore()
-            self.direct_compression(mu, reach)
+            self.direct_compression(mu)
         return result
 
     def release(self) -> None:
         """Free t, and θ without multipliers. Nothing is pulled from now on, wherever that was traced."""
         self._strength.assign(0.0)
         for slot in self.slots:
-            emptied(slot.target, float("nan") if self.beside else 0.0)
+            emptied(slot.target, self._nowhere)
+
+    def _made_target(self, variables: Sequence[keras.Variable]) -> Shadow:
+        return Shadow(variables, "target", widen=True) if self._multipliers else self._theta
 
     def _slot(self, variable: keras.Variable, theta: tf.Variable, target: tf.Variable) -> Slot:
-        if self.beside:
-            return Slot(variable, theta, target, PullBeside(target, self._strength))
         pull = LCPenalty(target, self._strength, variable.regularizer, is_shown=False)
         return Slot(variable, theta, target, pull)
 
-    def _solve(self, mu: float, next_mu: float, ratio: float, reach: Reach | None) -> CStep:
-        self._reach = reach or Reach(0.0)
-        strength = self._reach.part if self.beside else next_mu
-        return self._c_step(
-            tf.constant(mu, tf.float32),
-            tf.constant(ratio if self._multipliers else 0.0, tf.float64),
-            tf.constant(self._reach.slack, tf.float32),
-            tf.constant(self._reach.frees),
-            tf.constant(strength, tf.float32),
-        )
+    def _c_step(self, mu: tf.Tensor, ratio: tf.Tensor, next_mu: tf.Tensor) -> CStep:
+        def maps(part: SharedCost, values: Sequence[tf.Tensor]) -> list[Map]:
+            return part.compression.maps(values, mu, part.layouts)
 
-    def _c_step(
-        self, mu: tf.Tensor, ratio: tf.Tensor, slack: tf.Tensor, frees: tf.Tensor, strength: tf.Tensor
+        def move(theta: tf.Tensor, shifted: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            # With v = w − λ/μ the new multipliers are λ − μ(w − θ) = μ(θ − v), the new target θ + λ/μ'.
+            return theta, theta + tf.cast(ratio, theta.dtype) * (theta - shifted)
+
+        def offset(slot: Slot) -> tf.Tensor:
+            return slot.target - slot.theta
+
+        return self._if_finite(lambda: self._update(maps, offset, move), next_mu)
+
+    def _if_finite(
+        self, update: Callable[[], tuple[tf.Tensor, tf.Tensor]], strength: tf.Tensor | None = None
     ) -> CStep:
-        def update() -> tuple[tf.Tensor, tf.Tensor]:
-            def target(theta: tf.Tensor, shifted: tf.Tensor) -> tf.Tensor:
-                # With v = w − λ/μ the new multipliers are λ − μ(w − θ) = μ(θ − v), the new target θ + λ/μ'.
-                moved = theta + tf.cast(ratio, theta.dtype) * (theta - shifted)
-                if self.beside:
-                    moved = tf.where(frees & (theta != 0), tf.constant(np.nan, theta.dtype), moved)
-                return moved
-
-            found = self._update(mu, slack, target)
-            self._strength.assign(strength)
+        def update_all() -> tuple[tf.Tensor, tf.Tensor]:
+            found = update()
+            if strength is not None:
+                self._strength.assign(strength)
             return found
 
-        return self._if_finite(update)
-
-    def _project(self, mu: tf.Tensor) -> CStep:
-        return self._if_finite(lambda: self._update(mu, tf.constant(0.0), None))
-
-    def _if_finite(self, update: Callable[[], tuple[tf.Tensor, tf.Tensor]]) -> CStep:
         nothing = tf.constant(-1.0)
         with tf.device(self.variables[0].value.device):
             finite = thresholds.finite([tf.convert_to_tensor(v) for v in self.variables])
-            gap, density = tf.cond(tf.reduce_all(finite), update, lambda: (nothing, nothing))
+            gap, density = tf.cond(tf.reduce_all(finite), update_all, lambda: (nothing, nothing))
         return CStep(finite, gap, density)
 
     def _update(
-        self, mu: tf.Tensor, slack: tf.Tensor, target: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None
+        self,
+        maps: Callable[[SharedCost, Sequence[tf.Tensor]], list[Map]],
+        offset: Callable[[Slot], tf.Tensor],
+        move: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor | None]],
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Solve for θ, move targets to what `target` makes of θ and v, and return the gap and the density."""
+        """Solve for θ.
+
+        Args:
+            maps: The C step of a cost.
+            offset: λ/μ of a slot.
+            move: Called with θ, v and w; returns θ to keep, and the target, or `None` to leave it.
+
+        Returns:
+            The gap and the density.
+        """
         # v = w − λ/μ waits where θ will be: no third array.
         two_arrays = self._target is not self._theta
         done: list[tf.Tensor] = []
@@ -350,48 +333,25 @@ class Lagrangian:
             for slot in self.slots:
                 # One after the other, here and below: the buffers of one tensor at a time are alive.
                 with tf.control_dependencies(done):
-                    done = [slot.theta.assign(read(slot.variable) - self._offset(slot))]
+                    done = [slot.theta.assign(read(slot.variable) - offset(slot))]
         squared_gap = squared_norm = kept = tf.constant(0.0, tf.float64)
         for part, slots in self._parts:
             sources = [slot.theta if two_arrays else slot.variable for slot in slots]
-            maps = self._maps(part, [read(source) for source in sources], mu, slack)
-            for slot, source, solve in zip(slots, sources, maps, strict=True):
+            solves = maps(part, [read(source) for source in sources])
+            for slot, source, solve in zip(slots, sources, solves, strict=True):
                 with tf.device(slot.variable.value.device), tf.control_dependencies(done):
                     shifted, weight = read(source), read(slot.variable)
                     theta = _constrained(slot.variable, part, solve(shifted))
+                    theta, target = move(theta, shifted, weight)
                     done = [slot.theta.assign(theta)]
                     if two_arrays and target is not None:
-                        done.append(slot.target.assign(target(theta, shifted)))
+                        done.append(slot.target.assign(target))
                     squared_gap += tf.cast(tf.nn.l2_loss(weight - theta), tf.float64)
                     squared_norm += tf.cast(tf.nn.l2_loss(weight), tf.float64)
                     kept += tf.cast(tf.math.count_nonzero(theta, dtype=tf.int32), tf.float64)
                     done += [squared_gap, squared_norm, kept]
         gap = tf.sqrt(tf.math.divide_no_nan(squared_gap, squared_norm))
         return tf.cast(gap, tf.float32), tf.cast(kept / self.size, tf.float32)
-
-    def _offset(self, slot: Slot) -> tf.Tensor:
-        r"""Return $\lambda/\mu$ of a weight."""
-        offset = slot.target - slot.theta
-        # What is free has no multiplier.
-        return tf.where(tf.math.is_nan(offset), tf.zeros([], offset.dtype), offset) if self.beside else offset
-
-    def _maps(
-        self, part: SharedCost, values: Sequence[tf.Tensor], mu: tf.Tensor, slack: tf.Tensor
-    ) -> list[Map]:
-        if self.beside:
-            return part.compression.loosened(values, slack, part.layouts)
-        return part.compression.maps(values, mu, part.layouts)
-
-    def _moved(self) -> tf.Tensor:
-        moved = norm = tf.constant(0.0, tf.float64)
-        for part, slots in self._parts:
-            maps = part.compression.loosened([read(s.theta) for s in slots], tf.constant(0.0), part.layouts)
-            for slot, solve in zip(slots, maps, strict=True):
-                theta = solve(read(slot.theta))
-                away = tf.where(theta != 0, read(slot.variable) - theta, tf.zeros([], theta.dtype))
-                moved += tf.cast(tf.nn.l2_loss(away), tf.float64)
-                norm += tf.cast(tf.nn.l2_loss(theta), tf.float64)
-        return tf.sqrt(tf.math.divide_no_nan(moved, norm))
 
 
 def _constrained(variable: keras.Variable, part: SharedCost, theta: tf.Tensor) -> tf.Tensor:

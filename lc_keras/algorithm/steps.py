@@ -7,6 +7,7 @@ import keras
 
 from lc_keras.algorithm.beside import Reach
 from lc_keras.algorithm.lagrangian import CStep, Lagrangian
+from lc_keras.algorithm.reaching import ReachingLagrangian
 from lc_keras.algorithm.shadows import Shadow
 from lc_keras.algorithm.tasks import SharedCost
 
@@ -27,7 +28,7 @@ class Steps:
     def __init__(
         self, model: keras.Model, shared: Sequence[SharedCost], multipliers: bool, beside: bool = False
     ) -> None:
-        self.lagrangian = Lagrangian(shared, multipliers, beside)
+        self.lagrangian = (ReachingLagrangian if beside else Lagrangian)(shared, multipliers)
         compressed = set(map(id, self.lagrangian.variables))
         self._others = Shadow([v for v in model.weights if id(v) not in compressed], "finite")
         self._diverged = False
@@ -115,8 +116,7 @@ class Steps:
             return False
         finite = not self._others.not_finite()
         if finite and not self.lagrangian.compressed:
-            latest = self.lagrangian.project(mu) if self.lagrangian.beside else self.lagrangian.c_step(mu, mu)
-            finite = bool(latest.finite.numpy().all())
+            finite = bool(self.lagrangian.latest(mu).finite.numpy().all())
         if not finite:
             self._others.restore()
             self._diverged = True

@@ -119,16 +119,19 @@ class Beside:
         """Tell if it asks how far weights moved in an L step."""
         return not self._is_fixed and step <= self._LOOKS * self._plan.steps
 
-    def look(self, step: int, moved: float, batches: float) -> None:
+    def look(self, step: int, moved: float, chosen: float, batches: float) -> None:
         """Note how far weights moved.
 
         Args:
             step: Int, the index of the L step that ends.
             moved: Float, how far the kept weights moved, by their norm.
+            chosen: Float, how many times as far as others; NaN where that is not known.
             batches: Float > 0, in how many batches.
         """
+        if math.isnan(chosen):
+            return
         left = _batches(self._plan) * (1 - (step + 1) / self._plan.steps)
-        self._far = self._far + 1 if moved * left / batches > self._FAR else 0
+        self._far = self._far + 1 if moved * left / batches * (chosen - 1) > self._FAR else 0
         if self._far == self._IN_A_ROW:
             self._is_fixed = True
             # λ/μ was of a much stronger pull.

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from lc_keras.algorithm.beside import Reach
 from lc_keras.algorithm.lagrangian import CStep
+from lc_keras.algorithm.reaching import ReachingLagrangian
 from lc_keras.algorithm.steps import Steps
 from lc_keras.algorithm.tasks import Task, bind_tasks
 from lc_keras.fit.attachment import Logs, TrainFunction
@@ -75,6 +76,7 @@ class CompressionRun:
         with model.distribute_strategy.scope():
             self._steps = Steps(model, shared, multipliers, self._beside)
             self._lagrangian = self._steps.lagrangian
+            self._reaching = self._lagrangian if isinstance(self._lagrangian, ReachingLagrangian) else None
             self.variables = self._lagrangian.variables
             self._rate = LearningRateLimit(*optimizers_of(model), variables=self.variables)
             if reset_optimizer:
@@ -284,7 +286,7 @@ class CompressionRun:
         progress.step = plan.step_at(0, 0, 0, execution) if plan.batches else 0
         progress.mu, reach = self._pull.next(progress.step, math.nan)
         found = self._steps.begin(progress.mu, reach)
-        self._note(self._lagrangian.project(progress.mu) if self._lagrangian.is_loose else found)
+        self._note(self._reaching.project() if self._reaching and self._reaching.is_loose else found)
         self.logs["l_steps"] = plan.steps
         progress.first_epoch = epoch
         self._limit_rate()
@@ -316,15 +318,15 @@ class CompressionRun:
     def _c_step(self, next_step: int) -> None:
         self._check_pull()
         progress, last = self._progress, next_step == self._plan.steps
-        if isinstance(self._pull, Beside) and self._pull.looks(progress.step):
-            self._pull.look(progress.step, self._lagrangian.moved(), self._batches_since)
+        if self._reaching and isinstance(self._pull, Beside) and self._pull.looks(progress.step):
+            self._pull.look(progress.step, *self._reaching.moved(), self._batches_since)
         if last:
             next_mu, reach = progress.mu, Reach(part=1.0) if self._beside else None
         else:
             next_mu, reach = self._pull.next(next_step, self.logs["gap"])
         found = self._steps.c_step(progress.mu, next_mu, reach, self._name_of_l_step)
         self._batches_since = 0
-        if not self._lagrangian.is_loose:
+        if not (self._reaching and self._reaching.is_loose):
             self._note(found)
         progress.step, progress.mu = next_step, next_mu
         progress.finished = last or self.logs["gap"] < self._tolerance
@@ -353,7 +355,7 @@ class CompressionRun:
 
     def _limit_rate(self) -> None:
         if self._limits_rate:
-            self._rate.set(1 / self._lagrangian.mu)
+            self._rate.set(1 / self.mu)
 
     def _show_training(self) -> None:
         if self._lagrangian.is_replaced(swapped=bool(self._averages.trained)):
@@ -371,9 +373,9 @@ class CompressionRun:
 
     def _show_compressed(self) -> None:
         if not self._lagrangian.compressed:
-            if self._lagrangian.is_loose:
+            if self._reaching and self._reaching.is_loose:
                 # What is shown keeps the budget, however far the pull reaches.
-                found = self._lagrangian.project(self.mu)
+                found = self._reaching.project()
                 if np.all(found.finite):
                     self._batches_since = 0
                     self._note(found)
