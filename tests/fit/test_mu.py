@@ -19,8 +19,8 @@ def plan(steps, batches=BATCHES, epochs=EPOCHS):
     return Plan(steps, epochs / steps, epochs / steps, epochs, batches)
 
 
-def through_loss(mu="auto", guessed=False, **options):
-    rates, seen = iter([RATE, 1000 * RATE]), []
+def through_loss(mu="auto", guessed=False, rates=(), **options):
+    rates, seen = iter(rates), []
     rate = SimpleNamespace(effective=lambda: next(rates, RATE), guessed=guessed, look_ahead=seen.append)
     return ThroughLoss(mu, plan(11, **options), rate), seen
 
@@ -40,15 +40,15 @@ def test_what_is_automatic():
 
 @pytest.mark.parametrize("batches, counted", [(BATCHES, BATCHES), (None, 100)])
 def test_through_the_loss_the_rate_and_the_length_of_the_run_set_mu(batches, counted):
-    pull, seen = through_loss(batches=batches)
+    pull, seen = through_loss(batches=batches, rates=(RATE, 1.5 * RATE, RATE / 1000))
     pull.begin()
     assert seen == [EPOCHS * counted] and pull.given == "auto"
     mu, reach = pull.next(0, np.nan)
     assert reach is None and mu == pytest.approx(1.5 / (RATE * EPOCHS * counted))
-    # The rate of this step is a thousand times the first one; it counts as ten times.
     middle, _ = pull.next(5, TINY)
-    assert middle == pytest.approx((1.5 * 80) ** 0.5 / (10 * RATE * EPOCHS * counted))
-    assert pull.next(10, TINY)[0] == pytest.approx(80 / (RATE * EPOCHS * counted))
+    assert middle == pytest.approx((1.5 * 80) ** 0.5 / (1.5 * RATE * EPOCHS * counted))
+    # A thousandth of the first rate counts as a tenth.
+    assert pull.next(10, TINY)[0] == pytest.approx(80 / (RATE / 10 * EPOCHS * counted))
 
 
 def test_through_the_loss_mu_grows_faster_where_the_gap_lags():
@@ -63,10 +63,9 @@ def test_through_the_loss_mu_grows_faster_where_the_gap_lags():
 
 
 def test_a_rate_that_was_guessed_holds_no_later_one():
-    pull, _ = through_loss(guessed=True)
+    pull, _ = through_loss(guessed=True, rates=(RATE, RATE / 1000))
     pull.next(0, np.nan)
-    # The first rate that is known was 1,000 times the guess: μ would fall, and hardly grows.
-    assert pull.next(5, TINY)[0] == pytest.approx(1.001 * 1.5 / (RATE * LENGTH))
+    assert pull.next(5, TINY)[0] == pytest.approx((1.5 * 80) ** 0.5 / (RATE / 1000 * LENGTH))
 
 
 def test_a_schedule_is_followed():
