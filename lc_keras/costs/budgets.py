@@ -148,8 +148,8 @@ def allocate(
             )
             reached[i] = above[i] + tf.cumsum(counted[i], reverse=True)
             spent += float(prices[i]) * tf.cast(tf.maximum(reached[i], at_least[i]), tf.float64)
-        # The highest digit down to which all of them would cost too much.
-        digit = tf.reduce_sum(tf.cast(spent > budget, tf.int32)) - 1
+        # The highest digit down to which all of them would cost too much; any, if all fit.
+        digit = tf.maximum(tf.reduce_sum(tf.cast(spent > budget, tf.int32)) - 1, 0)
         here = tf.range(tf.size(spent)) == digit
         for i in priced:
             ties[i] = tf.reduce_sum(tf.where(here, counted[i], 0))

@@ -564,7 +564,10 @@ class TestNMConstraint:
 
 # Looser budgets.
 
-UNITS = [np.array([0, 1]), np.array([2, -1])]
+CHAINED = [
+    Layout((4, 6), units=np.arange(6), count=8, macs=1),
+    Layout((6, 3), units=np.array([6, 7, -1]), reads=np.arange(6), count=8, macs=3),
+]
 LOOSE = [
     L0Constraint(keep, groups, measure)
     for groups, keep in [(Weights(), 0.3), (Blocks((2, 1)), 0.4), (Neurons(), 0.6)]
@@ -574,11 +577,13 @@ LOOSE += [L0Constraint(3, keep_at_least=1), L0Constraint(0), L0Constraint(1.0)]
 
 
 def applied(maps, weights):
-    return [theta(w).numpy() for theta, w in zip(maps, weights, strict=True)]
+    return [theta(w) for theta, w in zip(maps, weights, strict=True)]
 
 
 def loosened(cost, weights, slack, given):
-    return applied(cost.loosened(weights, tf.constant(slack, tf.float32), given), weights)
+    """In a graph to which the slack is given, as the C step runs."""
+    step = tf.function(lambda slack: applied(cost.loosened(weights, slack, given), weights), autograph=False)
+    return [theta.numpy() for theta in step(tf.constant(slack, tf.float32))]
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["", "shared"])
@@ -587,12 +592,11 @@ def test_a_looser_budget_is_a_budget(cost, shared):
     """κ and the part of what it removes that the slack says, rounded down."""
     if shared and not cost.needs_units:
         pytest.skip("its groups are of one tensor each")
-    weights = [tf.random.normal(s) for s in GROUPED_SHAPES]
-    places = [{"units": u, "count": 3} for u in UNITS] if shared else [{}, {}]
-    given = [Layout(s, macs=n, **p) for s, n, p in zip(GROUPED_SHAPES, (1, 3), places, strict=True)]
+    weights = [tf.random.normal(layout.shape) for layout in CHAINED]
+    given = CHAINED if shared else [Layout(layout.shape, macs=layout.macs) for layout in CHAINED]
     kappa, total = cost.budget(given), cost.total(given)
     kept = []
-    for slack in (0.0, 0.1, 0.37, 0.5, 0.9, 1.0):
+    for slack in (0.0, 0.37, 0.9, 1.0):
         more = int(float(np.float32(slack)) * (total - kappa))
         found = loosened(cost, weights, slack, given)
         other = dataclasses.replace(cost, keep=kappa + more)
@@ -602,7 +606,7 @@ def test_a_looser_budget_is_a_budget(cost, shared):
             assert kept[-1] == kappa + more
     assert same_bits(loosened(cost, weights, 0.0, given), applied(cost.maps(weights, MU, given), weights))
     assert same_bits(loosened(cost, weights, 1.0, given), weights)
-    assert kept == sorted(kept) and (kept[0] < kept[2] < kept[-1] or cost.keep == 1)
+    assert len(set(kept)) > 2 or cost.keep == 1
 
 
 def test_no_slack_is_the_budget_itself_however_large():

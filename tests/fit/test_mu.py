@@ -1,88 +1,185 @@
-"""What sets μ, scales and portions of a run, each by itself."""
+"""What sets the pull of each L step of a run, by itself."""
 
+import json
 from types import SimpleNamespace
 
-import keras
 import numpy as np
 import pytest
 
-from lc_keras import Geometric, L0Constraint, Neurons, Task
-from lc_keras.algorithm.lagrangian import Lagrangian
-from lc_keras.algorithm.tasks import bind_tasks
-from lc_keras.fit import mu as pace
-from lc_keras.fit.mu import Pull
+from lc_keras import Geometric
+from lc_keras.algorithm.beside import Reach
+from lc_keras.fit.mu import Beside, ThroughLoss, is_automatic
+from lc_keras.fit.plan import Plan
 
-RATE, BATCHES = 0.2, 50
-
-
-def made(mu="auto", neurons=True, batches=BATCHES, guessed=False):
-    """A `Pull` of three variables, of which a kernel and its bias make neurons."""
-    widths = {"first": 5, "second": 4, "third": 3}
-    layers = [keras.layers.Dense(width, name=name) for name, width in widths.items()]
-    model = keras.Sequential([keras.Input((6,)), *layers])
-    first = L0Constraint(0.5, Neurons()) if neurons else L0Constraint(0.5)
-    tasks = [Task(first, "first/kernel"), Task(L0Constraint(0.5), "second/kernel")]
-    plan = SimpleNamespace(steps=11, epochs=4, batches=batches, length=0.25, first_length=1.5)
-    seen = []
-    rate = SimpleNamespace(effective=lambda: RATE, guessed=guessed, updating=["it"], look_ahead=seen.append)
-    return Pull(mu, plan, Lagrangian(bind_tasks(tasks, model)), rate), seen
+RATE, BATCHES, EPOCHS = 0.2, 50, 4
+TINY, LENGTH = 1e-9, EPOCHS * BATCHES
 
 
-def test_a_gap_of_neurons_counts_ten_times():
-    (neurons, _), (weights, _) = made(), made(neurons=False)
-    for step, gap in ((0, 0.9), (7, 0.4), (10, 0.3)):
-        assert neurons.mu(step, gap) == pytest.approx(weights.mu(step, 10 * gap))
-    assert made()[0].mu(10, 0.3) > 1.5 * made(neurons=False)[0].mu(10, 0.3)
+def plan(steps, batches=BATCHES, epochs=EPOCHS):
+    return Plan(steps, epochs / steps, epochs / steps, epochs, batches)
+
+
+def through_loss(mu="auto", guessed=False, rates=(), **options):
+    rates, seen = iter(rates), []
+    rate = SimpleNamespace(effective=lambda: next(rates, RATE), guessed=guessed, look_ahead=seen.append)
+    return ThroughLoss(mu, plan(11, **options), rate), seen
+
+
+def restored(state):
+    """A state, as it is after it was written down."""
+    return json.loads(json.dumps(state))
+
+
+def test_what_is_automatic():
+    assert is_automatic("auto")
+    assert not any(map(is_automatic, (Geometric(1.0, 2.0), [1.0, 2.0], np.array([1.0, 2.0]))))
+
+
+# Through the loss.
 
 
 @pytest.mark.parametrize("batches, counted", [(BATCHES, BATCHES), (None, 100)])
-def test_a_run_is_as_long_as_its_batches(batches, counted):
-    run, seen = made(batches=batches)
-    run.look_ahead()
-    assert seen == [4 * counted]
-    assert run.mu(0, 1.0) == pytest.approx(1.5 / (RATE * 4 * counted))
+def test_through_the_loss_the_rate_and_the_length_of_the_run_set_mu(batches, counted):
+    pull, seen = through_loss(batches=batches, rates=(RATE, 1.5 * RATE, RATE / 1000))
+    pull.begin()
+    assert seen == [EPOCHS * counted] and pull.given == "auto"
+    mu, reach = pull.next(0, np.nan)
+    assert reach is None and mu == pytest.approx(1.5 / (RATE * EPOCHS * counted))
+    middle, _ = pull.next(5, TINY)
+    assert middle == pytest.approx((1.5 * 80) ** 0.5 / (1.5 * RATE * EPOCHS * counted))
+    # A thousandth of the first rate counts as a tenth.
+    assert pull.next(10, TINY)[0] == pytest.approx(80 / (RATE / 10 * EPOCHS * counted))
+
+
+def test_through_the_loss_mu_grows_faster_where_the_gap_lags():
+    pull, _ = through_loss()
+    pull.next(0, np.nan)
+    pull.next(5, 0.9)
+    progress, gap = 0.8, 0.3
+    expected = 0.5 * (0.02 / 0.5) ** (2 * progress - 1)
+    found, _ = pull.next(8, gap)
+    strength = 1.5 * (80 / 1.5) ** progress * (gap / expected) ** (10 / 11)
+    assert found == pytest.approx(strength / (RATE * LENGTH)) and gap > expected
+
+
+def test_a_rate_that_was_guessed_holds_no_later_one():
+    pull, _ = through_loss(guessed=True, rates=(RATE, RATE / 1000))
+    pull.next(0, np.nan)
+    assert pull.next(5, TINY)[0] == pytest.approx((1.5 * 80) ** 0.5 / (RATE / 1000 * LENGTH))
 
 
 def test_a_schedule_is_followed():
-    run, _ = made(Geometric(1.0, 1024.0))
-    assert [run.mu(step, 0.9) for step in (0, 5, 10)] == pytest.approx([1, 32, 1024])
-    assert run.given == pytest.approx([2.0**i for i in range(11)]) and run.state() is None
-    assert run.scales(1) is None and run.portions(1, 1.0) is None
+    pull, _ = through_loss(Geometric(1.0, 1024.0))
+    assert [pull.next(step, 0.9) for step in (0, 5, 10)] == [
+        (pytest.approx(mu), None) for mu in (1, 32, 1024)
+    ]
+    assert pull.given == pytest.approx([2.0**i for i in range(11)])
+    assert pull.state() is None
+    pull.load(restored(pull.state()))
 
 
-def test_multipliers_of_neurons_move_as_far_as_the_l_step_closed():
-    run, _ = made()
-    assert len(run.portions(0, 1.0)) == 3
-    for step, epochs in ((0, 1.5), (3, 0.25)):
-        closed = 1 - np.exp(-RATE * 0.1 * epochs * BATCHES)
-        np.testing.assert_allclose(run.portions(step, 0.1), [closed, closed, 1])
-    assert made(neurons=False)[0].portions(3, 0.1) is None
-
-
-def test_scales_of_neurons_go_by_their_gradients(monkeypatch):
-    asked = []
-
-    def gradients(optimizer, variables):
-        asked.append((optimizer, [v.name for v in variables]))
-        return found
-
-    monkeypatch.setattr(pace, "relative_gradients", gradients)
-    run, _ = made()
-    found = None
-    assert run.scales(0) is None
-    found = [4.0, 0.5]
-    np.testing.assert_allclose(run.scales(0), [4, 0.5, 1])
-    assert asked == 2 * [("it", ["kernel", "bias"])]
-    # What is measured late is the pull itself.
-    np.testing.assert_allclose(run.scales(10), [1, 1, 1])
-    assert made(neurons=False)[0].scales(0) is None
-
-
-def test_another_run_goes_on_from_its_state():
-    (one, _), (two, _) = made(), made()
+def test_through_the_loss_another_run_goes_on_from_its_state():
+    one, two, fresh = (through_loss()[0] for _ in range(3))
     for step in range(8):
-        one.mu(step, 0.05)
-    fresh = made()[0]
-    two.load(one.state())
-    expected = one.mu(8, 0.05)
-    assert two.mu(8, 0.05) == expected != fresh.mu(8, 0.05)
+        one.next(step, 0.5)
+    two.load(restored(one.state()))
+    expected = one.next(8, 0.05)
+    assert two.next(8, 0.05) == expected != fresh.next(8, 0.05)
+
+
+# Beside the optimizer.
+
+STEPS = 40
+
+
+def growing(step, length=LENGTH):
+    """The strength in a batch and the slack, while the reach grows."""
+    removed = step / STEPS / 0.75
+    strength = 50 * (300 / 50) ** min(removed, 1) / (0.75 * length)
+    return strength, max(0, 1 - removed / 0.9) ** 3
+
+
+def fixed(step, length=LENGTH):
+    return 1.5 * (80 / 1.5) ** (step / STEPS) / length
+
+
+def far(pull, steps, moved=1.0):
+    for step in steps:
+        pull.look(step, moved, 5)
+
+
+def same_reach(reach, **expected):
+    for name, value in expected.items():
+        assert getattr(reach, name) == pytest.approx(value, rel=1e-9), name
+
+
+@pytest.mark.parametrize("batches, counted", [(BATCHES, BATCHES), (None, 100)])
+def test_beside_the_reach_grows(batches, counted):
+    pull, before = Beside(plan(STEPS, batches)), 0.0
+    pull.begin()
+    for step in range(30):
+        strength, reach = pull.next(step, np.nan)
+        expected, slack = growing(step, EPOCHS * counted)
+        assert strength == pytest.approx(expected)
+        same_reach(reach, part=1 - np.exp(-expected), ratio=before / expected, slack=slack, frees=True)
+        before = expected
+    assert slack == 0 and growing(26)[1] > 0
+    for step in range(30, STEPS):
+        strength, reach = pull.next(step, np.nan)
+        assert strength == pytest.approx(300 / (0.75 * EPOCHS * counted))
+        assert reach == Reach(part=1.0, ratio=0.0, slack=0.0, frees=True)
+    assert pull.given == "auto"
+
+
+def test_where_weights_move_far_three_times_in_a_row_the_budget_is_fixed():
+    pull = Beside(plan(STEPS))
+    for step in range(3):
+        pull.next(step, np.nan)
+        assert pull.looks(step)
+        far(pull, [step])
+    assert not pull.looks(3)
+    before = 0.0
+    for step in range(3, STEPS):
+        strength, reach = pull.next(step, np.nan)
+        assert strength == pytest.approx(fixed(step))
+        # λ begins from 0, as it was of a stronger pull.
+        same_reach(reach, part=1 - np.exp(-fixed(step)), ratio=before / fixed(step), slack=0, frees=False)
+        before = fixed(step)
+
+
+def test_a_fixed_budget_counts_five_thousand_batches_at_most():
+    pull = Beside(plan(STEPS, epochs=200))
+    far(pull, range(3), 10.0)
+    assert pull.next(3, np.nan)[0] == pytest.approx(fixed(3, 5000))
+
+
+def test_far_is_what_the_rest_of_the_run_comes_to():
+    # After step 2 of 40, of 200 batches 185 are left: 37 times 5.
+    just = 1.2 / 37
+    for moved, is_fixed in ((1.01 * just, True), (0.99 * just, False)):
+        pull = Beside(plan(STEPS))
+        far(pull, [0, 1])
+        far(pull, [2], moved)
+        assert pull.looks(3) != is_fixed
+    far(pull, [3, 4])
+    assert pull.looks(5)  # two in a row
+    far(pull, [5])
+    assert not pull.looks(6)
+
+
+def test_it_looks_in_the_first_part_of_the_run():
+    pull = Beside(plan(STEPS))
+    assert [step for step in range(STEPS) if pull.looks(step)] == list(range(7))
+
+
+@pytest.mark.parametrize("looks", [1, 2, 3])
+def test_beside_another_run_goes_on_from_its_state(looks):
+    one, two = Beside(plan(STEPS)), Beside(plan(STEPS))
+    for step in range(3):
+        one.next(step, np.nan)
+        far(one, range(step, min(step + 1, looks)))
+    two.load(restored(one.state()))
+    for pull in (one, two):
+        far(pull, range(looks, 3))
+    assert two.next(3, np.nan) == one.next(3, np.nan)
+    assert one.next(4, np.nan)[1].ratio > 0 and two.looks(4) == one.looks(4) is False

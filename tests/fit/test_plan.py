@@ -13,7 +13,9 @@ from lc_keras.fit.plan import Plan
         (10, 234, 1, 80, 0.125),  # as short as makes 80 of them
         (1, 234, 1, 16, 15 / 234),  # but no shorter than 15 batches
         (1, 234, 39, 6, 39 / 234),  # or than an execution
-        (5, 10, 1, 20, 0.25),
+        (5, 10, 1, 4, 1.5),
+        (30, 5, 1, 10, 3.0),
+        (2, 5, 1, 1, 3.0),
         (5, None, 1, 20, 0.25),  # of an epoch of unknown length, all that is known is a quarter
     ],
 )
@@ -21,6 +23,31 @@ def test_default_length(epochs, batches, execution, steps, length):
     plan = Plan.of(None, None, None, epochs, batches, execution)
     assert plan.steps == steps
     assert plan.length == plan.first_length == pytest.approx(length)
+
+
+@pytest.mark.parametrize(
+    "epochs, batches, execution, steps, length",
+    [
+        (20, 234, 1, 160, 0.125),  # as short as makes 160 of them
+        (60, 234, 1, 240, 0.25),  # no longer than a quarter of an epoch
+        (10, 234, 1, 156, 15 / 234),  # no shorter than 15 batches
+        (2, 234, 1, 40, 2 / 40),  # or, of a short run, a 40th
+        (30, 5, 1, 40, 30 / 40),
+        (1, 234, 39, 6, 39 / 234),  # no shorter than an execution
+        (2, 8, 1, 16, 1 / 8),  # or than a batch
+        (5, None, 1, 20, 0.25),
+    ],
+)
+def test_default_length_beside_the_optimizer(epochs, batches, execution, steps, length):
+    plan = Plan.of(None, None, None, epochs, batches, execution, beside=True)
+    assert plan.steps == steps
+    assert plan.length == plan.first_length == pytest.approx(length)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_steps_that_are_given_have_the_usual_length(beside):
+    assert Plan.of(7, None, None, epochs=1, batches=100, beside=beside).length == 0.25
+    assert Plan.of(None, 2.0, 3.0, epochs=9, batches=100, beside=beside).steps == 4
 
 
 def test_what_is_given_stays():
