@@ -286,14 +286,14 @@ class Lagrangian:
         def maps(part: SharedCost, values: Sequence[tf.Tensor]) -> list[Map]:
             return part.compression.maps(values, mu, part.layouts)
 
-        def move(theta: tf.Tensor, shifted: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def target(theta: tf.Tensor, shifted: tf.Tensor) -> tf.Tensor:
             # With v = w − λ/μ the new multipliers are λ − μ(w − θ) = μ(θ − v), the new target θ + λ/μ'.
-            return theta, theta + tf.cast(ratio, theta.dtype) * (theta - shifted)
+            return theta + tf.cast(ratio, theta.dtype) * (theta - shifted)
 
         def offset(slot: Slot) -> tf.Tensor:
             return slot.target - slot.theta
 
-        return self._if_finite(lambda: self._update(maps, offset, move), next_mu)
+        return self._if_finite(lambda: self._update(maps, offset, target), next_mu)
 
     def _if_finite(
         self, update: Callable[[], tuple[tf.Tensor, tf.Tensor]], strength: tf.Tensor | None = None
@@ -314,14 +314,14 @@ class Lagrangian:
         self,
         maps: Callable[[SharedCost, Sequence[tf.Tensor]], list[Map]],
         offset: Callable[[Slot], tf.Tensor],
-        move: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor | None]],
+        target: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Solve for θ.
 
         Args:
             maps: The C step of a cost.
             offset: λ/μ of a slot.
-            move: Called with θ, v and w; returns θ to keep, and the target, or `None` to leave it.
+            target: Called with θ and v, returns the target of the next L step. `None`: it stays.
 
         Returns:
             The gap and the density.
@@ -342,10 +342,9 @@ class Lagrangian:
                 with tf.device(slot.variable.value.device), tf.control_dependencies(done):
                     shifted, weight = read(source), read(slot.variable)
                     theta = _constrained(slot.variable, part, solve(shifted))
-                    theta, target = move(theta, shifted, weight)
                     done = [slot.theta.assign(theta)]
-                    if two_arrays and target is not None:
-                        done.append(slot.target.assign(target))
+                    if two_arrays and target:
+                        done.append(slot.target.assign(target(theta, shifted)))
                     squared_gap += tf.cast(tf.nn.l2_loss(weight - theta), tf.float64)
                     squared_norm += tf.cast(tf.nn.l2_loss(weight), tf.float64)
                     kept += tf.cast(tf.math.count_nonzero(theta, dtype=tf.int32), tf.float64)

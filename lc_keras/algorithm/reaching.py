@@ -70,17 +70,13 @@ class ReachingLagrangian(Lagrangian):
         """
         return self._project(tf.constant(self._reach.frees))
 
-    def moved(self) -> tuple[float, float]:
+    def moved(self) -> float:
         r"""Return how far the weights that the budget keeps have moved since the latest C step.
 
         Returns:
-            Tuple of two floats: $\lVert w - \theta \rVert / \lVert \theta \rVert$ over the κ largest of θ,
-            and how many times as far as the other weights that are free these moved, in the mean; NaN where
-            no others are free.
+            Float, $\lVert w - \theta \rVert / \lVert \theta \rVert$ over the κ largest of θ.
         """
-        squares, norm, kept, free, many, all_free = self._moved().numpy()
-        others = (free - kept) / (all_free - many) if all_free > many else math.nan
-        return math.sqrt(squares / norm) if norm else 0.0, kept / many / others if others else math.nan
+        return float(self._moved().numpy())
 
     def _made_target(self, variables: Sequence[keras.Variable]) -> Shadow:
         return Shadow(variables, "target", widen=True)
@@ -101,41 +97,26 @@ class ReachingLagrangian(Lagrangian):
     def _reaching(
         self, ratio: tf.Tensor, slack: tf.Tensor, part: tf.Tensor, freed: tf.Tensor, frees: tf.Tensor
     ) -> CStep:
-        def move(theta: tf.Tensor, shifted: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            target = theta + tf.cast(ratio, theta.dtype) * (theta - shifted)
-            # What is left free stays where it is.
-            free = frees & (theta != 0)
-            nowhere = tf.constant(np.nan, theta.dtype)
-            return tf.where(free, weight, theta), tf.where(free, nowhere, target)
+        def target(theta: tf.Tensor, shifted: tf.Tensor) -> tf.Tensor:
+            pulled = theta + tf.cast(ratio, theta.dtype) * (theta - shifted)
+            return tf.where(frees & (theta != 0), tf.constant(np.nan, theta.dtype), pulled)
 
-        return self._if_finite(lambda: self._update(_loosened(slack), _offset(freed), move), part)
+        return self._if_finite(lambda: self._update(_loosened(slack), _offset(freed), target), part)
 
     def _project(self, freed: tf.Tensor) -> CStep:
-        def leave(theta: tf.Tensor, shifted: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, None]:
-            return theta, None
-
-        return self._if_finite(lambda: self._update(_loosened(tf.constant(0.0)), _offset(freed), leave))
+        return self._if_finite(lambda: self._update(_loosened(tf.constant(0.0)), _offset(freed), None))
 
     def _moved(self) -> tf.Tensor:
-        sums = tf.zeros([6], tf.float64)
+        moved = norm = tf.constant(0.0, tf.float64)
         for part, slots in self._parts:
             maps = _loosened(tf.constant(0.0))(part, [read(slot.theta) for slot in slots])
             for slot, solve in zip(slots, maps, strict=True):
-                with tf.device(slot.variable.value.device), tf.control_dependencies([sums]):
-                    theta, weight = read(slot.theta), read(slot.variable)
-                    kept, free = solve(theta) != 0, theta != 0
-                    away, nothing = weight - theta, tf.zeros([], theta.dtype)
-                    from_kept, from_free = (tf.where(where, away, nothing) for where in (kept, free))
-                    found = [
-                        tf.reduce_sum(tf.square(from_kept)),
-                        tf.reduce_sum(tf.square(tf.where(kept, theta, nothing))),
-                        tf.reduce_sum(tf.abs(from_kept)),
-                        tf.reduce_sum(tf.abs(from_free)),
-                        tf.cast(tf.math.count_nonzero(kept), theta.dtype),
-                        tf.cast(tf.math.count_nonzero(free), theta.dtype),
-                    ]
-                    sums += tf.cast(tf.stack(found), tf.float64)
-        return sums
+                with tf.device(slot.variable.value.device), tf.control_dependencies([moved, norm]):
+                    theta = solve(read(slot.theta))
+                    away = tf.where(theta != 0, read(slot.variable) - theta, tf.zeros([], theta.dtype))
+                    moved += tf.cast(tf.nn.l2_loss(away), tf.float64)
+                    norm += tf.cast(tf.nn.l2_loss(theta), tf.float64)
+        return tf.sqrt(tf.math.divide_no_nan(moved, norm))
 
 
 def _loosened(slack: tf.Tensor) -> Any:

@@ -13,7 +13,7 @@ import tensorflow as tf
 # What JSON can hold.
 Facts = dict[str, Any]
 
-_FORMAT = 1
+_FORMAT = 2
 _KEPT = 2
 _FACTS = "facts"
 _FILE = re.compile(r"epoch-(\d{6,})\.(index|data-.*)")

@@ -78,28 +78,30 @@ class Beside:
     quarters of the run. Weights within reach are pulled $1 - e^{-s/E}$ of the way in each of the E batches of
     the removing, where s grows from 50 to 300. The last quarter trains what is left.
 
-    Where the loss can carry weights far, a fixed budget is better: then the training itself finds which
-    weights to keep. That is measured, whatever the optimizer: if the kept weights, going on as in the latest
-    L step, would move by more than their norm in the rest of the run, and that three times in a row
-    in the first 15 % of it, all weights are pulled from then on, to θ of the budget itself, with s from 1.5
-    to 80.
+    Where SGD or Muon carry weights far, a fixed budget is better: then the training itself finds which
+    weights to keep. If the kept weights, going on as in the latest L step, would move by more than 0.7 of
+    their norm in the rest of the run, and that three times in a row in the first 15 % of it, all weights are
+    pulled from then on, to θ of the budget itself, with s from 1.5 to 80. Other optimizers move weights that
+    do not matter as far as those that do, and a fixed budget then keeps the wrong ones.
 
     The constants are from `benchmarks/robustness/matrix.py`.
 
     Args:
         plan: `Plan` of the run.
+        by_gradient: Bool, whether all steps of the optimizers are as SGD's or Muon's.
     """
 
     _REMOVING, _FALLING = 0.75, 0.9
     _PATH, _FIXED = (50.0, 300.0), (1.5, 80.0)
-    _FAR, _IN_A_ROW, _LOOKS = 1.0, 3, 0.15
+    _FAR, _IN_A_ROW, _LOOKS = 0.7, 3, 0.15
     # What a longer run has beyond them is better spent on weights that have settled.
     _MOST_BATCHES = 5000
 
     given = "auto"
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, by_gradient: bool) -> None:
         self._plan = plan
+        self._by_gradient = by_gradient
         self._is_fixed = False
         self._far = 0
         self._strength = 0.0
@@ -117,21 +119,18 @@ class Beside:
 
     def looks(self, step: int) -> bool:
         """Tell if it asks how far weights moved in an L step."""
-        return not self._is_fixed and step <= self._LOOKS * self._plan.steps
+        return self._by_gradient and not self._is_fixed and step <= self._LOOKS * self._plan.steps
 
-    def look(self, step: int, moved: float, chosen: float, batches: float) -> None:
+    def look(self, step: int, moved: float, batches: float) -> None:
         """Note how far weights moved.
 
         Args:
             step: Int, the index of the L step that ends.
             moved: Float, how far the kept weights moved, by their norm.
-            chosen: Float, how many times as far as others; NaN where that is not known.
             batches: Float > 0, in how many batches.
         """
-        if math.isnan(chosen):
-            return
         left = _batches(self._plan) * (1 - (step + 1) / self._plan.steps)
-        self._far = self._far + 1 if moved * left / batches * (chosen - 1) > self._FAR else 0
+        self._far = self._far + 1 if moved * left / batches > self._FAR else 0
         if self._far == self._IN_A_ROW:
             self._is_fixed = True
             # λ/μ was of a much stronger pull.

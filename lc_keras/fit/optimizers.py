@@ -61,6 +61,12 @@ class LearningRateLimit:
         """Whether it is not known yet which of several optimizers updates the compressed weights."""
         return len(self._optimizers) > 1 and not any(map(self._updates, self._optimizers))
 
+    @property
+    def is_by_gradient(self) -> bool:
+        """Whether each optimizer of the compressed weights is SGD or Muon, whose steps go by the gradient."""
+        kinds = (keras.optimizers.SGD, keras.optimizers.Muon)
+        return all(isinstance(optimizer, kinds) for optimizer in self.updating)
+
     def check_reset(self) -> None:
         """Checks that `reset_optimizers` will work.
 

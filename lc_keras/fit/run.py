@@ -273,7 +273,7 @@ class CompressionRun:
         execution = self._model.steps_per_execution
         self._plan = Plan.of(*self._plan_given, epochs, batches, execution, self._beside)
         if self._beside:
-            self._pull = Beside(self._plan)
+            self._pull = Beside(self._plan, self._rate.is_by_gradient)
         else:
             self._pull = ThroughLoss(self._given_mu, self._plan, self._rate)
 
@@ -319,7 +319,7 @@ class CompressionRun:
         self._check_pull()
         progress, last = self._progress, next_step == self._plan.steps
         if self._reaching and isinstance(self._pull, Beside) and self._pull.looks(progress.step):
-            self._pull.look(progress.step, *self._reaching.moved(), self._batches_since)
+            self._pull.look(progress.step, self._reaching.moved(), self._batches_since)
         if last:
             next_mu, reach = progress.mu, Reach(part=1.0) if self._beside else None
         else:

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from lc_keras.algorithm.beside import PullBeside, Reach
-from lc_keras.algorithm.lagrangian import Lagrangian
+from lc_keras.algorithm.reaching import ReachingLagrangian
 from lc_keras.algorithm.tasks import Task, bind_tasks
 from lc_keras.costs import L0Constraint
 
@@ -23,7 +23,7 @@ def net(**options):
 
 
 def attach(model, tasks, multipliers=True):
-    return Lagrangian(bind_tasks(tasks, model), multipliers, beside=True)
+    return ReachingLagrangian(bind_tasks(tasks, model), multipliers)
 
 
 def pulled(weights, targets, part):
@@ -224,7 +224,7 @@ def test_project_keeps_the_budget_and_leaves_targets_alone():
     lagrangian = begun(Reach(0.1, ratio=0.5, slack=0.5, frees=True))
     assert sum(map(np.count_nonzero, values(lagrangian.thetas))) == 12 + (62 - 12) // 2
     targets, w = bits(values(lagrangian.targets)), values(lagrangian.variables)
-    result = lagrangian.project(2.0)
+    result = lagrangian.project()
     # Of what was loosely kept, which is free and has no multiplier.
     expected = top(12, w)
     for found, theta in zip(lagrangian.thetas, expected, strict=True):
@@ -235,7 +235,7 @@ def test_project_keeps_the_budget_and_leaves_targets_alone():
     assert result.density == np.float32(12 / 62)
     lagrangian.variables[1].assign(np.full(lagrangian.variables[1].shape, np.nan))
     thetas = bits(values(lagrangian.thetas))
-    assert lagrangian.project(2.0).finite.numpy().tolist() == [True, False, True]
+    assert lagrangian.project().finite.numpy().tolist() == [True, False, True]
     assert bits(values(lagrangian.thetas)) == thetas and bits(values(lagrangian.targets)) == targets
 
 

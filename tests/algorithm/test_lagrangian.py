@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from lc_keras.algorithm.beside import Reach
 from lc_keras.algorithm.lagrangian import Lagrangian
+from lc_keras.algorithm.reaching import ReachingLagrangian
 from lc_keras.algorithm.tasks import Task, bind_tasks
 from lc_keras.costs import L0Constraint, L1Penalty, L2Penalty
 from lc_keras.costs.groups import Neurons, Weights
@@ -36,7 +37,7 @@ def net(**options):
 
 
 def attach(model, tasks, multipliers=True, beside=False):
-    return Lagrangian(bind_tasks(tasks, model), multipliers, beside)
+    return (ReachingLagrangian if beside else Lagrangian)(bind_tasks(tasks, model), multipliers)
 
 
 def perturb(variables):
@@ -204,7 +205,7 @@ def test_memory(multipliers, beside, arrays):
         lagrangian.c_step(0.1, 0.2, reach)
         if beside:
             lagrangian.moved()
-            lagrangian.project(0.2)
+            lagrangian.project()
         lagrangian.show_compressed()
         lagrangian.show_training()
     size = 6 * 5 + 5 * 4 + 4 * 3
