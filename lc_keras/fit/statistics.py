@@ -1,4 +1,4 @@
-"""The statistics of batch normalisation that ship with compressed weights, estimated from the training data."""
+"""The statistics of batch normalisation that ship with compressed weights."""
 
 import itertools
 import warnings
@@ -84,7 +84,7 @@ class Statistics:
     def _warn(self, why: str) -> None:
         names = ", ".join(v.path for v in itertools.islice(self._estimator.variables, 2))
         warnings.warn(
-            f"The statistics of the model ({names}, …) are those of the trained weights, not of the compressed "
-            f"ones: {why}. Once `fit` has ended, call `lc_keras.estimate_statistics(model, data)`.",
+            f"The statistics of the model ({names}, …) are those of the trained weights, not of the "
+            f"compressed ones: {why}. Once `fit` has ended, call `lc_keras.estimate_statistics(model, data)`.",
             stacklevel=2,
         )

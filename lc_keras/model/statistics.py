@@ -1,4 +1,4 @@
-"""Statistics that training moves, such as those of batch normalisation, estimated anew for the present weights."""
+"""Statistics that training moves, as those of batch normalisation, estimated for the present weights."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +11,6 @@ import tensorflow as tf
 from lc_keras.arguments import whole
 from lc_keras.internals import compiled, global_seeds, layers_in, replaced, states_of
 
-# With 20 batches of 32 images the U-Net of tests/fit/test_statistics.py is as good as with all 38 of an epoch.
 BATCHES = 20
 
 _MOVING = ("moving_mean", "moving_variance", "moving_stddev")
@@ -115,7 +114,7 @@ class Estimator:
             if not used:
                 raise ValueError(
                     "Expected data to estimate statistics on. Received: no batch with an example for each "
-                    f"of {self.replicas} replicas."
+                    f"of {self.replicas} replica(s)."
                 )
             for means in self._means:
                 means.end()

@@ -289,8 +289,10 @@ def test_the_state_of_several_optimizers(tmp_path, keep):
         model, second = net(), keras.optimizers.SGD(0.1, momentum=0.9)
         model.second = keep(second)
         lagrangian = Lagrangian(bind_tasks(as_tasks(L0(0.2)), model))
-        return model, second, Saved(
-            model, lagrangian, Averages(model.optimizer, lagrangian), Statistics(model, None)
+        return (
+            model,
+            second,
+            Saved(model, lagrangian, Averages(model.optimizer, lagrangian), Statistics(model, None)),
         )
 
     model, second, state = model_with_two()
