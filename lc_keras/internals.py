@@ -10,8 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import keras
 import tensorflow as tf
-from keras.src.backend.common import global_state
-from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+from keras.src.random.seed_generator import global_seed_generator
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -132,14 +131,13 @@ def states_of(layer: keras.Layer) -> list[keras.Variable]:
     return list(layer._non_trainable_variables)
 
 
-def global_seeds() -> list[keras.Variable]:
-    """Return the state of the random numbers that belong to no layer, if any were drawn.
+def global_seed() -> keras.Variable:
+    """Return the state of the random numbers that belong to no layer.
 
     `keras.random.normal(shape)` without a seed moves it. `keras.src.random.seed_generator`, Keras 3.14 and
-    3.15.
+    3.15, makes it when it is first asked for.
     """
-    generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
-    return [] if generator is None else [generator.state]
+    return global_seed_generator().state
 
 
 def stored_kernel(layer: keras.Layer) -> keras.Variable:

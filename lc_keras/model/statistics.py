@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.arguments import whole
-from lc_keras.internals import compiled, global_seeds, layers_in, replaced, states_of
+from lc_keras.internals import compiled, global_seed, layers_in, replaced, states_of
 
 BATCHES = 20
 
@@ -102,7 +102,8 @@ class Estimator:
         # A tensor that was read shares its memory with the variable, until that is assigned to.
         before = _values(self.variables)
         moved = {id(v) for v in self.variables}
-        others = [v for v in [*self._model.variables, *global_seeds()] if id(v) not in moved]
+        with self._model.distribute_strategy.scope():
+            others = [v for v in [*self._model.variables, global_seed()] if id(v) not in moved]
         kept = _values(others)
         used = 0
         try:

@@ -129,7 +129,12 @@ def test_a_generator_loses_no_batch_and_is_warned_of(method, kind):
         fit(model, data=data, method=method, **options)
     said = [str(w.message) for w in seen if "estimate_statistics" in str(w.message)]
     assert len(said) == 1 and "norm/moving_mean" in said[0] and "generator" in said[0]
-    assert read == [*range(8)] * 2 if kind == "sequence" else read == [*range(16)]
+    if kind == "sequence":
+        # Keras looks at some of them first.
+        net().fit(plain := Sequence(), epochs=2, shuffle=False, verbose=0)
+        assert sorted(read) == sorted(plain.read)
+    else:
+        assert read == [*range(16)]
 
 
 def test_nothing_is_said_of_a_net_without_statistics():
@@ -163,13 +168,14 @@ def test_averages_that_are_put_into_the_model():
 
 
 def test_an_interrupted_run():
-    def stop(batch, logs):
-        if batch == 5:
-            raise KeyboardInterrupt
+    class Own(keras.Sequential):
+        def train_step(self, data):
+            tf.debugging.assert_less(self.optimizer.iterations, 5, "interrupted")
+            return super().train_step(data)
 
-    model = net()
-    with pytest.raises(KeyboardInterrupt):
-        fit(model, spy(on_train_batch_end=stop))
+    model = net(Own)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="interrupted"):
+        fit(model)
     assert_of_what_it_holds(model)
 
 
@@ -180,7 +186,7 @@ def test_a_model_that_cannot_be_called_on_its_data():
 
     model = net(Own)
     wide = dataset().map(lambda x, y: (tf.concat([x, x], 1), y))
-    with pytest.warns(UserWarning, match="cannot be called on them .*estimate_statistics") as seen:
+    with pytest.warns(UserWarning, match="(?s)cannot be called on them .*estimate_statistics") as seen:
         fit(model, data=wide)
     assert len([w for w in seen if "estimate_statistics" in str(w.message)]) == 1
     assert np.isfinite(moving(model)).all()
