@@ -17,6 +17,7 @@ from lc_keras.costs import (
 from lc_keras.export import export_litert, export_saved_model
 from lc_keras.fit import LearningCompression
 from lc_keras.measuring import PruningReport, report
+from lc_keras.model import estimate_statistics
 from lc_keras.shrinking import ShrinkReport, shrink, shrink_report
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Task",
     "Weights",
     "baselines",
+    "estimate_statistics",
     "export_litert",
     "export_saved_model",
     "report",

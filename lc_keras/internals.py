@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import keras
 import tensorflow as tf
+from keras.src.random.seed_generator import global_seed_generator
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -22,7 +23,7 @@ Rate: TypeAlias = "keras.Variable | keras.optimizers.schedules.LearningRateSched
 # Traced functions.
 
 
-def compiled(function: F) -> F:
+def compiled(function: F, reduce_retracing: bool = False) -> F:
     """Return a `tf.function`, one of many with the same code.
 
     TensorFlow counts traces by code, and would take those of a sixth object for needless ones of the first.
@@ -30,11 +31,12 @@ def compiled(function: F) -> F:
 
     Args:
         function: Function of tensors.
+        reduce_retracing: Bool, default `False`, as of `tf.function`.
 
     Returns:
         The `tf.function`, without AutoGraph.
     """
-    made = tf.function(function, autograph=False)
+    made = tf.function(function, autograph=False, reduce_retracing=reduce_retracing)
     made._omit_frequent_tracing_warning = True
     return made
 
@@ -79,24 +81,24 @@ def in_vectorized_map() -> bool:
 
 
 @contextlib.contextmanager
-def replaced(methods: Iterable[tuple[keras.Layer, str, Callable[..., object]]]) -> Iterator[None]:
-    """Replace methods of single layers, and put them back whatever happens.
+def replaced(attributes: Iterable[tuple[keras.Layer, str, object]]) -> Iterator[None]:
+    """Replace methods and other attributes of single layers, and put them back whatever happens.
 
     Args:
-        methods: Iterable of tuples of a layer, the name of a method of it, and the
-            function to call in its stead, without `self`.
+        attributes: Iterable of tuples of a layer, the name of an attribute of it, and what to have in its
+            stead: for a method, a function without `self`.
 
     Yields:
         Nothing.
     """
     with contextlib.ExitStack() as stack:
-        for layer, name, function in methods:
+        for layer, name, value in attributes:
             # Beside `Layer.__setattr__`, which would track what it is given.
             if name in vars(layer):
                 stack.callback(object.__setattr__, layer, name, vars(layer)[name])
             else:
                 stack.callback(object.__delattr__, layer, name)
-            object.__setattr__(layer, name, function)
+            object.__setattr__(layer, name, value)
         yield
 
 
@@ -118,6 +120,24 @@ def created_by(layer: keras.Layer) -> list[keras.Variable]:
     3.15.
     """
     return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def states_of(layer: keras.Layer) -> list[keras.Variable]:
+    """Return the variables that a layer itself has made not to be trained, such as moving averages.
+
+    `layer.non_trainable_variables` has weights that are frozen, too, and random seeds.
+    `Layer._non_trainable_variables`, Keras 3.14 and 3.15.
+    """
+    return list(layer._non_trainable_variables)
+
+
+def global_seed() -> keras.Variable:
+    """Return the state of the random numbers that belong to no layer.
+
+    `keras.random.normal(shape)` without a seed moves it. `keras.src.random.seed_generator`, Keras 3.14 and
+    3.15, makes it when it is first asked for.
+    """
+    return global_seed_generator().state
 
 
 def stored_kernel(layer: keras.Layer) -> keras.Variable:
@@ -199,6 +219,28 @@ def source_of(tensor: keras.KerasTensor) -> keras.Layer:
 
 
 # Training.
+
+
+def dataset_of(iterator: Any) -> tf.data.Dataset | None:
+    """Return the dataset behind the iterator that Keras gives its train function, `None` if there is none.
+
+    Under a `tf.distribute` strategy it is that of this worker, of which each replica in turn takes an
+    element. Nothing public leads back to it. `OwnedIterator._dataset`, `DistributedIterator._iterators`,
+    TensorFlow 2.21.
+    """
+    workers = getattr(iterator, "_iterators", [iterator])
+    return getattr(workers[0], "_dataset", None) if len(workers) == 1 else None
+
+
+def is_generated(dataset: tf.data.Dataset) -> bool:
+    """Return whether a Python generator is anywhere behind a dataset: a second iterator takes its elements.
+
+    `Dataset._inputs`, `Dataset._functions`, TensorFlow 2.21: of `from_generator` nothing is left but an
+    operation in a function.
+    """
+    graphs = [wrapper.function.graph.as_graph_def() for wrapper in dataset._functions()]
+    nodes = [n for g in graphs for part in [g.node, *(f.node_def for f in g.library.function)] for n in part]
+    return any(n.op == "GeneratorDataset" for n in nodes) or any(map(is_generated, dataset._inputs()))
 
 
 def first_epoch_of(model: keras.Model) -> Any:

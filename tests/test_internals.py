@@ -155,6 +155,11 @@ def defined(path):
 
 
 # Where each private name that `lc_keras/internals.py` uses is to be found.
+def distributed_iterator():
+    strategy = tf.distribute.MirroredStrategy(["CPU:1", "CPU:2"])
+    return iter(strategy.experimental_distribute_dataset(tf.data.Dataset.range(4).batch(2)))
+
+
 OWNERS = {
     "_omit_frequent_tracing_warning": lambda: tf.function(lambda x: x),
     "_serialize_to_tensors": lambda: tf.Variable(0.0),
@@ -177,6 +182,10 @@ OWNERS = {
     "_velocities": lambda: updating("Adam"),
     "_velocity_hats": lambda: updating("Adam", amsgrad=True),
     "_accumulators": lambda: updating("Adagrad"),
+    "_dataset": lambda: iter(tf.data.Dataset.range(1)),
+    "_iterators": distributed_iterator,
+    "_inputs": lambda: tf.data.Dataset.range(1),
+    "_functions": lambda: tf.data.Dataset.range(1),
 }
 
 
@@ -249,6 +258,24 @@ def test_the_first_epoch_of_a_fit():
     internals.set_first_epoch(model, 2)
     history = model.fit(np.ones((2, 3)), np.ones(2), epochs=4, verbose=0)
     assert internals.first_epoch_of(model) == 2 and history.epoch == [2, 3]
+
+
+def test_the_dataset_behind_an_iterator():
+    dataset = tf.data.Dataset.range(4).batch(2)
+    assert internals.dataset_of(iter(dataset)) is dataset
+    assert internals.dataset_of(iter([1])) is None
+    assert [list(part) for part in internals.dataset_of(distributed_iterator())] == [[0], [1], [2], [3]]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_datasets_of_generators(inside):
+    def generated(_=0):
+        return tf.data.Dataset.from_generator(lambda: iter([1]), output_signature=tf.TensorSpec((), "int64"))
+
+    plain = tf.data.Dataset.range(4).flat_map(tf.data.Dataset.range).map(lambda x: x + 1).prefetch(2)
+    assert not internals.is_generated(plain)
+    made = tf.data.Dataset.range(4).interleave(generated) if inside else generated()
+    assert internals.is_generated(tf.data.Dataset.zip(plain, made.batch(2)))
 
 
 def test_every_private_name_is_listed():

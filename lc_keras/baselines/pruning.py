@@ -15,6 +15,7 @@ from lc_keras.costs import L0Constraint, thresholds
 from lc_keras.fit.attached import Attached
 from lc_keras.fit.attachment import Logs, TrainFunction
 from lc_keras.fit.optimizers import begin_anew, optimizers_of
+from lc_keras.fit.statistics import Statistics
 
 _FEW_PERCENT = 0.05
 
@@ -91,6 +92,7 @@ class PruningRun:
         self.logs: dict[str, float] = {}
         self.mu, self.last_gap = 1.0, 0.0
         self._finite = Shadow(model.weights, "finite")
+        self._statistics = Statistics(model, params.get("steps"))
         self._first_epoch: int | None = None
         self._epoch = 0
         self._left: list[int] = []
@@ -106,6 +108,7 @@ class PruningRun:
         self._advance(self._epoch + batch / (self._params.get("steps") or math.inf))
 
     def execute(self, train_function: TrainFunction, iterator: Iterator[object]) -> Logs:
+        self._statistics.see(iterator)
         with self._masks.constraining():
             logs = train_function(iterator)
         self._masks.check_applied()
@@ -123,6 +126,7 @@ class PruningRun:
         # A budget holds however early the training stops, and averaged weights are not masked.
         norm = self._norm()
         self._prune([budget.kappa for budget in self._masks.budgets])
+        self._statistics.estimate()
         if self._first_epoch is None:
             # As where a run is restored that had been cut off after its last epoch.
             warnings.warn("`fit` trained no epoch. The model was compressed as it is.", stacklevel=2)

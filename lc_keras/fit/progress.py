@@ -12,6 +12,7 @@ from lc_keras.algorithm.lagrangian import Lagrangian
 from lc_keras.fit.averages import Averages
 from lc_keras.fit.checkpoints import Checkpoint, Facts
 from lc_keras.fit.optimizers import inner_optimizer, wrapped_optimizers_of
+from lc_keras.fit.statistics import Statistics
 from lc_keras.internals import updated_by
 
 _SHOWN = 5
@@ -55,12 +56,16 @@ class Saved:
         model: Built `keras.Model`.
         lagrangian: `Lagrangian` of its weights.
         averages: `Averages` of them.
+        statistics: `Statistics` of the model.
     """
 
-    def __init__(self, model: keras.Model, lagrangian: Lagrangian, averages: Averages) -> None:
+    def __init__(
+        self, model: keras.Model, lagrangian: Lagrangian, averages: Averages, statistics: Statistics
+    ) -> None:
         self._model = model
         self._lagrangian = lagrangian
         self._averages = averages
+        self._statistics = statistics
         self._optimizers = wrapped_optimizers_of(model)
 
     def tensors(self) -> dict[str, tf.Tensor]:
@@ -103,6 +108,7 @@ class Saved:
             **{f"optimizer_{i}": _variables_of(o) for i, o in enumerate(self._optimizers)},
             **self._lagrangian.saved(),
             "average": self._averages.trained,
+            "statistics": self._statistics.trained,
         }
         for group, variables in groups.items():
             for i, variable in enumerate(variables):

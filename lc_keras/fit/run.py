@@ -22,6 +22,7 @@ from lc_keras.fit.mu import Beside, Mu, ThroughLoss, is_automatic
 from lc_keras.fit.optimizers import LearningRateLimit, begin_anew, optimizers_of
 from lc_keras.fit.plan import Plan
 from lc_keras.fit.progress import Progress, Saved, check_same
+from lc_keras.fit.statistics import Statistics
 
 
 class CompressionRun:
@@ -81,8 +82,9 @@ class CompressionRun:
             self._rate = LearningRateLimit(*optimizers_of(model), variables=self.variables)
             if reset_optimizer:
                 self._rate.check_reset()
+            self._statistics = Statistics(model, params.get("steps"))
         self._averages = Averages(model.optimizer, self._lagrangian)
-        self._saved = Saved(model, self._lagrangian, self._averages)
+        self._saved = Saved(model, self._lagrangian, self._averages, self._statistics)
         self._progress = Progress()
         # Both are made as the first epoch begins, before which it is not known.
         self._plan: Plan = None  # type: ignore[assignment]
@@ -141,6 +143,7 @@ class CompressionRun:
 
     def execute(self, train_function: TrainFunction, iterator: Iterator[object]) -> Logs:
         """Run an execution of the L step, and what is due if it is the last of the epoch."""
+        self._statistics.see(iterator)
         if self._progress.finished:
             # Keras runs a batch more after it was told to stop.
             self.end_epoch()
@@ -206,7 +209,10 @@ class CompressionRun:
             )
         if not self._progress.finished:
             self._warn_of_end("Training stopped")
-        return self._lagrangian.is_replaced()
+        replaced = self._lagrangian.is_replaced()
+        if replaced:
+            self._statistics.estimate()
+        return replaced
 
     def abandon(self, error: BaseException) -> None:
         """Compress the model as it is, or go back to where it was finite.
@@ -217,7 +223,7 @@ class CompressionRun:
         if self._progress.first_epoch is None:
             return
         finite = self._steps.settle(self.mu)
-        self._show_compressed()
+        self._show_compressed(is_interrupted=True)
         self._warn_of_end(f"Training was interrupted ({type(error).__name__})")
         if not finite:
             begin_anew(optimizers_of(self._model))
@@ -358,7 +364,8 @@ class CompressionRun:
             self._rate.set(1 / self.mu)
 
     def _show_training(self) -> None:
-        if self._lagrangian.is_replaced(swapped=bool(self._averages.trained)):
+        replaced = self._lagrangian.is_replaced(swapped=bool(self._averages.trained))
+        if replaced:
             warnings.warn(
                 "Between epochs other weights were put in the place of the compressed ones. Training goes on "
                 "from these, with multipliers that begin anew.",
@@ -370,8 +377,10 @@ class CompressionRun:
             self._note(found)
         self._lagrangian.show_training()
         self._averages.show_training()
+        if not replaced:
+            self._statistics.show_training()
 
-    def _show_compressed(self) -> None:
+    def _show_compressed(self, is_interrupted: bool = False) -> None:
         if not self._lagrangian.compressed:
             if self._reaching and self._reaching.is_loose:
                 # What is shown keeps the budget, however far the pull reaches.
@@ -381,3 +390,4 @@ class CompressionRun:
                     self._note(found)
             self._lagrangian.show_compressed()
             self._averages.show_compressed(self.mu)
+            self._statistics.show_compressed(is_interrupted)

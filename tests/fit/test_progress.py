@@ -13,6 +13,7 @@ from lc_keras.algorithm.tasks import as_tasks, bind_tasks
 from lc_keras.fit.averages import Averages
 from lc_keras.fit.checkpoints import Checkpoints
 from lc_keras.fit.progress import Saved
+from lc_keras.fit.statistics import Statistics
 
 pytestmark = pytest.mark.filterwarnings("ignore:Training (was interrupted|stopped)")
 
@@ -288,7 +289,11 @@ def test_the_state_of_several_optimizers(tmp_path, keep):
         model, second = net(), keras.optimizers.SGD(0.1, momentum=0.9)
         model.second = keep(second)
         lagrangian = Lagrangian(bind_tasks(as_tasks(L0(0.2)), model))
-        return model, second, Saved(model, lagrangian, Averages(model.optimizer, lagrangian))
+        return (
+            model,
+            second,
+            Saved(model, lagrangian, Averages(model.optimizer, lagrangian), Statistics(model, None)),
+        )
 
     model, second, state = model_with_two()
     second.build(model.layers[-1].trainable_variables)

@@ -1,0 +1,90 @@
+"""The statistics of batch normalisation that ship with compressed weights."""
+
+import itertools
+import warnings
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
+
+from lc_keras.algorithm.shadows import Shadow
+from lc_keras.internals import dataset_of, is_generated
+from lc_keras.model.statistics import BATCHES, Estimator
+
+
+class Statistics:
+    """Estimate the statistics of the compressed weights while the model shows them.
+
+    Training moves them slowly after w: a moving average of momentum 0.99 is of the last hundred batches.
+    Those of θ differ, and with them the scale of each unit behind a removed weight.
+
+    Args:
+        model: Built `keras.Model`.
+        batches: Int or `None`, the number of batches in an epoch, if that is known.
+    """
+
+    def __init__(self, model: keras.Model, batches: int | None) -> None:
+        self._estimator = Estimator(model)
+        self._trained = Shadow(self._estimator.variables, "trained")
+        strategy = model.distribute_strategy
+        self._of_several_workers = strategy.num_replicas_in_sync > self._estimator.replicas
+        self._batches: int | None = min(batches or BATCHES, BATCHES)
+        if self._of_several_workers:
+            # All take the same number, and the last batch of an epoch may not be there for each of them.
+            self._batches = min(max(1, batches - 1), BATCHES) if batches else None
+        self._dataset: tf.data.Dataset | None = None
+        self._is_known = self._has_failed = False
+
+    @property
+    def trained(self) -> list[tf.Variable]:
+        """The statistics of the trained weights, while those of the compressed ones are in their place."""
+        return self._trained.copies
+
+    def see(self, iterator: Iterator[object]) -> None:
+        """Note which data `fit` trains on.
+
+        Args:
+            iterator: The iterator that Keras gives the train function.
+        """
+        if self._is_known or not self.trained:
+            return
+        self._is_known = True
+        dataset = dataset_of(iterator)
+        if dataset is not None and self._batches and not is_generated(dataset):
+            self._dataset = dataset
+        else:
+            self._warn("the data cannot be read a second time, as those of a Python generator")
+
+    def show_compressed(self, is_interrupted: bool = False) -> None:
+        """Put the statistics of the weights that the model now has in the place of those of the trained ones.
+
+        Args:
+            is_interrupted: Bool, default `False`. `True`: other workers may have gone on.
+        """
+        if self.trained:
+            self._trained.save()
+            if not (is_interrupted and self._of_several_workers):
+                self.estimate()
+
+    def show_training(self) -> None:
+        """Put the statistics of the trained weights back."""
+        self._trained.restore()
+
+    def estimate(self) -> None:
+        """Estimate the statistics of the weights that the model now has, if the data of `fit` allow it."""
+        if self._dataset is None:
+            return
+        try:
+            self._estimator.estimate(iter(self._dataset), self._batches or BATCHES)
+        except Exception as error:  # whatever a model's `call` or its data may raise
+            if not self._has_failed:
+                self._warn(f"the model cannot be called on them ({type(error).__name__}: {error})")
+            self._has_failed = True
+
+    def _warn(self, why: str) -> None:
+        names = ", ".join(v.path for v in itertools.islice(self._estimator.variables, 2))
+        warnings.warn(
+            f"The statistics of the model ({names}, …) are those of the trained weights, not of the "
+            f"compressed ones: {why}. Once `fit` has ended, call `lc_keras.estimate_statistics(model, data)`.",
+            stacklevel=2,
+        )

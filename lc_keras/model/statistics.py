@@ -1,0 +1,268 @@
+"""Statistics that training moves, as those of batch normalisation, estimated for the present weights."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from lc_keras.arguments import whole
+from lc_keras.internals import compiled, global_seed, layers_in, replaced, states_of
+
+BATCHES = 20
+
+_MOVING = ("moving_mean", "moving_variance", "moving_stddev")
+
+
+def estimate_statistics(model: keras.Model, data: Iterable[Any], batches: int = BATCHES) -> int:
+    r"""Estimate the statistics of batch normalisation anew, for the weights that a model now has.
+
+    Each moving mean and variance becomes the plain mean over the batches,
+
+    $$\bar m = \frac{1}{K} \sum_{k=1}^{K} m_k,$$
+
+    of what training takes from them (Izmailov et al., Averaging Weights Leads to Wider Optima and Better
+    Generalization, UAI 2018, section 3.2). No weight changes, and frozen layers stay as they are. Layers of
+    other kinds that training moves, such as `SpectralNormalization`, see the batches as in training and keep
+    what these leave in them. All else is as before: random seeds, counters, metrics, the states of RNNs.
+
+    Where it is due: after weights were changed without training, as by `lc_keras.baselines.compress`, by
+    averaging, or by `fit` on data from a Python generator. Under a `tf.distribute` strategy each batch is
+    shared among the replicas of this process; with several workers, each needs data of the same length.
+
+    Args:
+        model: Built `keras.Model`.
+        data: `tf.data.Dataset`, `keras.utils.PyDataset`, or other iterable of batches as `fit` takes them:
+            inputs, or a tuple of inputs, targets and weights. Batches as in training, in random order.
+        batches: Int ≥ 1, default 20: how many batches are used at most.
+
+    Returns:
+        Int, the number of batches that were used; 0 if the model has no such layer, and nothing was run.
+
+    Raises:
+        TypeError: If `model` is no Keras model, or `data` no iterable of batches.
+        ValueError: If the model is not built, there is no batch, or NaN or infinite values come out. The
+            statistics are then as they were.
+
+    Example:
+
+    ```python
+    lc_keras.estimate_statistics(model, train)
+    ```
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"Expected a Keras model. Received: {model!r}")
+    if not model.built:
+        raise ValueError("Expected a model that is built. Received: one that has no weights yet.")
+    count, given = whole("batches", batches), _batches_of(data)
+    estimator = Estimator(model)
+    return estimator.estimate((part for b in given for part in _split(b, estimator.replicas)), count)
+
+
+class Estimator:
+    """Estimate the statistics of one model as often as needed; its passes are traced once.
+
+    Args:
+        model: Built `keras.Model`.
+
+    Attributes:
+        variables: List of `keras.Variable`, what training moves beside the weights; empty if nothing.
+        replicas: Int, the number of replicas in this process.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self._model = model
+        strategy = model.distribute_strategy
+        several = strategy.num_replicas_in_sync > 1
+        self.replicas = len(strategy.extended.worker_devices) if several else 1
+        layers = [layer for layer in layers_in(model) if layer.trainable and layer.built]
+        self.variables = list({id(v): v for layer in layers for v in _moved_in(layer)}.values())
+        with strategy.scope():
+            self._means = [_Means(layer) for layer in layers if _is_normalization(layer)]
+        self._step = self._pass if model.run_eagerly else compiled(self._pass, reduce_retracing=True)
+
+    def estimate(self, data: Iterable[Any], batches: int) -> int:
+        """Estimate the statistics.
+
+        Args:
+            data: Iterable of what a replica takes at a time, inputs or a tuple that begins with them; each
+                replica in turn. What is left for too few replicas is not used, as it would be none for some.
+            batches: Int, how many are used at most, each of them one for each replica.
+
+        Returns:
+            Int, the number of batches that were used.
+
+        Raises:
+            ValueError: As `estimate_statistics`.
+        """
+        if not self.variables:
+            return 0
+        # A tensor that was read shares its memory with the variable, until that is assigned to.
+        before = _values(self.variables)
+        moved = {id(v) for v in self.variables}
+        with self._model.distribute_strategy.scope():
+            others = [v for v in [*self._model.variables, global_seed()] if id(v) not in moved]
+        kept = _values(others)
+        used = 0
+        try:
+            for means in self._means:
+                means.begin()
+            for inputs in itertools.islice(self._shared(data), batches):
+                self._step(inputs)
+                used += 1
+            if not used:
+                raise ValueError(
+                    "Expected data to estimate statistics on. Received: no batch with an example for each "
+                    f"of {self.replicas} replica(s)."
+                )
+            for means in self._means:
+                means.end()
+            self._check_finite()
+        except BaseException:
+            _assign(self.variables, before)
+            raise
+        finally:
+            _assign(others, kept)
+        return used
+
+    def _shared(self, data: Iterable[Any]) -> Iterator[Any]:
+        """Yield inputs, with one value for each replica if there are several."""
+        parts = (_inputs_of(part) for part in data)
+        while len(group := list(itertools.islice(parts, self.replicas))) == self.replicas:
+            if all(map(_examples, group)):
+                yield self._distributed(group)
+
+    def _distributed(self, group: Sequence[Any]) -> Any:
+        if self._model.distribute_strategy.num_replicas_in_sync == 1:
+            return group[0]
+        return self._model.distribute_strategy.experimental_distribute_values_from_function(
+            lambda context: group[context.replica_id_in_sync_group % self.replicas]
+        )
+
+    def _pass(self, inputs: Any) -> None:
+        # Around all replicas, whose traces take turns.
+        with replaced(method for means in self._means for method in means.instead()):
+            self._model.distribute_strategy.run(self._forward, (inputs,))
+
+    def _forward(self, inputs: Any) -> None:
+        self._model(inputs, training=True)
+
+    def _check_finite(self) -> None:
+        bad = [v.path for v in self.variables if not np.all(np.isfinite(keras.ops.convert_to_numpy(v)))]
+        if bad:
+            raise ValueError(
+                "Expected statistics that are finite. Received: NaN or infinite values in "
+                f"{', '.join(bad)}. They are as they were."
+            )
+
+
+class _Means:
+    """Average what one batch normalisation takes from each batch, over all of its calls.
+
+    Args:
+        layer: Built `keras.layers.BatchNormalization`.
+    """
+
+    def __init__(self, layer: keras.layers.BatchNormalization) -> None:
+        self._layer = layer
+        self._variables = [getattr(layer, name) for name in _MOVING if hasattr(layer, name)]
+        self._sums = [_zeros(v.shape, v.value.dtype) for v in self._variables]
+        self._calls = _zeros((), tf.float32)
+
+    def begin(self) -> None:
+        """Forget earlier batches."""
+        for variable, total in zip(self._variables, self._sums, strict=True):
+            # The layer multiplies them by zero, which leaves a NaN one.
+            value = tf.convert_to_tensor(variable)
+            variable.assign(tf.where(tf.math.is_finite(value), value, tf.zeros_like(value)))
+            total.assign(tf.zeros_like(total))
+        self._calls.assign(0.0)
+
+    def instead(self) -> Iterator[tuple[keras.Layer, str, Any]]:
+        """Yield what to replace in the layer during a pass; see `lc_keras.internals.replaced`."""
+        call = self._layer.call
+
+        def counted(*args: Any, **options: Any) -> Any:
+            outputs = call(*args, **options)
+            if options.get("training", True):
+                self._add()
+            return outputs
+
+        yield self._layer, "call", counted
+        # The moving statistics are those of the latest batch then.
+        yield self._layer, "momentum", 0.0
+
+    def end(self) -> None:
+        """Put the means in the place of the layer's statistics, if it was called."""
+        calls = float(self._calls.numpy())
+        for variable, total in zip(self._variables, self._sums, strict=True):
+            if calls:
+                variable.assign(tf.cast(total / calls, variable.value.dtype))
+
+    def _add(self) -> None:
+        for variable, total in zip(self._variables, self._sums, strict=True):
+            total.assign_add(tf.cast(tf.convert_to_tensor(variable), total.dtype))
+        self._calls.assign_add(1.0)
+
+
+def _is_normalization(layer: keras.Layer) -> bool:
+    return isinstance(layer, keras.layers.BatchNormalization)
+
+
+def _moved_in(layer: keras.Layer) -> list[keras.Variable]:
+    """Return what training may move in a layer, beside its weights."""
+    if isinstance(layer, keras.layers.Normalization):
+        return []
+    # Where they are those of the batch before, as `stateful=True` has it.
+    carried = {id(v) for v in tf.nest.flatten(layer.states)} if isinstance(layer, keras.layers.RNN) else ()
+    return [v for v in states_of(layer) if v.value.dtype.is_floating and id(v) not in carried]
+
+
+def _zeros(shape: Sequence[int], dtype: tf.DType) -> tf.Variable:
+    wide = dtype if dtype == tf.float64 else tf.float32
+    # As Keras has moving statistics of several replicas.
+    mean = tf.VariableAggregation.MEAN
+    return tf.Variable(tf.zeros(shape, wide), trainable=False, aggregation=mean)
+
+
+def _batches_of(data: Any) -> Iterable[Any]:
+    if isinstance(data, keras.utils.PyDataset):
+        return (data[i] for i in range(data.num_batches))
+    single = isinstance(data, (tuple, dict, str, bytes, np.ndarray)) or tf.is_tensor(data)
+    if single or isinstance(data, tf.distribute.DistributedDataset) or not isinstance(data, Iterable):
+        raise TypeError(
+            "Expected `data` to be a tf.data.Dataset, or another iterable of batches, as [(x, y)] is of one. "
+            f"Received: data of type {type(data).__name__}"
+        )
+    return data
+
+
+def _inputs_of(batch: Any) -> Any:
+    inputs = keras.utils.unpack_x_y_sample_weight(batch)[0]
+    return tf.nest.map_structure(lambda v: v if tf.is_tensor(v) else tf.convert_to_tensor(v), inputs)
+
+
+def _split(batch: Any, parts: int) -> Iterator[Any]:
+    """Yield a batch, or the inputs of equal parts of it."""
+    if parts == 1:
+        yield batch
+        return
+    inputs = _inputs_of(batch)
+    bounds = [_examples(inputs) * i // parts for i in range(parts + 1)]
+    for begin, end in itertools.pairwise(bounds):
+        yield (tf.nest.map_structure(lambda v, begin=begin, end=end: v[begin:end], inputs),)
+
+
+def _examples(inputs: Any) -> int:
+    return int(tf.nest.flatten(inputs)[0].shape[0])
+
+
+def _values(variables: Sequence[keras.Variable]) -> list[tf.Tensor]:
+    return [tf.convert_to_tensor(v) for v in variables]
+
+
+def _assign(variables: Sequence[keras.Variable], values: Sequence[tf.Tensor]) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)

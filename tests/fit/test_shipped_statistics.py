@@ -1,0 +1,203 @@
+"""The statistics of batch normalisation that `fit` leaves and shows are those of the compressed weights."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from helpers import XENT, X, Y, spy
+from lc_keras import L0Constraint, LearningCompression, baselines, estimate_statistics
+from lc_keras.fit.statistics import Statistics
+from lc_keras.model.statistics import BATCHES
+
+pytestmark = pytest.mark.filterwarnings("ignore:(Training was|What was removed|`shuffle=True`)")
+
+
+def net(kind=keras.Sequential, **options):
+    keras.utils.set_random_seed(1)
+    hidden = [layers.Dense(8, "relu"), layers.BatchNormalization(name="norm"), layers.Dropout(0.1)]
+    model = kind([keras.Input((6,)), *hidden, layers.Dense(3)])
+    model.compile(keras.optimizers.SGD(0.1), XENT, **options)
+    return model
+
+
+def dataset(size=8, repeat=1):
+    return tf.data.Dataset.from_tensor_slices((X, Y)).batch(size).repeat(repeat)
+
+
+def fit(model, *callbacks, data=None, method=LearningCompression, epochs=2, **options):
+    method = method(L0Constraint(20))
+    data = dataset() if data is None else data
+    return model.fit(data, epochs=epochs, verbose=0, callbacks=[*callbacks, method], **options).history
+
+
+def moving(model):
+    norm = model.get_layer("norm")
+    return norm.moving_mean.numpy(), norm.moving_variance.numpy()
+
+
+def assert_of_what_it_holds(model, size=8):
+    seen = [model.layers[0](X[i : i + size]).numpy() for i in range(0, len(X), size)]
+    expected = np.mean([s.mean(0) for s in seen], 0), np.mean([s.var(0) for s in seen], 0)
+    for one, other in zip(moving(model), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("arrays", [False, True])
+def test_what_ships_and_what_is_validated(arrays):
+    model, checked = net(), []
+
+    def check(*_):
+        assert_of_what_it_holds(model)
+        checked.append(np.count_nonzero(model.layers[0].kernel))
+
+    data = {"data": X, "y": Y, "batch_size": 8, "shuffle": False} if arrays else {}
+    history = fit(
+        model, spy(on_test_begin=check, on_epoch_end=check), validation_data=dataset(), **data, epochs=3
+    )
+    assert len(checked) == 6 and max(checked) <= 20
+    check()
+    assert history["val_loss"][-1] == pytest.approx(model.evaluate(dataset(), verbose=0), rel=1e-6)
+
+
+def test_training_goes_on_with_its_own(monkeypatch):
+    def statistics():
+        model, seen = net(), []
+        fit(model, spy(on_train_batch_end=lambda batch, logs: seen.append(moving(model))))
+        return seen, moving(model)
+
+    (seen, shipped), nothing = statistics(), monkeypatch.setattr(Statistics, "estimate", lambda self: None)
+    (plain, of_w), _ = statistics(), nothing
+    assert len(seen) == len(plain) == 16
+    for batch in [*range(7), *range(8, 15)]:  # of the last of an epoch they are those of θ
+        np.testing.assert_array_equal(seen[batch], plain[batch])
+    assert np.abs(shipped[0] - of_w[0]).max() > 0.1
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_no_more_batches_than_an_epoch_has(known):
+    model = net()
+    if known:
+        fit(model, data=dataset(repeat=None), steps_per_epoch=3)
+        expected = [moving(model), estimate_statistics(model, dataset(), 3), moving(model)]
+    else:
+        fit(model, data=dataset(1, repeat=2).filter(lambda x, y: True))
+        expected = [moving(model), estimate_statistics(model, dataset(1), BATCHES), moving(model)]
+    assert expected[1] == (3 if known else 20)
+    np.testing.assert_array_equal(expected[0], expected[2])
+
+
+class Sequence(keras.utils.PyDataset):
+    """Batches that are counted as they are read."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = []
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        self.read.append(i)
+        return X[8 * i : 8 * i + 8], Y[8 * i : 8 * i + 8]
+
+
+@pytest.mark.parametrize("method", [LearningCompression, baselines.MagnitudePruning])
+@pytest.mark.parametrize("kind", ["generator", "sequence", "dataset"])
+def test_a_generator_loses_no_batch_and_is_warned_of(method, kind):
+    read = []
+
+    def batches():
+        for i in range(16):
+            read.append(i)
+            yield X[:8] + i, Y[:8]
+
+    data, options = batches(), {"steps_per_epoch": 8}
+    if kind == "sequence":
+        data, options = Sequence(), {"shuffle": False}
+        read = data.read
+    elif kind == "dataset":
+        spec = tf.TensorSpec((8, 6)), tf.TensorSpec((8,), tf.int64)
+        data = tf.data.Dataset.from_generator(lambda: iter(given), output_signature=spec)
+        given = batches()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        model = net()
+        fit(model, data=data, method=method, **options)
+    said = [str(w.message) for w in seen if "estimate_statistics" in str(w.message)]
+    assert len(said) == 1 and "norm/moving_mean" in said[0] and "generator" in said[0]
+    if kind == "sequence":
+        # Keras looks at some of them first.
+        net().fit(plain := Sequence(), epochs=2, shuffle=False, verbose=0)
+        assert sorted(read) == sorted(plain.read)
+    else:
+        assert read == [*range(16)]
+
+
+def test_nothing_is_said_of_a_net_without_statistics():
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(3)])
+    model.compile("sgd", XENT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LearningCompression(L0Constraint(10)).set_model(model)
+        model.fit(
+            ((X[:8], Y[:8]) for _ in range(16)),
+            steps_per_epoch=8,
+            epochs=2,
+            shuffle=False,
+            verbose=0,
+            callbacks=[LearningCompression(L0Constraint(10))],
+        )
+
+
+@pytest.mark.parametrize("method", [baselines.MagnitudePruning, baselines.GradualPruning])
+def test_baselines_ship_their_own(method):
+    model = net()
+    fit(model, method=method)
+    assert_of_what_it_holds(model)
+
+
+def test_averages_that_are_put_into_the_model():
+    model = net()
+    model.compile(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9), XENT)
+    fit(model)
+    assert_of_what_it_holds(model)
+
+
+def test_an_interrupted_run():
+    class Own(keras.Sequential):
+        def train_step(self, data):
+            tf.debugging.assert_less(self.optimizer.iterations, 5, "interrupted")
+            return super().train_step(data)
+
+    model = net(Own)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="interrupted"):
+        fit(model)
+    assert_of_what_it_holds(model)
+
+
+def test_a_model_that_cannot_be_called_on_its_data():
+    class Own(keras.Sequential):
+        def train_step(self, data):
+            return super().train_step((data[0][:, :6], data[1]))
+
+    model = net(Own)
+    wide = dataset().map(lambda x, y: (tf.concat([x, x], 1), y))
+    with pytest.warns(UserWarning, match="(?s)cannot be called on them .*estimate_statistics") as seen:
+        fit(model, data=wide)
+    assert len([w for w in seen if "estimate_statistics" in str(w.message)]) == 1
+    assert np.isfinite(moving(model)).all()
+
+
+@pytest.mark.parametrize("method", [LearningCompression, baselines.MagnitudePruning])
+def test_several_replicas(method):
+    with tf.distribute.MirroredStrategy(["CPU:1", "CPU:2"]).scope():
+        model = net()
+    fit(model, method=method)
+    assert_of_what_it_holds(model, size=4)
+    for variable in model.get_layer("norm").non_trainable_variables:
+        one, other = (v.numpy() for v in variable.value.values)
+        np.testing.assert_array_equal(one, other)
