@@ -41,8 +41,8 @@ class L0Constraint(Grouped):
             convolution. `"bytes"`: the size of its weights. Of `Blocks` each counts whole, though it may
             stick out of the tensor.
         keep_at_least: Int ≥ 0, or float in [0, 1]: how many groups of each layer, or what fraction of them,
-            rounded up, to keep whatever it takes. `None` (default): one neuron of each layer, where a `Task`
-            finds neurons in a model's graph, else none.
+            rounded up, to keep whatever it takes. `None` (default): where a `Task` finds neurons in a model's
+            graph, half of what an even budget would keep of each layer, and at least one; else none.
 
     Raises:
         TypeError: If an argument is of another type.
@@ -105,8 +105,7 @@ class L0Constraint(Grouped):
         """
         prices = self._prices(layouts)
         total, least = prices.total, prices.least
-        # As a decimal, so that 5 % of 266,200 is 13,310 and not a rounding error below.
-        kappa = int(decimal.Decimal(repr(self.keep)) * total) if isinstance(self.keep, float) else self.keep
+        kappa = self._kappa(total)
         if kappa > total:
             each = self.measure == "groups"
             what = "the number of groups" if each else f"the {self.measure} of all weights"
@@ -161,11 +160,21 @@ class L0Constraint(Grouped):
         return self._hard(lambda index, magnitudes: each[index](0, magnitudes), magnitudes, layouts)
 
     def _prices(self, layouts: Sequence[Layout]) -> TensorPrices | UnitPrices:
-        shared = self._shared(layouts)
-        at_least = int(shared) if self.keep_at_least is None else self.keep_at_least
-        if shared:
-            return UnitPrices.of(layouts, self.measure, at_least)
-        return TensorPrices.of(self.groups, layouts, self.measure, at_least)
+        if not self._shared(layouts):
+            return TensorPrices.of(self.groups, layouts, self.measure, self.keep_at_least or 0)
+        if self.keep_at_least is not None:
+            return UnitPrices.of(layouts, self.measure, self.keep_at_least)
+        one_each = UnitPrices.of(layouts, self.measure, 1)
+        total = one_each.total
+        kappa = self._kappa(total)
+        # What a kernel costs goes by the units of two layers.
+        power = 1 if self.measure == "groups" else 2
+        half = one_each.keeping(min(1.0, (kappa / max(total, 1)) ** (1 / power) / 2))
+        return half if half.least <= kappa else one_each
+
+    def _kappa(self, total: int) -> int:
+        # As a decimal, so that 5 % of 266,200 is 13,310 and not a rounding error below.
+        return int(decimal.Decimal(repr(self.keep)) * total) if isinstance(self.keep, float) else self.keep
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -3,7 +3,7 @@
 import decimal
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -97,6 +97,10 @@ class UnitPrices:
             return cls([Product(1, np.ones(count, int), np.zeros(count, int), 0, 1)], parts)
         products = [_product(layout, measure) for layout in layouts]
         return cls([product for product in products if product.price], parts)
+
+    def keeping(self, at_least: int | float) -> "UnitPrices":
+        """Return the same prices with another number, or fraction, of units of each layer to keep."""
+        return replace(self, parts=[(units, _part(at_least, len(units))) for units, _ in self.parts])
 
     @property
     def at_least(self) -> list[int]:
