@@ -1,0 +1,1 @@
+"""Measure the library, and what it is compared with."""
