@@ -215,7 +215,7 @@ NETS = {
             examples=6_400,
             largest=3_200,
             rate=0.1,
-            reference_epochs=15,
+            reference_epochs=3,
         ),
         Net(
             "resnet",
@@ -240,6 +240,7 @@ NETS = {
             optimizers=("SGD", "Adam"),
             keep=(0.02, 0.05, 0.2),
             epochs=4,
+            reference_epochs=2,
         ),
         Net(
             "unet",
