@@ -215,6 +215,7 @@ NETS = {
             examples=6_400,
             largest=3_200,
             rate=0.1,
+            keep=(0.2, 0.05, 0.02),
             reference_epochs=3,
         ),
         Net(

@@ -10,7 +10,7 @@ class PlainSGD(keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         rate = ops.cast(learning_rate, variable.dtype)
-        self.assign_sub(variable, rate * ops.convert_to_tensor(gradient))
+        self.assign_sub(variable, ops.multiply(gradient, rate))
 
 
 class SignMomentum(keras.optimizers.Optimizer):
@@ -23,7 +23,8 @@ class SignMomentum(keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         momentum = self._momenta[self._get_variable_index(variable)]
-        self.assign(momentum, 0.9 * momentum + 0.1 * ops.convert_to_tensor(gradient))
+        # That of an embedding is sparse, which `ops` know.
+        self.assign(momentum, ops.add(0.9 * momentum, ops.multiply(gradient, 0.1)))
         self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * ops.sign(momentum))
 
 
