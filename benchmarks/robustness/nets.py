@@ -237,7 +237,7 @@ NETS = {
             data.mnist,
             examples=3_200,
             largest=3_200,
-            rate=0.05,
+            rate=0.02,
             optimizers=("SGD", "Adam"),
             keep=(0.02, 0.05, 0.2),
             epochs=4,
