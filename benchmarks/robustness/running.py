@@ -16,11 +16,10 @@ import tensorflow as tf
 from benchmarks import record
 from benchmarks.robustness import optimizers
 from benchmarks.robustness.nets import NETS, parts
+from benchmarks.robustness.summary import DIRECT, LC
 from lc_keras import LearningCompression
 from lc_keras.baselines import GradualPruning, MagnitudePruning, compress_directly
 from lc_keras.model import default_kernels
-
-from benchmarks.robustness.summary import DIRECT, LC
 
 _BASELINES = {"magnitude": MagnitudePruning, "gradual": GradualPruning}
 tf.get_logger().setLevel("ERROR")  # that each model has a function of its own is meant
