@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.robustness import any_model, kinds
 from benchmarks.robustness.reload import Reloader
-from lc_keras import L0Constraint, LCPenalty, LearningCompression, Task, report
+from lc_keras import L0Constraint, L1Penalty, LCPenalty, LearningCompression, Task, report
 
 SGD = keras.optimizers.SGD
 
@@ -148,7 +148,7 @@ def test_mu_comes_from_the_optimizer_of_the_compressed_net():
     def last_mu(rate):
         keras.utils.set_random_seed(0)
         model, x = gan(of_all, generator_optimizer=SGD(rate), discriminator_optimizer=SGD(1e-4))
-        task = Task(BOTH, weights=model.generator)
+        task = Task(L1Penalty(1e-4), weights=model.generator)
         return fit(model, x, task, mu="auto", epochs_per_step=0.5)[-1]["mu"]
 
     assert last_mu(0.01) == pytest.approx(4 * last_mu(0.04), rel=0.3)

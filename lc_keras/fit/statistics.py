@@ -85,7 +85,6 @@ class Statistics:
         names = ", ".join(v.path for v in itertools.islice(self._estimator.variables, 2))
         warnings.warn(
             f"The statistics of the model ({names}, …) are those of the trained weights, not of the "
-            f"compressed ones: {why}. Once `fit` has ended, call "
-            "`lc_keras.estimate_statistics(model, data)`.",
+            f"compressed ones: {why}. After `fit`, call `lc_keras.estimate_statistics(model, data)`.",
             stacklevel=2,
         )

@@ -201,7 +201,7 @@ def transcript(weights, x, y, x_test, y_test, mus, own):
                 value = loss(watched, x_batch, y_batch)
             gradients = [g.numpy() for g in tape.gradient(value, watched)]
             pulls = {i: weights[i] - theta[i] - lambdas[i] / mu for i in KERNELS}
-            losses.append(value.numpy() + mu / 2 * sum(np.sum(p**2) for p in pulls.values()))
+            losses.append(value.numpy())
             rate = min(RATE, 1 / mu)
             for i, g in enumerate(gradients):
                 g = g + mu * pulls[i] if i in KERNELS else g

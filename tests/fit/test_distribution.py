@@ -31,6 +31,7 @@ from lc_keras import (
     baselines,
 )
 from lc_keras.algorithm.lagrangian import Lagrangian
+from lc_keras.algorithm.reaching import ReachingLagrangian
 from lc_keras.algorithm.tasks import Task, bind_tasks
 
 ROOT = Path(__file__).parents[2]
@@ -121,11 +122,14 @@ def test_replicas_end_where_one_device_does(replicas, options, compress):
 
 def test_theta_and_multipliers_are_mirrored(replicas, lagrangians):
     model = replicated(replicas)
-    compress, seen = LearningCompression(L0Constraint(0.2)), []
+    compress, seen = (
+        LearningCompression(L0Constraint(0.2), mu=[0.1 * 2**i for i in range(4)], epochs_per_step=0.25),
+        [],
+    )
 
     def look(batch, logs):
         lagrangian = lagrangians[-1]
-        for held in [*lagrangian.thetas, *lagrangian.targets, lagrangian.slots[0].pull.part]:
+        for held in [*lagrangian.thetas, *lagrangian.targets, lagrangian.slots[0].pull.mu]:
             copies = model.distribute_strategy.experimental_local_results(held)
             assert [name(copy.device) for copy in copies] == replicas
             values = [copy.numpy() for copy in copies]
@@ -292,10 +296,13 @@ def test_the_c_step_has_kernels_in_the_memory_of_a_gpu(cost, dtype):
         lagrangian = lagrangian_of(cost, tf.device("CPU:0"), units=(4000, 100))
     finally:
         keras.config.set_dtype_policy("float32")
-    mu = tf.TensorSpec([], tf.float64)
-    each = tf.TensorSpec([len(lagrangian.variables)], tf.float32)
-    graph = lagrangian._c_step.get_concrete_function(mu, mu, each, each, tf.TensorSpec([], tf.bool)).graph
+    single, double, flag = (tf.TensorSpec([], kind) for kind in (tf.float32, tf.float64, tf.bool))
+    graph = lagrangian._c_step.get_concrete_function(single, double, single).graph
     assert list(taken_to_the_host(graph)) == []
+    if cost.can_loosen:
+        reaching = ReachingLagrangian(lagrangian.shared)
+        graph = reaching._reaching.get_concrete_function(double, single, single, flag, flag).graph
+        assert list(taken_to_the_host(graph)) == []
 
 
 def test_what_would_be_taken_to_the_host_is_seen():
