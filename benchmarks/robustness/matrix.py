@@ -69,7 +69,7 @@ def _arguments(argv):
     add("--only", default="", help="a regular expression that the names of the cells to run contain")
     add("--seeds", type=int, nargs="+", default=[0])
     add("--contenders", nargs="+", choices=summary.CONTENDERS, default=list(summary.CONTENDERS))
-    add("--label", default="0.1.0", help="the name of this state of LC; the others' results have none")
+    add("--label", default="unreleased", help="the name of this state of LC; the others' results have none")
     add("--options", type=json.loads, default={}, help="of LearningCompression, as json")
     add("--validation", action="store_true", help="to choose by: measures on held-out training examples")
     add("--jobs", type=int, default=1, help="processes")

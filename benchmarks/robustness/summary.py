@@ -80,6 +80,18 @@ def results(rows, label, measured_on):
     return [_result(seeds) for seeds in whole if seeds]
 
 
+def latest(rows):
+    """Returns the results of the state of LC that was measured last, on test examples."""
+    label = next(row["label"] for row in reversed(rows) if row["contender"] == LC)
+    return results(rows, label, "test")
+
+
+def table(rows):
+    """Returns the cells of the `latest` results, and what they come to, as Markdown."""
+    found = latest(rows)
+    return f"{cells_table(found)}\n\n{counted(found)}"
+
+
 def _result(seeds):
     """The result of dicts of rows by contender, one for each seed."""
     errors = {name: statistics.mean(seed[name]["error"] for seed in seeds) for name in CONTENDERS}
