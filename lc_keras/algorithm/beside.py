@@ -67,6 +67,10 @@ class PullBeside(keras.constraints.Constraint):
         pulled = tf.where(tf.math.is_nan(target), wide, wide - part * (wide - target))
         return tf.cast(pulled, weight.dtype)
 
+    def forget(self) -> None:
+        """Forget that an update has used it."""
+        self.pulls = False
+
     def attach(self, variable: keras.Variable) -> None:
         """Make it the constraint of a weight, beside the weight's own."""
         self.constraint, variable.constraint = variable.constraint, self

@@ -152,6 +152,11 @@ class Lagrangian:
             for slot in self.slots:
                 slot.pull.detach(slot.variable)
 
+    def forget_pulls(self) -> None:
+        """Forget what was traced so far, so that `check_pulls` is of what is traced from now on."""
+        for slot in self.slots:
+            slot.pull.forget()
+
     def check_pulls(self) -> None:
         """Check that an L step, traced in `pulling`, pulls each weight.
 

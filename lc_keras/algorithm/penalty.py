@@ -82,6 +82,10 @@ class LCPenalty(keras.regularizers.Regularizer):
             penalty += tf.cast(self.regularizer(weight), penalty.dtype)
         return penalty
 
+    def forget(self) -> None:
+        """Forget the graphs that have used it."""
+        self._gradients = []
+
     def attach(self, variable: keras.Variable) -> None:
         """Make it the regularizer of a weight."""
         variable.regularizer = self

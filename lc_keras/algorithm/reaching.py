@@ -37,6 +37,7 @@ class ReachingLagrangian(Lagrangian):
         self._reaching = compiled(self._reaching)  # type: ignore[method-assign]  # compiled
         self._project = compiled(self._project)  # type: ignore[method-assign]  # compiled
         self._moved = compiled(self._moved)  # type: ignore[method-assign]  # compiled
+        self._tighten = compiled(self._tighten)  # type: ignore[method-assign]  # compiled
 
     @property
     def is_loose(self) -> bool:
@@ -63,12 +64,15 @@ class ReachingLagrangian(Lagrangian):
         return self.project()
 
     def project(self) -> CStep:
-        r"""Bring θ under the budget itself, $\theta \leftarrow \Pi(w - \lambda/\mu)$, and leave λ as it is.
+        r"""Bring θ under the budget itself, $\theta \leftarrow \Pi(w - \lambda/\mu)$, and leave the targets.
 
         Returns:
-            `CStep`.
+            `CStep`. If weights are not finite, θ of the latest C step is brought under the budget.
         """
-        return self._project(tf.constant(self._reach.frees))
+        found = self._project(tf.constant(self._reach.frees))
+        if not np.all(found.finite):
+            self._tighten()
+        return found
 
     def moved(self) -> float:
         r"""Return how far the weights that the budget keeps have moved since the latest C step.
@@ -105,6 +109,10 @@ class ReachingLagrangian(Lagrangian):
 
     def _project(self, freed: tf.Tensor) -> CStep:
         return self._if_finite(lambda: self._update(_loosened(tf.constant(0.0)), _offset(freed), None))
+
+    def _tighten(self) -> None:
+        # A budget does not depend on μ.
+        self.compress(self.thetas, tf.constant(1.0))
 
     def _moved(self) -> tf.Tensor:
         moved = norm = tf.constant(0.0, tf.float64)

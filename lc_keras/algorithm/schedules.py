@@ -96,6 +96,12 @@ class Geometric:
 Schedule = Geometric | Callable[[int], float] | Sequence[float]
 
 
+# From weights that hardly feel the pull of a run, to a time constant that is a small part of it
+# (benchmarks/training/automatic_mu.py); and the batches beyond which a longer run pulls as if it had no more:
+# they are better spent on weights that have settled.
+PULL, MOST_BATCHES = (1.5, 80.0), 5000
+
+
 class Automatic:
     r"""μ from what the run shows: the optimizer's rate, its length, and the gap.
 
@@ -115,10 +121,8 @@ class Automatic:
         steps: Int ≥ 1, the number of L steps.
     """
 
-    _FIRST, _LAST = 1.5, 80.0
     _HALFWAY_GAP, _FINAL_GAP = 0.5, 0.02
     _RATE_RANGE, _MOST_BOOST = 10.0, 30.0
-    _MOST_BATCHES = 5000
 
     def __init__(self, steps: int) -> None:
         self._steps = max(2, steps)
@@ -157,8 +161,8 @@ class Automatic:
         if not guessed:
             self._first_rate = first_rate
         rate = min(max(rate, first_rate / self._RATE_RANGE), first_rate * self._RATE_RANGE)
-        pull = self._FIRST * (self._LAST / self._FIRST) ** progress
-        mu = self._boost * pull / (rate * min(batches, self._MOST_BATCHES))
+        pull = PULL[0] * (PULL[1] / PULL[0]) ** progress
+        mu = self._boost * pull / (rate * min(batches, MOST_BATCHES))
         self._previous = max(mu, 1.001 * self._previous)
         return self._previous
 

@@ -45,23 +45,26 @@ class LearningCompression(Attached):
     Args:
         tasks: A compression (over all default kernels jointly), a `Task`, or a list
             of these.
-        mu: `"auto"` (default), a schedule such as `Exponential(9e-5, 1.1)` or
-            `Geometric(1e-3, 1e-1)`, a function of the L step's index, or a sequence.
+        mu: `"auto"` (default): for ℓ0 and N:M budgets the pull goes beside the optimizer, for other costs
+            through the loss, as strong as the run needs it (see `lc_keras.fit.mu`). Or a schedule such
+            as `Exponential(9e-5, 1.1)` or `Geometric(1e-3, 1e-1)`, a function of the L step's index, or a
+            sequence: the pull then goes through the loss, as in the paper.
             μ must be positive and grow.
         steps: Int ≥ 1 or `None` (default). The number of L steps. `None`: as many as
             the epochs that `fit` is given hold, or as `mu` has elements.
         epochs_per_step: Float > 0 or `None` (default): the length of an L step in epochs. A
             C step runs where an L step ends, at the next boundary between executions; in the first
             epoch none does if Keras does not know how many batches an epoch has. `None`:
-            a quarter of an epoch; where that makes fewer than 80 L steps and `steps` is not
-            given, as short as makes 80, but no shorter than 15 batches.
+            a quarter of an epoch; where that makes fewer than 80 L steps (beside the optimizer 160) and
+            `steps` is not given, as short as makes so many, but no shorter than 15 batches (beside the
+            optimizer a 40th of a short run).
         first_step_epochs: Float > 0 or `None` (default, as the others): the length of
             the first L step in epochs.
         multipliers: Bool, default `True`. `False`: the plain quadratic penalty, which
-            fails at low budgets. With `mu="auto"` those of neurons move as far in each C step
-            as the L step had time to follow.
+            fails at low budgets.
         limit_learning_rate: Bool, default `True`: holds the learning rate at
-            $\min(\eta, 1/\mu)$ in each L step. `False` where a `train_step` sets the rate itself.
+            $\min(\eta, 1/\mu)$ in each L step whose pull goes through the loss. `False` where a
+            `train_step` sets the rate itself.
         reset_optimizer: Bool, default `False`: a fresh optimizer state at each L step,
             as with the paper's L steps of many epochs. Of Adam and its kind only the
             momentum begins afresh: its second moment is corrected for its start but once.

@@ -92,10 +92,8 @@ class Beside:
     """
 
     _REMOVING, _FALLING = 0.75, 0.9
-    _PATH, _FIXED = (50.0, 300.0), (1.5, 80.0)
+    _PATH = 50.0, 300.0
     _FAR, _IN_A_ROW, _LOOKS = 0.7, 3, 0.15
-    # What a longer run has beyond them is better spent on weights that have settled.
-    _MOST_BATCHES = 5000
 
     given = "auto"
 
@@ -127,8 +125,10 @@ class Beside:
         Args:
             step: Int, the index of the L step that ends.
             moved: Float, how far the kept weights moved, by their norm.
-            batches: Float > 0, in how many batches.
+            batches: Float ≥ 0, in how many batches; of none nothing is to be seen.
         """
+        if not batches:
+            return
         left = _batches(self._plan) * (1 - (step + 1) / self._plan.steps)
         self._far = self._far + 1 if moved * left / batches > self._FAR else 0
         if self._far == self._IN_A_ROW:
@@ -148,7 +148,7 @@ class Beside:
         """
         progress, before = step / self._plan.steps, self._strength
         if self._is_fixed:
-            (first, last), length = self._FIXED, min(_batches(self._plan), self._MOST_BATCHES)
+            (first, last), length = schedules.PULL, min(_batches(self._plan), schedules.MOST_BATCHES)
             slack = 0.0
         else:
             (first, last), length = self._PATH, self._REMOVING * _batches(self._plan)
@@ -157,7 +157,8 @@ class Beside:
         self._strength = first * (last / first) ** min(progress, 1.0) / length
         if not self._is_fixed and progress >= 1:
             return self._strength, Reach(part=1.0, frees=True)
-        part, ratio = -math.expm1(-self._strength), before / self._strength
+        # Not above 1, as where an epoch turns out to be longer than it was taken to be.
+        part, ratio = -math.expm1(-self._strength), min(1.0, before / self._strength)
         return self._strength, Reach(part, ratio, slack, frees=not self._is_fixed)
 
 

@@ -134,6 +134,7 @@ class CompressionRun:
     def begin_batch(self, batch: int, anew: bool) -> None:
         self._batch = batch
         if anew:
+            self._lagrangian.forget_pulls()
             self._is_checked = False
         if self._lagrangian.compressed:
             # Now that SwapEMAWeights, if it is there, has put the weights back.
@@ -292,7 +293,7 @@ class CompressionRun:
         progress.step = plan.step_at(0, 0, 0, execution) if plan.batches else 0
         progress.mu, reach = self._pull.next(progress.step, math.nan)
         found = self._steps.begin(progress.mu, reach)
-        self._note(self._reaching.project() if self._reaching and self._reaching.is_loose else found)
+        self._note_of_budget(found)
         self.logs["l_steps"] = plan.steps
         progress.first_epoch = epoch
         self._limit_rate()
@@ -332,10 +333,11 @@ class CompressionRun:
             next_mu, reach = self._pull.next(next_step, self.logs["gap"])
         found = self._steps.c_step(progress.mu, next_mu, reach, self._name_of_l_step)
         self._batches_since = 0
-        if not (self._reaching and self._reaching.is_loose):
+        if not self._is_loose:
             self._note(found)
         progress.step, progress.mu = next_step, next_mu
-        progress.finished = last or self.logs["gap"] < self._tolerance
+        # While θ is loose, the gap is that of the last time when the model was shown.
+        progress.finished = last or (not self._is_loose and self.logs["gap"] < self._tolerance)
         if progress.finished:
             self._model.stop_training = True
         else:
@@ -347,6 +349,20 @@ class CompressionRun:
         if not self._is_checked:
             self._lagrangian.check_pulls()
             self._is_checked = True
+
+    @property
+    def _is_loose(self) -> bool:
+        """Whether θ is not yet under the budget itself."""
+        return self._reaching is not None and self._reaching.is_loose
+
+    def _note_of_budget(self, found: CStep | None) -> None:
+        """Note what a C step found, or, where θ is loose, what it is once it is brought under the budget."""
+        if self._reaching is not None and self._is_loose:
+            # What is shown keeps the budget, however far the pull reaches.
+            found = self._reaching.project()
+            self._batches_since = 0
+        if found and np.all(found.finite):
+            self._note(found)
 
     def _note(self, found: CStep) -> None:
         self.logs.update(gap=float(found.gap), density=float(found.density))
@@ -374,7 +390,7 @@ class CompressionRun:
             found = self._lagrangian.begin_anew(self.mu)
             if bad := self._lagrangian.not_finite(found):
                 self._steps.diverge(f"NaN or infinite values in {', '.join(bad)}", self._name_of_l_step)
-            self._note(found)
+            self._note_of_budget(found)
         self._lagrangian.show_training()
         self._averages.show_training()
         if not replaced:
@@ -382,12 +398,7 @@ class CompressionRun:
 
     def _show_compressed(self, is_interrupted: bool = False) -> None:
         if not self._lagrangian.compressed:
-            if self._reaching and self._reaching.is_loose:
-                # What is shown keeps the budget, however far the pull reaches.
-                found = self._reaching.project()
-                if np.all(found.finite):
-                    self._batches_since = 0
-                    self._note(found)
+            self._note_of_budget(None)
             self._lagrangian.show_compressed()
             self._averages.show_compressed(self.mu)
             self._statistics.show_compressed(is_interrupted)

@@ -1,5 +1,6 @@
 """The last word on a `fit`: what looks bad of its result, and what to do about it."""
 
+import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -12,8 +13,8 @@ from lc_keras.algorithm.tasks import Task
 _FAR = 0.05
 # A metric is far below that of the first epoch: of training data, and of validation data, which are harder.
 _BELOW, _VALIDATION_BELOW = 0.8, 0.6
-# Metrics that are better the larger they are, by a part of their names.
-_SCORES = ("acc", "auc", "precision", "recall", "f1", "f_beta", "iou", "r2")
+# Metrics that are better the larger they are, by a word of their names; `MeanIoU` is "mean_io_u".
+_SCORES = {"acc", "accuracy", "auc", "precision", "recall", "f1", "fbeta", "io", "iou", "r2"}
 
 
 class Verdict:
@@ -35,7 +36,7 @@ class Verdict:
 
     def note(self, logs: dict[str, float] | None) -> None:
         """Note the logs of an epoch."""
-        scores = {k: v for k, v in (logs or {}).items() if any(part in k for part in _SCORES)}
+        scores = {k: v for k, v in (logs or {}).items() if _SCORES.intersection(k.lower().split("_"))}
         self._first = self._first or scores
         self._last = scores
 
@@ -63,7 +64,7 @@ class Verdict:
         for name, first in self._first.items():
             for last_name, part in ((name, _BELOW), (f"val_{name}", _VALIDATION_BELOW)):
                 last = self._last.get(last_name, first)
-                if not name.startswith("val_") and last < part * first:
+                if not name.startswith("val_") and 0 <= last < part * first:
                     yield (
                         f"{last_name} ended at {last:.3g}, where {name} was {first:.3g} in the first epoch: "
                         "keep more, give `fit` more epochs, or look at the learning rate"
@@ -77,9 +78,11 @@ class Verdict:
     def _unfrozen(self) -> Iterator[keras.Variable]:
         compressed = set(map(id, self._variables))
         for task in self._tasks:
-            for variable in task.select(self._model):
-                if id(variable) not in compressed and id(variable) not in self._trainable:
-                    yield variable
+            # What a task names may have been frozen meanwhile.
+            with contextlib.suppress(ValueError):
+                for variable in task.select(self._model):
+                    if id(variable) not in compressed and id(variable) not in self._trainable:
+                        yield variable
 
 
 def _listed(paths: Sequence[str]) -> str:

@@ -3,11 +3,12 @@
 from types import SimpleNamespace
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
-from helpers import KEPT, fit, lc, net, nonzeros, spy
-from lc_keras import L0Constraint
+from helpers import BATCHES, KEPT, fit, lc, net, nonzeros, spy
+from lc_keras import L0Constraint, LearningCompression
 from lc_keras.baselines import GradualPruning, MagnitudePruning
 from lc_keras.fit.attachment import Attachment
 
@@ -83,3 +84,18 @@ def test_checkpoints_stay_where_the_last_compression_fails(tmp_path):
     with pytest.raises(ValueError, match="Expected callbacks to put finite weights"):
         fit(model, [lc(checkpoint_dir=tmp_path / "run"), spy(on_train_end=spoil)], epochs=2)
     assert list((tmp_path / "run").glob("*.index"))
+
+
+@pytest.mark.parametrize("batch", [3, 30])
+def test_the_budget_holds_where_training_diverges_while_the_pull_still_grows(batch):
+    def spoil(number, logs):
+        if number == batch % BATCHES and epochs[-1] == batch // BATCHES:
+            model.layers[0].kernel.assign(model.layers[0].kernel * float("nan"))
+
+    epochs, model = [], net()
+    look = spy(on_epoch_begin=lambda epoch, logs: epochs.append(epoch), on_train_batch_end=spoil)
+    compress = LearningCompression(L0Constraint(KEPT))
+    with pytest.warns(UserWarning, match="interrupted"), pytest.raises(ValueError, match="diverged"):
+        fit(model, [compress, look], epochs=16)
+    assert nonzeros(model) == KEPT
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())

@@ -187,3 +187,18 @@ def test_beside_another_run_goes_on_from_its_state(looks):
 
 def test_it_looks_at_optimizers_alone_whose_steps_go_by_the_gradient():
     assert not any(map(Beside(plan(STEPS), False).looks, range(STEPS)))
+
+
+def test_an_epoch_that_is_longer_than_it_was_taken_to_be():
+    unknown = plan(STEPS, None)
+    pull = Beside(unknown, True)
+    pull.next(0, np.nan)
+    unknown.learn(1000)
+    strength, reach = pull.next(4, np.nan)
+    assert strength == pytest.approx(growing(4, EPOCHS * 1000)[0]) and reach.ratio == 1
+
+
+def test_nothing_is_seen_of_no_batch():
+    pull = Beside(plan(STEPS), True)
+    pull.look(0, 1.0, 0)
+    assert pull.looks(1)

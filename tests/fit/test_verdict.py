@@ -1,0 +1,90 @@
+"""What is said of a fit as it ends."""
+
+import keras
+import numpy as np
+import pytest
+
+from helpers import KEPT, fit, lc, net, spy
+from lc_keras import L0Constraint, LearningCompression, Task
+from lc_keras.baselines import MagnitudePruning
+from lc_keras.fit.verdict import Verdict
+
+
+def said(model=None, first=None, last=None, gap=0.0, tasks=(), variables=(), recwarn=None):
+    verdict = Verdict(model or net(), tasks, variables)
+    verdict.note(first)
+    verdict.note(last)
+    verdict.give(gap)
+    return [str(w.message) for w in recwarn if "may be bad" in str(w.message)]
+
+
+@pytest.mark.parametrize("gap, bad", [(0.04, False), (0.06, True)])
+def test_a_gap(gap, bad, recwarn):
+    assert bool(said(gap=gap, recwarn=recwarn)) == bad
+
+
+@pytest.mark.parametrize(
+    "first, last, named",
+    [
+        ({"accuracy": 0.9}, {"accuracy": 0.8, "val_accuracy": 0.7}, None),
+        ({"accuracy": 0.9}, {"accuracy": 0.7}, "accuracy ended at 0.7"),
+        ({"accuracy": 0.9}, {"accuracy": 0.9, "val_accuracy": 0.5}, "val_accuracy ended at 0.5"),
+        ({"mean_io_u": 0.9}, {"mean_io_u": 0.1}, "mean_io_u"),
+        # Not scores, though their names hold the letters of one.
+        ({"layer2_loss": 1.0, "accel": 3.0}, {"layer2_loss": 0.1, "accel": 0.1}, None),
+        ({"r2_score": -0.5}, {"r2_score": -0.45}, None),
+    ],
+    ids=str,
+)
+def test_a_metric_far_below_that_of_the_first_epoch(first, last, named, recwarn):
+    found = said(first=first, last=last, recwarn=recwarn)
+    assert len(found) == (named is not None) and (named is None or named in found[0])
+
+
+@pytest.mark.parametrize("prune", [lc, lambda: MagnitudePruning(L0Constraint(KEPT))], ids=["LC", "baseline"])
+def test_a_layer_that_lost_all_weights(prune):
+    model = net()
+    kernel = model.layers[0].kernel
+    kernel.assign(1e-6 * kernel)
+    frozen = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda batch, logs: kernel.assign(1e-6 * kernel)
+    )
+    with pytest.warns(UserWarning, match=f"{kernel.path} lost all weights"):
+        fit(model, [prune(), frozen], epochs=2)
+
+
+@pytest.mark.parametrize("prune", [LearningCompression, MagnitudePruning])
+def test_kernels_that_become_trainable_too_late(prune):
+    model = net()
+    model.optimizer.build(model.trainable_variables)
+    model.layers[0].trainable = False
+
+    def unfreeze(epoch, logs):
+        if epoch == 1:
+            model.layers[0].trainable = True
+            model.make_train_function(force=True)
+
+    with pytest.warns(
+        UserWarning, match=f"{model.layers[0].kernel.path} became trainable after `fit` had begun"
+    ):
+        fit(model, [prune(L0Constraint(KEPT)), spy(on_epoch_begin=unfreeze)], epochs=3)
+
+
+def test_a_layer_that_is_frozen_meanwhile_is_no_error(tmp_path):
+    model = net()
+    task = Task(L0Constraint(KEPT), weights=model.layers[0])
+
+    def freeze(epoch, logs):
+        model.layers[0].trainable = False
+
+    compress = LearningCompression(task, checkpoint_dir=tmp_path / "run")
+    fit(model, [compress, spy(on_epoch_end=freeze)], epochs=2)
+    assert np.count_nonzero(model.layers[0].kernel) == KEPT and not (tmp_path / "run").exists()
+
+
+def test_the_loss_in_the_logs_is_that_of_the_user():
+    plain = fit(net(keras.optimizers.SGD(0.0)), epochs=1).history
+    logs = fit(net(keras.optimizers.SGD(0.0)), [lc()], epochs=1).history
+    assert logs["loss"] == pytest.approx(plain["loss"]) and logs["pull"][0] > 0.1
+    beside = fit(net(keras.optimizers.SGD(0.0)), [LearningCompression(L0Constraint(KEPT))], epochs=1).history
+    assert "pull" not in beside
