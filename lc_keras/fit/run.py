@@ -180,15 +180,7 @@ class CompressionRun:
         return self.logs.get("gap", 0.0) if self._progress.finished else 0.0
 
     def complete_epoch(self, epoch: int, loss: float) -> None:
-        """Check the loss of an epoch, and write a checkpoint.
-
-        Args:
-            epoch: Int.
-            loss: Float.
-
-        Raises:
-            ValueError: If the loss is NaN.
-        """
+        """Check that the loss of an epoch is no NaN, and write a checkpoint."""
         if np.isnan(loss).any():
             self._steps.diverge("the loss is NaN", self._name_of_l_step)
         if self._checkpoints:
@@ -216,11 +208,7 @@ class CompressionRun:
         return replaced
 
     def abandon(self, error: BaseException) -> None:
-        """Compress the model as it is, or go back to where it was finite.
-
-        Args:
-            error: The exception that ended the run.
-        """
+        """Compress the model as it is, or go back to where it was finite, after an exception."""
         if self._progress.first_epoch is None:
             return
         finite = self._steps.settle(self.mu)
