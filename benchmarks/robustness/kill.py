@@ -23,7 +23,7 @@ import tensorflow as tf
 
 import lc_keras
 from benchmarks import record
-from lc_keras.algorithm.lagrangian import Lagrangian
+from lc_keras.algorithm.steps import Steps
 from lc_keras.fit.checkpoints import Checkpoints
 
 PHASES = ["L step", "C step", "checkpoint"]
@@ -97,7 +97,7 @@ class Moments(keras.callbacks.Callback):
         self._planned, self._phase = planned, phase
         self._begun = collections.Counter()
         self.durations = collections.defaultdict(list)
-        Lagrangian.c_step = self._within("C step", Lagrangian.c_step)
+        Steps.c_step = self._within("C step", Steps.c_step)
         Checkpoints.save = self._within("checkpoint", Checkpoints.save)
 
     def on_train_batch_begin(self, batch, logs=None):
