@@ -25,7 +25,7 @@ import keras
 import lc_keras
 from benchmarks import record
 from benchmarks.nets import NETS
-from lc_keras.algorithm.lagrangian import Lagrangian
+from lc_keras.algorithm.steps import Steps
 
 KEEP = 0.02
 
@@ -82,7 +82,7 @@ def one_run(net, compressing, epochs):
     callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: ends.append(time.perf_counter()))]
     if compressing:
         callbacks.append(lc_keras.LearningCompression(lc_keras.L0Constraint(KEEP)))
-        Lagrangian.c_step = _timed(Lagrangian.c_step, c_steps)
+        Steps.c_step = _timed(Steps.c_step, c_steps)
     began = time.perf_counter()
     net.fit(model, train, epochs, "LC" if compressing else "plain", callbacks, optimizer="sgd", seed=0)
     ended = time.perf_counter()

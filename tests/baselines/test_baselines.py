@@ -175,7 +175,7 @@ def test_what_is_removed_does_not_come_back_into_what_is_left_over():
     costly.kernel.assign(np.ones((10, 3)) * [9, 8, 7])
     x = [np.random.default_rng(0).normal(size=(8, n)).astype("float32") for n in (1, 10)]
     model.compile(keras.optimizers.SGD(1e-3), "mse")
-    prune = Steps(L0Constraint(29, Neurons(), measure="macs"))
+    prune = Steps(L0Constraint(29, Neurons(), measure="macs", keep_at_least=1))
     model.fit(x, np.ones((8, 1)), epochs=2, verbose=0, callbacks=[prune])
     assert (cheap.kernel.numpy() != 0).tolist() == [[True, False, False]]
     assert (costly.kernel.numpy() != 0).all(axis=0).tolist() == [True, True, False]

@@ -153,7 +153,13 @@ def test_cut_off_after_the_last_epoch(tmp_path, optimizer):
         prune(tmp_path / "run", epochs=2, model=net(OPTIMIZERS[optimizer]()), extra=[end])
     resumed, history = prune(tmp_path / "run", epochs=2, model=net(OPTIMIZERS[optimizer]()))
     assert history == {}
-    same(whole, resumed)
+    if optimizer == "averages":
+        # Keras has put these into the model meanwhile, and no data were seen of which statistics could be.
+        whole, resumed = ([v for v in model.weights if "moving" not in v.path] for model in (whole, resumed))
+        for one, two in zip(whole, resumed, strict=True):
+            np.testing.assert_array_equal(one, two)
+    else:
+        same(whole, resumed)
 
 
 def test_a_run_that_had_stopped_trains_no_further(tmp_path):
