@@ -11,7 +11,7 @@ from lc_keras.internals import kept_with_trace
 
 @dataclass(frozen=True)
 class Reach:
-    """How far the pull beside the optimizer reaches, and how strong it is.
+    """Hold how far the pull beside the optimizer reaches, and how strong it is.
 
     Attributes:
         part: Float from 0 to 1: the part of the way to its target that a weight is pulled in a batch.

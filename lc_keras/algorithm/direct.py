@@ -76,7 +76,7 @@ def compress_again(model: keras.Model, tasks: Sequence[Task], mu: float) -> tupl
 
 
 def _breaks_budget(lagrangian: Lagrangian, result: CStep) -> bool:
-    """Whether a direct compression took something away."""
+    """Tell if a direct compression took something away."""
     variables, (part,) = lagrangian.variables, lagrangian.shared
     if part.compression.keeps_values:
         # A constraint of the weights' own may have changed what was kept.

@@ -24,7 +24,7 @@ _SWAPPED, _SAME = {2: 0.03, 4: 1e-4, 8: 1e-4}, 1e-12
 
 
 class CStep(NamedTuple):
-    """What a C step found, as scalar tensors.
+    """Hold what a C step found, as scalar tensors.
 
     Attributes:
         finite: Bool, one for each variable. If any is false, nothing was changed.

@@ -72,7 +72,7 @@ class LCPenalty(keras.regularizers.Regularizer):
 
     @property
     def pulls(self) -> bool:
-        """Whether its gradient has been taken and, as far as a graph shows, been used."""
+        """Tell if its gradient has been taken and, as far as a graph shows, been used."""
         return any(map(_is_used, self._gradients))
 
     def __call__(self, weight: tf.Tensor) -> tf.Tensor:
@@ -160,7 +160,7 @@ class LCPenalty(keras.regularizers.Regularizer):
 
 
 def _is_used(tensor: tf.Tensor | None) -> bool:
-    """Whether a tensor has an effect: a tape computes gradients that it then throws away."""
+    """Tell if a tensor has an effect: a tape computes gradients that it then throws away."""
     if tensor is None:
         # Run eagerly: it leaves no trace.
         return True

@@ -41,7 +41,7 @@ class ReachingLagrangian(Lagrangian):
 
     @property
     def is_loose(self) -> bool:
-        """Whether θ may keep more than the budget, or other values than the weights have now."""
+        """Tell if θ may keep more than the budget, or other values than the weights have now."""
         return self._reach.slack > 0 or self._reach.frees
 
     def state(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How μ grows from one L step to the next."""
+"""Schedules of μ, from one L step to the next."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-r"""Which groups to keep where they do not cost the same.
+r"""The choice of groups to keep where they do not cost the same.
 
 Given magnitudes $m$, costs $c$ and a budget κ, the C step of an ℓ0 constraint asks for
 

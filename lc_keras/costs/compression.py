@@ -1,4 +1,4 @@
-"""What every cost has: what it declares, a C step, and the form in which it is asked for."""
+"""The base of every cost: its declarations, its C step, and the form in which that is asked for."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""What a cost knows of a weight besides its values."""
+"""The layout of a weight: all that a cost knows of it besides its values."""
 
 import dataclasses
 import math

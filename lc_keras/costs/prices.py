@@ -1,4 +1,4 @@
-"""What groups cost, all of them and those of each layer that stay whatever it takes."""
+"""The prices of groups, of all of them and of those of each layer that stay whatever it takes."""
 
 import decimal
 import math

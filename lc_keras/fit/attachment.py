@@ -26,7 +26,7 @@ NOT_ALONE = (
 
 
 class Run(Protocol):
-    """What is attached: a run of LC, or of a method that it is compared with, in one `fit`.
+    """A run of LC, or of a method that it is compared with, in one `fit`.
 
     Attributes:
         variables: List of `keras.Variable`, the weights that have a budget.

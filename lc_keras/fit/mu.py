@@ -1,4 +1,4 @@
-"""How strong the pull of each L step is."""
+"""The strength of the pull in each L step."""
 
 import math
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class ThroughLoss:
 
     @property
     def given(self) -> str | list[float]:
-        """What `mu` comes to in this run."""
+        """The form in which checkpoints hold `mu`: "auto", or its values in this run."""
         return "auto" if self._automatic else self._mus
 
     def state(self) -> list[float] | None:

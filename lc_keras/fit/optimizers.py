@@ -1,4 +1,4 @@
-"""What an L step asks of the optimizers: its rate, a limited learning rate, a fresh state."""
+"""Optimizers, as an L step needs them: their rate, a limited learning rate, a fresh state."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -58,12 +58,12 @@ class LearningRateLimit:
 
     @property
     def guessed(self) -> bool:
-        """Whether it is not known yet which of several optimizers updates the compressed weights."""
+        """Tell if it is not known yet which of several optimizers updates the compressed weights."""
         return len(self._optimizers) > 1 and not any(map(self._updates, self._optimizers))
 
     @property
     def is_by_gradient(self) -> bool:
-        """Whether each optimizer of the compressed weights is SGD or Muon, whose steps go by the gradient."""
+        """Tell if each optimizer of the compressed weights is SGD or Muon, whose steps go by the gradient."""
         kinds = (keras.optimizers.SGD, keras.optimizers.Muon)
         return all(isinstance(optimizer, kinds) for optimizer in self.updating)
 
@@ -207,7 +207,7 @@ def parts_of(optimizer: keras.optimizers.Optimizer) -> list[keras.optimizers.Opt
 def effective_rate(
     optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable], learning_rate: float
 ) -> float:
-    r"""How far a unit gradient that stays moves a weight in a batch, once it has settled.
+    r"""Return how far a unit gradient that stays moves a weight in a batch, once it has settled.
 
     $\eta / (1 - m)$ for SGD with momentum m. Optimizers that divide by the root of a
     second moment v of the gradient: $\eta / \sqrt{\bar v}$ with the mean of v over

@@ -81,7 +81,7 @@ class Plan:
 
     @property
     def epochs_needed(self) -> int:
-        """How many whole epochs all L steps take."""
+        """The number of whole epochs that all L steps take."""
         return math.ceil(self._end(self.steps - 1) - 1e-9)
 
     @property
@@ -147,7 +147,7 @@ class Plan:
         return self.first_length + step * self.length
 
     def _ended(self, step: int, position: float) -> int:
-        """How many L steps end up to a position, in epochs; `step` of them did before."""
+        """Return the number of L steps that end up to a position, in epochs; `step` of them did before."""
         slack = 0.5 / self.batches if self.batches else 1e-9
         ended = step
         while ended < self.steps and self._end(ended) <= position + slack:

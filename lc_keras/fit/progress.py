@@ -1,4 +1,4 @@
-"""What a restart saves of a run, and what it checks before it goes on from it."""
+"""The progress of a run: all that a restart saves, and the checks before it goes on from it."""
 
 import math
 import re
@@ -20,7 +20,7 @@ _SHOWN = 5
 
 @dataclass
 class Progress:
-    """How far a run is.
+    """Hold how far a run is.
 
     Attributes:
         first_epoch: Int, the epoch in which the first L step began, or `None` before it.

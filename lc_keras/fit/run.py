@@ -95,7 +95,7 @@ class CompressionRun:
 
     @property
     def logs(self) -> dict[str, float]:
-        """What the epoch's logs say of the run."""
+        """The part of the epoch's logs that is of the run."""
         return self._progress.logs
 
     @property
@@ -340,7 +340,7 @@ class CompressionRun:
 
     @property
     def _is_loose(self) -> bool:
-        """Whether θ is not yet under the budget itself."""
+        """Tell if θ is not yet under the budget itself."""
         return self._reaching is not None and self._reaching.is_loose
 
     def _note_of_budget(self, found: CStep | None) -> None:
