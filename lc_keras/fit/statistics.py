@@ -73,6 +73,8 @@ class Statistics:
     def estimate(self) -> None:
         """Estimate the statistics of the weights that the model now has, if the data of `fit` allow it."""
         if self._dataset is None:
+            if self.trained and not self._is_known:
+                self._warn("`fit` has read no data")
             return
         try:
             self._estimator.estimate(iter(self._dataset), self._batches or BATCHES)
@@ -85,6 +87,6 @@ class Statistics:
         names = ", ".join(v.path for v in itertools.islice(self._estimator.variables, 2))
         warnings.warn(
             f"The statistics of the model ({names}, …) are those of the trained weights, not of the "
-            f"compressed ones: {why}. Once `fit` has ended, call `lc_keras.estimate_statistics(model, data)`.",
+            f"compressed ones: {why}. After `fit`, call `lc_keras.estimate_statistics(model, data)`.",
             stacklevel=2,
         )

@@ -151,8 +151,19 @@ def test_cut_off_after_the_last_epoch(tmp_path, optimizer):
     end = keras.callbacks.LambdaCallback(on_train_end=lambda logs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prune(tmp_path / "run", epochs=2, model=net(OPTIMIZERS[optimizer]()), extra=[end])
-    resumed, history = prune(tmp_path / "run", epochs=2, model=net(OPTIMIZERS[optimizer]()))
+    # Averages are in the model when `fit` ends, and their statistics need data.
+    warned = (
+        pytest.warns(UserWarning, match="has read no data")
+        if optimizer == "averages"
+        else contextlib.nullcontext()
+    )
+    with warned:
+        resumed, history = prune(tmp_path / "run", epochs=2, model=net(OPTIMIZERS[optimizer]()))
     assert history == {}
+    if optimizer == "averages":
+        for mine, estimated in zip(resumed.variables, whole.variables, strict=True):
+            if "moving_" in mine.path:
+                mine.assign(estimated)
     same(whole, resumed)
 
 
