@@ -217,7 +217,9 @@ def picture(found, path):
     drawn = axes.imshow(values, cmap="RdBu_r", norm=norm, aspect="auto")
     axes.set_xticks(range(len(nets)), nets, rotation=45, ha="right", fontsize=8)
     axes.set_yticks(range(len(settings)), settings, fontsize=6)
-    bar = figure.colorbar(drawn, ticks=[-30, -3, -0.3, 0, 0.3, 3, 30], format="{x:g}")
-    bar.set_label("error of LC less that of the best other, points; !: a large gap without a warning")
+    figure.colorbar(drawn, ticks=[-30, -3, -0.3, 0, 0.3, 3, 30], format="{x:g}")
+    axes.set_title(
+        "error of LC less that of the best other, points; !: a large gap without a warning", size=9
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -73,6 +73,8 @@ class Statistics:
     def estimate(self) -> None:
         """Estimate the statistics of the weights that the model now has, if the data of `fit` allow it."""
         if self._dataset is None:
+            if self.trained and not self._is_known:
+                self._warn("`fit` has read no data")
             return
         try:
             self._estimator.estimate(iter(self._dataset), self._batches or BATCHES)

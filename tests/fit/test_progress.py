@@ -151,15 +151,20 @@ def test_cut_off_after_the_last_epoch(tmp_path, optimizer):
     end = keras.callbacks.LambdaCallback(on_train_end=lambda logs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prune(tmp_path / "run", epochs=2, model=net(OPTIMIZERS[optimizer]()), extra=[end])
-    resumed, history = prune(tmp_path / "run", epochs=2, model=net(OPTIMIZERS[optimizer]()))
+    # Averages are in the model when `fit` ends, and their statistics need data.
+    warned = (
+        pytest.warns(UserWarning, match="has read no data")
+        if optimizer == "averages"
+        else contextlib.nullcontext()
+    )
+    with warned:
+        resumed, history = prune(tmp_path / "run", epochs=2, model=net(OPTIMIZERS[optimizer]()))
     assert history == {}
     if optimizer == "averages":
-        # Keras has put these into the model meanwhile, and no data were seen of which statistics could be.
-        whole, resumed = ([v for v in model.weights if "moving" not in v.path] for model in (whole, resumed))
-        for one, two in zip(whole, resumed, strict=True):
-            np.testing.assert_array_equal(one, two)
-    else:
-        same(whole, resumed)
+        for mine, estimated in zip(resumed.variables, whole.variables, strict=True):
+            if "moving_" in mine.path:
+                mine.assign(estimated)
+    same(whole, resumed)
 
 
 def test_a_run_that_had_stopped_trains_no_further(tmp_path):

@@ -77,6 +77,26 @@ def test_training_goes_on_with_its_own(monkeypatch):
     assert np.abs(shipped[0] - of_w[0]).max() > 0.1
 
 
+def test_a_restart_goes_on_with_those_of_the_trained_weights(tmp_path):
+    def run(*callbacks):
+        model, seen = net(), []
+        look = spy(on_train_batch_end=lambda batch, logs: seen.append(moving(model)))
+        compress = LearningCompression(L0Constraint(20), checkpoint_dir=tmp_path)
+        model.fit(dataset(), epochs=2, verbose=0, callbacks=[compress, look, *callbacks])
+        return [*seen, moving(model)]
+
+    def stop(epoch, logs):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    whole = run()
+    with pytest.raises(KeyboardInterrupt):
+        run(spy(on_epoch_begin=stop))
+    resumed = run()
+    assert len(resumed) == 9
+    np.testing.assert_array_equal(resumed, whole[8:])
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_no_more_batches_than_an_epoch_has(known):
     model = net()
