@@ -18,6 +18,7 @@ from lc_keras.export import export_litert, export_saved_model
 from lc_keras.fit import LearningCompression
 from lc_keras.measuring import PruningReport, report
 from lc_keras.model import estimate_statistics
+from lc_keras.search import Sensitivity, sensitivity
 from lc_keras.shrinking import ShrinkReport, shrink, shrink_report
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "NMConstraint",
     "Neurons",
     "PruningReport",
+    "Sensitivity",
     "ShrinkReport",
     "Task",
     "Weights",
@@ -44,6 +46,7 @@ __all__ = [
     "export_litert",
     "export_saved_model",
     "report",
+    "sensitivity",
     "shrink",
     "shrink_report",
 ]

@@ -220,7 +220,7 @@ class PruningReport:
         ```
         """
         if ax is None:
-            ax = _new_axes(height=1.2 + 0.35 * len(self.rows))
+            ax = new_axes(height=1.2 + 0.35 * len(self.rows))
         figure = cast("Figure", ax.figure)
         positions = range(len(self.rows))
         bars = ax.barh(positions, [100 * row.density for row in self.rows])
@@ -278,7 +278,12 @@ def _shortened(text: str, width: int) -> str:
     return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
 
 
-def _new_axes(height: float) -> "Axes":
+def new_axes(height: float) -> "Axes":
+    """Return the axes of a new matplotlib figure, of a height in inches.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -1,0 +1,9 @@
+"""Fit or compress a model many times: the smallest budget for a score, the sensitivity of each layer.
+
+Here belongs what asks a score again and again. How a single run compresses belongs in the rooms below; how a
+model is served, in `export`.
+"""
+
+from lc_keras.search.sensitivity import LayerSensitivity, Sensitivity, sensitivity
+
+__all__ = ["LayerSensitivity", "Sensitivity", "sensitivity"]

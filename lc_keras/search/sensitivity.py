@@ -1,0 +1,220 @@
+"""Compress a model layer by layer, and see what that does to a score."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, cast
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from lc_keras.algorithm.shadows import read
+from lc_keras.algorithm.tasks import Selector, SharedCost, Task, bind_tasks
+from lc_keras.arguments import is_number, keras_model
+from lc_keras.costs import L0Constraint, Weights
+from lc_keras.costs.groups import Groups
+from lc_keras.measuring.table import new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Score = Callable[[keras.Model], float]
+
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """The scores of a model of which one layer is compressed.
+
+    Attributes:
+        name: String, the path of the layer; of several that make their neurons together, all of them.
+        groups: Int, how many weights, neurons or blocks there are to keep.
+        scores: Tuple of floats, one for each fraction kept.
+    """
+
+    name: str
+    groups: int
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The score of a model against what is kept of each layer; see `sensitivity`. `str()` of it is a table.
+
+    Attributes:
+        keep: Tuple of floats, the fractions kept.
+        reference: Float, the score of the model as it is.
+        rows: Tuple of `LayerSensitivity`.
+    """
+
+    keep: tuple[float, ...]
+    reference: float
+    rows: tuple[LayerSensitivity, ...]
+
+    def __str__(self) -> str:
+        width = max([len(row.name) for row in self.rows] + [len("layer, kept")])
+        head = "".join(f"{100 * keep:>9.3g} %" for keep in self.keep)
+        lines = [f"{'layer, kept':{width}}  {'groups':>11}{head}"]
+        lines.append("-" * len(lines[0]))
+        for row in self.rows:
+            scores = "".join(f"{score:>11.4g}" for score in row.scores)
+            lines.append(f"{row.name:{width}}  {row.groups:>11,}{scores}")
+        return "\n".join([*lines, lines[1], f"As it is: {self.reference:.4g}"])
+
+    def to_json(self) -> str:
+        """Return the scores as JSON: an object with `keep`, `reference` and `rows`; `null` is no number."""
+        return json.dumps(numbers_or_none(asdict(self)), indent=2)
+
+    def plot(self, path: str | os.PathLike[str] | None = None, ax: "Axes | None" = None) -> "Figure":
+        """Draw a map of layers and fractions kept, coloured by the score.
+
+        Args:
+            path: String or path-like, the image to write, or `None` (default).
+            ax: Matplotlib axes to draw in. `None` (default): those of a new figure.
+
+        Returns:
+            The matplotlib figure.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        if ax is None:
+            ax = new_axes(height=1.5 + 0.35 * len(self.rows))
+        figure = cast("Figure", ax.figure)
+        scores = np.array([row.scores for row in self.rows])
+        image = ax.imshow(scores, aspect="auto")
+        shades = np.asarray(image.cmap(np.asarray(image.norm(scores))))
+        for (y, x), score in np.ndenumerate(scores):
+            colour = "white" if shades[y, x, :3].mean() < 0.5 else "black"
+            ax.text(x, y, f"{score:.3g}", ha="center", va="center", fontsize="small", color=colour)
+        ax.set_xticks(range(len(self.keep)), [f"{100 * keep:.3g} %" for keep in self.keep])
+        ax.set_yticks(range(len(self.rows)), [row.name for row in self.rows])
+        ax.set_xlabel(f"kept of the layer (score as it is: {self.reference:.4g})")
+        figure.colorbar(image, ax=ax, label="score")
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+
+def sensitivity(
+    model: keras.Model,
+    score: Score,
+    keep: Sequence[float] = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01),
+    groups: Groups | None = None,
+    weights: Selector = None,
+    verbose: int = 1,
+) -> Sensitivity:
+    """Return the score of a model against what is kept of each layer, the others left whole.
+
+    Each layer by itself is compressed as it is, without training: what is largest is kept. A layer whose
+    score falls early needs more than an even share of a budget, or is better left out of it. The model is as
+    it was afterwards, also where `score` fails, or changes weights, as `estimate_statistics` does.
+
+    Args:
+        model: Built `keras.Model`.
+        score: Function of the model that returns a float.
+        keep: Sequence of floats in (0, 1], the fractions of a layer's groups to keep, rounded down, but one
+            group at least. Defaults to six from 0.5 to 0.01.
+        groups: `Weights()` (default), `Neurons()` or `Blocks(shape)`. Layers that make neurons together are
+            compressed together.
+        weights: Which weights, as of `Task`. `None` (default): all kernels.
+        verbose: Int, default 1: a bar shows the progress. 0: nothing does.
+
+    Returns:
+        `Sensitivity`.
+
+    Raises:
+        TypeError: If an argument is of another type, or `score` returns no number.
+        ValueError: If `keep` is empty or out of range, no weights match, or the score of the model as it is,
+            is not finite.
+
+    Example:
+
+    ```python
+    found = lc_keras.sensitivity(model, lambda m: m.evaluate(x, y, verbose=0, return_dict=True)["accuracy"])
+    print(found)
+    found.plot("sensitivity.png")
+    ```
+    """
+    keras_model(model)
+    if not callable(score):
+        raise TypeError(f"Expected `score` to be a function of a model. Received: score={score!r}")
+    fractions = tuple(float(fraction) for fraction in keep)
+    if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
+        raise ValueError(f"Expected `keep` to be numbers above 0 and up to 1. Received: keep={keep!r}")
+    parts = bind_tasks([Task(L0Constraint(1.0, groups or Weights()), weights, per_layer=True)], model)
+    held = [(variable, keras.ops.copy(variable)) for variable in model.variables]
+    bar = keras.utils.Progbar(len(parts) * len(fractions), verbose=verbose, unit_name="score")
+
+    def restore() -> None:
+        for variable, value in held:
+            variable.assign(value)
+
+    rows: list[LayerSensitivity] = []
+    try:
+        reference = score_of(model, score)
+        for part in parts:
+            restore()
+            scores = []
+            for fraction in fractions:
+                _compress(part, fraction)
+                scores.append(score_of(model, score, finite=False))
+                restore()
+                bar.update(len(rows) * len(fractions) + len(scores), finalize=False)
+            rows.append(LayerSensitivity(_name(part), _cost(part).total(part.layouts), tuple(scores)))
+    finally:
+        restore()
+    if verbose:
+        bar.update(bar.target, finalize=True)
+    return Sensitivity(fractions, reference, tuple(rows))
+
+
+def score_of(model: keras.Model, score: Score, finite: bool = True) -> float:
+    """Return the score of a model, checked.
+
+    Args:
+        model: `keras.Model`.
+        score: Function of it.
+        finite: Bool, default `True`, whether it must be finite.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is not finite.
+    """
+    value = score(model)
+    if not is_number(value):
+        raise TypeError(f"Expected `score` to return a number. Received: {value!r}")
+    if finite and not math.isfinite(value):
+        raise ValueError(f"Expected a finite score of model '{model.name}'. Received: {float(value)}")
+    return float(value)
+
+
+def numbers_or_none(content: object) -> object:
+    """Return what JSON can hold, with `None` in the place of what is not finite."""
+    if isinstance(content, dict):
+        return {name: numbers_or_none(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [numbers_or_none(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _cost(part: SharedCost) -> L0Constraint:
+    return cast(L0Constraint, part.compression)
+
+
+def _compress(part: SharedCost, fraction: float) -> None:
+    groups = _cost(part).groups
+    kept = max(1, L0Constraint(fraction, groups, keep_at_least=0).budget(part.layouts))
+    cost = L0Constraint(kept, groups, keep_at_least=0)
+    values = [read(variable) for variable in part.variables]
+    maps = cost.maps(values, tf.constant(1.0), part.layouts)
+    for variable, value, compressed in zip(part.variables, values, maps, strict=True):
+        variable.assign(tf.cast(compressed(value), variable.value.dtype))
+
+
+def _name(part: SharedCost) -> str:
+    layers = dict.fromkeys(v.path.rpartition("/")[0] for v in part.variables if len(v.shape) > 1)
+    return ", ".join(layers or [v.path for v in part.variables])
