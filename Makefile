@@ -17,7 +17,7 @@ export KERAS_BACKEND := tensorflow
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test lock versions clean
+.PHONY: demo test docs lock versions clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m examples.digits
@@ -30,6 +30,10 @@ test: $(INSTALLED)
 	$(BIN)/lint-imports --no-logo --no-cache
 	OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 \
 	$(BIN)/python -m pytest tests -q -n 3 --dist worksteal --durations=10 $(PYTEST_ARGS)
+
+# The site of docs/, in site/.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The tests again, with the oldest and the newest Python, Keras and TensorFlow that are supported.
 versions:
@@ -52,4 +56,4 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .versions outputs
+	rm -rf $(VENV) .versions outputs site

@@ -65,6 +65,60 @@ def layers(rows, path):
     axes.figure.savefig(path, dpi=100)
 
 
+# The contenders of the picture in README.md, and what it calls them.
+SHOWN = {
+    "LC": "LC",
+    "gradual": "gradual pruning",
+    "TensorFlow's toolkit": "TensorFlow's toolkit",
+    "magnitude": "magnitude pruning, retrained",
+}
+
+
+def headline(rows, path):
+    """Draws error against size: LC beside what one would use in its place, each with its defaults."""
+    rows = [row for row in rows if row["epochs"] == 20 and not row["settings"]]
+    axes = Figure(figsize=(6.4, 4), layout="constrained").subplots()
+    for name, label in SHOWN.items():
+        own = [{**row, "kept": 100 * row["keep"]} for row in rows if row["contender"] == name]
+        first = name == "LC"
+        kept, errors = _means(own, "kept", "error")
+        axes.plot(kept, errors, "o-", label=label, linewidth=3 if first else 1.5, zorder=3 if first else 2)
+    reference = statistics.mean(row["reference_error"] for row in rows)
+    axes.axhline(reference, color="black", linestyle=":", label="the net before it was pruned")
+    _logarithmic(axes, "size: weights kept, % of 266,200", "test error, %")
+    axes.set(xlim=(6, 0.85), ylim=(1.8, 8))
+    direct = [{**row, "kept": 100 * row["keep"]} for row in rows]
+    for kept, error in zip(*_means(direct, "kept", "direct_error"), strict=True):
+        axes.annotate(f"{error:.0f} % ↑", (kept, 7.2), ha="center", color="C4")
+    axes.plot([], [], color="C4", label="magnitude pruning, not retrained ↑")
+    axes.set_title("LeNet-300 on MNIST, 20 epochs each, mean of three seeds", fontsize="medium")
+    axes.set_yticks([2, 3, 4, 5, 6])
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(0, 0.9))
+    axes.figure.savefig(path, dpi=130)
+
+
+def serving(rows, path):
+    """Draws size and time of an exported net before and after it was pruned."""
+    before, after = ([row for row in rows if row["variant"] == name] for name in ("dense", "auto"))
+    figure = Figure(figsize=(7, 2.9), layout="constrained")
+    sizes, times = figure.subplots(1, 2, width_ratios=(1, 2.2))
+    megabytes = [part[0]["bytes"] / 1e6 for part in (before, after)]
+    bars = sizes.bar(["before", "after"], megabytes, color=["C7", "C0"])
+    sizes.bar_label(bars, [f"{size:.3g} MB" for size in megabytes], padding=2)
+    sizes.set(title="size of the SavedModel", ylim=(0, 1.15 * megabytes[0]), yticks=[])
+    for part, shift, label in ((before, -0.2, "before"), (after, 0.2, "after")):
+        places = [i + shift for i in range(len(part))]
+        parts = [100 / row["ratio"] for row in part]
+        bars = times.bar(places, parts, 0.4, color="C7" if label == "before" else "C0", label=label)
+        times.bar_label(bars, [f"{value:.0f} %" for value in parts], padding=2, fontsize="small")
+    times.set(title="time of a call", ylim=(0, 118), yticks=[])
+    times.set_xticks(range(len(after)), [f"batch {row['batch']}" for row in after])
+    times.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+    for axes in (sizes, times):
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+
+
 def _of(stem, what):
     return stem.with_name(f"{stem.name}_{what}.png")
 

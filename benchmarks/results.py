@@ -1,15 +1,15 @@
-"""Writes docs/results.md and its plots from the figures in benchmarks/results/.
+"""Writes docs/results.md, its plots and those of README.md from the figures in benchmarks/results/.
 
     python -m benchmarks.results
 
-A section whose json is not there is left out.
+A section or a picture whose json is not there is left out.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from benchmarks import plots
+from benchmarks import plots, record
 from benchmarks.robustness import summary
 from benchmarks.serving import shrink
 from benchmarks.training import automatic_mu, c_step, error, l_step, neurons, step_length, tune, whole_run
@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 
 HEAD = """# Results
 
-Written by `python -m benchmarks.results` from `benchmarks/results/`, where the scripts of
-[benchmarks](../benchmarks/README.md) leave their figures.
+Written by `python -m benchmarks.results` from `benchmarks/results/`, where the scripts that
+`benchmarks/README.md` lists leave their figures.
 
 Figures of LC are of version 0.1.0, whose `mu="auto"` was another, but for two sections: "Over nets,
 optimizers and lengths of a run", and of "Error at each budget" LC on LeNet-300 in 20 epochs.
@@ -171,6 +171,13 @@ SECTIONS = (
 )
 
 
+# Pictures of README.md: the file, what draws it, its name.
+PICTURES = (
+    ("error", plots.headline, "readme_error.png"),
+    ("saved_model", plots.serving, "readme_serving.png"),
+)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -193,6 +200,9 @@ def main():
             text += f"\n![{title}: {plot.stem.rpartition('_')[2]}](plots/{plot.name})\n"
         text += f"\nOn: {where}.\n"
     (options.docs / "results.md").write_text(text)
+    for name, draw, picture in PICTURES:
+        if rows := record.read(options.figures / f"{name}.json"):
+            draw(rows, options.docs / "plots" / picture)
 
 
 if __name__ == "__main__":

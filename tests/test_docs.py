@@ -33,7 +33,7 @@ np.testing.assert_allclose(logits, keras.ops.convert_to_numpy(model(x)), atol=1e
 def test_every_block_of_the_reference_runs(tmp_path):
     """In a process of its own, with the devices that the machine has."""
     program = tmp_path / "reference.py"
-    program.write_text("\n".join([*BLOCK.findall((ROOT / "docs/api.md").read_text()), CHECKS]))
+    program.write_text("\n".join([*BLOCK.findall((ROOT / "docs/by-example.md").read_text()), CHECKS]))
     done = subprocess.run(
         [sys.executable, program],
         cwd=tmp_path,
@@ -46,8 +46,32 @@ def test_every_block_of_the_reference_runs(tmp_path):
 
 @pytest.mark.parametrize("name", lc_keras.__all__)
 def test_every_public_name_is_in_the_reference_and_documented(name):
-    assert f"`{name}`" in (ROOT / "docs/api.md").read_text()
+    assert f"`{name}`" in (ROOT / "docs/by-example.md").read_text()
+    assert f"::: lc_keras.{name}" in (ROOT / "docs/reference.md").read_text()
     assert getattr(lc_keras, name).__doc__
+
+
+def test_the_site_is_whole(tmp_path):
+    """No link, anchor, picture or docstring is missing; the notebooks do not run here."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NOTEBOOKS": "false", "NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    api = (tmp_path / "reference.html").read_text()
+    assert 'aria-label="\\theta \\leftarrow' in api and "arithmatex" not in api
+    for page in tmp_path.glob("**/*.html"):
+        loaded = re.findall(r'<(?:script|img)[^>]* src="([^"]+)|<link[^>]* href="([^"]+)', page.read_text())
+        assert not [place for place in loaded if "//" in "".join(place)], page.name
+
+
+def test_the_readme_is_short_and_the_site_begins_with_its_program():
+    readme, start = ((ROOT / name).read_text() for name in ("README.md", "docs/index.md"))
+    assert len(readme) <= 8000
+    assert BLOCK.findall(readme)[0] == BLOCK.findall(start)[0]
 
 
 def test_the_program_of_the_readme_runs(tmp_path, monkeypatch):
@@ -67,7 +91,7 @@ def test_the_program_of_the_readme_runs(tmp_path, monkeypatch):
 
 def test_the_cost_that_contributors_are_shown_works():
     names = {}
-    run(BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text()), names)
+    run(BLOCK.findall((ROOT / "docs/extending.md").read_text()), names)
     box = names["LInfConstraint"](2.0)
     first, second = box.c_step([np.float32([3, -1, -5]), np.float32([[2]])], mu=1.0)
     assert first.numpy().tolist() == [2, -1, -2] and second.numpy().tolist() == [[2]]

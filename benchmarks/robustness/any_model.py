@@ -39,11 +39,11 @@ DEEP = "EfficientNetB6", "EfficientNetB7", "EfficientNetV2L", "EfficientNetV2M",
 # Weights, gradients, θ, t, the saved file and its copies in two processes, and graphs.
 COPIES = 10
 
-HEAD = """# Any model
+HEAD = """# Models that were tried
 
 Written by `benchmarks/robustness/any_model.py`, whose text says what each model goes through. "compressed"
 counts the weights that share the budget, 30 % of them; "kept" those that are not zero at the end. The first
-models are of [kinds.py](../benchmarks/robustness/kinds.py), the others are all builders of
+models are of `benchmarks/robustness/kinds.py`, the others are all builders of
 `keras.applications`, with random weights and the smallest images that each takes.
 """
 

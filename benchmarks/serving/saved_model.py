@@ -98,6 +98,7 @@ def measure(net, keep, batches, rounds):
                 ratio = statistics.median(d / t for d, t in zip(times["dense"], times[name], strict=True))
                 median = 1e3 * statistics.median(times[name])
                 row = {"net": net, "keep": keep, "batch": batch, "variant": name}
+                row["bytes"] = exported[name].nbytes
                 rows.append({**row, "ms": median, "ratio": ratio})
                 print(f"batch {batch:4}  {name:7} {median:8.2f} ms  {ratio:5.2f} x as fast as dense")
     return rows
