@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 import keras
 import tensorflow as tf
 from keras.src.random.seed_generator import global_seed_generator
+from keras.src.saving.serialization_lib import ObjectSharingScope
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -163,6 +164,26 @@ def output_shape_of(layer: keras.layers.Lambda) -> Any:
     Its config has it as text, if it is a function. `Lambda._output_shape`, Keras 3.14 and 3.15.
     """
     return layer._output_shape
+
+
+def copied_together(objects: Sequence[keras.Layer]) -> list[keras.Layer]:
+    """Return copies of layers, with new weights, in which what several of them hold is one again.
+
+    As Keras does where it saves a model and loads it. `serialization_lib.ObjectSharingScope`, Keras 3.14 and
+    3.15.
+
+    Args:
+        objects: Sequence of layers.
+
+    Returns:
+        List of layers.
+    """
+    classes = {type(part) for layer in objects for part in layers_in(layer)}
+    named = {name(c): c for c in classes for name in (keras.saving.get_registered_name, lambda c: c.__name__)}
+    with ObjectSharingScope():
+        configs = [keras.saving.serialize_keras_object(layer) for layer in objects]
+    with ObjectSharingScope():
+        return [keras.saving.deserialize_keras_object(config, named) for config in configs]
 
 
 # Graphs of layers.

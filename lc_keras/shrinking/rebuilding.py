@@ -1,6 +1,7 @@
 """Take dead neurons and filters out of a graph: make a smaller model that computes the same."""
 
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -9,12 +10,14 @@ import numpy as np
 from lc_keras.internals import (
     as_functional,
     call_again,
+    copied_together,
     functional_class,
     layers_in,
     output_shape_of,
     source_of,
 )
 from lc_keras.model.flow import Graph
+from lc_keras.model.flow.graph import in_order
 from lc_keras.model.flow.kinds import Flow, Wall
 from lc_keras.model.flow.units import Signal, Weight, find
 
@@ -36,7 +39,8 @@ def shrink(model: keras.Model) -> keras.Model:
 
     Returns:
         `keras.Model` with layers of the same names and weights of its own, Sequential or Functional as
-        `model` is, not compiled. A class of the user's is kept if its constructor is that of Keras.
+        `model` is, to be compiled. A class of the user's is kept if its constructor is that of Keras, or if
+        nothing in the model goes.
 
     Raises:
         TypeError: If `model` is not a graph of layers, or not built.
@@ -62,25 +66,40 @@ class _Rebuilt:
         self._graph = graph
         self._stays = graph.kept()
         self._made: dict[int, keras.Layer] = {}
+        self._copies: list[tuple[keras.Layer, keras.Layer]] = []
+        try:
+            made = copied_together(graph.tied)
+        except Exception:  # of layers of the user's own, which are then in both models
+            made = graph.tied
+        self._made.update(zip(map(id, graph.tied), made, strict=True))
 
     def model(self, model: keras.Model) -> keras.Model:
         functional, signals = as_functional(model), self._graph.models[id(model)]
+        kind = _class_of(model)
+        if kind is None:
+            copy = None if self._changes(model) else self._copy(model)
+            if copy is not None:
+                return copy
+            kind = keras.Sequential if isinstance(model, keras.Sequential) else keras.Model
         inputs = [self._input(*pair) for pair in zip(functional.inputs, signals, strict=True)]
-        if isinstance(model, keras.Sequential):
-            kind = type(model) if type(model).__init__ is keras.Sequential.__init__ else keras.Sequential
-            stack = [*inputs, *map(self._operation, model.layers)]
-            return kind(stack, name=model.name, trainable=model.trainable)
+        if issubclass(kind, keras.Sequential):
+            stack = [*map(self._operation, model.layers)]
+            if all(isinstance(layer, keras.Layer) for layer in stack):
+                return kind([*inputs, *stack], name=model.name, trainable=model.trainable)
+            kind = keras.Model
         outputs = call_again(functional, inputs, self._operation)
         inputs = keras.tree.pack_sequence_as(functional.input, inputs)
-        own = type(model).__init__ is functional_class(model).__init__  # type: ignore[misc]  # there is one
-        new = (type(model) if own else keras.Model)(inputs, outputs, name=model.name)
+        new = kind(inputs, outputs, name=model.name)
         if not model.trainable:
             new.trainable = False
         return new
 
     def set_weights(self) -> None:
+        for made, model in self._copies:
+            _copy_state(made, model, all_of_it=True)
         for flow in self._graph.layers.values():
-            made = self._made[id(flow.layer)]
+            # What only masks need may be made by Keras itself.
+            made = self._made.get(id(flow.layer))
             if isinstance(made, keras.Layer) and made is not flow.layer:
                 if isinstance(flow, Wall):
                     _alter(made, flow.layer)
@@ -92,6 +111,26 @@ class _Rebuilt:
                 if isinstance(flow, Wall):
                     _copy_state(made, flow.layer, all_of_it=quantized)
 
+    def _changes(self, model: keras.Model) -> bool:
+        """Return whether units of anything in a model go."""
+        flows = self._graph.inside[id(model)]
+        signals = [s for f in flows for s in (*f.inputs, *f.outputs, *f.hidden)]
+        return not all(self._stays[s.ids].all() for s in (*signals, *self._graph.models[id(model)]))
+
+    def _copy(self, model: keras.Model) -> keras.Model | None:
+        """Return a copy of a model that its own class makes, `None` if it makes another one of the config."""
+        try:
+            made = type(model).from_config(model.get_config())
+        except Exception:  # whatever a class of the user's own raises
+            return None
+        pairs = list(zip(layers_in(made), layers_in(model), strict=False))
+        same = [v.shape for v in made.variables] == [v.shape for v in model.variables]
+        if not same or any(type(new) is not type(old) for new, old in pairs):
+            return None
+        self._made.update((id(old), new) for new, old in pairs)
+        self._copies.append((made, model))
+        return made
+
     def _input(self, tensor: keras.KerasTensor, signal: Signal) -> keras.KerasTensor:
         shape = list(tensor.shape)
         if len(signal.ids) and shape[signal.axis] is not None:
@@ -102,11 +141,27 @@ class _Rebuilt:
             batch_shape=shape, dtype=tensor.dtype, name=source.name, sparse=tensor.sparse, optional=optional
         )
 
-    def _operation(self, operation: keras.Layer) -> keras.Layer:
+    def _operation(self, operation: keras.Layer) -> Any:
+        """Return what to call instead of a layer."""
         if id(operation) not in self._made:
-            again = self.model if id(operation) in self._graph.models else self._layer
+            again: Callable[[Any], Any] = self._layer
+            if id(operation) in self._graph.models:
+                again = self._inline if self._is_shared(operation) else self.model
             self._made[id(operation)] = again(operation)
         return self._made[id(operation)]
+
+    def _is_shared(self, model: keras.Model) -> bool:
+        """Return whether layers in a nested model are called outside of it, too, which Keras cannot load."""
+        callers = self._graph.callers
+        return any(len(callers.get(id(f.layer), ())) > 1 for f in self._graph.inside[id(model)])
+
+    def _inline(self, model: keras.Model) -> Callable[..., Any]:
+        """Return a function that calls the layers in a nested model as if they were in the outer one."""
+
+        def call(inputs: Any, *_: Any, **__: Any) -> Any:
+            return call_again(as_functional(model), in_order(model, inputs), self._operation)
+
+        return call
 
     def _layer(self, layer: keras.Layer) -> keras.Layer:
         if isinstance(layer, keras.layers.Lambda):
@@ -119,11 +174,16 @@ class _Rebuilt:
                 name=layer.name,
                 dtype=layer.dtype_policy,
             )
+        if id(layer) not in self._graph.layers:
+            wrapped = self._operation(layer.layer)
+            return keras.layers.TimeDistributed(
+                wrapped, name=layer.name, dtype=layer.dtype_policy, trainable=layer.trainable
+            )
         flow = self._graph.layers[id(layer)]
         if isinstance(flow, Wall):
             try:
                 return type(layer).from_config(layer.get_config())
-            except (NotImplementedError, TypeError, ValueError):
+            except Exception:
                 # Of the user's own, such as an operation that holds a function.
                 return layer
         kept = self._kept(flow)
@@ -154,6 +214,12 @@ class _Rebuilt:
         ]
         # A bias that the layer did not have comes last.
         return [*weights, *folded.values()]
+
+
+def _class_of(model: keras.Model) -> type[keras.Model] | None:
+    """Return the class of a model, `None` if its constructor is another than that of Keras."""
+    of_keras = keras.Sequential if isinstance(model, keras.Sequential) else functional_class(model)
+    return type(model) if type(model).__init__ is of_keras.__init__ else None  # type: ignore[misc]
 
 
 def _config(layer: keras.Layer) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Walk a model's graph once forward and once back: find what is tied, what is constant, what is read."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -23,6 +24,9 @@ class Graph:
         flows: List of `Flow`, one for each call of a layer, in order; those of nested models among them.
         layers: Dict of the first `Flow` of each layer, by the layer's id.
         models: Dict of the input `Signal`s of the model and of each nested one, by the model's id.
+        inside: Dict of the list of the `Flow`s in the model and in each nested one, by the model's id.
+        callers: Dict of the ids of the models in whose graph a layer is called, by the layer's id.
+        tied: List of the layers that share weights with others, which one that holds another does.
         walls: List of the layers whose units are not known.
 
     Raises:
@@ -40,11 +44,14 @@ class Graph:
         self.flows: list[Flow] = []
         self.layers: dict[int, Flow] = {}
         self.models: dict[int, list[Signal]] = {}
+        self.inside: dict[int, list[Flow]] = {}
+        self.callers: dict[int, set[int]] = {}
         self.walls: list[keras.Layer] = []
         # Each layer is made anew but once, and a model that is entered in one call and not in another twice.
         self._closed = {id(n.operation) for n in _calls(model) if not _is_entered(n)}
         inputs = [self._outside(tuple(t.shape), "is an input of the model") for t in functional.inputs]
         outputs = self._run(model, inputs)
+        self.tied = self._tied()
         for signal in outputs:
             self.units.pin(signal.ids, "is an output of the model")
             signal.read[:] = True
@@ -90,12 +97,26 @@ class Graph:
                     self.units.pin(one.ids, f"is an input of '{model.name}', whose units are on two axes")
             elif tensor.shape[first.axis] is not None:
                 self.units.tie(first.ids, signal.ids)
-        signals = dict(zip(map(id, functional.inputs), inputs, strict=True))
+        signals, start = dict(zip(map(id, functional.inputs), inputs, strict=True)), len(self.flows)
         for node in calls_in(functional):
             if not node.is_input and all(id(t) in signals for t in node.input_tensors):
+                self.callers.setdefault(id(node.operation), set()).add(id(model))
                 outputs = self._call(node, signals)
                 signals.update(zip(map(id, node.outputs), outputs, strict=True))
+        self.inside.setdefault(id(model), []).extend(self.flows[start:])
         return [signals[id(t)] for t in functional.outputs]
+
+    def _tied(self) -> list[keras.Layer]:
+        """Return the layers that share weights with others, and have all their units stay."""
+        flows: dict[int, list[Flow]] = {}
+        for flow in self.layers.values():
+            for variable in getattr(flow.layer, "weights", ()):
+                flows.setdefault(id(variable), []).append(flow)
+        tied = {id(flow): flow for some in flows.values() if len(some) > 1 for flow in some}
+        for flow in tied.values():
+            for signal in (*flow.inputs, *flow.outputs, *flow.hidden):
+                flow.pin(signal, "shares weights with another layer")
+        return [flow.layer for flow in tied.values()]
 
     def _fitting(self, tensor: keras.KerasTensor, signal: Signal, model: keras.Model) -> Signal:
         """Return a signal that a model is called on, as the model's input has it."""
@@ -113,25 +134,42 @@ class Graph:
         for mask in (signals[id(t)] for t in node.input_tensors if id(t) in masks):
             self.units.pin(mask.ids, f"is a mask of '{layer.name}'")
             mask.read[:] = True
-        inputs = [signals[id(t)] for t in node.input_tensors if id(t) not in masks]
         if id(layer) not in self._closed:
-            outputs = self._run(layer, [signals[id(t)] for t in _in_order(node)])
+            outputs = self._run(layer, [signals[id(t)] for t in _given(node)])
             for signal, tensor in zip(outputs, node.outputs, strict=True):
                 # What is open in a model may be known where it is called.
                 signal.shape = tuple(tensor.shape)
             return outputs
+        inputs = [signals[id(t)] for t in node.input_tensors if id(t) not in masks]
+        return self._apply(layer, inputs, [tuple(t.shape) for t in node.outputs], _is_plain(node))
+
+    def _apply(
+        self, layer: keras.Layer, inputs: list[Signal], shapes: list[Shape], is_plain: bool
+    ) -> list[Signal]:
+        """Return the outputs of a layer, called on signals."""
+        if type(layer) is keras.layers.TimeDistributed and is_plain and inputs[0].axis > 1:
+            return self._at_each_step(layer.layer, inputs[0], shapes[0])
         kind = KINDS.get(type(layer), Wall)
         fits = kind.fits(layer) and kind.takes in (None, len(inputs))
-        if not (_is_plain(node) and fits) or _is_altered(layer) or not _has_config(layer):
+        if not (is_plain and fits) or _is_altered(layer) or not _has_config(layer):
             kind = Wall
         if issubclass(kind, Wall) and layer not in self.walls:
             self.walls.append(layer)
-        flow = kind(layer, inputs, [tuple(t.shape) for t in node.outputs], self.units)
+        flow = kind(layer, inputs, shapes, self.units)
         self.flows.append(flow)
         first = self.layers.setdefault(id(layer), flow)
         if first is not flow:
             self._share(first, flow)
         return flow.outputs
+
+    def _at_each_step(self, layer: keras.Layer, x: Signal, shape: Shape) -> list[Signal]:
+        """Return the output of a layer that is called at each step of the axis after that of examples."""
+        step, after = x.seen_as((x.shape[0], *x.shape[2:]), x.axis - 1), (shape[0], *shape[2:])
+        if is_graph(layer) and id(layer) not in self._closed:
+            (out,) = self._run(layer, [step])
+        else:
+            (out,) = self._apply(layer, [step], [after], is_plain=True)
+        return [out.seen_as(shape, out.axis + 1)]
 
     def _share(self, first: Flow, again: Flow) -> None:
         """Tie the units of two calls of a layer; a constant must be the same in both to be folded."""
@@ -158,12 +196,17 @@ def is_graph(layer: keras.Layer) -> bool:
     return functional is not None and type(layer).call is functional.call
 
 
-def _in_order(node: Call) -> list[keras.KerasTensor]:
+def in_order(model: keras.Model, given: Any) -> list[keras.KerasTensor]:
     """Return the tensors that a model is called on, in the order of its inputs."""
-    given, inputs = node.arguments.args[0], as_functional(node.operation).input
+    inputs = as_functional(model).input
     if isinstance(given, dict) and isinstance(inputs, (list, tuple)):
-        return [given[tensor.name] for tensor in inputs]
-    return node.input_tensors
+        given = [given[tensor.name] for tensor in inputs]
+    return [tensor for tensor in keras.tree.flatten(given) if tensor is not None]
+
+
+def _given(node: Call) -> list[keras.KerasTensor]:
+    """Return the tensors that a node calls a model on."""
+    return in_order(node.operation, next(iter((*node.arguments.args, *node.arguments.kwargs.values()))))
 
 
 def _sizes(flow: Flow) -> tuple[dict[str, int], list[int]]:
@@ -182,9 +225,9 @@ def _is_plain(node: Call) -> bool:
 
 def _is_entered(node: Call) -> bool:
     """Return whether a call is one of a graph of layers, and these do as if they were called themselves."""
-    if not (is_graph(node.operation) and _is_plain(node) and not _masks(node)):
+    if not (is_graph(node.operation) and _is_plain(node)):
         return False
-    return len(node.input_tensors) == len(as_functional(node.operation).inputs)
+    return len(_given(node)) == len(as_functional(node.operation).inputs)
 
 
 def _masks(node: Call) -> set[int]:
@@ -206,7 +249,7 @@ def _has_config(layer: keras.Layer) -> bool:
     """Return whether a layer says what it was made with."""
     try:
         layer.get_config()
-    except (NotImplementedError, TypeError, ValueError):
+    except Exception:  # whatever a layer of the user's own raises
         return False
     return True
 

@@ -88,6 +88,12 @@ class Signal:
         self.value = np.full(len(self.ids), np.nan) if self.value is None else self.value
         self.read = np.zeros(len(self.ids), bool)
 
+    def seen_as(self, shape: Shape, axis: int) -> "Signal":
+        """Return the same units in a tensor of another shape."""
+        same = Signal(shape, axis, self.ids, self.value)
+        same.read = self.read
+        return same
+
     @property
     def constant(self) -> np.ndarray:
         return ~np.isnan(self.value)
