@@ -18,7 +18,7 @@ from lc_keras.export import export_litert, export_saved_model
 from lc_keras.fit import LearningCompression
 from lc_keras.measuring import PruningReport, report
 from lc_keras.model import estimate_statistics
-from lc_keras.search import Sensitivity, sensitivity
+from lc_keras.search import Sensitivity, Smallest, sensitivity, smallest
 from lc_keras.shrinking import ShrinkReport, shrink, shrink_report
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "PruningReport",
     "Sensitivity",
     "ShrinkReport",
+    "Smallest",
     "Task",
     "Weights",
     "baselines",
@@ -49,4 +50,5 @@ __all__ = [
     "sensitivity",
     "shrink",
     "shrink_report",
+    "smallest",
 ]

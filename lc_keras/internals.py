@@ -356,6 +356,24 @@ def paired_state(
                 yield pair
 
 
+def compiled_with(model: keras.Model) -> dict[str, Any]:
+    """Return the arguments that a model was compiled with, the optimizer and the metrics made anew.
+
+    `get_compile_config` gives them serialised, and not all that the user's are made of can be read back.
+    `Model._compile_config`, Keras 3.14.
+
+    Args:
+        model: Compiled `keras.Model`.
+    """
+
+    def anew(part: Any) -> Any:
+        with_state = isinstance(part, (keras.Metric, keras.optimizers.Optimizer))
+        return type(part).from_config(part.get_config()) if with_state else part
+
+    config = dict(model._compile_config.config)
+    return {name: keras.tree.map_structure(anew, value, none_is_leaf=True) for name, value in config.items()}
+
+
 # SavedModels.
 
 

@@ -160,6 +160,14 @@ def distributed_iterator():
     return iter(strategy.experimental_distribute_dataset(tf.data.Dataset.range(4).batch(2)))
 
 
+def compiled_model():
+    model = sequential((3,), keras.layers.Dense(2))
+    model.compile(
+        "sgd", {"dense": lambda y, outputs: y}, metrics=[keras.metrics.BinaryAccuracy(threshold=0.2)]
+    )
+    return model
+
+
 OWNERS = {
     "_omit_frequent_tracing_warning": lambda: tf.function(lambda x: x),
     "_serialize_to_tensors": lambda: tf.Variable(0.0),
@@ -175,6 +183,7 @@ OWNERS = {
     "_run_through_graph": functional,
     "_keras_history": lambda: keras.Input((5,)),
     "_initial_epoch": lambda: keras.Sequential(),
+    "_compile_config": lambda: compiled_model(),
     "_learning_rate": lambda: updating("Adam"),
     "_iterations": lambda: updating("Adam"),
     "_variables": lambda: updating("Adam"),
@@ -249,6 +258,17 @@ def test_the_states_of_two_optimizers_in_pairs(name, scaled):
     paired = list(internals.paired_state(*pair))
     assert {one.name for one, _ in paired} >= {"iteration", "learning_rate"} and len(paired) > 2
     assert all(one is not two and one.name == two.name for one, two in paired)
+
+
+def test_what_a_model_was_compiled_with():
+    model = compiled_model()
+    model.optimizer.learning_rate = 0.25
+    again = internals.compiled_with(model)
+    assert again["optimizer"] is not model.optimizer and float(again["optimizer"].learning_rate) == 0.25
+    (metric,) = again["metrics"]
+    assert metric.get_config()["threshold"] == 0.2
+    assert again["loss"] == internals.compiled_with(model)["loss"]  # the user's own function
+    keras.Sequential().compile(**again)
 
 
 def test_the_first_epoch_of_a_fit():

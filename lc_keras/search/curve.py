@@ -1,0 +1,117 @@
+"""Hold what a search for a budget found, and show it."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, cast
+
+import keras
+
+from lc_keras.measuring.table import new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Point:
+    """The runs of a budget.
+
+    Attributes:
+        budget: Float, what the cost was made with.
+        scores: Tuple of floats, one for each run.
+        density: Float, the fraction of the kernels' weights that the last run kept.
+        seconds: Float, how long the runs took.
+        reached: Bool, whether the budget counts as one that reaches the score.
+    """
+
+    budget: float
+    scores: tuple[float, ...]
+    density: float
+    seconds: float
+    reached: bool
+
+    @property
+    def score(self) -> float:
+        """The mean of the scores."""
+        return sum(self.scores) / len(self.scores)
+
+
+@dataclass(frozen=True)
+class Smallest:
+    """The smallest budget that reaches a score, and the whole curve; see `smallest`. `str()` is a table.
+
+    Attributes:
+        model: `keras.Model` under that budget.
+        budget: Float, the budget; as large as the search began with if no smaller one reaches the score.
+        score: Float, the model's score.
+        reference: Float, the score of the model that it was pruned from.
+        limit: Float, the worst score that was asked for.
+        points: Tuple of `Point`, in the order of the runs.
+        note: String, what to know of the result; empty if there is nothing.
+    """
+
+    model: keras.Model
+    budget: float
+    score: float
+    reference: float
+    limit: float
+    points: tuple[Point, ...]
+    note: str
+
+    def __str__(self) -> str:
+        lines = [
+            f"Smallest budget: {self.budget:.4g}, score {self.score:.4g} (reference {self.reference:.4g})",
+            table(self.points, self.limit),
+        ]
+        return "\n".join([*lines, self.note] if self.note else lines)
+
+    def to_json(self) -> str:
+        """Return all but the model as JSON: an object with the attributes of the same names."""
+        names = ("budget", "score", "reference", "limit", "note")
+        content = {name: getattr(self, name) for name in names}
+        content["points"] = [{**asdict(point), "score": point.score} for point in self.points]
+        return json.dumps(content, indent=2)
+
+    def plot(self, path: str | os.PathLike[str] | None = None, ax: "Axes | None" = None) -> "Figure":
+        """Draw the score against the budget, on a logarithmic axis.
+
+        Args:
+            path: String or path-like, the image to write, or `None` (default).
+            ax: Matplotlib axes to draw in. `None` (default): those of a new figure.
+
+        Returns:
+            The matplotlib figure.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        if ax is None:
+            ax = new_axes(height=4)
+        figure = cast("Figure", ax.figure)
+        points = sorted(self.points, key=lambda point: point.budget)
+        (line,) = ax.plot([p.budget for p in points], [p.score for p in points], marker="o", fillstyle="none")
+        reached = [p for p in points if p.reached]
+        ax.plot([p.budget for p in reached], [p.score for p in reached], "o", color=line.get_color())
+        ax.axhline(self.reference, color="black", linestyle=":", label="reference")
+        ax.axhline(self.limit, color="black", linestyle="--", label="asked for")
+        ax.set_xscale("log")
+        ax.set_xlabel(f"budget (smallest: {self.budget:.3g})")
+        ax.set_ylabel("score")
+        ax.legend()
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+
+def table(points: Sequence[Point], limit: float) -> str:
+    """Return points as an aligned text, from the largest budget to the smallest."""
+    rule = "-" * 58
+    lines = [f"{'budget':>12}{'weights kept':>14}{'score':>10}{'runs':>6}{'seconds':>9}", rule]
+    for p in sorted(points, key=lambda point: -point.budget):
+        kept = f"{100 * p.density:.2f} %"
+        line = f"{p.budget:>12.4g}{kept:>14}{p.score:>10.4g}{len(p.scores):>6}{p.seconds:>9.1f}"
+        lines.append(line + ("  reached" if p.reached else ""))
+    return "\n".join([*lines, rule, f"Asked for: {limit:.4g}"])

@@ -1,0 +1,221 @@
+"""Run a user's `fit` on copies of a model, and keep what came out on disk."""
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from lc_keras.algorithm.direct import compress_again
+from lc_keras.algorithm.tasks import Task, Tasks, as_tasks
+from lc_keras.fit import LearningCompression
+from lc_keras.fit.attached import Attached
+from lc_keras.internals import compiled_with
+from lc_keras.search.curve import Point
+
+Fit = Callable[[keras.Model, list[keras.callbacks.Callback]], Any]
+# What a budget makes: what to compress under it, or a callback that does.
+Compress = Callable[[float], Tasks | Attached]
+# The score of a model, and of what `fit` returned.
+ScoreOf = Callable[[keras.Model, Any], float]
+# Whether scores of a budget reach what was asked for; `None` if they do not decide.
+Reached = Callable[[Sequence[float]], bool | None]
+
+
+class Runs:
+    """The runs of a search, and their record in a directory.
+
+    Args:
+        model: The reference, `keras.Model`.
+        fit: The user's function.
+        score: Function of a model and of what `fit` returned.
+        compress: Function from a budget to what is compressed.
+        directory: Path.
+        resumable: Bool, whether runs keep checkpoints there.
+        question: Dict of what JSON can hold: what must be the same for the record to go on with.
+
+    Attributes:
+        points: List of `Point`, of this search and of those before it in the directory.
+        reference: Float, the score of the reference; NaN while it is not known.
+
+    Raises:
+        ValueError: If the directory holds the record of another search. It is not changed then.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        fit: Fit,
+        score: ScoreOf,
+        compress: Compress,
+        directory: str | os.PathLike[str],
+        resumable: bool,
+        question: dict[str, Any],
+    ) -> None:
+        self._model, self._fit, self._score, self._compress = model, fit, score, compress
+        self._folder, self._resumable = Path(directory), resumable
+        self._question = question | {"model": _fingerprint(model)}
+        self._record = self._folder / "search.json"
+        self._best = ""
+        self.points: list[Point] = []
+        self.reference = math.nan
+        if self._record.exists():
+            self._read()
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def tasks(self, budget: float) -> list[Task]:
+        """Return what is compressed under a budget."""
+        made = self._compress(budget)
+        return made.tasks if isinstance(made, Attached) else as_tasks(made)
+
+    def point(self, budget: float, warm: bool, reached: Reached) -> Point:
+        """Return the point of a budget: as recorded, or of runs until their scores decide.
+
+        Args:
+            budget: Float.
+            warm: Bool, whether to begin with the weights of the best run, if there is one.
+            reached: Function of the scores so far.
+
+        Raises:
+            ValueError: If `fit` does not train the model with the callbacks that it is given, or leaves it
+                outside of the budget, or a score is not finite.
+        """
+        for point in self.points:
+            if point.budget == budget:
+                return point
+        start, scores, verdict = time.monotonic(), list[float](), None
+        while verdict is None:
+            model = self.best() if warm else copy_of(self._model)
+            score, density = self._run(model, budget, len(scores))
+            scores.append(score)
+            verdict = reached(scores)
+        point = Point(budget, tuple(scores), density, time.monotonic() - start, verdict)
+        self._add(point, model)
+        return point
+
+    def best(self) -> keras.Model:
+        """Return a model with the weights of the best run, or the reference's if there is none."""
+        model = copy_of(self._model)
+        if self._best:
+            model.load_weights(self._folder / self._best)
+        return model
+
+    def save(self) -> None:
+        """Write the record, as a whole or not at all."""
+        content = {
+            "question": self._question,
+            "reference": self.reference,
+            "best": self._best,
+            "points": [asdict(point) for point in self.points],
+        }
+        written = self._record.with_suffix(".tmp")
+        written.write_text(json.dumps(content, indent=1))
+        os.replace(written, self._record)
+
+    def _run(self, model: keras.Model, budget: float, attempt: int) -> tuple[float, float]:
+        """Fit a model under a budget, and return its score and its density."""
+        checkpoints = self._folder / f"run-{len(self.points)}-{attempt}" if self._resumable else None
+        goes_on = checkpoints is not None and checkpoints.exists() and any(checkpoints.iterdir())
+        callback = self._compress(budget)
+        if not isinstance(callback, Attached):
+            callback = LearningCompression(callback, checkpoint_dir=checkpoints)
+        watch = _Watch()
+        history = self._fit(model, [callback, watch])
+        watch.check(model, goes_on)
+        gap, density = compress_again(model, callback.tasks, 1.0)
+        if gap > 0:
+            raise ValueError(
+                "Expected `fit` to return with the model under its budget. Received: one outside of it, by "
+                f"{100 * gap:.2g} % of the norm of its weights: was it trained on without the callbacks?"
+            )
+        score = self._score(model, history)
+        if not math.isfinite(score):
+            raise ValueError(f"Expected a finite score. Received: {score}, with the budget {budget:.4g}")
+        return score, density
+
+    def _add(self, point: Point, model: keras.Model) -> None:
+        self.points.append(point)
+        before = self._best
+        if point.reached:
+            self._best = f"best-{len(self.points)}.weights.h5"
+            model.save_weights(self._folder / self._best)
+        self.save()
+        if before != self._best and before:
+            (self._folder / before).unlink(missing_ok=True)
+
+    def _read(self) -> None:
+        content = json.loads(self._record.read_text())
+        for name, value in self._question.items():
+            if content["question"].get(name) != value:
+                raise ValueError(
+                    f"Expected a `directory` of the same search. Received: '{self._folder}', whose {name} is "
+                    f"{content['question'].get(name)!r} and not {value!r}. Give another one, or delete it."
+                )
+        self.reference, self._best = content["reference"], content["best"]
+        self.points = [Point(**{**point, "scores": tuple(point["scores"])}) for point in content["points"]]
+
+
+class _Watch(keras.callbacks.Callback):
+    """See which model a `fit` trains, and whether it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._trained: keras.Model | None = None
+        self._batches = 0
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        self._trained = self.model
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        self._batches += 1
+
+    def check(self, model: keras.Model, goes_on: bool) -> None:
+        if self._trained is None:
+            raise ValueError(
+                "Expected `fit` to hand its callbacks to `model.fit`. Received: a function that does not: "
+                "def fit(model, callbacks): return model.fit(..., callbacks=callbacks)"
+            )
+        if self._trained is not model:
+            raise ValueError(
+                f"Expected `fit` to train the model that it is given. Received: '{self._trained.name}', "
+                "another one"
+            )
+        if not self._batches and not goes_on:
+            raise ValueError(
+                "Expected `fit` to train the model. Received: a function that trained on no batch"
+            )
+
+
+def copy_of(model: keras.Model) -> keras.Model:
+    """Return a model of its own with the same weights, compiled in the same way with a fresh optimizer.
+
+    Raises:
+        ValueError: If Keras cannot make the model again.
+    """
+    try:
+        with model.distribute_strategy.scope():
+            copy = keras.models.clone_model(model)
+            if not copy.built:
+                copy.build_from_config(model.get_build_config())
+            copy.set_weights(model.get_weights())
+            if model.compiled:
+                copy.compile(**compiled_with(model))
+    except Exception as error:
+        raise ValueError(
+            "Expected a model that Keras can make again, as `keras.models.clone_model` does. "
+            f"Received: '{model.name}' ({error})"
+        ) from error
+    return copy
+
+
+def _fingerprint(model: keras.Model) -> str:
+    found = hashlib.sha256()
+    for weight in model.get_weights():
+        found.update(weight.tobytes())
+    return found.hexdigest()

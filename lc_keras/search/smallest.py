@@ -1,0 +1,318 @@
+"""Seek the smallest budget at which a model is still as good as was asked for."""
+
+import contextlib
+import itertools
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import keras
+
+from lc_keras.algorithm.tasks import bind_tasks
+from lc_keras.arguments import above_one, keras_model, non_negative, positive, switch, whole
+from lc_keras.costs import L0Constraint
+from lc_keras.search.curve import Point, Smallest, table
+from lc_keras.search.runs import Compress, Fit, Runs, ScoreOf
+from lc_keras.search.sensitivity import Score, score_of
+
+# A budget whose score is within the noise is run so often.
+_REPEATS = 3
+# By what the names of metrics hold, of those that are better when they are low, and of others.
+_LOW = "loss error entropy mse mae mape msle divergence hinge poisson logcosh".split()
+_HIGH = "acc auc precision recall iou dice f1 fbeta r2 similarity sensitivity specificity".split()
+
+
+def smallest(
+    model: keras.Model,
+    fit: Fit,
+    score: Score | str,
+    within: float = 0.005,
+    *,
+    compress: Compress = L0Constraint,
+    lowest: float = 0.001,
+    highest: float = 1.0,
+    precision: float = 1.1,
+    mode: Literal["auto", "min", "max"] = "auto",
+    noise: float = 0.0,
+    warm_start: bool = False,
+    max_runs: int = 20,
+    max_seconds: float | None = None,
+    directory: str | os.PathLike[str] | None = None,
+    verbose: int = 1,
+) -> Smallest:
+    r"""Find the smallest budget at which a model's score is within what was asked for of the reference's.
+
+    Each run fits a copy of the model, from the reference's weights, under a budget. Budgets are sought by
+    bisection in their logarithm: $\sqrt{ab}$ between the largest a that failed and the smallest b that
+    reached the score, until $b \le$ `precision` · a. Where the first two fail, the next run keeps all there
+    is, to see whether `fit` reaches the score at all. Budgets that the cost itself refuses are passed over.
+    The model itself is never changed.
+
+    Args:
+        model: Built `keras.Model`, the trained reference. If it is compiled, so are its copies, each with an
+            optimizer that begins afresh.
+        fit: Function of a model and a list of callbacks, which trains the model and hands the callbacks to
+            `model.fit`; it may compile it first, and returns what `model.fit` returns.
+        score: Function of a model that returns a float, on validation data. Or the name of a metric, such as
+            `"accuracy"` or `"val_accuracy"`: the last `val_` value of the history that `fit` returns; the
+            reference is then the run that keeps all.
+        within: Float ≥ 0, default 0.005: how much worse than the reference the score may be.
+        compress: Function from a budget to what is compressed under it: a cost, a `Task`, a list of these, or
+            a callback of `baselines`. Weights are selected by name, since it is copies that are trained.
+            Defaults to `L0Constraint`: the budget is the fraction of all weights.
+            `lambda keep: L0Constraint(keep, Neurons(), measure="macs")` seeks the fewest multiply-adds.
+        lowest: Float > 0, default 0.001: the smallest budget to try.
+        highest: Float, default 1.0: the budget of everything.
+        precision: Float > 1, default 1.1: the search ends when budgets are this near.
+        mode: `"max"` or `"min"`: which score is better. `"auto"` (default): the larger one for a function; of
+            a metric by its name.
+        noise: Float ≥ 0, default 0: the standard deviation of a score, $\sqrt{p(1-p)/n}$ for an accuracy p
+            on n examples. Where the score is within it of what was asked, the budget is run up to three
+            times, and must reach it by more than the noise of the mean.
+        warm_start: Bool, default `False`: runs begin with the weights of the smallest budget that reached
+            the score so far.
+        max_runs: Int ≥ 1, default 20: after so many budgets the search ends.
+        max_seconds: Float > 0 or `None` (default): after this time no run begins.
+        directory: Path or `None` (default): where to keep what a search that was cut off needs: its points,
+            the best weights, and checkpoints of the run. The same call goes on from there; its points stay.
+        verbose: Int, default 1: a bar shows the progress. 0: nothing does.
+
+    Returns:
+        `Smallest`: the model, its budget, and the curve.
+
+    Raises:
+        TypeError: If an argument is of another type, or the score no number.
+        ValueError: If an argument is out of range, the model cannot be copied, `fit` does not train with the
+            callbacks that it is given, a score is not finite, or with everything kept the score is worse than
+            asked for. What was found so far is a note of the error, and in the `directory`.
+
+    Example:
+
+    ```python
+    found = lc_keras.smallest(
+        model,
+        fit=lambda model, callbacks: model.fit(x, y, epochs=20, callbacks=callbacks),
+        score=lambda model: model.evaluate(x_valid, y_valid, return_dict=True)["accuracy"],
+        within=0.005,
+    )
+    print(found)
+    found.model.save("small.keras")
+    ```
+    """
+    keras_model(model)
+    if not (callable(fit) and (callable(score) or isinstance(score, str))):
+        what = "functions, or `score` to be the name of a metric"
+        raise TypeError(f"Expected `fit` and `score` to be {what}. Received: fit={fit!r}, score={score!r}")
+    lowest, highest = positive("lowest", lowest), positive("highest", highest)
+    if lowest >= highest:
+        raise ValueError(
+            f"Expected `lowest` to be below `highest`. Received: lowest={lowest!r}, highest={highest!r}"
+        )
+    target = _Target(_sign(score, mode), non_negative("within", within), non_negative("noise", noise))
+    question = asdict(target) | {"warm_start": switch("warm_start", warm_start)}
+    precision, max_runs = above_one("precision", precision), whole("max_runs", max_runs)
+    max_seconds = math.inf if max_seconds is None else positive("max_seconds", max_seconds)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory()) if directory is None else directory
+        runs = Runs(model, fit, _scores(score), compress, folder, directory is not None, question)
+        bind_tasks(runs.tasks(highest), model)
+        bisection = _Bisection(model, runs, target, lowest, highest, precision)
+        try:
+            bisection.measure_reference(None if isinstance(score, str) else score)
+            bisection.run(warm_start, max_runs, max_seconds, verbose)
+        except BaseException as error:
+            if runs.points:
+                error.add_note(f"The search so far:\n{table(runs.points, bisection.limit)}")
+            raise
+        return bisection.result()
+
+
+class _Bisection:
+    """The search between two budgets.
+
+    Args:
+        model: The reference, `keras.Model`.
+        runs: `Runs` of it.
+        target: `_Target`.
+        lowest: Float.
+        highest: Float.
+        precision: Float.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        runs: Runs,
+        target: "_Target",
+        lowest: float,
+        highest: float,
+        precision: float,
+    ) -> None:
+        self._model, self._runs, self._target = model, runs, target
+        self._low, self._high, self._highest, self._precision = lowest, highest, highest, precision
+        self._below = "none was tried"
+        self._best: Point | None = None
+
+    @property
+    def limit(self) -> float:
+        """The worst score that was asked for."""
+        return self._target.limit(self._runs.reference)
+
+    def measure_reference(self, score: Score | None) -> None:
+        """Score the reference; where only a history has scores, what is fitted with everything kept."""
+        if score is None:
+            self._take(self._runs.point(self._highest, False, self._is_reference))
+        elif math.isnan(self._runs.reference):
+            self._runs.reference = score_of(self._model, score)
+
+    def run(self, warm: bool, max_runs: int, max_seconds: float, verbose: int) -> None:
+        """Run budgets until they are near, or a limit is met."""
+        start, steps = time.monotonic(), math.log(self._high / self._low) / math.log(self._precision)
+        expected = min(max_runs, math.ceil(math.log2(max(steps, 2))))
+        names = ["budget", "score"]
+        bar = keras.utils.Progbar(expected, verbose=verbose, unit_name="budget", stateful_metrics=names)
+        tried = 0
+        while (budget := self._next()) and tried < max_runs and time.monotonic() - start < max_seconds:
+            if self._fits(budget):
+                point = self._runs.point(budget, warm, self._reached)
+                tried += 1
+                shown = list(zip(names, (budget, point.score), strict=True))
+                bar.update(min(tried, expected), shown, finalize=False)
+                self._take(point)
+            else:
+                self._low, self._below = budget, "the cost takes none"
+        if verbose:
+            bar.update(expected, finalize=True)
+
+    def result(self) -> Smallest:
+        """Return what was found."""
+        best, reference = self._best, self._runs.reference
+        budget, score = (best.budget, best.score) if best else (self._highest, reference)
+        note = " ".join(self._notes())
+        points = tuple(self._runs.points)
+        return Smallest(self._runs.best(), budget, score, reference, self.limit, points, note)
+
+    def _next(self) -> float | None:
+        """Return the budget to run next, `None` if there is none."""
+        is_narrow = self._high <= self._low * self._precision
+        if self._best is None and (is_narrow or sum(not p.reached for p in self._runs.points) == 2):
+            return self._highest
+        budget = float(f"{math.sqrt(self._low * self._high):.4g}")
+        return budget if not is_narrow and self._low < budget < self._high else None
+
+    def _fits(self, budget: float) -> bool:
+        """Return whether the cost takes a budget: one of neurons may not, since each layer keeps some."""
+        try:
+            bind_tasks(self._runs.tasks(budget), self._model)
+        except ValueError:
+            return False
+        return True
+
+    def _is_reference(self, scores: Sequence[float]) -> bool:
+        self._runs.reference = scores[0]
+        return True
+
+    def _reached(self, scores: Sequence[float]) -> bool | None:
+        return self._target.reached(scores, self._runs.reference)
+
+    def _take(self, point: Point) -> None:
+        if point.reached:
+            self._best, self._high = point, point.budget
+        elif point.budget == self._highest:
+            raise ValueError(
+                f"Expected a score of {self.limit:.4g} from `fit` with everything kept, as the reference has "
+                f"{self._runs.reference:.4g}. Received: {point.score:.4g}: train longer, or at another "
+                "learning rate, or ask for less."
+            )
+        else:
+            self._low, self._below = point.budget, ""
+
+    def _notes(self) -> Iterator[str]:
+        if self._best is None:
+            yield "No budget that was run reaches the score; the model is the reference."
+        elif self._next() is not None:
+            yield f"Ended early: the smallest budget lies between {self._low:.4g} and {self._high:.4g}."
+        elif self._best.budget == self._highest:
+            yield "Only the budget of everything reaches the score."
+        elif self._below:
+            yield f"Of budgets below {self._low:.4g} {self._below}."
+        if pair := self._target.contradiction(self._runs.points):
+            yield (
+                f"The score falls from {pair[0].score:.4g} to {pair[1].score:.4g} as the budget grows from "
+                f"{pair[0].budget:.4g} to {pair[1].budget:.4g}: which is the smallest is uncertain. Train "
+                "longer, or say how large the `noise` is."
+            )
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What was asked for of a score.
+
+    Attributes:
+        sign: Int, 1 where the larger score is better, -1 where the smaller one is.
+        within: Float, how much worse than the reference it may be.
+        noise: Float, its standard deviation.
+    """
+
+    sign: int
+    within: float
+    noise: float
+
+    def limit(self, reference: float) -> float:
+        return reference - self.sign * self.within
+
+    def reached(self, scores: Sequence[float], reference: float) -> bool | None:
+        """Return whether scores of a budget reach the limit; `None` if it is to be run once more."""
+        limit, error = self.limit(reference), self.noise / math.sqrt(len(scores))
+        gain = self.sign * (sum(scores) / len(scores) - limit)
+        if abs(gain) < error and len(scores) < _REPEATS:
+            return None
+        # Rounding is no loss.
+        return gain >= error - 1e-9 * abs(limit)
+
+    def contradiction(self, points: Sequence[Point]) -> tuple[Point, Point] | None:
+        """Return two points that failed, of which the smaller one has clearly the better score, if any."""
+        failed = sorted((p for p in points if not p.reached), key=lambda point: point.budget)
+        clear = max(self.within, 2 * self.noise)
+        pairs = (
+            pair for pair in itertools.pairwise(failed) if self.sign * (pair[0].score - pair[1].score) > clear
+        )
+        return next(pairs, None)
+
+
+def _sign(score: Score | str, mode: str) -> int:
+    """Return 1 where the larger score is better, -1 where the smaller one is."""
+    if mode not in ("auto", "min", "max"):
+        raise ValueError(f"Expected `mode` to be 'auto', 'min' or 'max'. Received: mode={mode!r}")
+    if mode != "auto" or not isinstance(score, str):
+        return -1 if mode == "min" else 1
+    low, high = (any(part in score.lower() for part in parts) for parts in (_LOW, _HIGH))
+    if low == high:
+        raise ValueError(
+            "Expected `mode` to be 'min' or 'max', as the name of the metric does not tell which is better. "
+            f"Received: score={score!r}"
+        )
+    return -1 if low else 1
+
+
+def _scores(score: Score | str) -> ScoreOf:
+    """Return a function of a model, and of what `fit` returned, that returns the score."""
+    if not isinstance(score, str):
+        return lambda model, _: score_of(model, score, finite=False)
+    name = score if score.startswith("val_") else f"val_{score}"
+
+    def of_history(_: keras.Model, history: Any) -> float:
+        values = getattr(history, "history", history)
+        if not isinstance(values, dict) or not values.get(name):
+            found = sorted(values) if isinstance(values, dict) else history
+            raise ValueError(
+                f"Expected `fit` to return a history that has '{name}', that of `model.fit` with "
+                f"`validation_data`. Received: {found!r}"
+            )
+        return float(values[name][-1])
+
+    return of_history

@@ -1,0 +1,288 @@
+"""The smallest budget for a score, on fits that take a batch."""
+
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+
+import helpers
+import lc_keras
+from lc_keras.fit.attached import Attached
+from lc_keras.search import runs
+
+OPTIONS = {"lowest": 0.1, "precision": 1.5, "verbose": 0}
+
+
+class AtOnce(Attached):
+    """Compresses as `fit` ends, without a graph to trace."""
+
+    def on_train_begin(self, logs=None):
+        pass
+
+    def on_epoch_begin(self, epoch, logs=None):
+        pass
+
+    on_epoch_end = on_epoch_begin
+
+    def on_train_batch_begin(self, batch, logs=None):
+        pass
+
+    def on_train_end(self, logs=None):
+        first, second = (layer.kernel for layer in self.model.layers)
+        kept = helpers.largest(helpers.kernels(self.model), int(self.tasks[0].compression.keep * 72))
+        first.assign(kept[0])
+        second.assign(kept[1])
+
+
+@pytest.fixture
+def light(monkeypatch):
+    """Takes what a fit leaves for within its budget, unseen."""
+    monkeypatch.setattr(runs, "compress_again", lambda model, *_: (0.0, share(model)))
+
+
+def fit(model, callbacks):
+    """Trains on a batch; the copies are compiled as the model is."""
+    return model.fit(helpers.X[:8], helpers.Y[:8], epochs=1, verbose=0, callbacks=callbacks)
+
+
+def at_once(keep):
+    return AtOnce(lc_keras.L0Constraint(keep))
+
+
+def share(model):
+    return helpers.nonzeros(model) / helpers.WEIGHTS
+
+
+def search(model=None, fit=fit, score=share, within=0.7, **options):
+    model = model or helpers.net(run_eagerly=True)
+    return lc_keras.smallest(model, fit, score, within, **{**OPTIONS, "compress": at_once} | options)
+
+
+def test_the_smallest_budget_is_found_by_bisection_in_the_logarithm(light):
+    model = helpers.net()
+    before = [np.array(w) for w in model.get_weights()]
+    found = search(model)
+    assert found.reference == 1 and found.limit == pytest.approx(0.3)
+    assert [p.budget for p in found.points[:2]] == [0.3162, 0.1778]
+    failed = max(p.budget for p in found.points if not p.reached)
+    assert failed < 0.3 <= found.score <= found.budget <= 1.5 * failed
+    assert helpers.nonzeros(found.model) == int(found.budget * helpers.WEIGHTS)
+    for one, two in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert not found.note
+
+
+def test_lc_is_the_default_and_a_loss_is_better_when_it_is_low():
+    found = lc_keras.smallest(
+        helpers.net(), fit, lambda model: 1 - share(model), 0.5, mode="min", max_runs=1, **OPTIONS
+    )
+    (point,) = found.points
+    assert not point.reached and point.density == pytest.approx(int(0.3162 * 72) / 72)
+    assert found.budget == 1 and "No budget" in found.note
+
+
+def test_a_metric_is_compared_with_a_run_that_keeps_all(light):
+    def scored(model, callbacks):
+        history = fit(model, callbacks)
+        history.history["val_accuracy"] = [0.0, share(model)]
+        return history
+
+    found = search(fit=scored, score="accuracy")
+    assert found.points[0].budget == 1 and found.reference == 1
+    assert found.budget == search().budget
+    with pytest.raises(ValueError, match=r"'val_recall'.*Received: \['loss', 'val_accuracy'"):
+        search(fit=scored, score="recall")
+
+
+def test_the_direction_is_that_of_the_metric():
+    from lc_keras.search.smallest import _sign
+
+    names = ("loss", "val_mean_squared_error", "accuracy", "val_auc", "binary_io_u")
+    assert [_sign(name, "auto") for name in names[:4]] == [-1, -1, 1, 1]
+    with pytest.raises(ValueError, match="Expected `mode`"):
+        _sign("custom", "auto")
+    assert _sign("custom", "min") == _sign(share, "min") == -1 and _sign(share, "auto") == 1
+
+
+def test_it_says_where_everything_is_needed_and_where_nothing_is(light):
+    assert "Only the budget of everything" in search(within=0.0).note
+    found = search(within=1.0)
+    assert "none was tried" in found.note and found.budget < 0.15
+    # What cannot be removed costs more than the smallest budgets.
+    neurons = lc_keras.Neurons()
+    neurons = search(
+        within=2.0,
+        lowest=0.001,
+        precision=9.0,
+        compress=lambda keep: AtOnce(lc_keras.L0Constraint(keep, neurons, measure="parameters")),
+    )
+    assert "the cost takes none" in neurons.note
+
+
+def test_a_score_within_the_noise_is_no_gain(light):
+    scores = iter([1.0, 0.31, 0.29, 0.315])
+    (point,) = search(score=lambda _: next(scores), noise=0.02, max_runs=1).points
+    assert point.scores == (0.31, 0.29, 0.315) and not point.reached
+    scores = iter([1.0, 0.31, 0.29, 0.34])
+    (point,) = search(score=lambda _: next(scores), noise=0.02, max_runs=1).points
+    assert point.reached
+
+
+def test_it_goes_on_where_it_was_cut_off(light, tmp_path):
+    class Killed(BaseException):
+        pass
+
+    whole, fitted = search(), []
+
+    def killed(model, callbacks):
+        fitted.append(callbacks)
+        if len(fitted) == 3:
+            raise Killed
+        return fit(model, callbacks)
+
+    with pytest.raises(Killed) as caught:
+        search(fit=killed, directory=tmp_path)
+    assert "budget" in caught.value.__notes__[0]
+    again = search(fit=killed, directory=tmp_path)
+    assert len(fitted) == 3 + len(whole.points) - 2
+    assert [(p.budget, p.score) for p in again.points] == [(p.budget, p.score) for p in whole.points]
+    assert helpers.nonzeros(again.model) == helpers.nonzeros(whole.model)
+    assert len(list(tmp_path.glob("*.h5"))) == 1
+    with pytest.raises(ValueError, match="whose within is 0.7 and not 0.5"):
+        search(within=0.5, directory=tmp_path)
+
+
+def test_a_run_of_lc_goes_on_from_its_checkpoint(tmp_path):
+    epochs = []
+
+    def cut_off(model, callbacks):
+        class Cut(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch, logs=None):
+                epochs.append(epoch)
+                if epochs == [0, 1]:
+                    raise KeyboardInterrupt
+
+        return helpers.fit(model, [*callbacks, Cut()])
+
+    options = {"compress": lc_keras.L0Constraint, "max_runs": 1, "directory": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        search(helpers.net(), cut_off, **options)
+    search(helpers.net(), cut_off, **options)
+    assert epochs == [0, 1, 1]
+
+
+def test_a_warm_run_begins_with_the_best_weights(light):
+    begun = []
+
+    def seen(model, callbacks):
+        begun.append(helpers.nonzeros(model))
+        return fit(model, callbacks)
+
+    search(fit=seen, within=1.0, warm_start=True, max_runs=3)
+    assert begun == [72, 22, 12]
+
+
+def test_table_json_and_plot(light, tmp_path):
+    found = search(max_runs=2)
+    assert "0.3162" in str(found) and "Ended early" in str(found)
+    content = json.loads(found.to_json())
+    assert content["budget"] == 0.3162 and [p["reached"] for p in content["points"]] == [True, False]
+    found.plot(tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_limit_of_time(light):
+    assert not search(max_seconds=1e-9).points
+
+
+def forgets(model, callbacks):
+    return fit(model, [])
+
+
+def trains_nothing(model, callbacks):
+    for callback in callbacks:
+        callback.set_model(model)
+    callbacks[-1].on_train_begin()
+
+
+def trains_another(model, callbacks):
+    return fit(helpers.net(run_eagerly=True), callbacks)
+
+
+def trains_on(model, callbacks):
+    fit(model, callbacks)
+    return fit(model, [])
+
+
+def fails(model, callbacks):
+    raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"fit": forgets}, ValueError, "to hand its callbacks to"),
+        ({"fit": trains_nothing}, ValueError, "trained on no batch"),
+        ({"fit": trains_another}, ValueError, "another one"),
+        ({"fit": trains_on}, ValueError, "outside of it, by"),
+        ({"fit": fails}, RuntimeError, "out of memory"),
+        ({"fit": None}, TypeError, "Expected `fit` and `score`"),
+        ({"score": 0.9}, TypeError, "Expected `fit` and `score`"),
+        ({"score": lambda _: math.nan}, ValueError, "finite score of model"),
+        ({"score": lambda m: math.nan if share(m) < 1 else 1.0}, ValueError, "nan, with the budget 0.316"),
+        ({"score": lambda m: "good"}, TypeError, "Received: 'good'"),
+        ({"lowest": 2.0}, ValueError, "below `highest`"),
+        ({"precision": 1.0}, ValueError, "precision"),
+        ({"within": -1}, ValueError, "within"),
+        ({"mode": "up"}, ValueError, "Expected `mode`"),
+        ({"compress": lambda keep: keep}, TypeError, "Received: 1.0"),
+        ({"highest": 2.0}, ValueError, "Received: keep=2.0"),
+    ],
+)
+def test_bad_input_is_refused_and_the_model_unchanged(change, error, message, request):
+    if change.get("fit") is not trains_on:
+        request.getfixturevalue("light")
+    model = helpers.net(run_eagerly=True)
+    before = [np.array(w) for w in model.get_weights()]
+    with pytest.raises(error, match=message):
+        search(model, **change)
+    for one, two in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_a_fit_that_does_harm_is_found_out_in_the_third_run(light):
+    seen = []
+
+    def score(model):
+        seen.append(share(model))
+        return 0.9 if len(seen) > 1 else 1.0
+
+    with pytest.raises(
+        ValueError, match="with everything kept, as the reference has 1. Received: 0.9"
+    ) as caught:
+        search(score=score, within=0.05)
+    assert len(seen) == 4 and seen[-1] == 1
+    assert caught.value.__notes__
+
+
+def test_a_score_that_falls_as_the_budget_grows_is_told(light):
+    scores = iter([1.0, 0.8, 0.2, 1.0])
+    found = search(score=lambda _: next(scores), within=0.15, max_runs=3)
+    assert "falls from 0.8 to 0.2 as the budget grows from 0.3162 to 0.5623" in found.note
+
+
+def test_a_model_that_keras_cannot_make_again():
+    class Own(keras.Model):
+        def __init__(self, width):
+            super().__init__()
+            self.dense = keras.layers.Dense(width)
+
+        def call(self, x):
+            return self.dense(x)
+
+    model = Own(3)
+    model(helpers.X)
+    with pytest.raises(ValueError, match="can make again"):
+        search(model)
