@@ -131,9 +131,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _report(args: argparse.Namespace) -> None:
     from lc_keras.measuring.counting import report
+    from lc_keras.showing import show
 
     found = report(args.model if os.path.isdir(args.model) else _load(args))
-    print(found.to_json() if args.json else found)
+    print(found.to_json()) if args.json else show(found)
     if args.plot:
         found.plot(args.plot)
 

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 # A Python, and what replaces the pins of requirements.lock in it. The first line is the lower bounds of pyproject.toml.
 environments=(
-    "3.11 keras==3.14.0 tensorflow==2.20.0 tensorflow-serving-api==2.20.0 numpy==1.26.4"
+    "3.11 keras==3.14.0 tensorflow==2.20.0 tensorflow-serving-api==2.20.0 numpy==1.26.4 rich==13.9.4"
     "3.13"
 )
 export OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1

@@ -1,9 +1,12 @@
 """Callbacks that take part in the training: what LC has in common with the methods it is compared with."""
 
 import contextlib
+import itertools
 import math
+import os
 import warnings
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import keras
 
@@ -11,6 +14,12 @@ from lc_keras.algorithm.direct import compress_again
 from lc_keras.algorithm.tasks import Tasks, as_tasks
 from lc_keras.fit.attachment import NOT_ALONE, Attachment, Run, have_last_word
 from lc_keras.fit.verdict import Verdict
+from lc_keras.showing import new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_TITLES = {"gap": "gap ‖w − θ‖ / ‖w‖", "mu": "μ", "density": "density: the fraction kept"}
 
 
 class Attached(keras.callbacks.Callback):
@@ -24,6 +33,7 @@ class Attached(keras.callbacks.Callback):
     Attributes:
         tasks: List of `Task`.
         density: Float, the fraction of the weights that were kept last; NaN before `fit`.
+        history: List of dicts, the number and the logs of each epoch of the last `fit`.
 
     Raises:
         TypeError: If `tasks` is of another type.
@@ -34,11 +44,48 @@ class Attached(keras.callbacks.Callback):
         self.tasks = as_tasks(tasks)
         self._attachment: Attachment = None  # type: ignore[assignment]  # there once Keras has set the model
         self._logs: dict[str, float] = {}
+        self.history: list[dict[str, float]] = []
         self._verdict: Verdict = None  # type: ignore[assignment]  # there while `fit` runs
 
     @property
     def density(self) -> float:
         return self._logs.get("density", math.nan)
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
+        """Draw the last `fit`, epoch by epoch: the gap, μ, the density, and the `val_` metrics of what ships.
+
+        Args:
+            path: String or path-like, the image to write, or `None` (default).
+
+        Returns:
+            The matplotlib figure.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+            ValueError: If no epoch was completed yet.
+        """
+        if not self.history:
+            raise ValueError("Expected a `fit` with this callback that completed an epoch. Received: none.")
+        last = self.history[-1]
+        measured = [name for name in last if name.startswith("val_")] or ["loss"]
+        names = [name for name in ("gap", "mu", "density") if name in last] + measured
+        rows = math.ceil(len(names) / 2)
+        grid = new_axes(0.4 + 2.2 * rows, rows=rows, columns=2)
+        for name, axes in itertools.zip_longest(names, grid.flat):
+            if name is None:
+                axes.set_axis_off()
+                continue
+            axes.plot(
+                *zip(*((logs["epoch"], logs[name]) for logs in self.history if name in logs), strict=True)
+            )
+            axes.set(title=_TITLES.get(name, name), xlabel="epoch")
+            if name == "mu":
+                axes.set_yscale("log")
+            axes.grid(alpha=0.3)
+        figure = grid.flat[0].figure
+        if path is not None:
+            figure.savefig(path)
+        return figure
 
     def make_run(self) -> Run:
         """Make the run of a `fit` that begins."""
@@ -50,7 +97,7 @@ class Attached(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         self._attachment.clear_way()
-        self._logs = {}
+        self._logs, self.history = {}, []
         run = self.make_run()
         self._attachment.attach(run)
         self._logs = run.logs
@@ -70,6 +117,7 @@ class Attached(keras.callbacks.Callback):
             run.complete_epoch(epoch, (logs or {}).get("loss", 0.0))
             if logs is not None:
                 logs.update(run.logs)
+                self.history.append({"epoch": epoch + 1, **logs})
             self._verdict.note(logs)
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:

@@ -124,6 +124,10 @@ class LearningCompression(Attached):
         if not is_automatic(mu):
             schedules.values(mu, self.steps or 2)
 
+    def __repr__(self) -> str:
+        tasks = self.tasks[0] if len(self.tasks) == 1 else self.tasks
+        return f"LearningCompression({tasks!r}, mu={self.mu!r}, steps={self.steps})"
+
     @property
     def epochs(self) -> int:
         if self.steps is None:

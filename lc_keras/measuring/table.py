@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, cast
 
+from lc_keras.showing import Bar, Shown, Table, new_axes
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WIDTH = 100
 _HEAD = ("shape", "kept", "density", "dense B", "packed", "gzip", "MACs", "left")
 
 
@@ -56,7 +57,7 @@ class VariableReport:
 
 
 @dataclass(frozen=True)
-class PruningReport:
+class PruningReport(Shown):
     """The figures of what is left of a model; see `report`.
 
     `str()` of it is a table of at most 100 columns.
@@ -131,25 +132,13 @@ class PruningReport:
     def _all(self) -> tuple[VariableReport, ...]:
         return (*self.rows, *self.others)
 
-    def __str__(self) -> str:
-        lines = [
-            ("kernel", *_HEAD),
-            *((row.path, "×".join(map(str, row.shape)), *_cells([row])) for row in self.rows),
-            ("all kernels", "", *_cells(self.rows)),
-            ("all else", "", *_cells(self.others)),
-        ]
-        columns = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        room = _WIDTH - 2 * len(_HEAD) - sum(columns[1:])
-        columns[0] = min(columns[0], room)
-        text = [
-            "  ".join(
-                _shortened(cell, width).ljust(width) if i < 2 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, columns, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
-        rule = "-" * (sum(columns) + 2 * len(_HEAD))
-        return "\n".join([text[0], rule, *text[1:-2], rule, *text[-2:], rule, *self._summary()])
+    def _table(self) -> Table:
+        return Table(
+            head=("kernel", *_HEAD),
+            rows=[(row.path, "×".join(map(str, row.shape)), *_cells([row])) for row in self.rows],
+            totals=[("all kernels", "", *_cells(self.rows)), ("all else", "", *_cells(self.others))],
+            notes=tuple(self._summary()),
+        )
 
     def _summary(self) -> Iterator[str]:
         size = f"{self.dense_bits / 8000:,.1f} kB dense, {self.bits / 8000:,.1f} kB packed"
@@ -160,7 +149,7 @@ class PruningReport:
         yield size
         if self.bits and self.largest:
             share = f"{100 * self.largest.bits / self.bits:.0f} %"
-            yield f"{share} of what is packed: {_shortened(self.largest.path, 60)}"
+            yield f"{share} of what is packed: {self.largest.path}"
         if self.macs:
             yield f"{self.macs:,} multiply-adds an example, {self.remaining_macs:,} by weights that are left"
         if self.rows and self.kept == self.weights:
@@ -173,7 +162,7 @@ class PruningReport:
         ):
             if paths:
                 more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-                yield f"{title}: {_shortened(paths[0], 50)}{more}"
+                yield f"{title}: {paths[0]}{more}"
 
     def to_json(self) -> str:
         """Return the report as JSON.
@@ -235,10 +224,10 @@ class PruningReport:
         return figure
 
 
-def _cells(rows: Sequence[VariableReport]) -> tuple[str, ...]:
+def _cells(rows: Sequence[VariableReport]) -> tuple[str | Bar, ...]:
     """Return the cells of a line of the table that sums up some variables."""
     kept, weights = (sum(getattr(row, name) for row in rows) for name in ("kept", "weights"))
-    density = f"{100 * kept / weights:.2f} %" if weights else ""
+    density = Bar(f"{100 * kept / weights:.2f} %", kept / weights) if weights else ""
     sizes = (_sum(getattr(row, f"{kind}bits") for row in rows) for kind in ("dense_", "", "gzip_"))
     multiplied = (_sum(getattr(row, name) for row in rows) for name in ("macs", "remaining_macs"))
     return (
@@ -271,23 +260,3 @@ def _short(number: float | None) -> str:
             return f"{number:.3g}{unit}"
         number /= 1000
     return f"{number:.3g}T"
-
-
-def _shortened(text: str, width: int) -> str:
-    """Return the end of a text, which says more than its beginning in a path."""
-    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
-
-
-def new_axes(height: float) -> "Axes":
-    """Return the axes of a new matplotlib figure, of a height in inches.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            'A plot needs matplotlib, which is not installed: pip install "lc_keras[plot]".'
-        ) from error
-    return Figure(figsize=(7, height), layout="constrained").subplots()

@@ -16,7 +16,7 @@ from lc_keras.algorithm.tasks import Selector, SharedCost, Task, bind_tasks
 from lc_keras.arguments import is_number, keras_model
 from lc_keras.costs import L0Constraint, Weights
 from lc_keras.costs.groups import Groups
-from lc_keras.measuring.table import new_axes
+from lc_keras.showing import new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

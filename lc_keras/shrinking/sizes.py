@@ -12,6 +12,7 @@ from lc_keras.arguments import whole
 from lc_keras.internals import as_functional
 from lc_keras.model.flow import Graph
 from lc_keras.model.macs import macs
+from lc_keras.showing import Bar, Shown, Table
 from lc_keras.shrinking.rebuilding import shrink
 
 
@@ -35,7 +36,7 @@ class LayerSize:
 
 
 @dataclass(frozen=True)
-class ShrinkReport:
+class ShrinkReport(Shown):
     """The sizes of a model before and after `shrink`; see `shrink_report`. `str()` of it is a table.
 
     Attributes:
@@ -52,22 +53,17 @@ class ShrinkReport:
     macs: tuple[int, int] | None
     milliseconds: tuple[float, float] | None
 
-    def __str__(self) -> str:
-        width = max([len(row.name) for row in self.rows] + [len("milliseconds")])
-        lines = [f"{'layer':{width}}  {'units':>13}  {'kept':>13}", "-" * (width + 30)]
-        lines += [
-            f"{row.name:{width}}  {row.units:>13,}  {row.kept:>13,}"
-            + (f"  {row.dead} dead stay: {row.why}" if row.dead else "")
-            for row in self.rows
-        ]
-        lines.append(lines[1])
+    def _table(self) -> Table:
+        sizes = []
         for name in ("parameters", "macs", "milliseconds"):
             if (pair := getattr(self, name)) is not None:
                 before, after = (f"{n:,.2f}" if isinstance(n, float) else f"{n:,}" for n in pair)
-                lines.append(f"{name:{width}}  {before:>13}  {after:>13}")
+                sizes.append((name, before, Bar(after, pair[1] / pair[0] if pair[0] else 1.0)))
+        notes = [f"{row.name}: {row.dead} dead stay: {row.why}" for row in self.rows if row.dead]
         if self.walls:
-            lines.append(f"Of unknown kind, nothing goes across them: {', '.join(self.walls)}")
-        return "\n".join(lines)
+            notes.append(f"Of unknown kind, nothing goes across them: {', '.join(self.walls)}")
+        rows = [(row.name, f"{row.units:,}", Bar(f"{row.kept:,}", row.kept / row.units)) for row in self.rows]
+        return Table(("layer", "units", "kept"), rows, sizes, notes)
 
 
 def shrink_report(model: keras.Model, batch_size: int | None = None) -> ShrinkReport:

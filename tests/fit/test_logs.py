@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import lc_keras
 from helpers import (
     KEPT,
     RANGE,
@@ -42,6 +43,39 @@ def test_logs(tmp_path, first):
     table = np.array([[float(value) for value in row.split(",")] for row in rows])
     for name in ("mu", "density", "gap", "l_step", "l_steps"):
         np.testing.assert_allclose(table[:, header.split(",").index(name)], logs[name])
+
+
+def test_a_picture_of_the_run(tmp_path):
+    compress = lc(epochs_per_step=1)
+    with pytest.raises(ValueError, match="completed an epoch"):
+        compress.plot()
+    logs = fit(net(), [compress], epochs=3, validation_data=(X, Y)).history
+    drawn = {axes.get_title(): axes for axes in compress.plot(tmp_path / "run.png").axes}
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+    titles = {
+        "μ": "mu",
+        "density: the fraction kept": "density",
+        "gap ‖w − θ‖ / ‖w‖": "gap",
+        "val_loss": "val_loss",
+    }
+    assert drawn.keys() == titles.keys()
+    for title, name in titles.items():
+        (line,) = drawn[title].lines
+        assert line.get_xdata().tolist() == [1, 2, 3]
+        np.testing.assert_allclose(line.get_ydata(), logs[name])
+    fit(net(), [compress], epochs=1)
+    assert [line.get_xdata().tolist() for axes in compress.plot().axes for line in axes.lines] == 4 * [[1]]
+
+
+def test_it_says_its_task_its_mu_and_its_steps():
+    compress = lc_keras.LearningCompression(
+        lc_keras.L0Constraint(0.05), mu=lc_keras.Geometric(0.1, 1.0), steps=8
+    )
+    assert repr(compress) == (
+        "LearningCompression(Task(L0Constraint(keep=0.05, groups=Weights())), "
+        "mu=Geometric(first=0.1, last=1.0), steps=8)"
+    )
+    assert "mu='auto', steps=None" in repr(lc_keras.LearningCompression([lc_keras.L0Constraint(5)] * 2))
 
 
 @pytest.mark.parametrize("first", [True, False])

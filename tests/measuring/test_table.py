@@ -176,7 +176,10 @@ def test_table_fits_a_hundred_columns(pruned, depth):
     text = str(PruningReport((row, large), (), 10**13))
     assert 90 < max(map(len, text.splitlines())) <= 100
     assert "31,400,000" in text and "3×3×5000×700" in text and "31.5G" in text and "126M" in text
-    assert "/kernel" in text and "10,031,500,002,592 multiply-adds" in text
+    assert "10,031,500,002,592 multiply-adds" in text
+    # What does not fit goes on in the next line: nothing is lost.
+    names = [line.split("  ")[0].strip() for line in text.splitlines()]
+    assert path in "".join(names)
 
 
 def test_json_has_rows_and_totals(pruned):
