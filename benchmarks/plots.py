@@ -119,6 +119,33 @@ def serving(rows, path):
     figure.savefig(path, dpi=130)
 
 
+def lost(rows, published, path):
+    """Draws how far errors are above the reference's, our own and published ones, in percentage points.
+
+    Args:
+        rows: List of dicts, of one net and length of a run.
+        published: Dict of curves by name; of each, errors by % kept, the reference's at 100.
+        path: Path.
+    """
+    axes = Figure(figsize=(6, 4), layout="constrained").subplots()
+    for name in dict.fromkeys(row["contender"] for row in rows):
+        own = [row | {"lost": row["error"] - row["reference_error"]} for row in rows]
+        kept, means = _means([row for row in own if row["contender"] == name], "density", "lost")
+        axes.plot([100 * k for k in kept], means, ".-", label=name)
+    for name, errors in published.items():
+        kept = sorted(errors.keys() - {100})
+        axes.plot(kept, [errors[k] - errors[100] for k in kept], "x--", label=f"{name} (other images)")
+    axes.axhline(0, color="black", linestyle=":")
+    axes.set(
+        xscale="log", xlabel="kept, % of the kernels' weights", ylabel="error above the reference's, points"
+    )
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.legend(fontsize="small")
+    axes.figure.savefig(path, dpi=100)
+
+
 def _of(stem, what):
     return stem.with_name(f"{stem.name}_{what}.png")
 

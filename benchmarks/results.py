@@ -86,10 +86,10 @@ RESNET = """
 A reduced case of the paper's Fig. 4, not the experiment itself: a ResNet-8 of the same family (shortcuts
 without weights), few images and few epochs, so that it runs on CPUs. All of CIFAR-10's 10,000 test images.
 The data set may have gone through JPEG once when it was prepared: compare with the reference beside it, not
-with published figures. Both methods start from the same reference and have the same epochs and learning
-rates, 0.1 divided by 10 after 1/2 and 3/4 of them; LC prunes in the first half, at 0.1, and in the second
-what it left is trained. Of 8 epochs LC has 4, 22 L steps of 15 batches, which is too few.
-`python -m examples.resnet_cifar10 --depth 32` is the whole.
+with published figures. All methods start from the same reference and have the same epochs and learning
+rates, 0.1 divided by 10 after 1/2 and 3/4 of them. These are runs of lc_keras 0.1.0: LC pruned in the first
+half, at 0.1, and what it left was trained in the second.
+`python -m benchmarks.training.resnet --full --depth 32 --macs 0.5` is the whole.
 """
 
 NEURONS = """

@@ -24,12 +24,15 @@ class OneLine(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self.began = time.perf_counter()
-        self.epoch = 0
+        self.epoch = self.trained = 0
         self.show("starting")
 
     def on_epoch_end(self, epoch, logs=None):
-        self.epoch = epoch + 1
-        shown = [f"{time.perf_counter() - self.began:.0f} s"]
+        # After a restart the first epoch is a later one.
+        self.epoch, self.trained = epoch + 1, self.trained + 1
+        seconds = time.perf_counter() - self.began
+        left = (self.params["epochs"] - self.epoch) * seconds / self.trained
+        shown = [f"{seconds:.0f} s, {left:.0f} s left" if left else f"{seconds:.0f} s"]
         if "l_step" in logs:
             shown.append(f"L step {logs['l_step']:.0f}/{logs['l_steps']:.0f}")
             shown.append(f"μ {logs['mu']:.1e}  gap {logs['gap']:.3f}")

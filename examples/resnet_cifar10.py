@@ -1,17 +1,21 @@
-"""ResNets of the LC paper on CIFAR-10: LC beside magnitude pruning with retraining, at equal epochs.
+"""ResNets of the LC paper on CIFAR-10: LC, gradual pruning, and magnitude with retraining, at equal epochs.
 
-    python -m examples.resnet_cifar10 --depth 32 --mixed-precision   # as in the paper; for a GPU
+    python -m examples.resnet_cifar10 --depth 32 --mixed-precision   # two GPU-hours
+    python -m examples.resnet_cifar10 --depth 32 --schedule steps --reference-epochs 200 --epochs 200
     python -m examples.resnet_cifar10 --reduced                      # an hour on two cores
 
-The nets are those of He et al. with shortcuts that have no weights, the reference is trained as the paper
-trains it: batches of 128, SGD with Nesterov 0.9 and a learning rate of 0.1 that is divided by 10 after a half
-and after three quarters of 200 epochs, random flips and crops, 1e-4 Σw² on every kernel and scale.
+The nets are those of He et al. with shortcuts that have no weights. They are trained as the paper trains
+them: batches of 128, SGD with Nesterov 0.9, random flips and crops, 1e-4 Σw² on every kernel and scale. The
+learning rate falls from 0.1 along a half of a cosine, or by `--schedule steps` as in the paper.
 
-What was cut off goes on where it was when it is started again with the same options. `--reduced` is not the
-paper's experiment: a ResNet-8 of the same family, 10,000 images, few epochs.
+What was cut off goes on where it was when it is started again with the same options: at most an epoch is
+lost. With `--queue` a run first waits for those that were started before. `--reduced` is not the paper's
+experiment: a ResNet-8 of the same family, 10,000 images, few epochs.
 """
 
 import argparse
+import contextlib
+import fcntl
 import json
 import statistics
 from pathlib import Path
@@ -110,38 +114,52 @@ def _augment(batch, seed):
     return tf.where(flips[:, None, None, None] == 1, tf.reverse(images, [2]), images), labels
 
 
-def fit(model, train, epochs, label, args, callbacks=(), part=slice(None)):
-    """Trains as the paper does, with the learning rate divided by 10 after 1/2 and 3/4 of the epochs.
+def falling(schedule, rate, batches):
+    """Returns the learning rate over a run of so many batches.
+
+    Args:
+        schedule: "cosine", or "steps": divided by 10 after 1/2 and after 3/4 of the run, as in the paper.
+        rate: Float, the highest.
+        batches: Int, of the whole run.
+    """
+    if schedule == "cosine":
+        return keras.optimizers.schedules.CosineDecay(rate, batches)
+    falls = [int(share * batches) - 1 for share in (0.5, 0.75)]
+    return keras.optimizers.schedules.PiecewiseConstantDecay(falls, [rate, rate / 10, rate / 100])
+
+
+def fit(model, train, epochs, label, args, callbacks=()):
+    """Trains a model.
 
     Args:
         model: `keras.Model`.
         train: Tuple of images and labels.
-        epochs: Int, of the whole run.
+        epochs: Int.
         label: String.
         args: The options.
         callbacks: Sequence of callbacks.
-        part: Slice of the epochs of the run that are trained, all by default.
     """
-    first, end, _ = part.indices(epochs)
-    train = augmented(train, 128, args.seed + first)
+    train = augmented(train, 128, args.seed)
     batches = int(train.cardinality())
-    rate = args.learning_rate
-    # The step after which a rate is the next one: below 0 where the part begins later.
-    falls = [int(share * epochs * batches) - first * batches - 1 for share in (0.5, 0.75)]
-    falling = keras.optimizers.schedules.PiecewiseConstantDecay(falls, [rate, rate / 10, rate / 100])
+    rate = falling(args.schedule, args.learning_rate, epochs * batches)
     model.compile(
-        keras.optimizers.SGD(falling, momentum=0.9, nesterov=True),
+        keras.optimizers.SGD(rate, momentum=0.9, nesterov=True),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         steps_per_execution=max(1, batches // 8),
         jit_compile=bool(tf.config.list_physical_devices("GPU")),
     )
     model.fit(
         train,
-        epochs=end - first,
+        epochs=epochs,
         shuffle=False,  # the batches are already
         verbose=0,
         callbacks=[*callbacks, OneLine(label)],
     )
+
+
+def saved(method, keep, args):
+    """Returns the path of a net that was pruned."""
+    return args.output / f"{method} {100 * keep:g}-{_name(SETTINGS, args)}.keras"
 
 
 def _backup(label, args):
@@ -171,23 +189,33 @@ def trained(train, args):
 
 
 def learning_compression(model, keep, train, label, args):
-    """LC to a fraction of the weights at the high learning rate, and what is left trained on as it falls."""
-    end = args.epochs - round(args.retraining * args.epochs)
+    """LC; with `--long-steps` as in the authors' code."""
     steps = {}
     if args.long_steps:
         steps = {"mu": lc_keras.Exponential(9e-5, 1.1), "epochs_per_step": 20, "reset_optimizer": True}
     compress = lc_keras.LearningCompression(
         lc_keras.L0Constraint(keep), checkpoint_dir=_begun(label, args), **steps
     )
-    fit(model, train, args.epochs, label, args, [compress], slice(end))
-    if end < args.epochs:
-        magnitude(model, keep, train, f"{label} retrained", args, slice(end, None))
+    fit(model, train, args.epochs, label, args, [compress])
 
 
-def magnitude(model, keep, train, label, args, part=slice(None)):
-    """The largest weights of all layers together, retrained."""
+def gradual(model, keep, train, label, args):
+    """More and more of the smallest weights of all layers together."""
+    prune = lc_keras.baselines.GradualPruning(lc_keras.L0Constraint(keep))
+    fit(model, train, args.epochs, label, args, [_backup(label, args), prune])
+
+
+def magnitude(model, keep, train, label, args):
+    """The smallest weights of all layers together at once, the others retrained."""
     prune = lc_keras.baselines.MagnitudePruning(lc_keras.L0Constraint(keep))
-    fit(model, train, args.epochs, label, args, [_backup(label, args), prune], part)
+    fit(model, train, args.epochs, label, args, [_backup(label, args), prune])
+
+
+def filters(model, keep, train, label, args):
+    """LC of filters, to a fraction of the multiply-adds."""
+    cost = lc_keras.L0Constraint(keep, lc_keras.Neurons(), measure="macs")
+    compress = lc_keras.LearningCompression(cost, checkpoint_dir=_begun(label, args))
+    fit(model, train, args.epochs, label, args, [compress])
 
 
 # What makes runs comparable.
@@ -198,12 +226,13 @@ SETTINGS = (
     "reference_epochs",
     "epochs",
     "learning_rate",
-    "retraining",
+    "schedule",
     "long_steps",
     "seed",
 )
-OF_REFERENCE = ("depth", "samples", "reference_epochs", "learning_rate", "seed")
-METHODS = {"LC": learning_compression, "magnitude, retrained": magnitude}
+OF_REFERENCE = ("depth", "samples", "reference_epochs", "learning_rate", "schedule", "seed")
+METHODS = {"LC": learning_compression, "gradual": gradual, "magnitude, retrained": magnitude}
+OF_FILTERS = "LC, filters"
 
 
 def run(args):
@@ -222,22 +251,24 @@ def run(args):
     reference = trained(train, args)
     start = tradeoff.measure("reference", reference, test)
     settings = {name: getattr(args, name) for name in SETTINGS}
-    for keep in args.keep:
-        for method, prune in METHODS.items():
-            row = {"contender": method, "keep": keep, **settings}
-            if any(row.items() <= done.items() for done in rows):
-                continue
-            model = tradeoff.copy_of(reference)
-            keras.utils.set_random_seed(args.seed)
-            prune(model, keep, train, f"{method} {100 * keep:g} %", args)
-            point = tradeoff.measure(method, model, test)
-            densities = {v.path: v.density for v in lc_keras.report(model).rows}
-            rows.append(
-                row
-                | {"measured_on": "test", "kept": point.kept, "weights": start.kept, "density": point.density}
-                | {"error": point.error, "reference_error": start.error, "density_by_layer": densities}
-            )
-            path.write_text(json.dumps(rows, indent=1) + "\n")
+    runs = [(keep, method, prune) for keep in args.keep for method, prune in METHODS.items()]
+    runs += [(keep, OF_FILTERS, filters) for keep in args.macs]
+    for number, (keep, method, prune) in enumerate(runs, start=1):
+        row = {"contender": method, "keep": keep, **settings}
+        if any(row.items() <= done.items() for done in rows):
+            continue
+        model = tradeoff.copy_of(reference)
+        keras.utils.set_random_seed(args.seed)
+        prune(model, keep, train, f"{method} {100 * keep:g} % ({number} of {len(runs)})", args)
+        model.save(saved(method, keep, args))
+        point = tradeoff.measure(method, model, test)
+        densities = {v.path: v.density for v in lc_keras.report(model).rows}
+        rows.append(
+            row
+            | {"measured_on": "test", "kept": point.kept, "weights": start.kept, "density": point.density}
+            | {"error": point.error, "reference_error": start.error, "density_by_layer": densities}
+        )
+        path.write_text(json.dumps(rows, indent=1) + "\n")
     return rows
 
 
@@ -256,13 +287,13 @@ def _table(rows):
     lines = [
         "ResNet-{depth}, {weights:,} prunable weights, {samples:,} images, {seeds} {numbers}",
         "reference {reference} % after {reference_epochs} epochs",
-        "test error, %, after {epochs} more",
+        "test error, %, after {epochs} more, {schedule}",
     ]
     facts = {"seeds": seeds, "numbers": ", ".join(map(str, sorted(references)))}
     facts["reference"] = _mean_and_largest(references.values())
     lines = [line.format(**{**rows[0], **facts}) for line in lines]
     lines.append(f"{'':24}" + "".join(f"{100 * keep:>14g} %" for keep in keeps))
-    for method in METHODS:
+    for method in dict.fromkeys(row["contender"] for row in rows):
         cells = [
             _mean_and_largest([r["error"] for r in rows if (r["contender"], r["keep"]) == (method, keep)])
             for keep in keeps
@@ -284,9 +315,10 @@ def options(arguments=None):
     add = parser.add_argument
     add("--depth", type=int, default=32, help="6n + 2; the paper has 32, 56 and 110")
     add("--keep", type=float, nargs="+", default=[0.15, 0.1, 0.05, 0.03])
-    add("--epochs", type=int, default=200, help="of each pruning, retraining included")
-    add("--reference-epochs", type=int, default=200)
-    add("--retraining", type=float, default=0.5, help="share of LC's epochs that train what is left")
+    add("--macs", type=float, nargs="*", default=[], help="LC of filters to these fractions of multiply-adds")
+    add("--epochs", type=int, default=40, help="of each pruning")
+    add("--reference-epochs", type=int, default=40)
+    add("--schedule", choices=("cosine", "steps"), default="cosine", help="of the learning rate")
     add("--learning-rate", type=float, default=0.1)
     add("--samples", type=int, default=50_000, help="trains on the first so many images only")
     add("--test-samples", type=int, default=10_000, help="measures on the first so many only")
@@ -296,7 +328,8 @@ def options(arguments=None):
         help="L steps of 20 epochs with a fresh optimizer and "
         "μ = 9e-5 · 1.1^i, as in the authors' code for LeNet-300; needs hundreds of epochs",
     )
-    add("--mixed-precision", action="store_true", help="float16 where it is safe")
+    add("--mixed-precision", action="store_true", help="float16 on a GPU, bfloat16 on a processor")
+    add("--queue", action="store_true", help="waits until the runs end that were queued before")
     add("--reduced", action="store_true", help=f"a small case for CPUs: {REDUCED}")
     add("--seed", type=int, default=0)
     add("--output", type=Path, help="outputs/resnet and the depth by default")
@@ -306,11 +339,30 @@ def options(arguments=None):
     return args
 
 
+@contextlib.contextmanager
+def prepared(args):
+    """Sets the precision and waits for this run's turn. A turn ends with its process, however that ends."""
+    if args.mixed_precision:
+        half = "float16" if tf.config.list_physical_devices("GPU") else "bfloat16"
+        keras.mixed_precision.set_global_policy(f"mixed_{half}")
+    if not args.queue:
+        yield
+        return
+    folder = args.output.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "queue.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("Waiting for the run before.", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def main():
     args = options()
-    if args.mixed_precision:
-        keras.mixed_precision.set_global_policy("mixed_float16")
-    rows = run(args)
+    with prepared(args):
+        rows = run(args)
     print(f"\n{table(rows)}\n\nIn {args.output}/: rows.json, the reference's weights")
 
 

@@ -62,8 +62,8 @@ def check(script, folder, done):
         assert rows[3]["strength"] == 0.1 and f"@{100 * rows[3]['density']:.3g}" in done.stdout
         assert all(0 <= row["error"] < 90 and row["contender"] in done.stdout for row in rows)
     elif script == "resnet":
-        assert [row["contender"] for row in rows] == ["LC", "magnitude, retrained"]
-        assert [row["kept"] for row in rows] == [7480, 7480]
+        assert [row["contender"] for row in rows] == ["LC", "gradual", "magnitude, retrained"]
+        assert [row["kept"] for row in rows] == [7480] * 3
         assert "ResNet-8, 74,800 prunable weights, 128 images" in done.stdout
     elif script == "neurons":
         methods = "reference", "direct compression 0.25", "magnitude 0.25", "LC 0.25"

@@ -100,6 +100,25 @@ def test_means_of_the_seeds_of_a_resnet():
     assert three.count("33.00 (35.00)") == len(resnet.METHODS)
 
 
+def test_rates_of_a_resnet_fall():
+    cosine, steps = (resnet.falling(name, 0.1, 100) for name in ("cosine", "steps"))
+    assert [round(float(cosine(i)), 4) for i in (0, 50, 100)] == [0.1, 0.05, 0.0]
+    assert [round(float(steps(i)), 4) for i in (0, 49, 50, 74, 75)] == [0.1, 0.1, 0.01, 0.01, 0.001]
+
+
+def test_queued_runs_take_turns(tmp_path):
+    args = resnet.options(["--queue", "--output", str(tmp_path / "resnet")])
+    script = (
+        "from examples import resnet_cifar10 as resnet\n"
+        f"args = resnet.options(['--queue', '--output', {str(tmp_path / 'other')!r}])\n"
+        "with resnet.prepared(args): print('turn')"
+    )
+    with resnet.prepared(args):
+        other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+        assert other.stdout.readline() == "Waiting for the run before.\n"
+    assert other.communicate()[0] == "turn\n"
+
+
 def test_a_resnet_of_another_depth():
     with pytest.raises(ValueError, match="depth=10"):
         resnet.build(10)
@@ -159,12 +178,8 @@ def test_errors_of_a_resnet_after_as_many_epochs_stand_together():
     ]
     tables = resnet.table(rows).split("\n\n")
     assert ["after 8 more" in table for table in tables] == [True, False]
-    assert [line.split()[-1] for table in tables for line in table.splitlines()[-2:]] == [
-        "8.00",
-        "9.00",
-        "24.00",
-        "25.00",
-    ]
+    means = [line.split()[-1] for table in tables for line in table.splitlines()[-3:]]
+    assert means == ["8.00", "9.00", "10.00", "24.00", "25.00", "26.00"]
 
 
 def test_shortcuts_take_every_other_pixel_and_add_channels_of_zeros():

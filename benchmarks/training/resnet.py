@@ -1,17 +1,78 @@
-"""A reduced case of the paper's experiment on CIFAR-10: LC and magnitude with retraining, at equal epochs.
+"""A reduced case of the paper's experiment on CIFAR-10: LC, gradual and magnitude, at equal epochs.
 
 python -m benchmarks.training.resnet              # ResNet-8, 10,000 images: an hour a seed
-python -m benchmarks.training.resnet --depth 14   # other options go to examples.resnet_cifar10
+python -m benchmarks.training.resnet --full --depth 32 --macs 0.5   # Fig. 4 of the paper, and what is served
 python -m benchmarks.training.resnet --tiny       # one epoch of a few images
 """
 
 import argparse
+import statistics
+import tempfile
 from pathlib import Path
 
+import keras
+import numpy as np
+import tensorflow as tf
+
+import lc_keras
 from benchmarks import plots, record
+from benchmarks.serving.saved_model import compare
 from examples import resnet_cifar10
 
-TINY = "--samples 128 --test-samples 100 --reference-epochs 1 --epochs 2 --retraining 0.5 --keep 0.1"
+TINY = "--samples 128 --test-samples 100 --reference-epochs 1 --epochs 2 --keep 0.1"
+# Carreira-Perpiñán & Idelbayev (CVPR 2018), Fig. 4: test error, %, by % kept; at 100 the reference's.
+PAPER = {
+    32: {
+        "LC, paper": {100: 7.72, 15: 7.32, 10: 7.88, 5: 9.26, 3: 10.74},
+        "magnitude, paper": {100: 7.72, 15: 8.85, 10: 9.41, 5: 12.07, 3: 14.35},
+    },
+    56: {
+        "LC, paper": {100: 6.86, 15: 6.92, 10: 6.67, 5: 7.51, 3: 8.21},
+        "magnitude, paper": {100: 6.86, 15: 7.39, 10: 8.66, 5: 9.48, 3: 11.50},
+    },
+    110: {
+        "LC, paper": {100: 6.70, 15: 6.30, 10: 6.50, 5: 6.93, 3: 7.61},
+        "magnitude, paper": {100: 6.70, 15: 7.22, 10: 7.20, 5: 8.23, 3: 9.32},
+    },
+}
+
+
+def serve(args, keep, rounds=20):
+    """Returns rows of file and time: the reference, LC's net, and its nets of fewer filters.
+
+    Args:
+        args: The options of the runs.
+        keep: Float, which of LC's nets is exported packed.
+        rounds: Int, in which all nets take turns.
+    """
+    train, _ = resnet_cifar10.load(args.samples, args.test_samples)
+    nets = {"reference": resnet_cifar10.trained(train, args)}
+    chosen = [("LC", keep), *((resnet_cifar10.OF_FILTERS, fraction) for fraction in args.macs)]
+    for method, fraction in chosen:
+        net = keras.saving.load_model(resnet_cifar10.saved(method, fraction, args))
+        label = f"{method} {100 * fraction:g} %"
+        nets[label] = lc_keras.shrink(net) if method == resnet_cifar10.OF_FILTERS else net
+    with tempfile.TemporaryDirectory() as folder:
+        exports = {n: lc_keras.export_saved_model(net, Path(folder) / n) for n, net in nets.items()}
+        serving = {n: tf.saved_model.load(export.path).serve for n, export in exports.items()}
+    rows = []
+    for batch in (1, 32):
+        images = np.random.default_rng(0).normal(size=(batch, 32, 32, 3))
+        times = compare(serving, tf.constant(images, tf.float32), rounds)
+        for name, own in times.items():
+            ratio = statistics.median(a / b for a, b in zip(times["reference"], own, strict=True))
+            row = {"served": name, "batch": batch, "nbytes": exports[name].nbytes, "speedup": ratio}
+            rows.append(row | {"ms": 1e3 * statistics.median(own)})
+    return rows
+
+
+def served_table(rows):
+    """Returns the rows of `serve` as a text."""
+    return "\n".join(
+        f"{row['served']:20} batch {row['batch']:3}  {row['nbytes'] / 1e3:8,.0f} kB  {row['ms']:7.2f} ms  "
+        f"{row['speedup']:5.2f} x as fast"
+        for row in rows
+    )
 
 
 def main():
@@ -19,17 +80,26 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tiny", action="store_true", help=TINY)
+    parser.add_argument("--full", action="store_true", help="all images, and the example's own epochs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--output", type=Path, default=Path("outputs/resnet.json"))
     own, others = parser.parse_known_args()
-    args = resnet_cifar10.options(["--reduced", *(TINY.split() if own.tiny else []), *others])
+    reduced = [] if own.full else ["--reduced"]
+    args = resnet_cifar10.options([*reduced, *(TINY.split() if own.tiny else []), *others])
     # What is done, and what was begun, stays beside the output.
     args.output = own.output.with_suffix("")
-    for args.seed in own.seeds:
-        rows = resnet_cifar10.run(args)
+    with resnet_cifar10.prepared(args):
+        for args.seed in own.seeds:
+            rows = resnet_cifar10.run(args)
     record.write(own.output, rows)
     print(resnet_cifar10.table(rows))
     plots.errors(rows, own.output.with_suffix(""))
+    if args.depth in PAPER:
+        plots.lost(rows, PAPER[args.depth], own.output.with_name(f"{own.output.stem}_paper.png"))
+    if own.full:
+        served = serve(args, keep=min(args.keep, key=lambda keep: abs(keep - 0.05)))
+        record.write(own.output.with_name(f"{own.output.stem}_served.json"), served)
+        print(f"\n{served_table(served)}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from lc_keras.fit.attached import Attached
 from lc_keras.fit.attachment import Logs, TrainFunction
 from lc_keras.fit.optimizers import begin_anew, optimizers_of
 from lc_keras.fit.statistics import Statistics
+from lc_keras.internals import first_epoch_of
 
 _FEW_PERCENT = 0.05
 
@@ -99,7 +100,8 @@ class PruningRun:
 
     def begin_epoch(self, epoch: int) -> None:
         if self._first_epoch is None:
-            self._first_epoch = epoch
+            # What `BackupAndRestore` has taken to a later epoch goes on there.
+            self._first_epoch = epoch if first_epoch_of(self._model) is None else 0
             self._check_length()
         self._epoch = epoch - self._first_epoch
         self._advance(self._epoch)

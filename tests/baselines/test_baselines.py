@@ -111,6 +111,24 @@ def test_gradual_pruning_follows_the_cubic():
     np.testing.assert_allclose(seen, wanted / WEIGHTS, rtol=1e-6)
 
 
+def test_a_run_that_was_cut_off_goes_on_where_it_was(tmp_path):
+    class CutOff(Exception):
+        pass
+
+    def cut_off(epoch, logs):
+        if epoch == 2:
+            raise CutOff
+
+    def densities(*others):
+        backup = keras.callbacks.BackupAndRestore(tmp_path)
+        return fit(net(), [backup, GradualPruning(BUDGET), *others], epochs=6).history["density"]
+
+    whole = fit(net(), [GradualPruning(BUDGET)], epochs=6).history["density"]
+    with pytest.raises(CutOff):
+        densities(spy(on_epoch_begin=cut_off))
+    assert densities() == whole[2:]
+
+
 @pytest.mark.parametrize("name", PRUNING)
 def test_neurons_and_per_layer_budgets(name):
     model = net()
