@@ -281,7 +281,8 @@ def table(rows):
 
 
 def _table(rows):
-    keeps = sorted({row["keep"] for row in rows}, reverse=True)
+    budgets = [row for row in rows if row["contender"] != OF_FILTERS]
+    keeps = sorted({row["keep"] for row in budgets}, reverse=True)
     references = {row["seed"]: row["reference_error"] for row in rows}
     seeds = "mean (largest) of seeds" if len(references) > 1 else "seed"
     lines = [
@@ -293,13 +294,17 @@ def _table(rows):
     facts["reference"] = _mean_and_largest(references.values())
     lines = [line.format(**{**rows[0], **facts}) for line in lines]
     lines.append(f"{'':24}" + "".join(f"{100 * keep:>14g} %" for keep in keeps))
-    for method in dict.fromkeys(row["contender"] for row in rows):
-        cells = [
-            _mean_and_largest([r["error"] for r in rows if (r["contender"], r["keep"]) == (method, keep)])
-            for keep in keeps
-        ]
+    for method in dict.fromkeys(row["contender"] for row in budgets):
+        cells = [_cell(budgets, method, keep) for keep in keeps]
         lines.append(f"{method:24}" + "".join(f"{cell:>16}" for cell in cells))
+    for part in sorted({row["keep"] for row in rows if row not in budgets}, reverse=True):
+        lines.append(f"{OF_FILTERS}, {100 * part:g} % of the multiply-adds: {_cell(rows, OF_FILTERS, part)}")
     return "\n".join(lines)
+
+
+def _cell(rows, method, keep):
+    errors = [row["error"] for row in rows if (row["contender"], row["keep"]) == (method, keep)]
+    return _mean_and_largest(errors) if errors else ""
 
 
 def _mean_and_largest(errors):
