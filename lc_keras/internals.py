@@ -12,6 +12,9 @@ import keras
 import tensorflow as tf
 from keras.src.random.seed_generator import global_seed_generator
 from keras.src.saving.serialization_lib import ObjectSharingScope
+from tensorflow.python.framework.func_graph import FuncGraph
+from tensorflow.python.framework.function_def_to_graph import function_def_to_graph_def, get_function_def
+from tensorflow.python.ops import handle_data_util
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -70,6 +73,39 @@ def emptied(variable: tf.Variable, value: float | bool) -> None:
     for part in variable.values if mirrored else [variable]:
         single = tf.cast(value, part.dtype)
         tf.raw_ops.AssignVariableOp(resource=part.handle, value=single, validate_shape=False)
+
+
+def function_graphs(op: tf.Operation, attribute: str, inputs: Sequence[tf.Tensor]) -> list[tf.Graph]:
+    """Return the graphs of the functions that an operation calls, with shapes that follow from its inputs.
+
+    One that was traced earlier may have been so for inputs of other shapes, or of unknown ones.
+    `tensorflow.python.framework.function_def_to_graph`, TensorFlow 2.21, makes a graph of a function, and
+    `handle_data_util` knows the shape of a variable by its handle.
+
+    Args:
+        op: The operation.
+        attribute: String, that which names the function, or a list of these.
+        inputs: Sequence of tensors like those that the functions take.
+    """
+    named, graphs = op.get_attr(attribute), []
+    for function in named if isinstance(named, list) else [named]:
+        definition = get_function_def(function.name, op.graph)
+        content, names = function_def_to_graph_def(definition)
+        signature, graph = definition.signature, FuncGraph(function.name)
+        with graph.as_default():
+            graph.inputs = [tf.compat.v1.placeholder(tensor.dtype, tensor.shape) for tensor in inputs]
+            for tensor, own in zip(inputs, graph.inputs, strict=True):
+                handle_data_util.copy_handle_data(tensor, own)
+            graph.outputs = tf.graph_util.import_graph_def(
+                content,
+                {names[arg.name]: own for arg, own in zip(signature.input_arg, graph.inputs, strict=True)},
+                [names[definition.ret[arg.name]] for arg in signature.output_arg],
+                name="in",
+            )
+            controls = (definition.control_ret[name] for name in signature.control_output)
+            graph.control_outputs = [graph.get_operation_by_name(f"in/{name}") for name in controls]
+        graphs.append(graph)
+    return graphs
 
 
 def in_vectorized_map() -> bool:
@@ -139,15 +175,6 @@ def global_seed() -> keras.Variable:
     3.15, makes it when it is first asked for.
     """
     return global_seed_generator().state
-
-
-def stored_kernel(layer: keras.Layer) -> keras.Variable:
-    """Return the variable behind the kernel of a dense layer or a convolution.
-
-    `layer.kernel` of a layer with LoRA, or of a quantised one, is computed. `Dense._kernel`,
-    `EinsumDense._kernel`, `BaseConv._kernel`, Keras 3.14 and 3.15.
-    """
-    return layer._kernel
 
 
 def is_gated(layer: keras.layers.MultiHeadAttention) -> bool:

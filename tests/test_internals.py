@@ -175,7 +175,6 @@ OWNERS = {
     "_flatten_layers": lambda: built(keras.layers.Dense(2)),
     "_trainable_variables": lambda: built(keras.layers.Dense(2)),
     "_non_trainable_variables": lambda: built(keras.layers.Dense(2)),
-    "_kernel": lambda: built(keras.layers.Dense(2)),
     "_use_gate": lambda: keras.layers.MultiHeadAttention(1, 2),
     "_output_shape": lambda: keras.layers.Lambda(abs),
     "_functional": lambda: sequential((5,), keras.layers.Dense(2)),
@@ -201,24 +200,6 @@ OWNERS = {
 @pytest.mark.parametrize("name", OWNERS)
 def test_keras_and_tensorflow_still_have(name):
     assert hasattr(OWNERS[name](), name)
-
-
-@pytest.mark.parametrize(
-    "shape, layer",
-    [
-        ((None, 3), keras.layers.Dense(2)),
-        ((None, 3), keras.layers.EinsumDense("ab,bc->ac", 2)),
-        ((None, 4, 3), keras.layers.Conv1D(2, 1)),
-    ],
-    ids=lambda value: getattr(value, "name", ""),
-)
-def test_the_variable_behind_a_kernel(shape, layer):
-    layer.build(shape)
-    assert internals.stored_kernel(layer) is layer.kernel
-    if not isinstance(layer, keras.layers.Conv1D):
-        layer.enable_lora(1)
-        assert internals.stored_kernel(layer) is not layer.kernel
-    assert any(internals.stored_kernel(layer) is v for v in internals.created_by(layer))
 
 
 @pytest.mark.parametrize(

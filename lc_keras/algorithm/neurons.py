@@ -1,6 +1,5 @@
 """Neurons and filters of a model: the weights that make each, found in its graph."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import keras
@@ -11,18 +10,17 @@ from lc_keras.costs.layout import Layout
 from lc_keras.model.flow import Graph
 from lc_keras.model.flow.units import find
 from lc_keras.model.kernels import bytes_of
-from lc_keras.model.macs import count_uses
 
 
 class Makers:
-    """The weights that make each unit of a model, and the multiply-adds that each weight takes.
+    """The weights that make each unit of a model.
 
     Args:
         model: Functional or built Sequential `keras.Model`.
-        count_macs: Bool, whether to count multiply-adds, for which the model is traced.
+        uses: Dict from the id of a variable to how often it is multiplied by; see `count_uses`.
     """
 
-    def __init__(self, model: keras.Model, count_macs: bool) -> None:
+    def __init__(self, model: keras.Model, uses: dict[int, int | None]) -> None:
         graph = Graph(model, dead=True)
         groups = graph.units.groups()
         made = (s for flow in graph.flows if flow.weights for s in (*flow.outputs, *flow.hidden))
@@ -38,11 +36,7 @@ class Makers:
                     if variable is not None and along:
                         tiled = np.tile(flow.ports[along.port], along.tiles)
                         places[id(variable)] = along.axis, groups[tiled]
-        self._macs = count_uses(model).uses if count_macs else {}
-
-    def priced(self, variable: keras.Variable, layout: Layout) -> Layout:
-        """Return the layout of a variable whose units are its own, with its multiply-adds."""
-        return dataclasses.replace(layout, macs=self._macs.get(id(variable)))
+        self._macs = uses
 
     def by_units(self, parts: list[list[keras.Variable]]) -> list[list[keras.Variable]]:
         """Return the variables of a model's layers, together those that make units together.

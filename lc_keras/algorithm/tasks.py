@@ -13,6 +13,8 @@ from lc_keras.costs import Compression
 from lc_keras.costs.layout import Layout
 from lc_keras.model.flow.graph import is_graph
 from lc_keras.model.kernels import bytes_of, is_kernel, output_axes, owners_of
+from lc_keras.model.macs import count_uses
+from lc_keras.model.signatures import Structure, named
 
 Single: TypeAlias = (
     "str | re.Pattern[str] | keras.Layer | keras.Variable | Callable[[keras.Variable], object] | None"
@@ -47,11 +49,15 @@ class Task:
         weights: The trainable variables. `None` (default): the kernels of dense, convolution, attention and
             recurrent layers, wherever they are nested. A string or compiled pattern: the variables whose
             `path` the regular expression matches somewhere. A layer: its kernels, or, if it has none by that
-            name, all its weights of two or more axes. A variable: itself. A function of a variable: those for
-            which it returns true. An iterable of these: their union.
+            name, all its weights of two or more axes. A variable: itself. A layer or variable of a copy of
+            the model stands for that of the same path and shape. A function of a variable: those for which
+            it returns true. An iterable of these: their union.
         per_layer: Bool, default `False`: one budget over all the weights, so that the training finds how much
             each layer keeps. `True`: the same budget for each layer by itself; of neurons, for layers that
             make them together, and not for those whose neurons all must stay.
+        input_signature: List of `tf.TensorSpec` or of structures of these, one for each positional argument
+            of the model: the inputs that a budget of multiply-adds counts them for, where the model leaves
+            their sizes open or has not recorded them. `None` (default): as the model was built.
 
     Raises:
         TypeError: If `compression` or `weights` is of another type.
@@ -71,7 +77,13 @@ class Task:
     ```
     """
 
-    def __init__(self, compression: Compression, weights: Selector = None, per_layer: bool = False) -> None:
+    def __init__(
+        self,
+        compression: Compression,
+        weights: Selector = None,
+        per_layer: bool = False,
+        input_signature: list[Structure] | None = None,
+    ) -> None:
         if not isinstance(compression, Compression):
             raise TypeError(
                 "Expected `compression` to be a compression such as L0Constraint(keep=0.05). "
@@ -82,6 +94,9 @@ class Task:
             weights = list(weights)
         self.weights = weights
         self.per_layer = switch("per_layer", per_layer)
+        self.input_signature = input_signature
+        if input_signature is not None:
+            named(input_signature)
         if isinstance(weights, list) and not weights:
             raise ValueError("Expected `weights` to name at least one selector. Received: an empty list.")
         for selector in self._selectors():
@@ -119,8 +134,8 @@ class Task:
             matched = _matches(selector, candidates, kernels)
             if not matched:
                 raise ValueError(
-                    f"{self}: {_describe(selector)} matches no trainable weights of "
-                    f"model '{model.name}'. Its trainable weights are:\n{_listing(candidates)}"
+                    f"{self}: {_describe(selector)} matches no trainable weights of model '{model.name}'"
+                    f"{_of_another(selector, model)}. Its trainable weights are:\n{_listing(candidates)}"
                 )
             selected |= {id(variable) for variable in matched}
         return [variable for variable in candidates if id(variable) in selected]
@@ -140,20 +155,18 @@ class Task:
         """
         selected, owners, cost = self.select(model), owners_of(model), self.compression
         parts = _by_layer(selected, owners) if self.per_layer else [selected]
-        makers = None
-        if (cost.needs_units or cost.needs_macs) and is_graph(model):
-            makers = Makers(model, cost.needs_macs)
-        if makers and cost.needs_units and self.per_layer:
+        uses = count_uses(model, self.input_signature).uses if cost.needs_macs else {}
+        makers = Makers(model, uses) if cost.needs_units and is_graph(model) else None
+        if makers and self.per_layer:
             parts = makers.by_units(parts)
         shared = []
         for variables in parts:
             layouts = [
-                Layout(v.shape, output_axes(owners.get(id(v)), v), bytes=bytes_of(v)) for v in variables
+                Layout(v.shape, output_axes(owners.get(id(v)), v), macs=uses.get(id(v)), bytes=bytes_of(v))
+                for v in variables
             ]
-            if makers and cost.needs_units:
+            if makers:
                 variables, layouts = makers.with_companions(variables, layouts)
-            elif makers:
-                layouts = [makers.priced(*pair) for pair in zip(variables, layouts, strict=True)]
             try:
                 cost.check(layouts)
             except ValueError as error:
@@ -247,12 +260,26 @@ def _matches(selector: Single, candidates: list[keras.Variable], kernels: set[in
     if isinstance(selector, (str, re.Pattern)):
         return [v for v in candidates if re.search(selector, v.path)]
     if isinstance(selector, keras.Variable):
-        return [v for v in candidates if v is selector]
+        return _counterparts([selector], candidates)
     if isinstance(selector, keras.Layer):
-        owned = {id(v) for v in selector.trainable_variables}
-        inside = [v for v in candidates if id(v) in owned]
+        inside = _counterparts(selector.trainable_variables, candidates)
         return [v for v in inside if id(v) in kernels] or [v for v in inside if len(v.shape) >= 2]
     return [v for v in candidates if selector(v)]
+
+
+def _counterparts(given: list[keras.Variable], candidates: list[keras.Variable]) -> list[keras.Variable]:
+    """Return those of some variables that are in a model, or those in their place if they are of a copy."""
+    ids = {id(v) for v in given}
+    if own := [v for v in candidates if id(v) in ids]:
+        return own
+    # A copy of a layer has lost the names of the models around it.
+    copies = [
+        v
+        for v in candidates
+        for old in given
+        if old.trainable and old.shape == v.shape and f"/{v.path}".endswith(f"/{old.path}")
+    ]
+    return copies if len(copies) == len(given) else []
 
 
 def _trainable_variables(model: keras.Model, task: Task) -> list[keras.Variable]:
@@ -284,6 +311,13 @@ def _describe(selector: Single) -> str:
     if callable(selector):
         return f"predicate {getattr(selector, '__name__', selector)!s}"
     return "the default selection (kernels)" if selector is None else repr(selector)
+
+
+def _of_another(selector: Single, model: keras.Model) -> str:
+    """Return what to say of a layer or variable that is not the model's own; empty if it is."""
+    variables = [selector] if isinstance(selector, keras.Variable) else getattr(selector, "variables", [])
+    own = {id(v) for v in model.variables}
+    return "" if not variables or any(id(v) in own for v in variables) else ", as it is of another model"
 
 
 def _listing(variables: Iterable[keras.Variable]) -> str:

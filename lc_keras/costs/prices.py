@@ -127,8 +127,9 @@ def _of_weight(layout: Layout, measure: Measure) -> int:
     price = {"groups": 1, "parameters": 1, "macs": layout.macs, "bytes": layout.bytes}[measure]
     if price is None:
         raise ValueError(
-            "Expected weights whose multiply-adds are known, those of Keras layers in a Functional or "
-            f"Sequential model with inputs of known size. Received: measure={measure!r}"
+            "Expected weights whose multiply-adds are known: those by which a matrix product, an einsum or a "
+            "convolution multiplies inputs of known sizes, which a Task takes as `input_signature` where the "
+            f"model leaves them open. Received: measure={measure!r}"
         )
     return price
 

@@ -14,7 +14,7 @@ from lc_keras.measuring.packing import pack
 from lc_keras.measuring.table import PruningReport, VariableReport
 from lc_keras.model.kernels import default_kernels, frozen_kernels
 from lc_keras.model.macs import count_uses
-from lc_keras.model.signatures import is_built
+from lc_keras.model.signatures import Structure, is_built
 
 # How variables are stored, by id: the encoding and the bytes.
 Stored = dict[int, tuple[str, int]]
@@ -23,7 +23,9 @@ Stored = dict[int, tuple[str, int]]
 REPORT_FILE = os.path.join("assets.extra", "lc_keras_report.json")
 
 
-def report(model: keras.Model | str | os.PathLike[str]) -> PruningReport:
+def report(
+    model: keras.Model | str | os.PathLike[str], input_signature: list[Structure] | None = None
+) -> PruningReport:
     """Report what is left of a model, and what that takes to store and to compute.
 
     Any model with zeros in it will do, however they came there. The kernels are those
@@ -36,14 +38,18 @@ def report(model: keras.Model | str | os.PathLike[str]) -> PruningReport:
     Args:
         model: Built `keras.Model`, or the path of a SavedModel that
             `export_saved_model` wrote; it records what was exported, without gzip.
+        input_signature: List of `tf.TensorSpec` or of structures of these, one for each
+            positional argument of the model: the inputs to count multiply-adds for, where the
+            model leaves their sizes open or has not recorded them. `None` (default): as the
+            model was built.
 
     Returns:
         `PruningReport`.
 
     Raises:
         TypeError: If `model` is neither a `keras.Model` nor a path.
-        ValueError: If the model is not built or has no weights, or the path holds no
-            such SavedModel.
+        ValueError: If the model is not built or has no weights, the path holds no such
+            SavedModel, or the model cannot be called with what `input_signature` says.
 
     Example:
 
@@ -66,11 +72,14 @@ def report(model: keras.Model | str | os.PathLike[str]) -> PruningReport:
             f"{'has no weights' if model.built else 'is not built'}; call it on data, or "
             "`model.build(input_shape)`, first."
         )
-    return measure(model, model.weights)
+    return measure(model, model.weights, input_signature=input_signature)
 
 
 def measure(
-    model: keras.Model, variables: Sequence[keras.Variable], stored: Stored | None = None
+    model: keras.Model,
+    variables: Sequence[keras.Variable],
+    stored: Stored | None = None,
+    input_signature: list[Structure] | None = None,
 ) -> PruningReport:
     """Report on variables of a model.
 
@@ -80,17 +89,18 @@ def measure(
         stored: Dictionary from the id of a variable to the tuple of the encoding and
             the bytes it was stored in. `None` (default): they are packed to see, and
             compressed by gzip as well.
+        input_signature: As that of `report`.
 
     Returns:
         `PruningReport`.
     """
-    counted = count_uses(model)
+    counted = count_uses(model, input_signature)
     kernels = default_kernels(model)
     prunable = {id(variable) for variable in kernels}
     frozen = {id(variable) for variable in frozen_kernels(model)}
+    # What nothing multiplies by is added or looked up.
     rows = {
-        id(v): _variable_report(v, counted.uses.get(id(v)), id(v) in prunable, id(v) in frozen, stored)
-        for v in variables
+        id(v): _variable_report(v, counted.uses.get(id(v), 0), id(v) in frozen, stored) for v in variables
     }
     return PruningReport(
         rows=tuple(rows[id(variable)] for variable in kernels),
@@ -100,7 +110,7 @@ def measure(
 
 
 def _variable_report(
-    variable: keras.Variable, uses: int | None, prunable: bool, frozen: bool, stored: Stored | None
+    variable: keras.Variable, uses: int | None, frozen: bool, stored: Stored | None
 ) -> VariableReport:
     value = keras.ops.convert_to_numpy(variable)
     floating = keras.backend.is_float_dtype(variable.dtype)
@@ -111,8 +121,6 @@ def _variable_report(
     else:
         packed = pack(value) if floating else None
         encoding, nbytes = (packed.encoding, packed.nbytes) if packed else ("dense", value.nbytes)
-    # What is no kernel is added or looked up, not multiplied.
-    known = uses if uses is not None or prunable or frozen else 0
     return VariableReport(
         path=variable.path,
         shape=tuple(value.shape),
@@ -122,8 +130,8 @@ def _variable_report(
         dense_bits=8 * value.nbytes,
         bits=8 * nbytes,
         gzip_bits=8 * len(gzip.compress(value.tobytes(), 1)) if stored is None else None,
-        macs=None if known is None else known * value.size,
-        remaining_macs=None if known is None else known * kept,
+        macs=None if uses is None else uses * value.size,
+        remaining_macs=None if uses is None else uses * kept,
         finite=not floating or bool(np.isfinite(wide).all()),
         frozen=frozen,
     )

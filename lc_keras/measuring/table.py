@@ -66,8 +66,8 @@ class PruningReport(Shown):
         rows: Tuple of `VariableReport`, one for each kernel.
         others: Tuple of `VariableReport`, one for each other variable: biases,
             normalisation, embeddings, frozen kernels.
-        attention_macs: Int, the multiply-adds of activations by one another in
-            attention layers, or `None` if not known.
+        attention_macs: Int, the multiply-adds of activations by one another, as in
+            attention, or by constants; `None` if not known.
         file_bits: Int, the size of the SavedModel that was read, or `None`.
         weights: Int, how many weights all kernels have.
         kept: Int, how many of them are not zero.
@@ -75,8 +75,12 @@ class PruningReport(Shown):
         dense_bits: Int, the size of all variables, each weight stored.
         bits: Int, the size of all variables in these encodings.
         gzip_bits: Int, the same, each compressed by gzip, or `None` if not measured.
-        macs: Int, the multiply-adds for one example, as far as known.
-        remaining_macs: Int, those by weights that are not zero.
+        macs: Int, the multiply-adds for one example, without those of `unknown_macs`, or
+            `None` if nothing is known.
+        remaining_macs: Int, those by weights that are not zero, or `None`.
+        macs_density: Float, the fraction of the multiply-adds that is left, or `None`.
+        unknown_macs: Tuple of strings, what is not in these figures: the paths of
+            variables, and `"attention"` for activations by one another.
         frozen: Tuple of those of `others` that are kernels and were left out because they
             are not trainable: frozen, quantised, or under LoRA.
         largest: `VariableReport` that takes the most bits as stored: pruning elsewhere
@@ -113,12 +117,25 @@ class PruningReport(Shown):
         return _sum(row.gzip_bits for row in self._all)
 
     @property
-    def macs(self) -> int:
-        return sum(row.macs or 0 for row in self._all) + (self.attention_macs or 0)
+    def macs(self) -> int | None:
+        known = sum(row.macs or 0 for row in self._all) + (self.attention_macs or 0)
+        return known if known or not self.unknown_macs else None
 
     @property
-    def remaining_macs(self) -> int:
-        return sum(row.remaining_macs or 0 for row in self._all) + (self.attention_macs or 0)
+    def remaining_macs(self) -> int | None:
+        known = sum(row.remaining_macs or 0 for row in self._all) + (self.attention_macs or 0)
+        return None if self.macs is None else known
+
+    @property
+    def macs_density(self) -> float | None:
+        if self.macs is None or self.remaining_macs is None:
+            return None
+        return self.remaining_macs / self.macs if self.macs else 1.0
+
+    @property
+    def unknown_macs(self) -> tuple[str, ...]:
+        paths = tuple(row.path for row in self._all if row.macs is None)
+        return paths if self.attention_macs is not None else (*paths, "attention")
 
     @property
     def largest(self) -> VariableReport | None:
@@ -154,10 +171,9 @@ class PruningReport(Shown):
             yield f"{self.macs:,} multiply-adds an example, {self.remaining_macs:,} by weights that are left"
         if self.rows and self.kept == self.weights:
             yield "No kernel has zeros: nothing is gained."
-        attention = ["attention"] if self.attention_macs is None else []
         for title, paths in (
             ("Left out, as not trainable", [row.path for row in self.frozen]),
-            ("Multiply-adds not known", [row.path for row in self.rows if row.macs is None] + attention),
+            ("Multiply-adds not known", self.unknown_macs),
             ("Not finite", [row.path for row in self._all if not row.finite]),
         ):
             if paths:
@@ -178,7 +194,8 @@ class PruningReport(Shown):
         ```
         """
         names = (
-            "weights kept density dense_bits bits gzip_bits macs remaining_macs attention_macs file_bits"
+            "weights kept density dense_bits bits gzip_bits macs remaining_macs macs_density unknown_macs "
+            "attention_macs file_bits"
         ).split()
         totals: dict[str, object] = {name: getattr(self, name) for name in names}
         totals["largest"] = self.largest.path if self.largest else None

@@ -1,6 +1,7 @@
 """Count the multiply-adds of a model for one example, all of them and those by nonzero weights."""
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,9 @@ import tensorflow as tf
 
 from lc_keras.arguments import keras_model
 from lc_keras.internals import layers_in, replaced
-from lc_keras.model.flow.kinds import Flow, kind_of
 from lc_keras.model.kernels import is_kernel, owners_of
-from lc_keras.model.signatures import Structure, input_signature_of, is_built, of_batch
+from lc_keras.model.products import Made, Products
+from lc_keras.model.signatures import Structure, input_signature_of, is_built, named, of_batch
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,11 @@ class Macs:
     """The multiply-adds of a model for one example; see `macs`.
 
     Attributes:
-        kernels: Tuple of `KernelMacs`, one for each variable that is, or is named, a kernel.
-        attention: Int, the multiply-adds of activations by one another in attention
-            layers, which pruning does not change, or `None` if not known.
-        dense: Int, the sum of all that is known, with every weight.
-        remaining: Int, the same by the weights that are not zero.
+        kernels: Tuple of `KernelMacs`, one for each variable that is named a kernel, or is multiplied by.
+        attention: Int, the multiply-adds of activations by one another, as in attention, or by constants,
+            which pruning does not change; `None` if not known.
+        dense: Int, the sum of all that is known, with every weight; `None` if nothing is.
+        remaining: Int, the same by the weights that are not zero, or `None`.
         unknown: Tuple of strings, what is left out of the sums: the paths of kernels, and
             `"attention"`.
     """
@@ -63,27 +64,32 @@ class Macs:
     attention: int | None
 
     @property
-    def dense(self) -> int:
-        return sum(kernel.dense or 0 for kernel in self.kernels) + (self.attention or 0)
+    def dense(self) -> int | None:
+        return self._sum("dense")
 
     @property
-    def remaining(self) -> int:
-        return sum(kernel.remaining or 0 for kernel in self.kernels) + (self.attention or 0)
+    def remaining(self) -> int | None:
+        return self._sum("remaining")
 
     @property
     def unknown(self) -> tuple[str, ...]:
         kernels = tuple(kernel.path for kernel in self.kernels if kernel.uses is None)
         return kernels if self.attention is not None else (*kernels, "attention")
 
+    def _sum(self, name: str) -> int | None:
+        dense, wanted = (sum(getattr(k, key) or 0 for k in self.kernels) for key in ("dense", name))
+        known = dense + (self.attention or 0) > 0 or not self.unknown
+        return wanted + (self.attention or 0) if known else None
+
 
 def macs(model: keras.Model, input_signature: list[Structure] | None = None) -> Macs:
     """Return the multiply-adds of a model for one example.
 
-    The model is traced, without data, and each layer counted as often as it is called
-    and at the shapes it meets. Counted are dense, einsum-dense, convolution (grouped,
-    depthwise, separable and transposed ones too), recurrent and attention layers.
-    Convolutions count as if their padding were pixels; additions of biases,
-    normalisation and activations do not count.
+    The model is traced, without data, and each matrix product, einsum and convolution of
+    the trace counted, whatever layer it belongs to, as often as it runs and at the shapes
+    it meets. Convolutions count as if their padding were pixels; additions of biases,
+    normalisation and activations do not count. The first axis of a layer's outputs is taken
+    to be that of the examples, where its size is lost.
 
     Args:
         model: Built `keras.Model`.
@@ -96,103 +102,145 @@ def macs(model: keras.Model, input_signature: list[Structure] | None = None) -> 
 
     Raises:
         TypeError: If it is no `keras.Model`.
-        ValueError: If the model is not built.
+        ValueError: If the model is not built, or cannot be called with what `input_signature` says.
 
     Example:
 
     ```python
     counted = macs(model)
-    print(counted.remaining / counted.dense)
+    print(counted.dense, counted.unknown)
     ```
     """
-    counter = count_uses(keras_model(model), input_signature)
+    counted = count_uses(keras_model(model), input_signature)
     kernels = []
-    for variable in _kernels(model):
-        value = keras.ops.convert_to_numpy(variable)
-        kept = int(np.count_nonzero(value))
-        kernels.append(KernelMacs(variable.path, value.size, kept, counter.uses[id(variable)]))
-    return Macs(tuple(kernels), counter.attention)
+    for variable in model.variables:
+        if id(variable) in counted.uses:
+            value = keras.ops.convert_to_numpy(variable)
+            kept = int(np.count_nonzero(value))
+            kernels.append(KernelMacs(variable.path, value.size, kept, counted.uses[id(variable)]))
+    return Macs(tuple(kernels), counted.attention)
 
 
-def count_uses(model: keras.Model, input_signature: list[Structure] | None = None) -> "Counter":
-    """Count how often each kernel is multiplied by, for one example.
+def count_uses(model: keras.Model, input_signature: list[Structure] | None = None) -> "Uses":
+    """Count how often each weight is multiplied by, for one example.
 
     Args:
         model: Built `keras.Model`.
         input_signature: As that of `macs`.
 
     Returns:
-        `Counter`.
+        `Uses`.
 
     Raises:
-        ValueError: If the model is not built.
+        TypeError, ValueError: As `macs`.
     """
-    counter = Counter(_kernels(model))
+    uses: dict[int, int | None] = dict.fromkeys(map(id, _kernels(model)))
+    if input_signature is not None:
+        named(input_signature)
     try:
         signature = input_signature_of(model, own_batch=True) if input_signature is None else input_signature
-        counter.trace(model, signature)
-    except Exception:
+        counted, examples = _trace(model, signature)
+    except Exception as error:
+        if input_signature is not None:
+            raise ValueError(
+                f"Expected an `input_signature` that model '{model.name}' can be called with. "
+                f"Received: {input_signature}: {error}"
+            ) from error
         # A model that cannot be called this way can still be measured in bits.
         if not is_built(model):
             raise
-        counter = Counter(_kernels(model))
-        if any(kind_of(layer).products is not Flow.products for layer in layers_in(model)):
-            counter.attention = None
-    # A kernel that no layer was seen to use is not known to be idle.
-    counter.uses = {key: times or None for key, times in counter.uses.items()}
-    return counter
+        return Uses(uses, None)
+    # A kernel that nothing was seen to multiply by is not known to be idle. What is the same for all examples
+    # counts for each.
+    for variable in model.variables:
+        if id(variable) in counted.by_weight:
+            count = counted.by_weight[id(variable)]
+            uses[id(variable)] = count and -(-count // (examples * math.prod(variable.shape)))
+    return Uses(uses, counted.others and -(-counted.others // examples))
 
 
-class Counter:
-    """A count of how often each kernel is used, taken while a model is traced.
+@dataclass(frozen=True)
+class Uses:
+    """How often each weight is multiplied by.
 
     Attributes:
-        uses: Dictionary from the id of a variable to `KernelMacs.uses`: paths need not differ.
+        uses: Dictionary from the id of a variable to `KernelMacs.uses`, for each kernel and whatever else is
+            multiplied by.
         attention: As that of `Macs`.
     """
 
-    def __init__(self, kernels: Iterable[keras.Variable]) -> None:
-        self.uses: dict[int, int | None] = {id(variable): 0 for variable in kernels}
-        self.attention: int | None = 0
+    uses: dict[int, int | None]
+    attention: int | None
 
-    def trace(self, model: keras.Model, signature: list[Structure]) -> None:
-        layers = [layer for layer in layers_in(model) if layer is not model]
-        hooks = [(layer, "call", self._hook(layer)) for layer in layers]
-        # Counting must not give the model weights that it did not have.
-        hooks += [(layer, "build", _refuse(layer)) for layer in layers if not layer.built]
 
-        def call(*inputs: tf.Tensor) -> Structure:
-            with keras.StatelessScope(), replaced(hooks):
-                return model(*inputs, training=False)
+def _trace(model: keras.Model, signature: list[Structure]) -> tuple[Products, int]:
+    """Return the multiply-adds of a batch, and its size."""
+    batches = (spec.shape[0] for spec in keras.tree.flatten(signature) if spec.shape.rank)
+    examples = next((size for size in batches if size), 1)
+    signature = keras.tree.map_structure(lambda spec: of_batch(spec, examples), signature)
+    layers, lost = layers_in(model, include_self=False), set[int]()
+    changed: list[tuple[keras.Layer, str, object]] = [
+        (layer, "call", _with_batch(layer, examples, lost)) for layer in layers
+    ]
+    # Counting must not give the model weights that it did not have.
+    changed += [(layer, "build", _refuse(layer)) for layer in layers if not layer.built]
+    # On a GPU these would be a single operation, which says nothing of its products.
+    changed += [(layer, "use_cudnn", False) for layer in layers if hasattr(layer, "use_cudnn")]
 
-        batches = (spec.shape[0] for spec in keras.tree.flatten(signature) if spec.shape.rank)
-        examples = next((size for size in batches if size), 1)
-        signature = keras.tree.map_structure(lambda spec: of_batch(spec, examples), signature)
-        tf.function(call, input_signature=signature, autograph=False).get_concrete_function()
-        # What is the same for all examples counts for each.
-        self.uses = {key: uses and -(-uses // examples) for key, uses in self.uses.items()}
-        self.attention = self.attention and -(-self.attention // examples)
+    def call(*inputs: tf.Tensor) -> Structure:
+        with keras.StatelessScope(), replaced(changed):
+            return model(*inputs, training=False)
 
-    def _hook(self, layer: keras.Layer) -> Callable[..., Any]:
-        original, kind = layer.call, kind_of(layer)
+    traced = tf.function(call, input_signature=signature, autograph=False).get_concrete_function()
+    keys, sizes = {}, {}
+    for variable in model.variables:
+        # The state of random numbers multiplies nothing.
+        if variable.dtype != "uint32":
+            sizes[id(variable)] = math.prod(variable.shape)
+            value = variable.value
+            mirrored = isinstance(value, tf.distribute.DistributedValues)
+            for part in value.values if mirrored else [value]:
+                keys[id(part.handle)] = id(variable)
+    captured = traced.captured_inputs
+    made: list[Made] = [None] * (len(traced.graph.inputs) - len(captured))
+    made += [frozenset(filter(None, [keys.get(id(tensor))])) for tensor in captured]
+    products = Products(sizes, examples)
+    products.count(traced.graph, made)
+    products.by_weight |= dict.fromkeys(lost)
+    return products, examples
 
-        def call(*args: Any, **kwargs: Any) -> Any:
-            outputs = original(*args, **kwargs)
-            inputs = args[0] if args else next(iter(kwargs.values()))
-            for variable, uses in kind.uses(layer, inputs, outputs):
-                self._add(variable, uses)
-            if self.attention is not None:
-                products = kind.products(layer, args, kwargs)
-                self.attention = None if products is None else self.attention + products
-            return outputs
 
-        return call
+def _with_batch(layer: keras.Layer, examples: int, lost: set[int]) -> Callable[..., Any]:
+    """Return the `call` of a layer with outputs of this batch size, and of the sizes that its graph has.
 
-    def _add(self, variable: keras.Variable, uses: int | None) -> None:
-        so_far = self.uses.get(id(variable))
-        # Unknown once is unknown in all.
-        if so_far is not None:
-            self.uses[id(variable)] = None if uses is None else so_far + uses
+    Where a layer loses the static size of the batch, its outputs have one row for each example, nevertheless.
+    What is not traced as often as it runs is put among the `lost`.
+    """
+    original = layer.call
+    try:
+        recorded = [tensor.shape for tensor in keras.tree.flatten(layer.output)]
+    except (AttributeError, ValueError):
+        recorded = []
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        outputs = original(*args, **kwargs)
+        inputs, flat = (
+            [x for x in keras.tree.flatten(part) if isinstance(x, tf.Tensor)]
+            for part in ((args, kwargs), outputs)
+        )
+        if isinstance(layer, keras.layers.TimeDistributed) and inputs[0].shape[1] is None:
+            # Keras 3.15 traces as many steps as there are examples.
+            lost.update(id(variable) for variable in layer.variables if len(variable.shape) > 1)
+        if any(x.shape.rank and x.shape[0] == examples for x in inputs):
+            shapes = recorded if len(recorded) == len(flat) else [x.shape for x in flat]
+            for tensor, shape in zip(flat, map(tf.TensorShape, shapes), strict=True):
+                if shape.rank and shape[0] is None:
+                    shape = tf.TensorShape([examples, *shape[1:]])
+                if shape.is_compatible_with(tensor.shape):
+                    tensor.set_shape(shape)
+        return outputs
+
+    return call
 
 
 def _refuse(layer: keras.Layer) -> Callable[..., None]:

@@ -12,6 +12,7 @@ from lc_keras.arguments import whole
 from lc_keras.internals import as_functional
 from lc_keras.model.flow import Graph
 from lc_keras.model.macs import macs
+from lc_keras.model.signatures import Structure
 from lc_keras.showing import Bar, Shown, Table
 from lc_keras.shrinking.rebuilding import shrink
 
@@ -66,13 +67,18 @@ class ShrinkReport(Shown):
         return Table(("layer", "units", "kept"), rows, sizes, notes)
 
 
-def shrink_report(model: keras.Model, batch_size: int | None = None) -> ShrinkReport:
+def shrink_report(
+    model: keras.Model, batch_size: int | None = None, input_signature: list[Structure] | None = None
+) -> ShrinkReport:
     """Report what `shrink(model)` takes out, what stays though it is dead, and why.
 
     Args:
         model: Functional or built Sequential `keras.Model`.
         batch_size: Int ≥ 1 or `None` (default). With an int the time of such a batch, random where the inputs
             are floats and zero where not, is measured before and after.
+        input_signature: List of `tf.TensorSpec` or of structures of these, one for each positional argument
+            of the model: the inputs to count multiply-adds for, where the model leaves their sizes open.
+            `None` (default): as the model was built.
 
     Returns:
         `ShrinkReport`.
@@ -89,12 +95,13 @@ def shrink_report(model: keras.Model, batch_size: int | None = None) -> ShrinkRe
     """
     batch_size = None if batch_size is None else whole("batch_size", batch_size)
     graph, small = Graph(model), shrink(model)
-    counted = macs(model), macs(small)
+    counted = macs(model, input_signature), macs(small, input_signature)
+    (before, after), unknown = (c.dense for c in counted), counted[0].unknown
     return ShrinkReport(
         rows=_rows(graph),
         walls=tuple(layer.name for layer in graph.walls),
         parameters=(model.count_params(), small.count_params()),
-        macs=None if counted[0].unknown else (counted[0].dense, counted[1].dense),
+        macs=None if before is None or after is None or unknown else (before, after),
         milliseconds=_milliseconds(model, small, batch_size) if batch_size else None,
     )
 

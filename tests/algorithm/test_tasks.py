@@ -1,9 +1,11 @@
+import copy
 import math
 import re
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import lc_keras
@@ -457,8 +459,75 @@ def test_multiply_adds_that_are_not_known():
     model = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(3, 3), layers.Conv2D(3, 3)])
     message = error_of(ValueError, lambda: Task(L0Constraint(0.5, measure="macs")).bind(model))
     assert "multiply-adds are known" in message
-    message = error_of(ValueError, lambda: Task(L0Constraint(0.5, measure="macs")).bind(subclassed()))
-    assert "multiply-adds are known" in message
+    image = [tf.TensorSpec([None, 8, 7, 3])]
+    (part,) = Task(L0Constraint(0.5, measure="macs"), input_signature=image).bind(model)
+    assert [layout.macs for layout in part.layouts] == [6 * 5, 4 * 3]
+    half = L0Constraint(0.5, Neurons(), measure="macs")
+    (part,) = Task(half, input_signature=image).bind(model)
+    assert [layout.macs for layout in part.layouts if layout.macs] == [6 * 5, 4 * 3]
+
+
+def test_multiply_adds_of_a_model_without_a_graph():
+    model = subclassed()
+    (part,) = Task(L0Constraint(0.5, measure="macs")).bind(model)
+    assert {layout.macs for layout in part.layouts} == {1}
+
+    class Unrecorded(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(3)
+
+        def build(self, shape=(None, 4)):
+            self.dense.build(shape)
+            self.built = True
+
+        def call(self, x):
+            return self.dense(x)
+
+    model = Unrecorded()
+    model.build()
+    with pytest.raises(ValueError, match="multiply-adds are known.*`input_signature`"):
+        Task(L0Constraint(0.5, measure="macs")).bind(model)
+    (part,) = Task(L0Constraint(0.5, measure="macs"), input_signature=[tf.TensorSpec([None, 5, 4])]).bind(
+        model
+    )
+    assert [layout.macs for layout in part.layouts] == [5]
+    with pytest.raises(TypeError, match="Expected `input_signature`"):
+        Task(L0Constraint(0.5), input_signature=[(None, 4)])
+
+
+def named_model(outputs=4):
+    head = layers.Dense(outputs, name="logits")
+    return keras.Sequential([keras.Input((6,)), layers.Dense(5, name="hidden"), head], name="net")
+
+
+def test_weights_of_a_copy_of_the_model():
+    original, model = named_model(), named_model()
+    hidden = model.get_layer("hidden")
+    for selector in (original.get_layer("hidden"), original.get_layer("hidden").kernel):
+        assert Task(L0Constraint(0.5), selector).select(model) == [hidden.kernel]
+        # As tuners do, which copy all that they are given.
+        assert copy.deepcopy(Task(L0Constraint(0.5), selector)).select(original) == [
+            original.get_layer("hidden").kernel
+        ]
+    nested = keras.Sequential([keras.Input((6,)), model, layers.Dense(2)])
+    assert Task(L0Constraint(0.5), original).select(nested) == [layer.kernel for layer in model.layers]
+
+
+def test_weights_of_another_model():
+    for other in (
+        named_model(3).get_layer("logits"),
+        keras.Sequential([keras.Input((6,)), layers.Dense(5)]).layers[0],
+    ):
+        for selector in (other, other.kernel):
+            message = error_of(
+                ValueError, lambda s=selector: Task(L0Constraint(0.5), s).select(named_model())
+            )
+            assert "as it is of another model" in message and "net/hidden/kernel (6, 5)" in message
+    model = named_model()
+    model.get_layer("hidden").trainable = False
+    message = error_of(ValueError, lambda: Task(L0Constraint(0.5), model.get_layer("hidden")).select(model))
+    assert "another model" not in message
 
 
 # Errors: each names the task and lists what was found.
@@ -630,11 +699,11 @@ def test_fit_keeps_the_budget_exactly(kind):
     assert all((v.numpy() != b).any() for v, b in zip(model.trainable_variables, before, strict=True))
 
 
-def test_multiply_adds_of_a_layer_of_another_kind_are_not_known():
+def test_multiply_adds_of_a_layer_of_another_kind():
     layer, x = Scaled(), keras.Input((4,))
     model = keras.Model(x, layers.Dense(2)(layer(x)))
-    with pytest.raises(ValueError, match="measure='macs'"):
-        Task(L0Constraint(0.5, Neurons(), measure="macs"), layer).bind(model)
+    (part,) = Task(L0Constraint(0.5, Neurons(), measure="macs"), layer).bind(model)
+    assert [layout.macs for layout in part.layouts] == [1]
 
 
 def test_the_waves_of_a_spectrogram_are_not_selected():

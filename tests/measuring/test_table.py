@@ -8,6 +8,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from lc_keras.export import export_saved_model
 from lc_keras.measuring.counting import REPORT_FILE, report
@@ -123,6 +124,23 @@ def test_attention_of_unknown_size_is_said():
     model = keras.Model(x, keras.layers.Dense(3)(keras.layers.Attention()([x, x])[:, 0]))
     assert report(model).attention_macs is None
     assert "Multiply-adds not known: attention" in str(report(model))
+    assert report(model, [tf.TensorSpec([None, 5, 8])]).attention_macs == 5 * 5 * 16
+
+
+def test_multiply_adds_that_are_not_known_are_not_zero():
+    open_length = keras.Sequential([keras.Input((None, 4)), keras.layers.Dense(3)])
+    found = report(open_length)
+    assert found.macs is found.remaining_macs is found.macs_density is None
+    assert found.unknown_macs == (open_length.layers[0].kernel.path,)
+    assert json.loads(found.to_json())["totals"]["unknown_macs"] == list(found.unknown_macs)
+    keep(open_length.layers[0].kernel, 6)
+    found = report(open_length, [tf.TensorSpec([None, 5, 4])])
+    assert (found.macs, found.remaining_macs, found.macs_density) == (60, 30, 0.5) and not found.unknown_macs
+    # Of what is known, and of nothing at all.
+    partly = keras.Sequential([keras.Input((None, 4)), keras.layers.LSTM(2), keras.layers.Dense(3)])
+    assert (report(partly).macs, len(report(partly).unknown_macs)) == (6, 2)
+    looked_up = report(keras.Sequential([keras.Input((5,), dtype="int32"), keras.layers.Embedding(6, 2)]))
+    assert (looked_up.macs, looked_up.macs_density) == (0, 1.0)
 
 
 def test_one_weight_and_no_kernel():
@@ -243,7 +261,7 @@ def test_frozen_kernels_are_named_and_do_not_count(tmp_path):
     names = ["frozen/kernel", "adapted/kernel", "quantised/kernel"]
     assert [row.path for row in found.rows] == [f"{model.name}/free/kernel"] and found.weights == 8
     assert [row.path for row in found.frozen] == [f"{model.name}/{name}" for name in names]
-    assert [row.macs for row in found.frozen] == [8 * 4, 4 * 4, None]
+    assert [row.macs for row in found.frozen] == [8 * 4, 4 * 4, 4 * 4]
     assert f"Left out, as not trainable: {model.name}/frozen/kernel and 2 more" in str(found)
     assert not report(net()).frozen
     assert [row["frozen"] for row in json.loads(found.to_json())["others"]].count(True) == 3

@@ -109,44 +109,29 @@ def test_shared_layers_count_each_call_and_nested_models_count():
 
 
 def test_what_is_not_known():
-    class Custom(keras.Layer):
-        def build(self, shape):
-            self.kernel = self.add_weight(shape=(shape[-1], 2), name="kernel")
-
-        def call(self, x):
-            return x @ self.kernel
-
-    counted = macs(keras.Sequential([keras.Input((5,)), Custom(), L.Dense(3)]))
-    assert [k.uses for k in counted.kernels] == [None, 1]
-    assert counted.unknown == (counted.kernels[0].path,) and counted.dense == 6
-
     sequences = keras.Sequential([keras.Input((None, 5)), L.LSTM(4), L.Dense(2)])
-    assert [k.uses for k in macs(sequences).kernels] == [None, None, 1]
+    counted = macs(sequences)
+    assert [k.uses for k in counted.kernels] == [None, None, 1]
+    assert counted.unknown == tuple(k.path for k in counted.kernels[:2]) and counted.dense == 8
     given = macs(sequences, [tf.TensorSpec([None, 9, 5])])
-    assert [k.uses for k in given.kernels] == [9, 9, 1]
-
-    class Cell(keras.Layer):
-        state_size = output_size = 4
-
-        def __init__(self):
-            super().__init__()
-            self.dense = L.Dense(4)
-
-        def build(self, shape):
-            self.dense.build((None, shape[-1] + 4))
-
-        def call(self, x, states):
-            out = self.dense(keras.ops.concatenate([x, states[0]], axis=-1))
-            return out, [out]
-
-    stacked = keras.Sequential([keras.Input((10, 5)), L.RNN([L.GRUCell(3), Cell()]), L.Dense(2)])
-    assert [k.uses for k in macs(stacked).kernels] == [10, 10, None, 1]
-
-    unrolled = keras.Sequential([keras.Input((10, 5)), L.RNN(Cell(), unroll=True)])
-    assert [k.uses for k in macs(unrolled).kernels] == [10]
+    assert [k.uses for k in given.kernels] == [9, 9, 1] and not given.unknown
 
     steps = keras.Sequential([keras.Input((None, 5)), L.TimeDistributed(L.Dense(4))])
     assert [k.uses for k in macs(steps).kernels] == [None]
+    # Nothing is known: that is not zero.
+    assert macs(steps).dense is macs(steps).remaining is None
+    assert macs(steps, [tf.TensorSpec([None, 9, 5])]).dense == 9 * 20
+
+
+def test_a_signature_that_does_not_fit():
+    model = keras.Sequential([keras.Input((None, 5)), L.Dense(4)])
+    for wrong, error in (
+        (tf.TensorSpec([None, 9, 7]), ValueError),
+        (tf.TensorSpec([None, 5]), ValueError),
+        (5, TypeError),
+    ):
+        with pytest.raises(error, match="Expected (an )?`input_signature`"):
+            macs(model, [wrong])
 
 
 def test_a_model_that_cannot_be_traced_is_still_reported():
@@ -154,17 +139,15 @@ def test_a_model_that_cannot_be_traced_is_still_reported():
         def __init__(self):
             super().__init__()
             self.dense = L.Dense(2)
-            self.attention = L.Attention() if attends else None
 
         def call(self, x, scale):
-            return self.dense(self.attention([x, x]) if attends else x) * scale
+            return self.dense(x) * scale
 
-    for attends in (False, True):
-        model = NeedsMore()
-        model(np.ones((1, 4, 3), "float32"), scale=2.0)
-        counted = macs(model)
-        assert [k.uses for k in counted.kernels] == [None]
-        assert counted.attention == (None if attends else 0)
+    model = NeedsMore()
+    model(np.ones((1, 4, 3), "float32"), scale=2.0)
+    counted = macs(model)
+    assert [k.uses for k in counted.kernels] == [None]
+    assert counted.attention is counted.dense is None and len(counted.unknown) == 2
 
 
 def test_the_model_stays_as_it_was():

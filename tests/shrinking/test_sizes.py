@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import lc_keras
@@ -49,6 +50,8 @@ def test_time_is_measured_where_asked_for():
 def test_inputs_of_unknown_size():
     model = keras.Sequential([keras.Input((None, None, 2)), layers.Conv2D(3, 3), layers.GlobalMaxPooling2D()])
     assert lc_keras.shrink_report(model).macs is None
+    given = lc_keras.shrink_report(model, input_signature=[tf.TensorSpec([None, 6, 5, 2])])
+    assert given.macs == (12 * 54, 12 * 54)
 
 
 def test_multiply_adds_that_are_not_known():

@@ -1,7 +1,7 @@
 """Keep the table of layer kinds, and follow units through a graph of layers.
 
-Here belongs one entry for each kind of layer, a `Flow` in `kinds`: its kernels, their multiply-adds, and how
-units pass through it. Nothing else in the library asks for the kind of a layer to know these.
+Here belongs one entry for each kind of layer, a `Flow` in `kinds`: its kernels, and how units pass through
+it. Nothing else in the library asks for the kind of a layer to know these.
 """
 
 # Each of these modules registers entries.

@@ -1,15 +1,14 @@
 """Describe attention, whose heads are units that never leave the layer."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import keras
 import numpy as np
 from keras import layers
 
 from lc_keras.internals import is_gated
-from lc_keras.model.flow.kinds import Flow, Wall, describes, size
-from lc_keras.model.flow.units import Along, Shape, Signal, Weight, last
+from lc_keras.model.flow.kinds import Flow, describes
+from lc_keras.model.flow.units import Along, Signal, Weight, last
 
 
 @describes(layers.MultiHeadAttention)
@@ -29,13 +28,6 @@ class MultiHeadAttention(Flow):
     @classmethod
     def fits(cls, layer: keras.Layer) -> bool:
         return not is_gated(layer) and layer.output_dense.kernel.ndim == 3
-
-    @staticmethod
-    def products(layer: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> int | None:
-        query, value = _queried(args, kwargs)
-        along = layer.attention_axes or range(1, len(value) - 1)
-        pairs = [*query[:-1], *(value[axis] for axis in along)]
-        return size([*pairs, layer.num_heads, layer.key_dim + layer.value_dim])
 
     def forward(self) -> list[Signal]:
         names = ("query", "value", "key")
@@ -84,27 +76,3 @@ class MultiHeadAttention(Flow):
         left = np.einsum("hv,hvd->d", self.constants[gone], self.array("output_dense.kernel")[gone])
         left = left[kept["out"]]
         return {"output_dense.bias": arrays["output_dense.bias"] + left} if left.any() else {}
-
-
-@describes(layers.GroupQueryAttention)
-class GroupQueryAttention(Wall):
-    @staticmethod
-    def products(layer: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> int | None:
-        query, value = _queried(args, kwargs)
-        return size([*query[:-1], *value[1:-1], layer.num_query_heads, 2 * layer.head_dim])
-
-
-@describes(layers.Attention, layers.AdditiveAttention)
-class Attention(Wall):
-    """Attention without weights along units: its inputs are what it multiplies."""
-
-    @staticmethod
-    def products(layer: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> int | None:
-        query, value, *key = (tuple(tensor.shape) for tensor in (args[0] if args else kwargs["inputs"]))
-        return size([*query[:2], value[1], (key[0] if key else value)[-1] + value[-1]])
-
-
-def _queried(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Shape, Shape]:
-    """Return the shapes of the query and of the value of a call."""
-    names = dict(zip(("query", "value", "key"), args, strict=False)) | kwargs
-    return tuple(names["query"].shape), tuple(names["value"].shape)

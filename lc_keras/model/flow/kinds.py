@@ -1,28 +1,23 @@
-"""Say what a kind of layer does, in one entry: its kernels, their multiply-adds, and how units pass.
+"""Say what a kind of layer does, in one entry: its kernels, and how units pass.
 
-An entry is a `Flow` that is registered with `describes`. Kernels and multiply-adds hold for subclasses of the
-layer, too: a layer of the user's that derives from `Dense` has the weights of a dense layer. How units pass
-does not: its `call` may do anything with them.
+An entry is a `Flow` that is registered with `describes`. Kernels hold for subclasses of the layer, too: a
+layer of the user's that derives from `Dense` has the weights of a dense layer. How units pass does not: its
+`call` may do anything with them.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from lc_keras.model.flow.units import Shape, Signal, Units, Weight, find, last
-
-# How often a call multiplies by each weight; `None` where that is not known.
-Uses = list[tuple[keras.Variable, int | None]]
 
 
 class Flow:
     """Describe a kind of layer; an object is one call of it, in which units flow from inputs to outputs.
 
-    A subclass says it once for all that is done with kernels, multiply-adds and units. `kernel_axes` are the
+    A subclass says it once for all that is done with kernels and units. `kernel_axes` are the
     axes of its kernels that number output units; `weights` are those of its weights that have an axis along
     units.
 
@@ -44,7 +39,7 @@ class Flow:
     # How many inputs it describes; `None`: any number.
     takes: int | None = None
 
-    # Kernels and multiply-adds.
+    # Kernels.
 
     @staticmethod
     def is_kernel(variable: keras.Variable) -> bool:
@@ -57,16 +52,6 @@ class Flow:
         if not cls.is_kernel(variable):
             return (-1,)
         return (-2, -1) if variable.name == "depthwise_kernel" else cls.kernel_axes
-
-    @staticmethod
-    def uses(layer: Any, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
-        """Return how often a call itself multiplies by each weight, apart from layers inside."""
-        return []
-
-    @staticmethod
-    def products(layer: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> int | None:
-        """Return the multiply-adds of activations by one another in a call; `None` if that is not known."""
-        return 0
 
     # Units.
 
@@ -190,12 +175,6 @@ def describes(*layers: type) -> Callable[[type[F]], type[F]]:
 def kind_of(layer: keras.Layer | None) -> type[Flow]:
     """Return the entry of a layer's class, or of the next one that it derives from: not for units."""
     return next((KINDS[c] for c in type(layer).__mro__ if c in KINDS), Wall)
-
-
-def size(shape: Sequence[int | None], divisor: int = 1) -> int | None:
-    """Return the number of elements of a shape, divided by a number; `None` if a size is not known."""
-    sizes = [n for n in shape if n is not None]
-    return math.prod(sizes) // divisor if len(sizes) == len(shape) else None
 
 
 def is_altered(layer: keras.Layer) -> bool:

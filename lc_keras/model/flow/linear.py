@@ -1,16 +1,13 @@
 """Describe layers whose outputs are sums over their input units: dense, convolutions, and their relatives."""
 
-import math
 import re
 from collections.abc import Callable
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import layers
 
-from lc_keras.internals import stored_kernel
-from lc_keras.model.flow.kinds import Flow, Uses, Wall, describes, size
+from lc_keras.model.flow.kinds import Flow, Wall, describes
 from lc_keras.model.flow.units import Along, Signal, Weight, apply, channels, is_elementwise
 
 
@@ -87,10 +84,6 @@ _IN_OUT = (
 class Dense(Linear):
     weights, width = _IN_OUT, "units"
 
-    @staticmethod
-    def uses(layer: layers.Dense, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
-        return [(stored_kernel(layer), size(inputs.shape[:-1]))]
-
     def touches(self) -> np.ndarray:
         return self.array("kernel") != 0
 
@@ -110,13 +103,6 @@ class EinsumDense(Wall):
         _, kernel, output = cls._labels(layer)
         return tuple(i - len(kernel) for i, label in enumerate(kernel) if label in output)
 
-    @classmethod
-    def uses(cls, layer: layers.EinsumDense, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
-        given, labels, _ = cls._labels(layer)
-        kernel = stored_kernel(layer)
-        contracted = [n for label, n in zip(labels, kernel.shape, strict=True) if label in given]
-        return [(kernel, size(inputs.shape, math.prod(contracted)))]
-
     @staticmethod
     def _labels(layer: layers.EinsumDense) -> list[str]:
         return re.split(",|->", layer.equation.replace("...", "").replace(" ", ""))
@@ -125,10 +111,6 @@ class EinsumDense(Wall):
 @describes(layers.Conv1D, layers.Conv2D, layers.Conv3D)
 class Conv(Linear):
     """A convolution; one of several groups keeps or loses a group as a whole."""
-
-    @staticmethod
-    def uses(layer: keras.Layer, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
-        return [(stored_kernel(layer), size(outputs.shape, layer.filters))]
 
     def forward(self) -> list[Signal]:
         self.groups = self.layer.groups
@@ -174,10 +156,6 @@ class ConvTranspose(Linear):
     # Each output position meets other positions of the kernel.
     spreads_constants = False
 
-    @staticmethod
-    def uses(layer: keras.Layer, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
-        return [(layer.kernel, size(inputs.shape, layer.kernel.shape[-1]))]
-
     def touches(self) -> np.ndarray:
         kernel = self.array("kernel")
         return (kernel != 0).any(axis=tuple(range(kernel.ndim - 2))).T
@@ -189,10 +167,6 @@ class DepthwiseConv(Flow):
 
     kernel_axes = (-2, -1)
     weights = (Weight("kernel", makes=Along(-2, "in")), Weight("bias", makes=Along(-1, "out")))
-
-    @staticmethod
-    def uses(layer: keras.Layer, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
-        return [(layer.kernel, size(outputs.shape, math.prod(layer.kernel.shape[-2:])))]
 
     def forward(self) -> list[Signal]:
         self.x = x = self.along(self.inputs[0], channels(self.layer, self.inputs[0].shape))
@@ -223,11 +197,6 @@ class SeparableConv(Linear):
         Weight("pointwise_kernel", makes=Along(-1, "out"), reads=Along(-2, "between")),
         Weight("bias", makes=Along(-1, "out")),
     )
-
-    @staticmethod
-    def uses(layer: keras.Layer, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
-        pixels = size(outputs.shape, layer.filters)
-        return [(layer.depthwise_kernel, pixels), (layer.pointwise_kernel, pixels)]
 
     def forward(self) -> list[Signal]:
         self.spreads_constants = not _pads(self.layer)
@@ -261,13 +230,6 @@ class STFTSpectrogram(Wall):
     @classmethod
     def is_kernel(cls, variable: keras.Variable) -> bool:
         return variable.name not in cls.waves and super().is_kernel(variable)
-
-    @classmethod
-    def uses(cls, layer: layers.STFTSpectrogram, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
-        found = [wave for name in cls.waves if (wave := getattr(layer, name, None)) is not None]
-        # One mode hands out the real and the imaginary part side by side.
-        frequencies = found[0].shape[-1] * (2 if layer.mode == "stft" else 1)
-        return [(wave, size(outputs.shape, frequencies)) for wave in found]
 
 
 def depthwise(

@@ -4,54 +4,13 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import layers
 
-from lc_keras.model.flow.kinds import KINDS, Flow, Uses, Wall, describes, size
+from lc_keras.model.flow.kinds import KINDS, Flow, describes
 from lc_keras.model.flow.units import Along, Signal, Weight, is_elementwise, last
 
-_CELLS = (layers.LSTMCell, layers.GRUCell, layers.SimpleRNNCell)
 
-
-class OfCells(Flow):
-    """A layer that steps through its input with cells; those of Keras multiply by each weight once a step."""
-
-    @staticmethod
-    def uses(layer: layers.RNN, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
-        found: Uses = []
-        for cell in getattr(layer.cell, "cells", [layer.cell]):
-            if type(cell) in _CELLS:
-                found += [(kernel, size(inputs.shape[:2])) for kernel in (cell.kernel, cell.recurrent_kernel)]
-            elif not layer.unroll:
-                # Its layers are traced for one step of a number that is not known.
-                found += [(variable, None) for variable in cell.variables]
-        return found
-
-
-@describes(layers.RNN)
-class RNN(OfCells, Wall):
-    """A layer of cells of any kind."""
-
-
-@describes(layers.ConvLSTM1D, layers.ConvLSTM2D, layers.ConvLSTM3D)
-class ConvLSTM(Wall):
-    @staticmethod
-    def uses(layer: layers.RNN, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
-        shape = keras.tree.flatten(outputs)[0].shape
-        end = len(shape) - (1 if layer.data_format == "channels_last" else 0)
-        uses = size([*inputs.shape[:2], *shape[end - layer.cell.rank : end]])
-        return [(layer.cell.kernel, uses), (layer.cell.recurrent_kernel, uses)]
-
-
-@describes(layers.TimeDistributed)
-class TimeDistributed(Wall):
-    @staticmethod
-    def uses(layer: layers.TimeDistributed, inputs: tf.Tensor, outputs: tf.Tensor) -> Uses:
-        # The layer inside is traced for one step of a number that is not known.
-        return [(variable, None) for variable in layer.variables] if inputs.shape[1] is None else []
-
-
-class Recurrent(OfCells):
+class Recurrent(Flow):
     """A layer of gates, whose unit is zero for good if its candidate is: states start at zero."""
 
     width = "units"
