@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import keras
 
-from lc_keras.measuring.table import new_axes
+from lc_keras.showing import new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
