@@ -29,6 +29,7 @@ class Makers:
         self._trainable = model.trainable_variables
         self._places: dict[int, tuple[int, np.ndarray]] = {}
         self._reads: dict[int, tuple[int, np.ndarray]] = {}
+        self._channels: dict[int, float] = {}
         for flow in graph.layers.values():
             for weight in flow.weights:
                 variable = find(flow.layer, weight.name)
@@ -36,6 +37,9 @@ class Makers:
                     if variable is not None and along:
                         tiled = np.tile(flow.ports[along.port], along.tiles)
                         places[id(variable)] = along.axis, groups[tiled]
+                if variable is not None and weight.makes:
+                    inside, tiles = weight.makes.inside, weight.makes.tiles
+                    self._channels[id(variable)] = (1 if inside is None else variable.shape[inside]) / tiles
         self._macs = uses
 
     def by_units(self, parts: list[list[keras.Variable]]) -> list[list[keras.Variable]]:
@@ -115,6 +119,7 @@ class Makers:
                     units=numbers(makes),
                     reads=None if reads is None else numbers(reads[1]),
                     count=len(units),
+                    channels=self._channels.get(key, 1.0),
                     macs=self._macs.get(key, None if key in own else 0),
                     bytes=bytes_of(variable),
                 )

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from lc_keras.arguments import non_negative, number_or_fraction
+from lc_keras.arguments import non_negative, number_or_fraction, whole
 from lc_keras.costs import budgets, thresholds
 from lc_keras.costs.compression import Map
 from lc_keras.costs.grouped import Decide, Grouped
 from lc_keras.costs.groups import Groups
 from lc_keras.costs.layout import Layout
+from lc_keras.costs.multiples import numbered
 from lc_keras.costs.prices import Measure, TensorPrices, UnitPrices
 
 MEASURES = typing.get_args(Measure)
@@ -43,6 +44,9 @@ class L0Constraint(Grouped):
         keep_at_least: Int ≥ 0, or float in [0, 1]: how many groups of each layer, or what fraction of them,
             rounded up, to keep whatever it takes. `None` (default): where a `Task` finds neurons in a model's
             graph, half of what an even budget would keep of each layer, and at least one; else none.
+        multiple_of: Int ≥ 1, default 1. With `Neurons()`: what each layer keeps is a multiple of it, or all,
+            in channels: a head of attention counts as many as it has, a group of a convolution all of its
+            own, and layers that are tied keep the same.
 
     Raises:
         TypeError: If an argument is of another type.
@@ -58,6 +62,7 @@ class L0Constraint(Grouped):
     groups: Groups = None  # type: ignore[assignment]  # Weights()
     measure: Measure = "groups"
     keep_at_least: int | float | None = None
+    multiple_of: int = 1
 
     has_budget = keeps_values = can_loosen = True
 
@@ -71,6 +76,11 @@ class L0Constraint(Grouped):
         if self.keep_at_least is not None:
             at_least = number_or_fraction("keep_at_least", self.keep_at_least)
             object.__setattr__(self, "keep_at_least", at_least)
+        object.__setattr__(self, "multiple_of", whole("multiple_of", self.multiple_of))
+        if self.multiple_of > 1 and not self.needs_units:
+            raise ValueError(
+                f"Expected `groups` to be Neurons() with `multiple_of`. Received: groups={self.groups!r}"
+            )
 
     @property
     def needs_macs(self) -> bool:
@@ -148,28 +158,39 @@ class L0Constraint(Grouped):
         Returns:
             List of callables, as of `maps`.
         """
-        prices = self._prices(layouts)
+        prices, layouts = self._prices(layouts), self._numbered(layouts)
         magnitudes = self._magnitudes(weights, layouts)
+        if isinstance(prices, UnitPrices):
+            chosen = prices.choose(magnitudes[0], kappa)
+            return self._hard(lambda *_: chosen, magnitudes, layouts)
         if self.measure == "groups" and not any(prices.at_least):
             return self._hard(_largest(magnitudes, kappa), magnitudes, layouts)
-        if isinstance(prices, UnitPrices):
-            chosen = budgets.choose(magnitudes[0], prices.products, kappa, prices.parts)
-            return self._hard(lambda *_: chosen, magnitudes, layouts)
         counts = budgets.allocate(magnitudes, prices.prices, kappa, prices.at_least)
         each = [_largest([m], count) for m, count in zip(magnitudes, counts, strict=True)]
         return self._hard(lambda index, magnitudes: each[index](0, magnitudes), magnitudes, layouts)
 
+    def _numbered(self, layouts: Sequence[Layout]) -> Sequence[Layout]:
+        """Return layouts that say which units there are, where these are kept in multiples."""
+        if self.multiple_of == 1 or self._shared(layouts):
+            return layouts
+        return numbered(layouts, [self.groups.count(layout) for layout in layouts])
+
     def _prices(self, layouts: Sequence[Layout]) -> TensorPrices | UnitPrices:
+        of_graph, layouts = self._shared(layouts), self._numbered(layouts)
         if not self._shared(layouts):
             return TensorPrices.of(self.groups, layouts, self.measure, self.keep_at_least or 0)
-        if self.keep_at_least is not None:
-            return UnitPrices.of(layouts, self.measure, self.keep_at_least)
-        one_each = UnitPrices.of(layouts, self.measure, 1)
+
+        def keeping(at_least: int | float) -> UnitPrices:
+            return UnitPrices.of(layouts, self.measure, at_least).in_multiples(self.multiple_of, layouts)
+
+        if self.keep_at_least is not None or not of_graph:
+            return keeping(self.keep_at_least or 0)
+        one_each = keeping(1)
         total = one_each.total
         kappa = self._kappa(total)
         # What a kernel costs goes by the units of two layers.
         power = 1 if self.measure == "groups" else 2
-        half = one_each.keeping(min(1.0, (kappa / max(total, 1)) ** (1 / power) / 2))
+        half = keeping(min(1.0, (kappa / max(total, 1)) ** (1 / power) / 2))
         return half if half.least <= kappa else one_each
 
     def _kappa(self, total: int) -> int:

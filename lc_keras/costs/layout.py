@@ -20,6 +20,8 @@ class Layout:
         reads: int array or `None` (default: none of them): the number of the unit that each place along the
             inputs reads, or -1. Where that unit goes, what reads it goes, too.
         count: Int, how many units the weights of one cost share. Defaults to 0.
+        channels: Float, how many channels each place of `axes` stands for: as many as a head of attention
+            has, and a fourth where a unit has a place in each of four gates. Defaults to 1.
         macs: Int or `None` (default: not known): the multiply-adds of one element, for one example.
         bytes: Int, the size of one element. Defaults to 4.
 
@@ -32,6 +34,7 @@ class Layout:
     units: np.ndarray | None = None
     reads: np.ndarray | None = None
     count: int = 0
+    channels: float = 1.0
     macs: int | None = None
     bytes: int = 4
 

@@ -3,14 +3,16 @@
 import decimal
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import tensorflow as tf
 
-from lc_keras.costs.budgets import Product
+from lc_keras.costs.budgets import Product, choose
 from lc_keras.costs.groups import Groups
 from lc_keras.costs.layout import Layout
+from lc_keras.costs.multiples import Class, choose_pieces, classes_of, in_pieces, least_pieces
 
 Measure = Literal["groups", "parameters", "macs", "bytes"]
 
@@ -68,10 +70,13 @@ class UnitPrices:
         products: List of `Product`, what the weights of each tensor cost.
         parts: List of pairs: the units of a layer, as an array of their numbers, and how many of these stay
             whatever it takes.
+        classes: List of `Class`, whose pieces are in the place of units; none of them (default) if units
+            stay or go one by one.
     """
 
     products: list[Product]
     parts: list[tuple[np.ndarray, int]]
+    classes: list[Class] = field(default_factory=list)
 
     @classmethod
     def of(cls, layouts: Sequence[Layout], measure: Measure, at_least: int | float) -> "UnitPrices":
@@ -98,9 +103,19 @@ class UnitPrices:
         products = [_product(layout, measure) for layout in layouts]
         return cls([product for product in products if product.price], parts)
 
-    def keeping(self, at_least: int | float) -> "UnitPrices":
-        """Return the same prices with another number, or fraction, of units of each layer to keep."""
-        return replace(self, parts=[(units, _part(at_least, len(units))) for units, _ in self.parts])
+    def in_multiples(self, multiple: int, layouts: Sequence[Layout]) -> "UnitPrices":
+        """Return the prices of pieces of units, where layers keep multiples of a number."""
+        if multiple == 1:
+            return self
+        classes = classes_of(layouts, multiple)
+        products = [in_pieces(product, classes) for product in self.products]
+        return UnitPrices(products, least_pieces(self.parts, classes), classes)
+
+    def choose(self, magnitudes: tf.Tensor, budget: float | tf.Tensor) -> tf.Tensor:
+        """Return which units to keep, a bool vector, of their magnitudes and a budget."""
+        if self.classes:
+            return choose_pieces(magnitudes, self.products, budget, self.parts, self.classes)
+        return choose(magnitudes, self.products, budget, self.parts)
 
     @property
     def at_least(self) -> list[int]:

@@ -17,10 +17,13 @@ class MultiHeadAttention(Flow):
 
     weights = (
         *(
-            Weight(f"{name}_dense.kernel", makes=Along(1, "heads"), reads=Along(0, name))
+            Weight(f"{name}_dense.kernel", makes=Along(1, "heads", inside=2), reads=Along(0, name))
             for name in ("query", "value", "key")
         ),
-        *(Weight(f"{name}_dense.bias", makes=Along(0, "heads")) for name in ("query", "value", "key")),
+        *(
+            Weight(f"{name}_dense.bias", makes=Along(0, "heads", inside=1))
+            for name in ("query", "value", "key")
+        ),
         Weight("output_dense.kernel", makes=Along(-1, "out"), reads=Along(0, "heads")),
         Weight("output_dense.bias", makes=Along(-1, "out")),
     )

@@ -167,7 +167,7 @@ class Bidirectional(Flow):
 
 
 def _within(name: str, along: Along | None) -> Along | None:
-    return along and Along(along.axis, f"{name}.{along.port}", along.tiles)
+    return along and along._replace(port=f"{name}.{along.port}")
 
 
 def _of(name: str, entries: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

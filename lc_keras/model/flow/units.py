@@ -105,11 +105,15 @@ class Signal:
 
 
 class Along(NamedTuple):
-    """An axis of a weight that runs along the units of a port, `tiles` times."""
+    """An axis of a weight that runs along the units of a port, `tiles` times.
+
+    A unit may have channels of its own, as a head of attention, along the axis `inside`.
+    """
 
     axis: int
     port: str
     tiles: int = 1
+    inside: int | None = None
 
 
 class Weight(NamedTuple):
