@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import keras
 
-from lc_keras.showing import new_axes
+from lc_keras.showing import Shown, Table, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Smallest:
+class Smallest(Shown):
     """The smallest budget that reaches a score, and the whole curve; see `smallest`. `str()` is a table.
 
     Attributes:
@@ -61,12 +61,9 @@ class Smallest:
     points: tuple[Point, ...]
     note: str
 
-    def __str__(self) -> str:
-        lines = [
-            f"Smallest budget: {self.budget:.4g}, score {self.score:.4g} (reference {self.reference:.4g})",
-            table(self.points, self.limit),
-        ]
-        return "\n".join([*lines, self.note] if self.note else lines)
+    def _table(self) -> Table:
+        said = f"Smallest budget: {self.budget:.4g}, score {self.score:.4g} (reference {self.reference:.4g})"
+        return table_of(self.points, self.limit, said, *filter(None, [self.note]))
 
     def to_json(self) -> str:
         """Return all but the model as JSON: an object with the attributes of the same names."""
@@ -106,12 +103,23 @@ class Smallest:
         return figure
 
 
-def table(points: Sequence[Point], limit: float) -> str:
-    """Return points as an aligned text, from the largest budget to the smallest."""
-    rule = "-" * 58
-    lines = [f"{'budget':>12}{'weights kept':>14}{'score':>10}{'runs':>6}{'seconds':>9}", rule]
+@dataclass(frozen=True)
+class SoFar(Shown):
+    """Points of a search that did not end, and the worst score that was asked for."""
+
+    points: tuple[Point, ...]
+    limit: float
+
+    def _table(self) -> Table:
+        return table_of(self.points, self.limit)
+
+
+def table_of(points: Sequence[Point], limit: float, *notes: str) -> Table:
+    """Return points as a table, from the largest budget to the smallest."""
+    rows = []
     for p in sorted(points, key=lambda point: -point.budget):
-        kept = f"{100 * p.density:.2f} %"
-        line = f"{p.budget:>12.4g}{kept:>14}{p.score:>10.4g}{len(p.scores):>6}{p.seconds:>9.1f}"
-        lines.append(line + ("  reached" if p.reached else ""))
-    return "\n".join([*lines, rule, f"Asked for: {limit:.4g}"])
+        density, reached = f"{100 * p.density:.2f} %", "yes" if p.reached else "no"
+        runs, seconds = str(len(p.scores)), f"{p.seconds:.1f}"
+        rows.append((f"{p.budget:.4g}", density, f"{p.score:.4g}", reached, runs, seconds))
+    head = ("budget", "weights kept", "score", "reached", "runs", "seconds")
+    return Table(head, rows, notes=(f"Asked for: {limit:.4g}", *notes))

@@ -16,7 +16,7 @@ from lc_keras.algorithm.tasks import Selector, SharedCost, Task, bind_tasks
 from lc_keras.arguments import is_number, keras_model
 from lc_keras.costs import L0Constraint, Weights
 from lc_keras.costs.groups import Groups
-from lc_keras.showing import new_axes
+from lc_keras.showing import Shown, Table, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +41,7 @@ class LayerSensitivity:
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(Shown):
     """The score of a model against what is kept of each layer; see `sensitivity`. `str()` of it is a table.
 
     Attributes:
@@ -54,15 +54,10 @@ class Sensitivity:
     reference: float
     rows: tuple[LayerSensitivity, ...]
 
-    def __str__(self) -> str:
-        width = max([len(row.name) for row in self.rows] + [len("layer, kept")])
-        head = "".join(f"{100 * keep:>9.3g} %" for keep in self.keep)
-        lines = [f"{'layer, kept':{width}}  {'groups':>11}{head}"]
-        lines.append("-" * len(lines[0]))
-        for row in self.rows:
-            scores = "".join(f"{score:>11.4g}" for score in row.scores)
-            lines.append(f"{row.name:{width}}  {row.groups:>11,}{scores}")
-        return "\n".join([*lines, lines[1], f"As it is: {self.reference:.4g}"])
+    def _table(self) -> Table:
+        head = ("layer, kept", "groups", *(f"{100 * keep:.3g} %" for keep in self.keep))
+        rows = [(row.name, f"{row.groups:,}", *(f"{score:.4g}" for score in row.scores)) for row in self.rows]
+        return Table(head, rows, notes=[f"As it is: {self.reference:.4g}"])
 
     def to_json(self) -> str:
         """Return the scores as JSON: an object with `keep`, `reference` and `rows`; `null` is no number."""

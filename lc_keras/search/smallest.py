@@ -15,7 +15,7 @@ import keras
 from lc_keras.algorithm.tasks import bind_tasks
 from lc_keras.arguments import above_one, keras_model, non_negative, positive, switch, whole
 from lc_keras.costs import L0Constraint
-from lc_keras.search.curve import Point, Smallest, table
+from lc_keras.search.curve import Point, Smallest, SoFar
 from lc_keras.search.runs import Compress, Fit, Runs, ScoreOf
 from lc_keras.search.sensitivity import Score, score_of
 
@@ -126,7 +126,7 @@ def smallest(
             bisection.run(warm_start, max_runs, max_seconds, verbose)
         except BaseException as error:
             if runs.points:
-                error.add_note(f"The search so far:\n{table(runs.points, bisection.limit)}")
+                error.add_note(f"The search so far:\n{SoFar(tuple(runs.points), bisection.limit)}")
             raise
         return bisection.result()
 
