@@ -336,3 +336,19 @@ def test_one_line_of_progress(capsys):
     assert all(line.startswith("net ") for line in lines) and "loss" in lines[-1]
     model.fit(np.ones((4, 2)), np.ones((4, 1)), epochs=0, verbose=0, callbacks=[bar])
     assert "epoch 0/0" in capsys.readouterr().out
+
+
+def test_what_to_keep_is_sought_in_three_ways(tmp_path):
+    options = ("--trials", "2", "--epochs", "1", "--reference-epochs", "2", "--output", tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "examples.search_keep", *options],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines() if "of the weights" in line] == [
+        "smallest",
+        "keras-tuner",
+        "scikit-learn",
+    ]

@@ -1,0 +1,135 @@
+"""What to keep, sought in three ways: `lc_keras.smallest`, KerasTuner, and scikit-learn's grid search.
+
+    python -m examples.search_keep    # scikit-learn's digits, some minutes
+    python -m examples.search_keep --ways smallest --epochs 30
+
+Each looks for the smallest part of the weights at which a small net is at most half a point worse. KerasTuner
+tries what its oracle proposes, and scikit-learn crosses validation sets; both take LC as any other callback.
+"""
+
+import argparse
+from pathlib import Path
+
+import keras
+import numpy as np
+
+import lc_keras
+from examples import data, digits
+
+
+def compiled(weights=None):
+    """Builds the net of `examples.digits`, with the weights of another one."""
+    model = digits.build()
+    model.compile(
+        keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=False,  # compiling would take longer than it saves
+    )
+    if weights is not None:
+        model.set_weights(weights)
+    return model
+
+
+def smallest(reference, train, validation, args):
+    """By bisection, each run from the weights of the one before."""
+
+    def fit(model, callbacks):
+        batches = data.batches(train, 32, seed=args.seed)
+        return model.fit(batches, epochs=args.epochs, shuffle=False, verbose=0, callbacks=callbacks)
+
+    found = lc_keras.smallest(
+        reference,
+        fit,
+        lambda model: accuracy(model, validation),
+        args.within,
+        max_runs=args.trials,
+        directory=args.output / "smallest",
+    )
+    print(found)
+    found.plot(args.output / "smallest.png")
+    return found.budget
+
+
+def keras_tuner(reference, train, validation, args):
+    """By what KerasTuner proposes: what is kept, and 1 more for each point that is missing."""
+    import keras_tuner
+
+    weights, asked = reference.get_weights(), accuracy(reference, validation) - args.within
+
+    class Pruned(keras_tuner.HyperModel):
+        def build(self, hp):
+            return compiled(weights)
+
+        def fit(self, hp, model, *given, callbacks=(), **options):
+            keep = hp.Float("keep", 0.005, 0.5, sampling="log")
+            compress = lc_keras.LearningCompression(lc_keras.L0Constraint(keep))
+            model.fit(*given, callbacks=[*callbacks, compress], **options)
+            return keep + 100 * max(0.0, asked - accuracy(model, validation))
+
+    tuner = keras_tuner.BayesianOptimization(
+        Pruned(), max_trials=args.trials, seed=args.seed, overwrite=True, directory=args.output
+    )
+    batches = data.batches(train, 32, seed=args.seed)
+    tuner.search(batches, epochs=args.epochs, shuffle=False, verbose=0)
+    return tuner.get_best_hyperparameters()[0].get("keep")
+
+
+def scikit_learn(reference, train, validation, args):
+    """By a grid, on three splits of the training data."""
+    from sklearn.model_selection import GridSearchCV
+
+    def build(X, y):
+        model = compiled(reference.get_weights())
+        # The classifier gives probabilities for labels, and its own callbacks to each fit.
+        model.compile(
+            model.optimizer, keras.losses.CategoricalCrossentropy(from_logits=True), jit_compile=False
+        )
+        return model
+
+    def options(keep):
+        compress = lc_keras.LearningCompression(lc_keras.L0Constraint(keep))
+        return {"epochs": args.epochs, "verbose": 0, "callbacks": [compress]}
+
+    keeps = np.geomspace(0.5, 0.01, args.trials).tolist()
+    classifier = keras.wrappers.SKLearnClassifier(build)
+    search = GridSearchCV(classifier, {"fit_kwargs": [options(keep) for keep in keeps]}, cv=3, refit=False)
+    search.fit(*train)
+    scores = search.cv_results_["mean_test_score"]
+    return min(keep for keep, score in zip(keeps, scores, strict=True) if score >= max(scores) - args.within)
+
+
+WAYS = {"smallest": smallest, "keras-tuner": keras_tuner, "scikit-learn": scikit_learn}
+
+
+def accuracy(model, part):
+    """Returns the part of the images that a model gets right."""
+    images, labels = part
+    return float(np.mean(np.argmax(keras.ops.convert_to_numpy(model(images)), axis=-1) == labels))
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--within", type=float, default=0.005, help="how much accuracy may be lost")
+    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=20, help="of each trial")
+    parser.add_argument("--reference-epochs", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("outputs/search_keep"))
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    keras.utils.set_random_seed(args.seed)
+    train, validation, _ = data.digits()
+    reference = compiled()
+    reference.fit(data.batches(train, 32, seed=0), epochs=args.reference_epochs, shuffle=False, verbose=0)
+    for name in args.ways:
+        print(
+            f"{name}: {100 * WAYS[name](reference, train, validation, args):.3g} % of the weights", flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()
