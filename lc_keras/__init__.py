@@ -3,7 +3,10 @@
 from lc_keras import baselines
 from lc_keras.algorithm import Alternation, Exponential, Geometric, LCPenalty, Task
 from lc_keras.costs import (
+    Binary,
     Blocks,
+    Codebook,
+    Grid,
     L0Constraint,
     L0Penalty,
     L1Constraint,
@@ -12,6 +15,7 @@ from lc_keras.costs import (
     L2Penalty,
     Neurons,
     NMConstraint,
+    Ternary,
     Weights,
 )
 from lc_keras.export import export_litert, export_saved_model
@@ -23,9 +27,12 @@ from lc_keras.shrinking import ShrinkReport, shrink, shrink_report
 
 __all__ = [
     "Alternation",
+    "Binary",
     "Blocks",
+    "Codebook",
     "Exponential",
     "Geometric",
+    "Grid",
     "L0Constraint",
     "L0Penalty",
     "L1Constraint",
@@ -41,6 +48,7 @@ __all__ = [
     "ShrinkReport",
     "Smallest",
     "Task",
+    "Ternary",
     "Weights",
     "baselines",
     "estimate_statistics",

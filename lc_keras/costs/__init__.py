@@ -11,16 +11,22 @@ applied tensor by tensor.
 Here belong numbers only. Nothing here knows of models, layers or training.
 """
 
+from lc_keras.costs.codebook import Codebook
 from lc_keras.costs.compression import Compression
+from lc_keras.costs.grid import Grid
 from lc_keras.costs.groups import Blocks, Neurons, Weights
 from lc_keras.costs.l0 import L0Constraint, L0Penalty
 from lc_keras.costs.l1 import L1Constraint, L1Penalty
 from lc_keras.costs.l2 import L2Constraint, L2Penalty
 from lc_keras.costs.nm import NMConstraint
+from lc_keras.costs.signs import Binary, Ternary
 
 __all__ = [
+    "Binary",
     "Blocks",
+    "Codebook",
     "Compression",
+    "Grid",
     "L0Constraint",
     "L0Penalty",
     "L1Constraint",
@@ -29,5 +35,6 @@ __all__ = [
     "L2Penalty",
     "NMConstraint",
     "Neurons",
+    "Ternary",
     "Weights",
 ]

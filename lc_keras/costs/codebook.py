@@ -1,0 +1,71 @@
+"""Codebooks: few values that all weights share, learned or given."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from lc_keras.arguments import is_number, whole
+from lc_keras.costs import thresholds
+from lc_keras.costs.kmeans import best_codes
+from lc_keras.costs.layout import Layout
+from lc_keras.costs.values import Values
+
+_MOST, _LARGEST = 2**16, float(np.finfo(np.float32).max)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Codebook(Values):
+    r"""Each weight has one of k values: $\theta_i \in \{c_1, \dots, c_k\}$, learned or given.
+
+    With given values the C step takes the nearest. A learned codebook is k-means of numbers, $\min_{c, z}
+    \sum_i (v_i - c_{z_i})^2$, over all tensors together (Carreira-Perpiñán & Idelbayev, Model compression as
+    constrained optimization, with application to neural nets, part II: quantization, arXiv:1707.04319), here
+    on a histogram: see `lc_keras.costs.kmeans`. Nothing is random, and nothing is kept from one C step to the
+    next.
+
+    Args:
+        size: Int k ≥ 1, at most 65,536, or `None` (default) if `values` are given.
+        values: Sequence of finite numbers, such as powers of two, or `None` (default).
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: If `size` is out of range, `values` are none or too many or not finite, or not just one of
+            both is given.
+
+    Example:
+
+    >>> Codebook(2).c_step([tf.constant([3.0, 1.0, -2.0, -1.0])], mu=1.0)[0].numpy()
+    array([ 2. ,  2. , -1.5, -1.5], dtype=float32)
+    """
+
+    size: int | None = None
+    values: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.size is None) == (self.values is None):
+            raise ValueError(f"Expected `size` or `values`. Received: size={self.size}, values={self.values}")
+        given = whole("size", self.size) if self.size is not None else self._numbers()
+        count = given if isinstance(given, int) else len(given)
+        if count > _MOST:
+            raise ValueError(f"Expected at most {_MOST} values. Received: {count}")
+        object.__setattr__(self, "values" if self.size is None else "size", given)
+
+    def _numbers(self) -> tuple[float, ...]:
+        given = self.values.tolist() if isinstance(self.values, np.ndarray) else self.values
+        if isinstance(given, str) or not isinstance(given, Sequence) or not all(map(is_number, given)):
+            raise TypeError(f"Expected `values` to be a list of numbers. Received: values={self.values!r}")
+        numbers = tuple(sorted({float(value) for value in given}))
+        if not numbers or not all(abs(number) <= _LARGEST for number in numbers):
+            raise ValueError(f"Expected `values` that are finite. Received: values={self.values!r}")
+        return numbers
+
+    def learn(
+        self, weights: Sequence[tf.Tensor], layouts: Sequence[Layout], sparse: bool = False
+    ) -> list[tf.Tensor]:
+        if self.size is not None:
+            codes = best_codes(weights, self.size, sparse)
+        else:
+            codes = tf.constant(self.values, thresholds.common_dtype(weights))
+        return [codes] * len(weights)

@@ -1,0 +1,115 @@
+"""The grid of whole numbers with which kernels compute in 8 or 4 bits."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import tensorflow as tf
+
+from lc_keras.costs import thresholds
+from lc_keras.costs.layout import Layout
+from lc_keras.costs.values import Values
+
+# Scales that are tried, by the number of bits: how many, and the least part of the largest magnitude.
+_TRIED, _LEAST, _LEAST_OF_FEW_BITS = 12, 0.7, 0.25
+_ROUNDS = 2
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Grid(Values):
+    r"""Each weight is a whole number of steps of its output unit: $\theta_i = s\,q_i$, $|q_i| < 2^{b-1}$.
+
+    It is the grid of kernels in LiteRT (Jacob et al., Quantization and training of neural networks for
+    efficient integer-arithmetic-only inference, CVPR 2018) and, for 8 bits, of `keras.Model.quantize`:
+    symmetric, zero is on it, and the largest weight of each unit is its end, so that both find the same step
+    in θ and change none of its weights. The C step takes the nearest; s is the best of several parts of
+    $\max_i |v_i| / (2^{b-1} - 1)$, and then of least squares. It has so few digits that $s\,q$ is exact in
+    single precision.
+
+    Args:
+        bits: Int from 2 to 8, b. Defaults to 8.
+        per: `"channel"` (default): each output unit has a step of its own. `"tensor"`: each tensor has.
+
+    Raises:
+        ValueError: If `bits` or `per` is anything else.
+
+    Example:
+
+    >>> Grid(3, per="tensor").c_step([tf.constant([3.0, -1.2, 0.4])], mu=1.0)[0].numpy()
+    array([ 3., -1.,  0.], dtype=float32)
+    """
+
+    bits: int = 8
+    per: Literal["channel", "tensor"] = "channel"
+
+    def __post_init__(self) -> None:
+        bits = self.bits
+        if not isinstance(bits, (int, np.integer)) or isinstance(bits, bool) or not 2 <= bits <= 8:
+            raise ValueError(f"Expected `bits` to be a whole number from 2 to 8. Received: bits={bits!r}")
+        object.__setattr__(self, "bits", int(bits))
+        if not isinstance(self.per, str) or self.per not in ("channel", "tensor"):
+            raise ValueError(f'Expected `per` to be "channel" or "tensor". Received: per={self.per!r}')
+
+    @property
+    def _largest(self) -> int:
+        return 2 ** (self.bits - 1) - 1
+
+    def check(self, layouts: Sequence[Layout]) -> None:
+        for layout in layouts:
+            if self.per == "channel" and not layout.inputs:
+                raise ValueError(
+                    f"Expected tensors with an axis of inputs for a Grid per channel. "
+                    f"Received: one of rank {len(layout.shape)}"
+                )
+
+    def learn(
+        self, weights: Sequence[tf.Tensor], layouts: Sequence[Layout], sparse: bool = False
+    ) -> list[tf.Tensor]:
+        steps: list[tf.Tensor] = []
+        for weight, layout in zip(weights, layouts, strict=True):
+            # One after the other: the buffers of one tensor at a time are alive.
+            with tf.control_dependencies(steps[-1:]):
+                wide = tf.cast(weight, thresholds.common_dtype([weight]))
+                steps.append(self._best_step(wide, layout))
+        return steps
+
+    def nearest(self, value: tf.Tensor, learned: tf.Tensor) -> tf.Tensor:
+        learned = tf.cast(learned, value.dtype)
+        return self._numbers(value, learned) * learned
+
+    def _numbers(self, value: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        numbers = tf.round(tf.math.divide_no_nan(value, step))
+        return tf.clip_by_value(numbers, -self._largest, self._largest)
+
+    def _best_step(self, value: tf.Tensor, layout: Layout) -> tf.Tensor:
+        axes = layout.inputs if self.per == "channel" else None
+        most = tf.reduce_max(tf.abs(value), axes, keepdims=True) / self._largest
+
+        def sums(products: tf.Tensor) -> tf.Tensor:
+            return tf.reduce_sum(products, axes, keepdims=True)
+
+        def better(best: tuple[tf.Tensor, tf.Tensor], step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            step = _with_few_digits(tf.minimum(step, most), self.bits - 1)
+            error = sums(tf.square(value - self.nearest(value, step)))
+            return tf.where(error < best[1], step, best[0]), tf.minimum(error, best[1])
+
+        def try_part(i: tf.Tensor, *best: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            part = tf.pow(least, tf.cast(i, value.dtype) / (_TRIED - 1))
+            return (i + 1, *better(best, most * part))
+
+        def fit(i: tf.Tensor, *best: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            numbers = self._numbers(value, best[0])
+            return (i + 1, *better(best, tf.math.divide_no_nan(sums(value * numbers), sums(numbers**2))))
+
+        least = tf.constant(_LEAST if self.bits > 4 else _LEAST_OF_FEW_BITS, value.dtype)
+        best = tf.zeros_like(most), tf.fill(most.shape, tf.constant(np.inf, value.dtype))
+        _, *best = tf.while_loop(lambda i, *_: i < _TRIED, try_part, (0, *best))
+        return tf.while_loop(lambda i, *_: i < _ROUNDS, fit, (0, *best))[1]
+
+
+def _with_few_digits(step: tf.Tensor, cut: int) -> tf.Tensor:
+    """Return steps rounded to fewer bits, so that multiples of them are exact."""
+    bits = tf.int32 if step.dtype == tf.float32 else tf.int64
+    rounded = tf.bitcast(step, bits) + 2 ** (cut - 1)
+    return tf.bitcast(tf.bitwise.bitwise_and(rounded, tf.constant(-(2**cut), bits)), step.dtype)
