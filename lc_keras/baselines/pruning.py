@@ -37,8 +37,11 @@ class Pruning(Attached):
     def __init__(self, tasks: Tasks) -> None:
         super().__init__(tasks)
         for task in self.tasks:
-            if not isinstance(task.compression, L0Constraint):
-                raise TypeError(f"Expected an L0Constraint in every task. Received: {task!r}")
+            cost = task.compression
+            if not isinstance(cost, L0Constraint) or cost.values:
+                raise TypeError(
+                    f"Expected an L0Constraint, without `values`, in every task. Received: {task!r}"
+                )
 
     def kept(self, total: int, kappa: int, progress: float) -> int:
         """Return what is left of the groups that share a budget.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import decimal
+import functools
 import typing
 from collections.abc import Sequence
 
@@ -15,6 +16,8 @@ from lc_keras.costs.groups import Groups
 from lc_keras.costs.layout import Layout
 from lc_keras.costs.multiples import numbered
 from lc_keras.costs.prices import Measure, TensorPrices, UnitPrices
+from lc_keras.costs.sparse import sparse_values
+from lc_keras.costs.values import Values
 
 MEASURES = typing.get_args(Measure)
 
@@ -47,6 +50,8 @@ class L0Constraint(Grouped):
         multiple_of: Int ≥ 1, default 1. With `Neurons()`: what each layer keeps is a multiple of it, or all,
             in channels: a head of attention counts as many as it has, a group of a convolution all of its
             own, and layers that are tied keep the same.
+        values: What the kept weights may be, such as `Codebook(16)` or `Grid(8)`; of single weights only.
+            `None` (default): anything. The C step then alternates (see `lc_keras.costs.sparse`).
 
     Raises:
         TypeError: If an argument is of another type.
@@ -63,8 +68,9 @@ class L0Constraint(Grouped):
     measure: Measure = "groups"
     keep_at_least: int | float | None = None
     multiple_of: int = 1
+    values: Values | None = None
 
-    has_budget = keeps_values = can_loosen = True
+    has_budget = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,6 +87,20 @@ class L0Constraint(Grouped):
             raise ValueError(
                 f"Expected `groups` to be Neurons() with `multiple_of`. Received: groups={self.groups!r}"
             )
+        if not isinstance(self.values, (Values, type(None))):
+            raise TypeError(
+                f"Expected `values` such as Codebook(16) or Grid(8). Received: values={self.values!r}"
+            )
+        if self.values and not self._single:
+            raise ValueError(f"Expected `values` of single weights. Received: groups={self.groups!r}")
+
+    @property
+    def keeps_values(self) -> bool:  # type: ignore[override]  # of this one
+        return self.values is None
+
+    @property
+    def can_loosen(self) -> bool:  # type: ignore[override]  # of this one
+        return self.values is None
 
     @property
     def needs_macs(self) -> bool:
@@ -131,11 +151,14 @@ class L0Constraint(Grouped):
 
     def check(self, layouts: Sequence[Layout]) -> None:
         self.budget(layouts)
+        if self.values:
+            self.values.check(layouts)
 
     def maps(
         self, weights: Sequence[tf.Tensor], mu: float | tf.Tensor, layouts: Sequence[Layout]
     ) -> list[Map]:
-        return self.largest(weights, self.budget(layouts), layouts)
+        largest = functools.partial(self.largest, kappa=self.budget(layouts), layouts=layouts)
+        return sparse_values(self.values, largest, weights, layouts) if self.values else largest(weights)
 
     def loosened(
         self, weights: Sequence[tf.Tensor], slack: tf.Tensor, layouts: Sequence[Layout]

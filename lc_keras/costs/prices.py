@@ -48,7 +48,9 @@ class TensorPrices:
         """
         counts = [groups.count(layout) for layout in layouts]
         sizes = [1 if measure == "groups" else groups.size(layout) for layout in layouts]
-        prices = [size * _of_weight(layout, measure) for size, layout in zip(sizes, layouts, strict=True)]
+        prices = [
+            size * price_of_weight(layout, measure) for size, layout in zip(sizes, layouts, strict=True)
+        ]
         return cls(prices, counts, [_part(at_least, count) for count in counts])
 
     @property
@@ -137,7 +139,7 @@ class UnitPrices:
         return int(sum(p.price * (p.made + most(p.makes)) * (p.read + most(p.reads)) for p in self.products))
 
 
-def _of_weight(layout: Layout, measure: Measure) -> int:
+def price_of_weight(layout: Layout, measure: Measure) -> int:
     """Return what a single weight costs."""
     price = {"groups": 1, "parameters": 1, "macs": layout.macs, "bytes": layout.bytes}[measure]
     if price is None:
@@ -159,7 +161,7 @@ def _product(layout: Layout, measure: Measure) -> Product:
     (makes, made), (reads, read), size = places(units), (np.zeros(layout.count, int), 1), len(units)
     if layout.reads is not None:
         (reads, read), size = places(layout.reads), size * len(layout.reads)
-    return Product(layout.size // size * _of_weight(layout, measure), makes, reads, made, read)
+    return Product(layout.size // size * price_of_weight(layout, measure), makes, reads, made, read)
 
 
 def _part(at_least: int | float, count: int) -> int:

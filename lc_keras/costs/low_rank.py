@@ -1,0 +1,235 @@
+"""Matrices of low rank, of a rank that is given or chosen by what it costs."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import tensorflow as tf
+
+from lc_keras.arguments import non_negative, whole
+from lc_keras.costs.compression import Compression, Map
+from lc_keras.costs.layout import Layout
+from lc_keras.costs.prices import price_of_weight
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """A way to see a tensor as a matrix.
+
+    Attributes:
+        shape: Tuple of ints, that of the tensor.
+        order: Tuple of ints, its axes, those of the rows first.
+        rows: Int, how many rows there are.
+        columns: Int, how many columns there are.
+    """
+
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+    rows: int
+    columns: int
+
+    @classmethod
+    def of(cls, layout: Layout) -> list["Matrix"]:
+        """Return the ways to see a kernel as a matrix.
+
+        The first has a column for each output unit. That of a two-dimensional convolution may also have a row
+        for each channel and row, and a column for each output unit and column, of its window: two
+        convolutions, one along each axis.
+
+        Raises:
+            ValueError: If the tensor has no axis of inputs.
+        """
+        inputs, outputs = layout.inputs, layout.outputs
+        if not inputs:
+            raise ValueError(f"Expected tensors with an axis of inputs. Received: shape {layout.shape}")
+        axes = [(inputs, outputs)]
+        if len(inputs) == 3 and outputs == [3]:
+            axes.append(([0, 2], [1, 3]))
+        sizes = [[math.prod(layout.shape[a] for a in side) for side in pair] for pair in axes]
+        return [
+            cls(layout.shape, (*rows, *columns), *size)
+            for (rows, columns), size in zip(axes, sizes, strict=True)
+        ]
+
+    @property
+    def rank(self) -> int:
+        """Return the largest rank."""
+        return min(self.rows, self.columns)
+
+    def parameters(self, rank: int) -> int:
+        """Return how many weights the factors of a rank have, or the matrix, if it has fewer."""
+        return min(rank * (self.rows + self.columns), self.rows * self.columns)
+
+    def unfold(self, value: tf.Tensor) -> tf.Tensor:
+        """Return a tensor as a matrix."""
+        return tf.reshape(tf.transpose(value, self.order), [self.rows, self.columns])
+
+    def fold(self, matrix: tf.Tensor) -> tf.Tensor:
+        """Undo `unfold`."""
+        folded = tf.reshape(matrix, [self.shape[a] for a in self.order])
+        return tf.transpose(folded, np.argsort(self.order))
+
+
+class Factored(Compression):
+    """Base class of costs of the ranks of matrices. A subclass overrides `objective`."""
+
+    def objective(self, tails: tf.Tensor, matrix: Matrix, layout: Layout, mu: tf.Tensor) -> tf.Tensor:
+        """Return what each rank comes to; the least is taken.
+
+        Args:
+            tails: float64 vector, the sum of the squares of all but the first 0, 1, … singular values.
+            matrix: `Matrix`.
+            layout: `Layout` of the tensor.
+            mu: float64 scalar, μ.
+
+        Returns:
+            float64 vector.
+        """
+        raise NotImplementedError
+
+    def check(self, layouts: Sequence[Layout]) -> None:
+        for layout in layouts:
+            Matrix.of(layout)
+
+    def maps(
+        self, weights: Sequence[tf.Tensor], mu: float | tf.Tensor, layouts: Sequence[Layout]
+    ) -> list[Map]:
+        return [functools.partial(self._theta, tf.cast(mu, tf.float64), layout) for layout in layouts]
+
+    def _theta(self, mu: tf.Tensor, layout: Layout, value: tf.Tensor) -> tf.Tensor:
+        wide, found = tf.cast(value, tf.float64), []
+        for matrix in Matrix.of(layout):
+            unfolded = matrix.unfold(wide)
+            energies, vectors = _decomposed(unfolded)
+            tails = tf.concat([tf.cumsum(energies, reverse=True), [0.0]], 0)
+            objective = self.objective(tails, matrix, layout, mu)
+            rank = tf.argmin(objective, output_type=tf.int32)
+            found.append((matrix, unfolded, vectors, rank, tf.reduce_min(objective)))
+        *first, least = found[0]
+        theta = functools.partial(_truncated, value, *first)
+        for *other, objective in found[1:]:
+            better, second = objective < least, functools.partial(_truncated, value, *other)
+            return tf.cond(better, second, theta)
+        return theta()
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class LowRank(Factored):
+    r"""Each kernel is a matrix of rank r at most: $\operatorname{rank} \theta \le r$.
+
+    The C step is the truncated singular value decomposition (Eckart & Young, The approximation of one matrix
+    by another of lower rank, Psychometrika 1936). The kernel of a two-dimensional convolution is seen as a
+    matrix in two ways, with a column for each output unit, or as two convolutions along one axis each; the
+    nearer one is taken.
+
+    Args:
+        rank: Int r ≥ 1, not above the rank that each kernel can have.
+
+    Raises:
+        TypeError: If `rank` is no number.
+        ValueError: If it is out of range; with some weights, if it is above the rank that one can have.
+
+    Example:
+
+    >>> LowRank(1).c_step([tf.constant([[3.0, 0.0], [0.0, 1.0]])], mu=1.0)[0].numpy()
+    array([[3., 0.],
+           [0., 0.]], dtype=float32)
+    """
+
+    rank: int
+
+    has_budget = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rank", whole("rank", self.rank))
+
+    def check(self, layouts: Sequence[Layout]) -> None:
+        for layout in layouts:
+            matrix = Matrix.of(layout)[0]
+            if self.rank > matrix.rank:
+                raise ValueError(
+                    f"Expected `rank` to be at most {matrix.rank}, that of a matrix of {matrix.rows} × "
+                    f"{matrix.columns}. Received: {self.rank}; a `Task` of other weights leaves it out."
+                )
+
+    def objective(self, tails: tf.Tensor, matrix: Matrix, layout: Layout, mu: tf.Tensor) -> tf.Tensor:
+        others = np.arange(matrix.rank + 1) != min(self.rank, matrix.rank)
+        return tails + tf.constant(np.where(others, np.inf, 0.0))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class RankSelection(Factored):
+    r"""Each kernel is a matrix of the rank that pays.
+
+    The cost is $C(\theta) = \alpha \sum_l c(\operatorname{rank} \theta_l)$. The C step takes, kernel by kernel, $\arg\min_r \alpha\, c(r) + \frac{\mu}{2} \sum_{i > r} \sigma_i^2$,
+    with σ the singular values, by trying all r, and then the truncated singular value decomposition
+    (Idelbayev & Carreira-Perpiñán, Low-rank compression of neural nets: learning the rank of each layer, CVPR
+    2020). A kernel of m × n costs $c(r) = r (m + n)$ weights as two factors, and no more than its own m n,
+    for which it stays as it is. Convolutions are seen as matrices in the two ways of `LowRank`.
+
+    Args:
+        alpha: Float α ≥ 0.
+        measure: `"parameters"` (default): weights. `"macs"`: the multiply-adds of one example.
+
+    Raises:
+        TypeError: If `alpha` is no number.
+        ValueError: If an argument is out of range; with some weights, if their multiply-adds are not known.
+
+    Example:
+
+    >>> RankSelection(alpha=0.1).c_step([tf.constant([[3.0, 0.0], [0.0, 1.0]])], mu=0.1)[0].numpy()
+    array([[3., 0.],
+           [0., 1.]], dtype=float32)
+    """
+
+    alpha: float
+    measure: Literal["parameters", "macs"] = "parameters"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "alpha", non_negative("alpha", self.alpha))
+        if not isinstance(self.measure, str) or self.measure not in ("parameters", "macs"):
+            raise ValueError(
+                f'Expected `measure` to be "parameters" or "macs". Received: measure={self.measure!r}'
+            )
+
+    @property
+    def needs_macs(self) -> bool:
+        return self.measure == "macs"
+
+    def check(self, layouts: Sequence[Layout]) -> None:
+        super().check(layouts)
+        for layout in layouts:
+            price_of_weight(layout, self.measure)
+
+    def objective(self, tails: tf.Tensor, matrix: Matrix, layout: Layout, mu: tf.Tensor) -> tf.Tensor:
+        each = price_of_weight(layout, self.measure)
+        costs = [each * matrix.parameters(rank) for rank in range(matrix.rank + 1)]
+        return self.alpha * tf.constant(costs, tf.float64) + mu / 2 * tails
+
+
+def _decomposed(matrix: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the squares of the singular values, the largest first, and the vectors of the shorter side.
+
+    In double precision they are those of the product of the matrix with itself, which is much faster.
+    """
+    tall = matrix.shape[0] >= matrix.shape[1]
+    energies, vectors = tf.linalg.eigh(tf.matmul(matrix, matrix, transpose_a=tall, transpose_b=not tall))
+    return tf.nn.relu(energies[::-1]), vectors[:, ::-1]
+
+
+def _truncated(
+    value: tf.Tensor, matrix: Matrix, unfolded: tf.Tensor, vectors: tf.Tensor, rank: tf.Tensor
+) -> tf.Tensor:
+    """Return the tensor whose matrix is the nearest one of a rank; of full rank, itself."""
+
+    def theta() -> tf.Tensor:
+        chosen = vectors * tf.cast(tf.range(matrix.rank) < rank, tf.float64)
+        projector = tf.matmul(chosen, vectors, transpose_b=True)
+        tall = matrix.rows >= matrix.columns
+        nearest = tf.matmul(unfolded, projector) if tall else tf.matmul(projector, unfolded)
+        return tf.cast(matrix.fold(nearest), value.dtype)
+
+    return tf.cond(rank < matrix.rank, theta, lambda: tf.identity(value))

@@ -1,0 +1,122 @@
+"""Low rank, and the rank that pays, against singular values and all ranks one by one."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from lc_keras.costs import LowRank, RankSelection
+from lc_keras.costs.layout import Layout
+
+MU = 2.0
+
+
+def compressed(cost, value, mu=MU, **layout):
+    layout = Layout(value.shape, **layout)
+    cost.check([layout])
+    return cost.maps([tf.constant(value)], tf.constant(mu), [layout])[0](tf.constant(value)).numpy()
+
+
+def drawn(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def tail(matrix, rank):
+    return np.sum(np.linalg.svd(matrix.astype("float64"), compute_uv=False)[rank:] ** 2)
+
+
+@pytest.mark.parametrize("shape", [(7, 4), (4, 7), (5, 5), (1, 3), (6, 1)])
+def test_nothing_of_that_rank_is_nearer(shape):
+    value = drawn(*shape)
+    for rank in range(1, min(shape) + 1):
+        theta = compressed(LowRank(rank), value)
+        assert np.linalg.matrix_rank(theta, tol=1e-5) <= rank
+        assert np.sum((value - theta.astype("float64")) ** 2) == pytest.approx(tail(value, rank), abs=1e-8)
+        np.testing.assert_allclose(compressed(LowRank(rank), theta), theta, atol=1e-6)
+    assert np.array_equal(theta, value)
+
+
+def test_a_convolution_is_seen_in_both_ways_and_the_nearer_is_taken():
+    along_axes = np.einsum("hc,wo->hwco", drawn(3, 4), drawn(3, 5, seed=1))
+    by_filters = np.einsum("hwc,o->hwco", drawn(3, 3, 4), drawn(5, seed=1))
+    for value in (along_axes, by_filters):
+        np.testing.assert_allclose(compressed(LowRank(1), value), value, atol=1e-5)
+    value = drawn(3, 3, 4, 5)
+    away = np.sum((value - compressed(LowRank(2), value)) ** 2)
+    turned = value.transpose(0, 2, 1, 3)
+    assert away == pytest.approx(
+        min(tail(value.reshape(36, 5), 2), tail(turned.reshape(12, 15), 2)), rel=1e-5
+    )
+
+
+def test_rotations_and_output_axes():
+    value = drawn(6, 4)
+    turn = np.linalg.qr(drawn(6, 6, seed=1))[0]
+    np.testing.assert_allclose(
+        compressed(LowRank(2), turn @ value), turn @ compressed(LowRank(2), value), atol=1e-5
+    )
+    theta = compressed(LowRank(2), value.T.copy(), axes=(0,))
+    np.testing.assert_allclose(theta, compressed(LowRank(2), value).T, atol=1e-6)
+
+
+@pytest.mark.parametrize("measure, each", [("parameters", 1), ("macs", 9)])
+def test_the_rank_that_pays_is_the_best_of_all(measure, each):
+    value = drawn(20, 9)
+    kept = set()
+    for alpha in (1e-3, 0.02, 0.05, 0.1, 1.0):
+        theta = compressed(RankSelection(alpha, measure), value, macs=9)
+        costs = [alpha * each * min(29 * r, 180) + MU / 2 * tail(value, r) for r in range(10)]
+        rank = int(np.argmin(costs))
+        assert np.linalg.matrix_rank(theta, tol=1e-4) == rank
+        assert np.sum((value - theta) ** 2) == pytest.approx(tail(value, rank), abs=1e-6)
+        kept.add(rank)
+    assert len(kept) > 2
+
+
+def test_a_larger_mu_keeps_a_larger_rank_and_no_price_keeps_all_bit_for_bit():
+    value = drawn(20, 9)
+    ranks = [np.linalg.matrix_rank(compressed(RankSelection(0.1), value, mu=mu), 1e-4) for mu in (0.5, 2, 8)]
+    assert ranks == sorted(ranks) and ranks[0] < ranks[-1]
+    assert np.array_equal(compressed(RankSelection(0.0), value), value)
+
+
+@pytest.mark.parametrize("cost", [LowRank(2), RankSelection(0.05)], ids=repr)
+class TestBoth:
+    def test_extremes_stay_finite(self, cost):
+        for value in (np.zeros((4, 3)), np.full((4, 3), 3e38), np.full((4, 3), 1e-42), np.eye(4, 3) * 1e20):
+            assert np.isfinite(compressed(cost, value.astype("float32"))).all()
+
+    def test_other_types(self, cost):
+        value = tf.cast(drawn(8, 5), "float16")
+        theta = cost.c_step([value], MU)[0]
+        assert theta.dtype == "float16"
+        np.testing.assert_allclose(theta, compressed(cost, value.numpy().astype("float32")), atol=1e-2)
+
+    def test_compiles(self, cost):
+        value = tf.constant(drawn(8, 5))
+        function = tf.function(lambda v: cost.c_step([v], MU)[0], jit_compile=True)
+        np.testing.assert_allclose(function(value), cost.c_step([value], MU)[0], atol=1e-5)
+
+    def test_values(self, cost):
+        assert eval(repr(cost)) == cost == type(cost)(**cost.get_config())
+
+
+def test_what_they_declare():
+    assert LowRank(1).has_budget and not RankSelection(1).has_budget
+    assert RankSelection(1, "macs").needs_macs and not RankSelection(1).needs_macs
+
+
+@pytest.mark.parametrize(
+    "wrong, error, message",
+    [
+        (lambda: LowRank(0), ValueError, "`rank` to be a whole number"),
+        (lambda: LowRank("2"), TypeError, "`rank` to be a whole number"),
+        (lambda: LowRank(4).c_step([drawn(9, 3)], MU), ValueError, "at most 3.* 9 × 3.*Received: 4"),
+        (lambda: LowRank(1).c_step([drawn(9)], MU), ValueError, "axis of inputs"),
+        (lambda: RankSelection(-1.0), ValueError, "`alpha` to be a number ≥ 0"),
+        (lambda: RankSelection(1.0, "ms"), ValueError, '`measure` to be "parameters" or "macs"'),
+        (lambda: RankSelection(1.0, "macs").c_step([drawn(9, 3)], MU), ValueError, "multiply-adds are known"),
+    ],
+)
+def test_bad_input(wrong, error, message):
+    with pytest.raises(error, match=message):
+        wrong()
