@@ -164,11 +164,12 @@ class LowRank(Factored):
 class RankSelection(Factored):
     r"""Each kernel is a matrix of the rank that pays.
 
-    The cost is $C(\theta) = \alpha \sum_l c(\operatorname{rank} \theta_l)$. The C step takes, kernel by kernel, $\arg\min_r \alpha\, c(r) + \frac{\mu}{2} \sum_{i > r} \sigma_i^2$,
-    with σ the singular values, by trying all r, and then the truncated singular value decomposition
-    (Idelbayev & Carreira-Perpiñán, Low-rank compression of neural nets: learning the rank of each layer, CVPR
-    2020). A kernel of m × n costs $c(r) = r (m + n)$ weights as two factors, and no more than its own m n,
-    for which it stays as it is. Convolutions are seen as matrices in the two ways of `LowRank`.
+    The cost is $C(\theta) = \alpha \sum_l c(\operatorname{rank} \theta_l)$. The C step takes, kernel by
+    kernel, $\arg\min_r \alpha\, c(r) + \frac{\mu}{2} \sum_{i > r} \sigma_i^2$, with σ the singular values, by
+    trying all r, and then the truncated singular value decomposition (Idelbayev & Carreira-Perpiñán, Low-rank
+    compression of neural nets: learning the rank of each layer, CVPR 2020). A kernel of m × n costs $c(r) = r
+    (m + n)$ weights as two factors, and no more than its own m n, for which it stays as it is. Convolutions
+    are seen as matrices in the two ways of `LowRank`.
 
     Args:
         alpha: Float α ≥ 0.

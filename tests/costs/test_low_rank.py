@@ -30,7 +30,9 @@ def test_nothing_of_that_rank_is_nearer(shape):
     for rank in range(1, min(shape) + 1):
         theta = compressed(LowRank(rank), value)
         assert np.linalg.matrix_rank(theta, tol=1e-5) <= rank
-        assert np.sum((value - theta.astype("float64")) ** 2) == pytest.approx(tail(value, rank), abs=1e-8)
+        assert np.sum((value - theta.astype("float64")) ** 2) == pytest.approx(
+            tail(value, rank), rel=1e-5, abs=1e-8
+        )
         np.testing.assert_allclose(compressed(LowRank(rank), theta), theta, atol=1e-6)
     assert np.array_equal(theta, value)
 
@@ -62,19 +64,19 @@ def test_rotations_and_output_axes():
 def test_the_rank_that_pays_is_the_best_of_all(measure, each):
     value = drawn(20, 9)
     kept = set()
-    for alpha in (1e-3, 0.02, 0.05, 0.1, 1.0):
-        theta = compressed(RankSelection(alpha, measure), value, macs=9)
-        costs = [alpha * each * min(29 * r, 180) + MU / 2 * tail(value, r) for r in range(10)]
+    for alpha in (1e-3, 0.05, 0.2, 0.5, 1.0, 5.0):
+        theta = compressed(RankSelection(alpha / each, measure), value, macs=9)
+        costs = [alpha * min(29 * r, 180) + MU / 2 * tail(value, r) for r in range(10)]
         rank = int(np.argmin(costs))
         assert np.linalg.matrix_rank(theta, tol=1e-4) == rank
-        assert np.sum((value - theta) ** 2) == pytest.approx(tail(value, rank), abs=1e-6)
+        assert np.sum((value - theta) ** 2) == pytest.approx(tail(value, rank), rel=1e-5, abs=1e-8)
         kept.add(rank)
     assert len(kept) > 2
 
 
 def test_a_larger_mu_keeps_a_larger_rank_and_no_price_keeps_all_bit_for_bit():
     value = drawn(20, 9)
-    ranks = [np.linalg.matrix_rank(compressed(RankSelection(0.1), value, mu=mu), 1e-4) for mu in (0.5, 2, 8)]
+    ranks = [np.linalg.matrix_rank(compressed(RankSelection(1.0), value, mu=mu), 1e-4) for mu in (1, 3, 30)]
     assert ranks == sorted(ranks) and ranks[0] < ranks[-1]
     assert np.array_equal(compressed(RankSelection(0.0), value), value)
 
