@@ -17,7 +17,7 @@ export KERAS_BACKEND := tensorflow
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test docs lock versions clean
+.PHONY: demo test docs dist lock versions clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m examples.digits
@@ -31,9 +31,21 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 \
 	$(BIN)/python -m pytest tests -q -n 3 --dist worksteal --durations=10 $(PYTEST_ARGS)
 
-# The site of docs/, in site/.
+# The site of docs/, in site/; `make docs NOTEBOOKS=false` runs no notebook.
+NOTEBOOKS ?= true
 docs: $(INSTALLED)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	NOTEBOOKS=$(NOTEBOOKS) NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# A wheel and a source archive in dist/, checked; the wheel is installed by itself and run.
+dist: $(INSTALLED)
+	rm -rf dist build .dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv .dist
+	.dist/bin/python -m pip install -qq --no-deps dist/*.whl
+	cd .dist && PYTHONPATH=$$($(abspath $(BIN))/python -c 'import keras, pathlib; print(pathlib.Path(keras.__file__).parents[1])') \
+	bin/lc-keras --help
+	rm -rf .dist build
 
 # The tests again, with the oldest and the newest Python, Keras and TensorFlow that are supported.
 versions:
@@ -56,4 +68,4 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .versions outputs site
+	rm -rf $(VENV) .versions .dist outputs site dist build

@@ -33,7 +33,7 @@ def drawn(latex, tag):
     text = re.sub(
         r"\\text\{(.*?)\}", lambda words: rf"\mathrm{{{words[1].replace(' ', chr(92) + ' ')}}}", text
     )
-    text = text.replace(r"\;", r"\ ")
+    text = re.sub(r"\\frac(\w)(\w)", r"\\frac{\1}{\2}", text).replace(r"\;", r"\ ")
     path = TextPath((0, 0), f"${text}$", size=EM, prop=FontProperties(math_fontfamily="cm"))
     box = path.get_extents()
     lines = "".join(

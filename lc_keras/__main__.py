@@ -1,4 +1,4 @@
-"""Run the command line: `python -m lc_keras report|export`."""
+"""Run the command line: `lc-keras report|shrink|export`, or `python -m lc_keras`."""
 
 import argparse
 import os
@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 _EXAMPLES = """examples:
-  python -m lc_keras report pruned.keras
-  python -m lc_keras report models/digits/1
-  python -m lc_keras export pruned.keras models/digits --version next
-  python -m lc_keras export pruned.keras digits.tflite
+  lc-keras report pruned.keras
+  lc-keras report models/digits/1
+  lc-keras shrink pruned.keras smaller.keras
+  lc-keras export pruned.keras models/digits --version next
+  lc-keras export pruned.keras digits.tflite
 """
 
 # The options of `export` that are for one kind of target, by the argument they become.
@@ -50,12 +51,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m lc_keras",
+        prog="lc-keras",
         description="Say what pruning left of a Keras model, and write it as small as it is.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(title="commands", metavar="report|export", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="report|shrink|export", required=True)
 
     report = commands.add_parser(
         "report",
@@ -67,6 +68,19 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--json", action="store_true", help="print JSON instead of a table")
     report.add_argument("--plot", metavar="FILE", help="draw the kept fraction by layer into this image too")
     report.set_defaults(run=_report)
+
+    shrunk = commands.add_parser(
+        "shrink",
+        help="take the dead neurons and filters out of a model",
+        description="Write a smaller model that computes the same, without the dead neurons and filters.",
+    )
+    shrunk.add_argument("model", help="a .keras file, Functional or Sequential")
+    shrunk.add_argument("target", help="the .keras file to write")
+    shrunk.add_argument("--overwrite", action="store_true", help="replace what is there")
+    shrunk.add_argument(
+        "--batch-size", type=int, metavar="N", help="show the time of a batch of N, before and after, too"
+    )
+    shrunk.set_defaults(run=_shrink)
 
     export = commands.add_parser(
         "export",
@@ -120,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.set_defaults(run=_export)
 
-    for command in (report, export):
+    for command in (report, shrunk, export):
         command.add_argument(
             "--unsafe",
             action="store_true",
@@ -137,6 +151,19 @@ def _report(args: argparse.Namespace) -> None:
     print(found.to_json()) if args.json else show(found)
     if args.plot:
         found.plot(args.plot)
+
+
+def _shrink(args: argparse.Namespace) -> None:
+    from lc_keras.showing import show
+    from lc_keras.shrinking import shrink, shrink_report
+
+    if not args.target.endswith(".keras"):
+        raise ValueError(f"Expected the target to end in .keras. Received: '{args.target}'")
+    if os.path.exists(args.target) and not args.overwrite:
+        raise ValueError(f"Expected a new target. Received: '{args.target}', which exists; pass --overwrite.")
+    model = _load(args)
+    shrink(model).save(args.target)
+    show(shrink_report(model, args.batch_size))
 
 
 def _export(args: argparse.Namespace) -> None:

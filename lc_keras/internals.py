@@ -404,6 +404,18 @@ def compiled_with(model: keras.Model) -> dict[str, Any]:
 # SavedModels.
 
 
+@contextlib.contextmanager
+def in_silence() -> Iterator[None]:
+    """Return a context in which TensorFlow does not say twice where it writes assets."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("WARNING")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def unsaved(shape: Sequence[int], dtype: str | tf.DType) -> tf.Variable:
     """Return a variable of which a SavedModel holds nothing but its shape.
 

@@ -140,13 +140,12 @@ def new_axes(height: float, width: float = 7, rows: int = 1, columns: int = 1) -
             'A plot needs matplotlib, which is not installed: pip install "lc_keras[plot]".'
         ) from error
 
-    figure: Any = Figure(figsize=(width, height), layout="constrained")
+    class Picture(Figure):
+        """A figure that Jupyter shows as it does those of pyplot."""
 
-    def png() -> bytes:
-        content = io.BytesIO()
-        figure.savefig(content, format="png")
-        return content.getvalue()
+        def _repr_png_(self) -> bytes:
+            content = io.BytesIO()
+            self.savefig(content, format="png")
+            return content.getvalue()
 
-    # Jupyter knows by itself only figures of pyplot.
-    figure._repr_png_ = png
-    return figure.subplots(rows, columns)
+    return Picture(figsize=(width, height), layout="constrained").subplots(rows, columns)

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from benchmarks import pictures
 from benchmarks.training import error, strength
 
 ROOT = Path(__file__).parent.parent
@@ -183,3 +185,13 @@ def test_the_best_settings_have_the_least_mean_error():
     # Of two budgets the nearer one, as a ratio.
     assert error.best_settings(rows, "a", "sgd", 0.03) == {"LC": {"rate": 0.5}}
     assert error.best_settings(rows, "a", "sgd", 0.04) == {"LC": {"rate": 1.0}}
+
+
+def test_the_two_weights_of_the_picture_end_on_the_better_axis():
+    w, theta = pictures.pulled()
+    assert theta[0, 1] == 0 and theta[-1, 0] == 0
+    assert w[-1].tolist() == pytest.approx(theta[-1].tolist(), abs=0.01)
+    # Along each axis the loss is least where its gradient is 0.
+    best = [pictures.HESSIAN[i] @ pictures.BEST / pictures.HESSIAN[i, i] for i in range(2)]
+    losses = [float(pictures.loss(np.float32(point))) for point in ([best[0], 0], [0, best[1]])]
+    assert losses[1] < losses[0] and theta[-1, 1] == pytest.approx(best[1], abs=0.02)

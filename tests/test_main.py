@@ -1,7 +1,11 @@
+import importlib.metadata
 import json
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -9,6 +13,8 @@ import pytest
 import tensorflow as tf
 
 from lc_keras.__main__ import main
+
+PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
 
 
 @pytest.fixture
@@ -48,6 +54,29 @@ def test_export_of_versions(saved, tmp_path, capsys):
     for version in (1, 2, 7):
         served = tf.saved_model.load(f"{base}/{version}")
         np.testing.assert_allclose(served.serve(x), model(x), atol=1e-3)
+
+
+def test_shrink(tmp_path, capsys):
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(5, "relu"), keras.layers.Dense(2)])
+    model.layers[0].kernel.assign(model.layers[0].kernel.numpy() * [0, 1, 0, 1, 1])
+    path, target = str(tmp_path / "net.keras"), str(tmp_path / "small.keras")
+    model.save(path)
+    assert main(["shrink", path, target, "--batch-size", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"dense\w* +5 +3\n", printed) and "milliseconds" in printed
+    small, x = keras.saving.load_model(target), np.random.normal(size=(3, 6)).astype("float32")
+    assert small.layers[0].units == 3
+    np.testing.assert_allclose(small(x), model(x), rtol=1e-5, atol=1e-6)
+    for arguments, message in (([path, target], "--overwrite"), ([path, "small.h5"], "end in .keras")):
+        assert main(["shrink", *arguments]) == 1
+        assert message in capsys.readouterr().err
+    assert main(["shrink", path, target, "--overwrite"]) == 0
+
+
+def test_the_script_of_the_package_is_this():
+    (name, value), *others = PROJECT["project"]["scripts"].items()
+    script = importlib.metadata.EntryPoint(name, value, "console_scripts")
+    assert script.name == "lc-keras" and script.load() is main and not others
 
 
 def test_export_to_litert(saved, tmp_path, capsys):
@@ -110,14 +139,16 @@ def test_lambda_layers_only_on_request(tmp_path, capsys):
     assert main(["export", path, str(tmp_path / "out"), "--unsafe"]) == 0
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["report", "--help"], ["export", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["report", "--help"], ["shrink", "--help"], ["export", "--help"]]
+)
 def test_help(arguments, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    assert "usage: python -m lc_keras" in text and max(map(len, text.splitlines())) <= 100
+    assert "usage: lc-keras" in text and max(map(len, text.splitlines())) <= 100
 
 
 def test_wrong_options(capsys):

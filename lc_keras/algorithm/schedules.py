@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from lc_keras.arguments import above_one, in_single_precision, is_number, positive, whole
+from lc_keras.serialization import Serializable
 
 
 @dataclass(frozen=True)
-class Exponential:
+class Exponential(Serializable):
     r"""$\mu_i = \text{initial} \cdot \text{factor}^i$, the schedule of the paper.
 
     Args:
@@ -43,7 +44,7 @@ class Exponential:
 
 
 @dataclass(frozen=True)
-class Geometric:
+class Geometric(Serializable):
     r"""From `first` to `last` in equal ratios, over however many L steps there are.
 
     Unlike `Exponential` it depends on the range alone: twice the epochs grow μ

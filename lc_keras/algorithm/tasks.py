@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import keras
 
@@ -15,6 +15,7 @@ from lc_keras.model.flow.graph import is_graph
 from lc_keras.model.kernels import bytes_of, is_kernel, output_axes, owners_of
 from lc_keras.model.macs import count_uses
 from lc_keras.model.signatures import Structure, named
+from lc_keras.serialization import Serializable
 
 Single: TypeAlias = (
     "str | re.Pattern[str] | keras.Layer | keras.Variable | Callable[[keras.Variable], object] | None"
@@ -41,7 +42,7 @@ class SharedCost:
         return self.task.compression
 
 
-class Task:
+class Task(Serializable):
     r"""A compression and the weights it applies to.
 
     Args:
@@ -101,6 +102,19 @@ class Task:
             raise ValueError("Expected `weights` to name at least one selector. Received: an empty list.")
         for selector in self._selectors():
             _check_selector(selector)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor, a compiled pattern as its text.
+
+        Raises:
+            TypeError: If `weights` has a layer or a variable, which are of one model, or there is an
+                `input_signature`, which Keras cannot write.
+        """
+        if self.input_signature is not None:
+            raise TypeError(f"Expected a task without `input_signature`, to serialize it. Received: {self!r}")
+        selectors = [_written(selector) for selector in self._selectors()]
+        weights = selectors if isinstance(self.weights, list) else selectors[0]
+        return {"compression": self.compression, "weights": weights, "per_layer": self.per_layer}
 
     def __repr__(self) -> str:
         shown = [repr(self.compression)]
@@ -299,6 +313,18 @@ def _by_layer(variables: list[keras.Variable], owners: dict[int, keras.Layer]) -
     for variable in variables:
         found.setdefault(id(owners.get(id(variable), variable)), []).append(variable)
     return list(found.values())
+
+
+def _written(selector: Single) -> Single:
+    if isinstance(selector, (keras.Layer, keras.Variable)):
+        raise TypeError(
+            "Expected a task whose `weights` are named by regular expressions or functions, to serialize it. "
+            f"Received: {_describe(selector)}"
+        )
+    if isinstance(selector, re.Pattern):
+        flags = "".join(letter for letter in "aimsx" if selector.flags & getattr(re, letter.upper()))
+        return f"(?{flags}){selector.pattern}" if flags else selector.pattern
+    return selector
 
 
 def _describe(selector: Single) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -12,12 +12,13 @@ from lc_keras.arguments import strength
 from lc_keras.costs import thresholds
 from lc_keras.costs.layout import Layout
 from lc_keras.internals import compiled
+from lc_keras.serialization import Serializable
 
 Map = Callable[[tf.Tensor], tf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Compression:
+class Compression(Serializable):
     """Base class of everything that has a C step.
 
     A subclass is a frozen dataclass whose fields are the arguments of its constructor. It overrides `maps`,
@@ -138,7 +139,7 @@ class Compression:
         """
         raise NotImplementedError
 
-    def get_config(self) -> dict[str, object]:
+    def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor, but for those that have their defaults."""
         values = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))
         return {field.name: value for field, value in values if value != field.default}

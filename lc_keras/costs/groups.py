@@ -14,9 +14,10 @@ import tensorflow as tf
 
 from lc_keras.costs import thresholds
 from lc_keras.costs.layout import Layout
+from lc_keras.serialization import Serializable
 
 
-class Groups:
+class Groups(Serializable):
     """Base class: how the weights of a tensor are grouped.
 
     Attributes:
@@ -73,10 +74,6 @@ class Groups:
             Tensor of shape `layout.shape`.
         """
         raise NotImplementedError
-
-    def get_config(self) -> dict[str, object]:
-        """Return the arguments of the constructor."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload]  # its subclasses are dataclasses
 
 
 @dataclasses.dataclass(frozen=True)

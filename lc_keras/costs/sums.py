@@ -2,7 +2,9 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, Self
 
+import keras
 import tensorflow as tf
 
 from lc_keras.costs import thresholds
@@ -48,6 +50,10 @@ class Sum(Compression):
                 f"Expected two compressions or more, of single weights or kernels. Received: {parts!r}"
             )
         object.__setattr__(self, "parts", parts)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        return cls(*map(keras.saving.deserialize_keras_object, config["parts"]))
 
     def __repr__(self) -> str:
         return f"Sum({', '.join(map(repr, self.parts))})"

@@ -15,7 +15,7 @@ from lc_keras.export.exported import ExportedWeight, SavedModelExport, exported_
 from lc_keras.export.sparse import as_matrix, pays, sparse_layers, sparse_methods
 from lc_keras.export.stored import LoadOnce, StoredSparse, StoredWeight
 from lc_keras.export.warmup import Requests, as_requests, prediction_log, write_warmup
-from lc_keras.internals import layers_in, replaced
+from lc_keras.internals import in_silence, layers_in, replaced
 from lc_keras.measuring.counting import REPORT_FILE, measure, size_of
 from lc_keras.measuring.packing import Packed, pack
 from lc_keras.model.macs import count_uses
@@ -146,7 +146,7 @@ def export_saved_model(
         exported_as(variable, array, stored.get(id(variable)))
         for variable, array in zip(model.variables, arrays, strict=True)
     )
-    with appearing(path, overwrite) as unfinished:
+    with appearing(path, overwrite) as unfinished, in_silence():
         tf.saved_model.save(module, unfinished, signatures=functions)
         if requests:
             write_warmup(unfinished, requests)

@@ -81,6 +81,8 @@ class Attached(keras.callbacks.Callback):
             axes.set(title=_TITLES.get(name, name), xlabel="epoch")
             if name == "mu":
                 axes.set_yscale("log")
+            elif name == "density":
+                axes.set_ylim(bottom=0)
             axes.grid(alpha=0.3)
         figure = grid.flat[0].figure
         if path is not None:

@@ -152,5 +152,6 @@ class Plan:
         ended = step
         while ended < self.steps and self._end(ended) <= position + slack:
             ended += 1
-        cut_off = ended == step < self.steps and self.epochs <= position + slack
-        return ended + cut_off
+        is_over = self.epochs <= position + slack
+        runs = ended == step or self._end(ended - 1) + slack < self.epochs
+        return ended + (is_over and runs and ended < self.steps)

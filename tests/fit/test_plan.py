@@ -108,7 +108,8 @@ def test_steps_end_where_they_should():
 def test_steps_end_at_boundaries_of_executions():
     # Of 3 batches, in executions of 2: what ends within one ends where the next begins.
     plan = Plan.of(None, 3 / 8, None, epochs=2, batches=8)
-    assert ends(plan, 2, 2) == {4: 1, 6: 2, 10: 3, 12: 4}
+    # The last, cut off by the end, shares an execution with the one before.
+    assert ends(plan, 2, 2) == {4: 1, 6: 2, 10: 3, 12: 4, 14: 5}
 
 
 def test_several_steps_in_one_execution_share_a_c_step():
@@ -133,6 +134,13 @@ def test_what_runs_when_the_epochs_end_ends_there():
     plan = Plan.of(10, 1.5, None, epochs=2, batches=4)
     assert plan.step_at(1, 1, 3, 1) == 1
     assert plan.step_at(1, 1, 4, 1) == 2
+
+
+def test_what_runs_in_the_last_execution_ends_with_it():
+    """The one before the last of 86 L steps ends within the last execution of 8 batches."""
+    plan = Plan.of(None, None, None, 40, 32, 8, beside=True)
+    assert plan.steps == 86
+    assert plan.step_at(84, 39, 24, 8) == 85 and plan.step_at(85, 40, 0, 8) == 86
 
 
 def test_shortest():

@@ -1,0 +1,28 @@
+"""Let Keras write costs, groups, schedules and tasks down as configs, and make them again from these."""
+
+import dataclasses
+from typing import Any, Self
+
+import keras
+
+
+class Serializable:
+    """Base class of what `keras.saving` can serialize: its config are the fields of a dataclass.
+
+    Keras knows those of this package; others are registered by who writes them, as anywhere in Keras.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.__module__.startswith("lc_keras."):
+            keras.saving.register_keras_serializable("lc_keras")(cls)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]  # its subclasses are dataclasses
+        return {field.name: getattr(self, field.name) for field in fields}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Make it from what `get_config` returned, serialized or not."""
+        return cls(**{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()})
