@@ -1,7 +1,6 @@
 """Write a LiteRT file, sparse where that makes it smaller."""
 
 import os
-import tempfile
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,11 +11,12 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.arguments import keras_model, switch, whole
+from lc_keras.export.converter import Converter
 from lc_keras.export.directories import check_parents
 from lc_keras.export.saved_model import export_saved_model
 from lc_keras.export.warmup import Request, as_request
 from lc_keras.internals import layers_in
-from lc_keras.model.signatures import input_signature_of, named, of_batch
+from lc_keras.model.signatures import Structure, input_signature_of, named, of_batch
 
 Batches = list[dict[str, np.ndarray]]
 
@@ -62,7 +62,8 @@ def export_litert(
     sparse: bool | Literal["auto"] = "auto",
     quantize: Literal["float16", "int8"] | None = None,
     representative_data: Iterable[Request] | None = None,
-    batch_size: int = 1,
+    batch_size: int | None = None,
+    input_signature: list[Structure] | None = None,
     overwrite: bool = False,
     verbose: bool = False,
 ) -> LiteRTExport:
@@ -71,7 +72,8 @@ def export_litert(
     The file has the signature `serving_default`, with inputs and outputs named as by
     `export_saved_model`. It is run with the `ai-edge-litert` interpreter before it is
     written: a sparse file that this runtime cannot load, or that answers otherwise than
-    the dense one, is not used. Weights that are zero stay zero when quantised.
+    the dense one, is not used. Weights that are zero stay zero when quantised. Converter and
+    interpreter run in a process of their own: if one crashes, that is an error here.
 
     Args:
         model: Built `keras.Model` in float32.
@@ -84,7 +86,11 @@ def export_litert(
             as they are).
         representative_data: Iterable of inputs: arrays, or dictionaries of arrays by
             the names of the inputs. Needed for `"int8"`. `None` (default): none.
-        batch_size: Int, default 1, the batch that the file is made for.
+        batch_size: Int, the batch that the file is made for. `None` (default): that of the inputs of the
+            model or of `input_signature`, or 1 if they leave it open.
+        input_signature: List of `tf.TensorSpec` or of structures of these, one for
+            each positional argument of the model. `None` (default): as the model was
+            built; see `export_saved_model`.
         overwrite: Bool, default `False`. `True`: replaces the file.
         verbose: Bool, default `False`. `True`: prints what was written.
 
@@ -93,12 +99,13 @@ def export_litert(
 
     Raises:
         ImportError: If `ai-edge-litert` is not installed.
-        RuntimeError: If LiteRT cannot express the model, the runtime cannot run the
-            file, or not as `sparse=True` asks.
+        RuntimeError: If LiteRT cannot express the model, the converter crashes, the runtime cannot run
+            the file, or not as `sparse=True` asks.
         TypeError: If `model` is not a `keras.Model`, or an argument of another type.
         ValueError: If an argument is out of its range, the model is not built or not in
             float32, `path` is a directory, lies in a file, or exists and `overwrite` is
-            `False`, or `representative_data` is missing, or the model cannot answer it.
+            `False`, or `representative_data` is missing, empty, not finite, of other shapes or types
+            than the inputs, or the model cannot answer it.
 
     Example:
 
@@ -110,42 +117,43 @@ def export_litert(
     overwrite, verbose = switch("overwrite", overwrite), switch("verbose", verbose)
     _check_arguments(model, path, sparse, quantize, representative_data, overwrite)
     sparse = sparse if isinstance(sparse, str) else bool(sparse)
-    batch_size = whole("batch_size", batch_size)
-    interpreter_class = _interpreter()
-    signature = keras.tree.map_structure(lambda spec: of_batch(spec, batch_size), input_signature_of(model))
-    specs = named(signature)
-    batches = _batches(representative_data, specs, batch_size)
+    batch_size = None if batch_size is None else whole("batch_size", batch_size)
+    _check_runtime()
+    structure = _of_batch(model, input_signature, batch_size)
+    specs = named(structure)
+    batches = _batches(representative_data, specs)
     # Where any size will do, the smallest, or one that a few convolutions leave something of.
     samples = batches[:1] or [_made_up(specs, size) for size in (1, 32)]
-
-    with tempfile.TemporaryDirectory() as folder:
-        saved = os.path.join(folder, "model")
-        export_saved_model(model, saved, storage="dense", compute="dense", input_signature=signature)
-        expected = tf.saved_model.load(saved).signatures["serving_default"]
-        sample, expected = _answered(expected, samples, made_up=not batches)
-        dense = _convert(saved, quantize, batches, sparse=False)
-        candidate = dense if sparse is False else _convert(saved, quantize, batches, sparse=True)
-    answers = _run(interpreter_class, dense, sample)
-    chosen, refused = dense, ""
-    # Where nothing is sparse, the same weights may still take a few bytes less.
-    if sparse is True or (sparse == "auto" and len(candidate) < 0.99 * len(dense)):
-        try:
-            difference = _difference(_run(interpreter_class, candidate, sample), answers)
-            # Not a number is not below it either.
-            if not difference <= _TOLERANCE:
-                raise RuntimeError(f"it answers otherwise than the dense file, by {difference:.2g}")
-            chosen, answers = candidate, _run(interpreter_class, candidate, sample)
-        except (RuntimeError, ValueError) as error:
-            if sparse is True:
-                raise RuntimeError(f"LiteRT cannot run the model with sparse weights: {error}") from error
-            refused = str(error)
-    _write(path, chosen)
+    names = ["dense"] if sparse is False else ["dense", "sparse"]
+    with Converter() as converter:
+        export_saved_model(
+            model, converter.saved_model, storage="dense", compute="dense", input_signature=structure
+        )
+        served = tf.saved_model.load(converter.saved_model).signatures["serving_default"]
+        sample, expected = _answered(served, samples, made_up=not batches)
+        converter.run(names, quantize, batches or [sample])
+        dense = chosen = converter.result("dense")
+        refused = ""
+        if sparse is not False:
+            try:
+                candidate = converter.result("sparse")
+                # Not a number is not below it either.
+                if not (difference := _difference(candidate.answers, dense.answers)) <= _TOLERANCE:
+                    raise RuntimeError(f"it answers otherwise than the dense file, by {difference:.2g}")
+                # Where nothing is sparse, the same weights may still take a few bytes less.
+                if sparse is True or len(candidate.content) < 0.99 * len(dense.content):
+                    chosen = candidate
+            except RuntimeError as error:
+                if sparse is True:
+                    raise RuntimeError(f"LiteRT cannot run the model with sparse weights: {error}") from error
+                refused = str(error)
+    _write(path, chosen.content)
     exported = LiteRTExport(
         path=path,
-        nbytes=len(chosen),
-        dense_nbytes=len(dense),
-        sparse=_is_sparse(interpreter_class, chosen),
-        error=_difference(answers, expected),
+        nbytes=len(chosen.content),
+        dense_nbytes=len(dense.content),
+        sparse=chosen.sparse,
+        error=_difference(chosen.answers, expected),
         refused=refused,
     )
     if verbose:
@@ -190,34 +198,40 @@ def _check_arguments(
             )
 
 
-def _interpreter() -> type:
+def _check_runtime() -> None:
     try:
-        from ai_edge_litert.interpreter import Interpreter
+        import ai_edge_litert.interpreter  # noqa: F401
     except ImportError as error:
         raise ImportError(
             "A LiteRT file is checked with ai-edge-litert, which is not installed: "
             'pip install "lc_keras[litert]".'
         ) from error
-    return Interpreter
 
 
-def _batches(
-    representative_data: Iterable[Request] | None, specs: list[tf.TensorSpec], batch_size: int
-) -> Batches:
+def _batches(representative_data: Iterable[Request] | None, specs: list[tf.TensorSpec]) -> Batches:
     """Return the representative data, cut into dictionaries of batches of the size of the file."""
     cut = []
     any_size = [of_batch(spec, None) for spec in specs]
+    size = specs[0].shape[0]
     for given in representative_data if representative_data is not None else ():
         inputs = as_request(given, any_size, "representative_data")
-        size = min(len(array) for array in inputs.values())
+        lengths = {name: len(array) for name, array in inputs.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(
+                f"Expected as many examples of each input in `representative_data`. Received: {lengths}"
+            )
+        for name, array in inputs.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError(
+                    "Expected `representative_data` to be finite. "
+                    f"Received: NaN or infinity for input '{name}', of which no range can be calibrated."
+                )
         cut += [
-            {name: array[start : start + batch_size] for name, array in inputs.items()}
-            for start in range(0, size - batch_size + 1, batch_size)
+            {name: array[start : start + size] for name, array in inputs.items()}
+            for start in range(0, min(lengths.values()) - size + 1, size)
         ]
     if representative_data is not None and not cut:
-        raise ValueError(
-            f"Expected `representative_data` of at least {batch_size} examples. Received: fewer."
-        )
+        raise ValueError(f"Expected `representative_data` of at least {size} examples. Received: fewer.")
     return cut
 
 
@@ -249,33 +263,18 @@ def _answered(
     ) from failed
 
 
-def _convert(saved: str, quantize: str | None, batches: Batches, sparse: bool) -> bytes:
-    converter = tf.lite.TFLiteConverter.from_saved_model(saved, signature_keys=["serving_default"])
-    optimizations = []
-    if sparse:
-        optimizations.append(tf.lite.Optimize.EXPERIMENTAL_SPARSITY)
-    if quantize is not None:
-        optimizations.append(tf.lite.Optimize.DEFAULT)
-    converter.optimizations = optimizations
-    if quantize == "float16":
-        converter.target_spec.supported_types = [tf.float16]
-    if quantize == "int8":
-        converter.representative_dataset = lambda: iter(batches)
-    try:
-        return converter.convert()
-    # The converter's own error has no public name.
-    except Exception as error:
-        raise RuntimeError(f"LiteRT cannot express the model: {error}") from error
-
-
-def _run(interpreter_class: type, content: bytes, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    runner = interpreter_class(model_content=content).get_signature_runner("serving_default")
-    return runner(**inputs)
-
-
-def _is_sparse(interpreter_class: type, content: bytes) -> bool:
-    details = interpreter_class(model_content=content).get_tensor_details()
-    return any(detail["sparsity_parameters"] for detail in details)
+def _of_batch(
+    model: keras.Model, input_signature: list[Structure] | None, batch_size: int | None
+) -> list[Structure]:
+    """Return the inputs that the file is made for, all of whose batches have one size."""
+    structure = input_signature_of(model) if input_signature is None else input_signature
+    sizes = {spec.shape[0] for spec in named(structure) if spec.shape.rank} - {None}
+    if len(sizes | {batch_size} - {None}) > 1:
+        raise ValueError(
+            f"Expected one batch size. Received: batch_size={batch_size}, and inputs of {sorted(sizes)}."
+        )
+    size = batch_size or next(iter(sizes), 1)
+    return keras.tree.map_structure(lambda spec: of_batch(spec, size), structure)
 
 
 def _difference(answers: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:

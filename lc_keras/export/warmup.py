@@ -52,7 +52,7 @@ def as_request(given: Request, specs: list[tf.TensorSpec], argument: str) -> dic
         Dictionary of arrays by the names of the inputs, in their types.
 
     Raises:
-        ValueError: If inputs are missing or unknown, or a shape does not fit.
+        ValueError: If inputs are missing or unknown, or a shape or a type does not fit.
     """
     names = [spec.name for spec in specs]
     if not isinstance(given, dict):
@@ -81,6 +81,11 @@ def as_request(given: Request, specs: list[tf.TensorSpec], argument: str) -> dic
             raise ValueError(
                 f"Expected `{argument}` for input '{spec.name}' of shape {tuple(spec.shape)}. "
                 f"Received: shape {array.shape}"
+            )
+        if spec.dtype != tf.string and not np.can_cast(array.dtype, spec.dtype.as_numpy_dtype, "same_kind"):
+            raise ValueError(
+                f"Expected `{argument}` for input '{spec.name}' of type {spec.dtype.name}. "
+                f"Received: type {array.dtype}"
             )
         request[spec.name] = array.astype(spec.dtype.as_numpy_dtype)
     return request

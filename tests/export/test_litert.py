@@ -1,15 +1,45 @@
+import dataclasses
 import os
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from lc_keras.export import export_litert, litert
+from lc_keras.export import converter, export_litert, litert
+from lc_keras.export.converter import Converter
 
 pytest.importorskip("ai_edge_litert")
 from ai_edge_litert.interpreter import Interpreter
+
+
+class Here:
+    """A converter in this process, which need not import TensorFlow once more."""
+
+    returncode = 0
+
+    def __init__(self, command, **_):
+        self.folder = command[-1]
+
+    def communicate(self, sent=None):
+        if sent is not None:
+            converter.converting.convert(self.folder)
+
+    def kill(self):
+        pass
+
+
+@pytest.fixture
+def child():
+    """Has a test convert in a process of its own, as users do."""
+
+
+@pytest.fixture(autouse=True)
+def here(request, monkeypatch):
+    if "child" not in request.fixturenames:
+        monkeypatch.setattr(converter.subprocess, "Popen", Here)
 
 
 def prune(model, density):
@@ -101,19 +131,18 @@ def test_zeros_stay_zero_under_quantisation(tmp_path):
 
 @pytest.mark.parametrize("answers", [np.nan, RuntimeError("failed to prepare")], ids=["nan", "fails"])
 def test_a_sparse_file_that_does_not_run_is_not_used(tmp_path, monkeypatch, answers):
-    model, run_file = prune(mlp(), 0.05), litert._run
-    sizes = []
+    model, result = prune(mlp(), 0.05), Converter.result
 
-    def misbehaves(interpreter_class, content, inputs):
-        sizes.append(len(content))
-        outputs = run_file(interpreter_class, content, inputs)
-        if len(content) == max(sizes):
-            return outputs
+    def misbehaves(converter, name):
+        converted = result(converter, name)
+        if name == "dense":
+            return converted
         if isinstance(answers, Exception):
             raise answers
-        return {name: output + answers for name, output in outputs.items()}
+        outputs = {name: output + answers for name, output in converted.answers.items()}
+        return dataclasses.replace(converted, answers=outputs)
 
-    monkeypatch.setattr(litert, "_run", misbehaves)
+    monkeypatch.setattr(Converter, "result", misbehaves)
     exported = export_litert(model, tmp_path / "net.tflite")
     assert not exported.sparse and exported.nbytes == exported.dense_nbytes
     assert exported.refused and f"Not sparse: {exported.refused}" in str(exported)
@@ -160,6 +189,63 @@ def test_what_it_cannot_express(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "crash, how",
+    [("os.abort()", "SIGABRT"), ("os.kill(os.getpid(), 9)", "SIGKILL.*memory"), ("os._exit(3)", "status 3")],
+)
+def test_a_converter_that_crashes_takes_nothing_along(child, tmp_path, monkeypatch, crash, how):
+    script = tmp_path / "converting.py"
+    script.write_text(f"import os, sys; print('scale out of range', flush=True); sys.stdin.read(); {crash}")
+    monkeypatch.setattr(converter.converting, "__file__", str(script))
+    with pytest.raises(RuntimeError, match=f"its converter crashed .*{how}.*scale out of range"):
+        export_litert(mlp(), tmp_path / "net.tflite")
+    assert os.listdir(tmp_path) == ["converting.py"]
+
+
+def test_the_converter_needs_neither_keras_nor_the_library(child, tmp_path, monkeypatch):
+    source = Path(converter.converting.__file__).read_text()
+    script = tmp_path / "converting.py"
+    check = (
+        "assert not any(m.partition('.')[0] in ('keras', 'lc_keras') and v for m, v in sys.modules.items())"
+    )
+    script.write_text(f"{source}\n    {check}\n    open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setattr(converter.converting, "__file__", str(script))
+    words = keras.Input((1,), dtype="string", name="words")
+    one_hot = keras.layers.StringLookup(vocabulary=["a"], output_mode="one_hot")(words)
+    model = keras.Model(words, keras.layers.Dense(2, name="logits")(one_hot))
+    exported = export_litert(model, tmp_path / "net.tflite", representative_data=[np.array([["a"]])])
+    assert (tmp_path / "ran").exists() and exported.error < 1e-5
+
+
+class Own(keras.Model):
+    """A model that records no shapes."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(3)
+
+    def build(self, shape=(None, 4)):
+        self.dense.build(shape)
+        self.built = True
+
+    def call(self, x):
+        return self.dense(x)
+
+
+def test_inputs_that_the_model_has_not_recorded(tmp_path):
+    model = Own()
+    model.build()
+    with pytest.raises(ValueError, match="`input_signature`"):
+        export_litert(model, tmp_path / "net.tflite")
+    spec = tf.TensorSpec([6, 4], name="x")
+    with pytest.raises(ValueError, match=r"batch_size=5, and inputs of \[6\]"):
+        export_litert(model, tmp_path / "net.tflite", input_signature=[spec], batch_size=5)
+    assert export_litert(model, tmp_path / "net.tflite", input_signature=[spec]).error < 1e-5
+    runner = Interpreter(model_path=str(tmp_path / "net.tflite")).get_signature_runner("serving_default")
+    x = np.random.normal(size=(6, 4)).astype("float32")
+    np.testing.assert_allclose(runner(x=x)["output_0"], model(x), rtol=1e-5, atol=1e-6)
+
+
 def test_without_zeros_nothing_is_sparse(tmp_path):
     assert not export_litert(mlp(), tmp_path / "m.tflite", sparse=True).sparse
 
@@ -186,6 +272,8 @@ def test_bad_arguments(tmp_path):
     model, path = mlp(), tmp_path / "net.tflite"
     wide = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, dtype="float64", name="wide")])
     half = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, dtype="mixed_float16", name="half")])
+    a, b = keras.Input((3,), name="a"), keras.Input((3,), name="b")
+    two = keras.Model([a, b], keras.layers.Dense(2)(a + b))
     for given, options, message in (
         (model, {"sparse": "yes"}, "Expected `sparse`"),
         (model, {"quantize": "int4"}, "Expected `quantize`"),
@@ -193,6 +281,16 @@ def test_bad_arguments(tmp_path):
         (model, {"representative_data": []}, "at least 1 examples"),
         (model, {"representative_data": np.ones((2, 200))}, "`representative_data` for input 'pixels'"),
         (model, {"representative_data": [(np.ones((2, 200)), [1, 2])]}, "'pixels' to be an array"),
+        (
+            model,
+            {"representative_data": [np.ones((2, 200), complex)]},
+            "'pixels' of type float32. .*complex128",
+        ),
+        (model, {"representative_data": [np.full((2, 200), np.inf)]}, "finite. .* for input 'pixels'"),
+        (two, {"representative_data": [{"a": np.ones((2, 3)), "b": np.ones((1, 3))}]}, "'a': 2, 'b': 1"),
+        (two, {"representative_data": [np.ones((2, 3))]}, "dictionary with the keys a, b"),
+        (two, {"representative_data": [{"a": np.ones((2, 3))}]}, "for the inputs a, b. Received: a"),
+        (model, {"input_signature": [tf.TensorSpec([None, 7])]}, "200"),
         (model, {"batch_size": 0}, "Expected `batch_size`"),
         (half, {}, "layer 'half' in float16"),
         (wide, {}, "layer 'wide' in float64"),

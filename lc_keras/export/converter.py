@@ -1,0 +1,115 @@
+"""Run the LiteRT converter in a process of its own, which is all that it can take along."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lc_keras.export import converting
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A LiteRT file as it was converted and run.
+
+    Attributes:
+        content: Bytes, the file.
+        sparse: Bool, whether weights in it are sparse.
+        answers: Dictionary of arrays by the names of the outputs: what it made of the first inputs.
+    """
+
+    content: bytes
+    sparse: bool
+    answers: dict[str, np.ndarray]
+
+
+class Converter:
+    """A process that converts one SavedModel, as a context in which its files are there.
+
+    It starts, and imports TensorFlow, while the SavedModel is still being written.
+
+    Attributes:
+        saved_model: String, where to write the SavedModel.
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self.saved_model = self._path("model")
+        # It finds what this process finds, and leaves a GPU to this process.
+        found = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CUDA_VISIBLE_DEVICES": "-1"}
+        with open(self._path("log"), "w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", converting.__file__, self._folder.name],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=os.environ | found,
+            )
+
+    def __enter__(self) -> "Converter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._folder.cleanup()
+
+    def run(self, names: Sequence[str], quantize: str | None, batches: list[dict[str, np.ndarray]]) -> None:
+        """Convert the SavedModel, and run what comes out.
+
+        Args:
+            names: Sequence of `"dense"` and `"sparse"`, the files to make.
+            quantize: `None`, `"float16"` or `"int8"`.
+            batches: List of dictionaries of arrays by the names of the inputs: to calibrate on, and, the
+                first, to answer.
+        """
+        with open(self._path("request.json"), "w") as file:
+            json.dump({"names": list(names), "quantize": quantize, "batches": len(batches)}, file)
+        arrays = {f"{i}/{name}": array for i, batch in enumerate(batches) for name, array in batch.items()}
+        plain: dict[str, Any] = {k: a.astype("S") if a.dtype == object else a for k, a in arrays.items()}
+        np.savez(self._path("inputs.npz"), **plain)
+        self._process.communicate(b"")
+
+    def result(self, name: str) -> Converted:
+        """Return a file that was made.
+
+        Args:
+            name: String, one of those that `run` was given.
+
+        Returns:
+            `Converted`.
+
+        Raises:
+            RuntimeError: If it was not made, or could not be run.
+        """
+        if not os.path.exists(self._path(f"{name}.npz")):
+            what = "run" if os.path.exists(self._path(f"{name}.tflite")) else "express"
+            raise RuntimeError(f"LiteRT cannot {what} the model: {self._reason(name)}")
+        with np.load(self._path(f"{name}.npz")) as arrays:
+            answers = dict(arrays)
+        with open(self._path(f"{name}.tflite"), "rb") as file:
+            return Converted(file.read(), bool(answers.pop("/sparse")), answers)
+
+    def _reason(self, name: str) -> str:
+        if os.path.exists(self._path(f"{name}.txt")):
+            return self._read(f"{name}.txt")
+        status = self._process.returncode
+        how = f"exit status {status}"
+        if status < 0:
+            how = f"{signal.Signals(-status).name}{', as where memory runs out' if status == -9 else ''}"
+        last = self._read("log").strip().splitlines()[-3:]
+        return f"its converter crashed ({how}). Last it said: {' / '.join(last)}"
+
+    def _read(self, name: str) -> str:
+        with open(self._path(name), errors="replace") as file:
+            return file.read()
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._folder.name, name)
