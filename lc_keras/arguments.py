@@ -1,4 +1,8 @@
-"""Check numbers, switches and models that users pass."""
+"""Check numbers, switches and models that users pass.
+
+Each function takes the name of an argument and what was given, and returns the value in a type of Python's
+own. It raises a TypeError if that is of another kind, and a ValueError if it is out of range.
+"""
 
 import math
 import numbers
@@ -10,40 +14,28 @@ import numpy as np
 
 
 def positive(name: str, value: float) -> float:
-    """Check a number above 0.
-
-    Args:
-        name: String, the argument's name.
-        value: What was given.
-
-    Returns:
-        Float, the value.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is not positive and finite.
-    """
+    """Check a number above 0."""
     return _number(name, value, "a positive number", lambda number: number > 0)
 
 
 def non_negative(name: str, value: float) -> float:
-    """Check a number as `positive` does, with 0."""
+    """Check a number ≥ 0."""
     return _number(name, value, "a number ≥ 0", lambda number: number >= 0)
 
 
 def above_one(name: str, value: float) -> float:
-    """Check a number as `positive` does, for what is to grow."""
+    """Check a number above 1, for what is to grow."""
     return _number(name, value, "a number above 1, so that μ grows", lambda number: number > 1)
 
 
 def whole(name: str, value: int) -> int:
-    """Check a number as `positive` does, to count with."""
+    """Check a whole number ≥ 1, to count with."""
     what = "a whole number ≥ 1"
     return int(_number(name, value, what, lambda number: number >= 1 and number == int(number)))
 
 
 def number_or_fraction(name: str, value: float) -> int | float:
-    """Check a number as `positive` does, of what is kept: an int ≥ 0, or a float in [0, 1]."""
+    """Check how much is kept: an int ≥ 0, or a float in [0, 1]."""
     scalar, plain = _scalar(value), _plain(value)
     what, is_int = "a whole number ≥ 0 or a float in [0, 1]", isinstance(plain, int)
     fraction = _number(name, value, what, lambda number: number >= 0 and (is_int or number <= 1))
@@ -54,9 +46,14 @@ def number_or_fraction(name: str, value: float) -> int | float:
 
 
 def strength(name: str, value: float) -> float:
-    """Check a number as `positive` does, for μ, which is held, and divided by, in single precision."""
+    """Check μ, which is held, and divided by, in single precision."""
     what = "a positive number, as is its inverse in single precision"
     return _number(name, value, what, in_single_precision)
+
+
+def optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    """Return a check that lets `None` pass."""
+    return lambda name, value: None if value is None else check(name, value)
 
 
 def is_number(value: object) -> bool:
@@ -75,18 +72,7 @@ def in_single_precision(value: float) -> bool:
 
 
 def switch(name: str, value: bool) -> bool:
-    """Check a value that is true or false.
-
-    Args:
-        name: String, the argument's name.
-        value: What was given.
-
-    Returns:
-        Bool, the value.
-
-    Raises:
-        TypeError: If it is anything else.
-    """
+    """Check a value that is true or false."""
     plain = _plain(value)
     if not isinstance(plain, bool):
         raise TypeError(f"Expected `{name}` to be True or False. Received: {name}={value!r}")
@@ -94,17 +80,7 @@ def switch(name: str, value: bool) -> bool:
 
 
 def keras_model(model: keras.Model) -> keras.Model:
-    """Check the `model` that a user passes.
-
-    Args:
-        model: What was given.
-
-    Returns:
-        `keras.Model`, the value.
-
-    Raises:
-        TypeError: If it is anything else.
-    """
+    """Check the `model` that a user passes."""
     if not isinstance(model, keras.Model):
         raise TypeError(
             f"Expected `model` to be a keras.Model. Received: {model!r} (of type {type(model).__name__})"
@@ -113,15 +89,11 @@ def keras_model(model: keras.Model) -> keras.Model:
 
 
 def _number(name: str, value: float, what: str, fits: Callable[[float], bool]) -> float:
-    error: type[Exception] | None = None
     plain = _plain(value)
-    if not is_number(plain):
-        error = TypeError
-    elif not (_is_finite(plain) and fits(plain)):
-        error = ValueError
-    if error:
-        raise error(f"Expected `{name}` to be {what}. Received: {name}={value!r}")
-    return float(plain)
+    if is_number(plain) and _is_finite(plain) and fits(plain):
+        return float(plain)
+    error = ValueError if is_number(plain) else TypeError
+    raise error(f"Expected `{name}` to be {what}. Received: {name}={value!r}")
 
 
 def _is_finite(number: float) -> bool:

@@ -15,7 +15,7 @@ _ROUNDING = {2: 1e-2, 4: 1e-6, 8: 1e-6}
 
 
 def compress_directly(model: keras.Model, tasks: Tasks, mu: float = 1.0) -> None:
-    """Compresses a model as it is: one C step and no training.
+    """Compress a model as it is: one C step and no training.
 
     A `constraint` of the weights' own is applied to what an ℓ0 or N:M cost keeps.
 
@@ -44,12 +44,7 @@ def compress_directly(model: keras.Model, tasks: Tasks, mu: float = 1.0) -> None
 
 
 def compress_again(model: keras.Model, tasks: Sequence[Task], mu: float) -> tuple[float, float]:
-    """Compresses what a model holds where that breaks a budget. Penalties have none.
-
-    Args:
-        model: `keras.Model`.
-        tasks: Sequence of `Task`.
-        mu: Float > 0.
+    """Compress what a model holds where that breaks a budget. Penalties have none.
 
     Returns:
         Tuple of two floats: how much was removed, at most, as a fraction of the norm of the weights that

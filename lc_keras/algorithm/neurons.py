@@ -43,15 +43,9 @@ class Makers:
         self._macs = uses
 
     def by_units(self, parts: list[list[keras.Variable]]) -> list[list[keras.Variable]]:
-        """Return the variables of a model's layers, together those that make units together.
+        """Return the variables of a model's layers in lists, together those that make units together.
 
         Those of which no unit can be removed are left out, if there are others.
-
-        Args:
-            parts: List of lists of `keras.Variable`, one for each layer.
-
-        Returns:
-            List of lists of `keras.Variable`.
         """
         makers = (self._places[id(v)][1].tolist() for v in self._trainable if id(v) in self._places)
         together_made = [{unit for unit in made if not self._rank(unit)} for made in makers]
@@ -74,18 +68,11 @@ class Makers:
     def with_companions(
         self, variables: list[keras.Variable], layouts: Sequence[Layout]
     ) -> tuple[list[keras.Variable], list[Layout]]:
-        """Return all that makes the units that some variables make.
+        """Return all variables that make the units that some variables make, and their `Layout`s.
 
         Units that cannot be removed are left out, if there are others: the outputs of the model, what a layer
         of another kind makes, and what would hand out a constant, once dead, that cannot be folded into what
-        follows.
-
-        Args:
-            variables: List of `keras.Variable`.
-            layouts: Sequence of `Layout`, one for each: what its units are, where the graph does not say.
-
-        Returns:
-            The variables and those that make units together with them, and their `Layout`s.
+        follows. Of a layer of another kind `layouts` say what its units are.
         """
         given = {id(v): layout for v, layout in zip(variables, layouts, strict=True)}
         own: dict[int, np.ndarray] = {}

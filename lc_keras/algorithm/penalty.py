@@ -95,16 +95,13 @@ class LCPenalty(keras.regularizers.Regularizer):
         variable.regularizer = self.regularizer
 
     def pull(self, weight: tf.Tensor) -> tf.Tensor:
-        r"""$\frac{\mu}{2}\lVert w - t\rVert^2$ by itself, without the weight's own regularizer.
+        r"""Return $\frac{\mu}{2}\lVert w - t\rVert^2$ by itself, without the weight's own regularizer.
 
         Args:
             weight: Tensor or variable of the target's shape: w.
 
         Returns:
             Scalar tensor of type `keras.config.floatx()`.
-
-        Raises:
-            ValueError: If the weight has another shape than the target.
         """
         return self._of(weight, True)
 
@@ -118,11 +115,7 @@ class LCPenalty(keras.regularizers.Regularizer):
         kept_with_trace(self.target, self.mu)
         target = self.target.value()
         weight, mu = tf.cast(weight, target.dtype), tf.cast(self.mu.value(), target.dtype)
-        penalty = self._pull(weight, target, mu, is_shown)
-        # Keras adds it to losses of that type, whatever the weight is.
-        return tf.cast(penalty, keras.config.floatx())
 
-    def _pull(self, weight: tf.Tensor, target: tf.Tensor, mu: tf.Tensor, is_shown: bool) -> tf.Tensor:
         @tf.custom_gradient
         def pull(weight: tf.Tensor, target: tf.Tensor, mu: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
             difference = weight - target
@@ -137,16 +130,15 @@ class LCPenalty(keras.regularizers.Regularizer):
 
             return mu * tf.nn.l2_loss(difference) if is_shown else tf.zeros([], weight.dtype), gradient
 
-        return pull(weight, target, mu)
+        # Keras adds it to losses of that type, whatever the weight is.
+        return tf.cast(pull(weight, target, mu), keras.config.floatx())
 
     def get_config(self) -> dict[str, object]:
         return {
             "target": self.target.numpy(),
             "mu": float(self.mu.numpy()),
             "is_shown": self.is_shown,
-            "regularizer": keras.regularizers.serialize(self.regularizer)
-            if self.regularizer is not None
-            else None,
+            "regularizer": keras.regularizers.serialize(self.regularizer),
         }
 
     @classmethod

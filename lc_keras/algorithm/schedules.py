@@ -77,18 +77,7 @@ class Geometric(Serializable):
             )
 
     def over(self, steps: int) -> list[float]:
-        """Spreads the range over a number of L steps.
-
-        Args:
-            steps: Int ≥ 1.
-
-        Returns:
-            List of `steps` floats.
-
-        Raises:
-            TypeError: If `steps` is no number.
-            ValueError: If it is no whole number ≥ 1.
-        """
+        """Return μ of each of a number of L steps, at least one."""
         steps = whole("steps", steps)
         ratio = self.last / self.first
         return [self.first * ratio ** (i / max(1, steps - 1)) for i in range(steps)]
@@ -97,79 +86,8 @@ class Geometric(Serializable):
 Schedule = Geometric | Callable[[int], float] | Sequence[float]
 
 
-# From weights that hardly feel the pull of a run, to a time constant that is a small part of it
-# (benchmarks/training/automatic_mu.py); and the batches beyond which a longer run pulls as if it had no more:
-# they are better spent on weights that have settled.
-PULL, MOST_BATCHES = (1.5, 80.0), 5000
-
-
-class Automatic:
-    r"""μ from what the run shows: the optimizer's rate, its length, and the gap.
-
-    An L step of SGD moves a weight towards its target by $\eta_\text{eff}\,\mu$ of
-    the distance in a batch. Over a run of T batches it is the product
-    $\eta_\text{eff}\,\mu\,T$ that decides whether weights are still free to move or
-    the gap closes; it grows geometrically from 1.5, where they hardly feel the pull,
-    to 80, where the time constant is a small part of the run. T counts 5,000 batches at
-    most: what a longer run has beyond them is better spent on weights that have settled.
-    The rate is measured anew at each C step. If the gap still lags in the second half, μ
-    grows faster.
-
-    Both are bounded: a rate that decays to 0, or a second moment that is mostly the
-    pull's own, would otherwise send μ to infinity.
-
-    Args:
-        steps: Int ≥ 1, the number of L steps.
-    """
-
-    _HALFWAY_GAP, _FINAL_GAP = 0.5, 0.02
-    _RATE_RANGE, _MOST_BOOST = 10.0, 30.0
-
-    def __init__(self, steps: int) -> None:
-        self._steps = max(2, steps)
-        self._boost = 1.0
-        self._first_rate = 0.0
-        self._previous = 0.0
-
-    def state(self) -> list[float]:
-        """Return what `load` needs, as JSON can hold it."""
-        return [self._boost, self._first_rate, self._previous]
-
-    def load(self, state: Sequence[float]) -> None:
-        """Go on from a `state`."""
-        self._boost, self._first_rate, self._previous = state
-
-    def __call__(self, step: int, rate: float, batches: float, gap: float, guessed: bool = False) -> float:
-        """μ of an L step.
-
-        Args:
-            step: Int, the index of the L step; the indices must not decrease.
-            rate: Float ≥ 0, η_eff: how far a unit gradient that stays moves a weight
-                in a batch.
-            batches: Float > 0, T: how many batches the run has.
-            gap: Float ≥ 0, the latest ‖w − θ‖ / ‖w‖.
-            guessed: Bool, default `False`. `True`: later rates are not held near this one.
-
-        Returns:
-            Float, above the value returned before.
-        """
-        progress = step / (self._steps - 1)
-        if progress > 0.5 and math.isfinite(gap) and gap > 0:
-            expected = self._HALFWAY_GAP * (self._FINAL_GAP / self._HALFWAY_GAP) ** (2 * progress - 1)
-            boost = self._boost * max(1.0, gap / expected) ** (10 / self._steps)
-            self._boost = min(boost, self._MOST_BOOST)
-        first_rate = self._first_rate or rate or 1.0
-        if not guessed:
-            self._first_rate = first_rate
-        rate = min(max(rate, first_rate / self._RATE_RANGE), first_rate * self._RATE_RANGE)
-        pull = PULL[0] * (PULL[1] / PULL[0]) ** progress
-        mu = self._boost * pull / (rate * min(batches, MOST_BATCHES))
-        self._previous = max(mu, 1.001 * self._previous)
-        return self._previous
-
-
 def sequence(schedule: object) -> list[Any] | None:
-    """The elements of what is a sequence of μ, and `None` for anything else."""
+    """Return the elements of what is a sequence of μ, and `None` for anything else."""
     if isinstance(schedule, np.ndarray):
         return list(schedule) if schedule.ndim == 1 else None
     is_text = isinstance(schedule, (str, bytes))
@@ -177,15 +95,7 @@ def sequence(schedule: object) -> list[Any] | None:
 
 
 def values(schedule: Schedule | str, steps: int) -> list[float]:
-    """Evaluates a schedule at every L step of a run.
-
-    Args:
-        schedule: `Geometric`, a function of the step's index, or a sequence of at
-            least `steps` numbers.
-        steps: Int ≥ 1.
-
-    Returns:
-        List of `steps` floats.
+    """Return μ of every L step of a run.
 
     Raises:
         TypeError: If `schedule` is none of these, or holds what is no number.

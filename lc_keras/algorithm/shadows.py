@@ -13,16 +13,8 @@ from lc_keras.internals import compiled
 class Shadow:
     """Hold a copy of each of some variables, where the variable lives.
 
-    Made in the scope of a `tf.distribute` strategy, the copies are mirrored as the variables are.
-
-    Args:
-        variables: Sequence of `keras.Variable`.
-        name: String, what the copies are called after their variables.
-        widen: Bool, default `False`. `True`: copies of half-precision variables are float32.
-
-    Attributes:
-        variables: List of `keras.Variable`.
-        copies: List of `tf.Variable`.
+    Made in the scope of a `tf.distribute` strategy, the copies are mirrored as the variables are. With
+    `widen`, copies of half-precision variables are float32.
     """
 
     def __init__(self, variables: Sequence[keras.Variable], name: str, widen: bool = False) -> None:
@@ -60,14 +52,7 @@ class Shadow:
 
 
 def fingerprint_of(variables: Sequence[keras.Variable]) -> Callable[[], np.ndarray]:
-    """Return a function that returns a few numbers of each variable, by which other values are recognised.
-
-    Args:
-        variables: Sequence of `keras.Variable`.
-
-    Returns:
-        Function without arguments that returns a float64 array with a row of `thresholds.outline` for each.
-    """
+    """Return a function of nothing that returns a row of `thresholds.outline` for each variable."""
 
     @compiled
     def outlines() -> tf.Tensor:

@@ -15,14 +15,8 @@ from lc_keras.algorithm.tasks import SharedCost
 class Steps:
     """Run the C steps of a model, and leave it usable where an L step diverges.
 
-    Args:
-        model: Built `keras.Model`.
-        shared: List of `SharedCost`, as its tasks are bound.
-        multipliers: Bool. `False`: the plain quadratic penalty.
-        beside: Bool, default `False`. `True`: the pull is beside the optimizer.
-
     Attributes:
-        lagrangian: `Lagrangian` of the compressed weights.
+        lagrangian: `Lagrangian` of the compressed weights, with the pull through the loss or `beside` it.
     """
 
     def __init__(
@@ -34,18 +28,7 @@ class Steps:
         self._diverged = False
 
     def begin(self, mu: float, reach: Reach | None = None) -> CStep:
-        r"""Start from $\theta = \Pi(w)$, $\lambda = 0$.
-
-        Args:
-            mu: Float > 0, μ of the first L step.
-            reach: `Reach` of the first L step, if the pull is beside the optimizer.
-
-        Returns:
-            `CStep`.
-
-        Raises:
-            ValueError: If a weight of the model is not finite.
-        """
+        r"""Start from $\theta = \Pi(w)$, $\lambda = 0$; raise a ValueError if a weight is not finite."""
         bad = [variable.path for variable in self._others.not_finite()]
         if not bad:
             found = self.lagrangian.direct_compression(mu, reach)
@@ -57,25 +40,12 @@ class Steps:
         return found
 
     def c_step(
-        self,
-        mu: float,
-        next_mu: float,
-        reach: Reach | None = None,
-        l_step: str = "The L step",
+        self, mu: float, next_mu: float, reach: Reach | None = None, l_step: str = "The L step"
     ) -> CStep:
         """End an L step, as `Lagrangian.c_step` does, and remember where the model was finite.
 
-        Args:
-            mu: Float > 0, μ of the L step that ends.
-            next_mu: Float > 0, μ of the L step that begins.
-            reach: `Reach` of the L step that begins, if the pull is beside the optimizer.
-            l_step: String, what an error calls the L step.
-
-        Returns:
-            `CStep`.
-
         Raises:
-            ValueError: If a weight of the model is not finite.
+            ValueError: If a weight of the model is not finite; `l_step` is what the L step is called.
         """
         bad = [variable.path for variable in self._others.not_finite()]
         if not bad:
@@ -87,15 +57,7 @@ class Steps:
         return found
 
     def diverge(self, why: str, l_step: str = "The L step") -> NoReturn:
-        """Go back to where the model was finite, and raise.
-
-        Args:
-            why: String, what is not finite.
-            l_step: String, what the error calls the L step.
-
-        Raises:
-            ValueError: Always.
-        """
+        """Go back to where the model was finite, and raise a ValueError that says what is not."""
         self._others.restore()
         self._diverged = True
         raise ValueError(
@@ -105,9 +67,6 @@ class Steps:
 
     def settle(self, mu: float) -> bool:
         """Compress w as it is, or go back to where the model was finite, before training ends midway.
-
-        Args:
-            mu: Float > 0, μ of the running L step.
 
         Returns:
             Bool, `False` if training had diverged.

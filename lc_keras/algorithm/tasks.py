@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import keras
 
@@ -128,14 +128,7 @@ class Task(Serializable):
         return self.weights if isinstance(self.weights, list) else [self.weights]
 
     def select(self, model: keras.Model) -> list[keras.Variable]:
-        """Find the variables of this task in `model`.
-
-        Args:
-            model: Built `keras.Model`.
-
-        Returns:
-            List of `keras.Variable` in the order in which the model holds them, each once even if layers
-            share it.
+        """Find the variables of this task in a built model, in its order, each once even if layers share it.
 
         Raises:
             TypeError: If `model` is no `keras.Model`.
@@ -155,13 +148,7 @@ class Task(Serializable):
         return [variable for variable in candidates if id(variable) in selected]
 
     def bind(self, model: keras.Model) -> list[SharedCost]:
-        """Find this task's variables in `model` and check that the budget fits them.
-
-        Args:
-            model: Built `keras.Model`.
-
-        Returns:
-            List of `SharedCost`: one over all variables, or one a layer.
+        """Find what shares a cost in a built model: all of this task's variables, or those of each layer.
 
         Raises:
             TypeError: If `model` is no `keras.Model`.
@@ -189,30 +176,12 @@ class Task(Serializable):
         return shared
 
 
-Tasks = (
-    Compression
-    | Task
-    | list[Compression]
-    | list[Task]
-    | list[Compression | Task]
-    | tuple[Compression | Task, ...]
-)
+Tasks: TypeAlias = Compression | Task | Sequence[Compression | Task]
 
 
 def as_tasks(tasks: Tasks) -> list[Task]:
-    """Make a list of `Task`s of what a user passes as `tasks`.
-
-    Args:
-        tasks: A compression (one joint task over the default kernels), a `Task`, or a list of these.
-
-    Returns:
-        List of `Task`.
-
-    Raises:
-        TypeError: If an element is neither.
-        ValueError: If the list is empty.
-    """
-    given = list(tasks) if isinstance(tasks, (list, tuple)) else [tasks]
+    """Return a list of `Task`s from what a user passes: a compression, a task, or a list of these."""
+    given = list(tasks) if isinstance(tasks, (list, tuple)) else [cast(Task, tasks)]
     if not given:
         raise ValueError("Expected at least one task. Received: an empty list.")
     return [task if isinstance(task, Task) else Task(task) for task in given]
@@ -220,13 +189,6 @@ def as_tasks(tasks: Tasks) -> list[Task]:
 
 def bind_tasks(tasks: Sequence[Task], model: keras.Model) -> list[SharedCost]:
     """Find the variables of all tasks in a model.
-
-    Args:
-        tasks: Sequence of `Task`.
-        model: Built `keras.Model`.
-
-    Returns:
-        List of `SharedCost`.
 
     Raises:
         TypeError: If `model` is no `keras.Model`.

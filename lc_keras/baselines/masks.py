@@ -17,34 +17,43 @@ _LEAST = 1e-15
 
 
 class Masked(keras.constraints.Constraint):
-    """Keep weights at zero where a mask is false, after each update.
+    """Keep a weight at zero where a mask is false, after each update. At first the mask removes nothing.
 
     Args:
-        mask: bool `tf.Variable` of the weight's shape.
-        constraint: `keras.constraints.Constraint` or `None`: the weight's own, which is
-            applied first.
+        variable: `keras.Variable`, the weight; a constraint of its own is applied first.
 
     Attributes:
         applied: Bool, whether an update, or the trace of one, has used it.
     """
 
-    def __init__(self, mask: tf.Variable, constraint: keras.constraints.Constraint | None = None) -> None:
-        self.mask = mask
-        self.constraint = constraint
+    def __init__(self, variable: keras.Variable) -> None:
+        self.variable = variable
+        self.mask = tf.Variable(tf.ones(variable.shape, tf.bool), trainable=False)
+        self.constraint: keras.constraints.Constraint | None = None
         self.applied = False
 
     def __call__(self, weight: tf.Tensor) -> tf.Tensor:
         self.applied = True
         kept_with_trace(self.mask)
-        weight = tf.convert_to_tensor(weight if self.constraint is None else self.constraint(weight))
-        return tf.where(self.mask, weight, tf.zeros([], weight.dtype))
+        return self._of(tf.convert_to_tensor(weight if self.constraint is None else self.constraint(weight)))
+
+    def ranks(self) -> tf.Tensor:
+        """Return magnitudes that are zero only where the mask is false."""
+        value = tf.convert_to_tensor(self.variable)
+        magnitudes = tf.abs(tf.cast(value, thresholds.common_dtype([value])))
+        return tf.where(self.mask, tf.maximum(magnitudes, _LEAST), tf.zeros([], magnitudes.dtype))
+
+    def keep(self, kept: tf.Tensor) -> None:
+        """Remove what is not kept."""
+        self.mask.assign(kept)
+        self.variable.assign(self._of(self.variable.value))
+
+    def _of(self, value: tf.Tensor) -> tf.Tensor:
+        return tf.where(self.mask, value, tf.zeros([], value.dtype))
 
 
 class Budget:
-    """Hold the masks of the weights that share a budget; at first they remove nothing.
-
-    Args:
-        part: `SharedCost` whose compression is an `L0Constraint`.
+    """Hold the masks of the weights that share a budget.
 
     Attributes:
         total: Int, what all groups cost: their number, where each counts one.
@@ -52,53 +61,35 @@ class Budget:
     """
 
     def __init__(self, part: SharedCost) -> None:
-        self._cost = cast(L0Constraint, part.compression)
-        self._layouts = part.layouts
-        self.masked = [
-            (v, Masked(tf.Variable(tf.ones(v.shape, tf.bool), trainable=False))) for v in part.variables
-        ]
+        self._cost, self._layouts = cast(L0Constraint, part.compression), part.layouts
+        self.masked = [Masked(variable) for variable in part.variables]
         self.total = self._cost.total(self._layouts)
         self.kappa = self._cost.budget(self._layouts)
 
     def prune_to(self, kept: int) -> None:
-        """Remove the groups of least magnitude, for good.
-
-        Args:
-            kept: Int, what may be left.
-        """
+        """Remove the groups of least magnitude, for good, and leave so many."""
         # What was removed stays so, even if it fits into what a later budget leaves over.
-        ranks = [_ranks(variable, masked.mask) for variable, masked in self.masked]
+        ranks = [masked.ranks() for masked in self.masked]
         maps = self._cost.largest(ranks, kept, self._layouts)
-        for (variable, masked), rank, largest in zip(self.masked, ranks, maps, strict=True):
-            masked.mask.assign(largest(rank) != 0)
-            variable.assign(tf.where(masked.mask, variable.value, tf.zeros([], variable.value.dtype)))
+        for masked, rank, largest in zip(self.masked, ranks, maps, strict=True):
+            masked.keep(largest(rank) != 0)
 
 
 class Masks:
     """Hold the masks of all weights that are pruned.
 
-    Args:
-        shared: Sequence of `SharedCost` whose compressions are `L0Constraint`s.
-
     Attributes:
-        budgets: List of `Budget`, one for each element of `shared`.
+        budgets: List of `Budget`, one for each `SharedCost`.
         variables: List of `keras.Variable`, the weights.
     """
 
     def __init__(self, shared: Sequence[SharedCost]) -> None:
         self.budgets = [Budget(part) for part in shared]
-        self._masked = [pair for budget in self.budgets for pair in budget.masked]
-        self.variables = [variable for variable, _ in self._masked]
+        self._masked = [masked for budget in self.budgets for masked in budget.masked]
+        self.variables = [masked.variable for masked in self._masked]
 
     def prune_to(self, kept: Sequence[int]) -> float:
-        """Remove the groups of least magnitude, for good.
-
-        Args:
-            kept: Sequence of ints, what may be left of the groups of each budget.
-
-        Returns:
-            Float, the fraction of the weights that is not zero.
-        """
+        """Leave so many groups of each budget, and return the fraction of the weights that is not zero."""
         for budget, left in zip(self.budgets, kept, strict=True):
             budget.prune_to(left)
         nonzeros = sum(int(tf.math.count_nonzero(v.value)) for v in self.variables)
@@ -107,37 +98,26 @@ class Masks:
     @contextlib.contextmanager
     def constraining(self) -> Iterator[None]:
         """Return a context in which the masks are constraints of the weights, beside their own."""
-        for variable, masked in self._masked:
-            masked.constraint, variable.constraint = variable.constraint, masked
+        for masked in self._masked:
+            masked.constraint, masked.variable.constraint = masked.variable.constraint, masked
         try:
             yield
         finally:
-            for variable, masked in self._masked:
-                variable.constraint = masked.constraint
+            for masked in self._masked:
+                masked.variable.constraint = masked.constraint
 
     def check_applied(self) -> None:
-        """Check that what was removed was not trained.
-
-        Raises:
-            ValueError: If the training step left out the constraints.
-        """
-        for variable, masked in self._masked:
+        """Raise a ValueError if the training step left out the constraints, and trained what was removed."""
+        for masked in self._masked:
             # Weights that are not trained need no mask.
-            if not masked.applied and tf.reduce_any(~masked.mask & (variable.value != 0)):
+            if not masked.applied and tf.reduce_any(~masked.mask & (masked.variable.value != 0)):
                 raise ValueError(
                     "The training step of the model leaves out the constraints of its weights, which keep "
-                    f"at zero what is removed, for {variable.path}. Expected a `train_step` that updates "
-                    "weights with the `apply` of a Keras optimizer; or a `Task` that leaves these out."
+                    f"at zero what is removed, for {masked.variable.path}. Expected a `train_step` that "
+                    "updates weights with the `apply` of a Keras optimizer, or a `Task` without these."
                 )
 
     def release(self) -> None:
         """Free the memory of the masks."""
-        for _, masked in self._masked:
+        for masked in self._masked:
             emptied(masked.mask, True)
-
-
-def _ranks(variable: keras.Variable, mask: tf.Variable) -> tf.Tensor:
-    """Return magnitudes that are zero only where a mask is false."""
-    value = tf.convert_to_tensor(variable)
-    magnitudes = tf.abs(tf.cast(value, thresholds.common_dtype([value])))
-    return tf.where(mask, tf.maximum(magnitudes, _LEAST), tf.zeros([], magnitudes.dtype))

@@ -2,23 +2,21 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-import keras
 import tensorflow as tf
 
 from lc_keras.algorithm.shadows import Shadow
-from lc_keras.algorithm.tasks import Task, Tasks, bind_tasks
+from lc_keras.algorithm.tasks import Tasks, bind_tasks
 from lc_keras.arguments import positive, whole
 from lc_keras.baselines.masks import Masks
 from lc_keras.costs import L0Constraint, thresholds
 from lc_keras.fit.attached import Attached
-from lc_keras.fit.attachment import Logs, TrainFunction
+from lc_keras.fit.attachment import Logs, Run, TrainFunction
 from lc_keras.fit.optimizers import begin_anew, optimizers_of
 from lc_keras.fit.statistics import Statistics
+from lc_keras.fit.verdict import FEW_PERCENT
 from lc_keras.internals import first_epoch_of
-
-_FEW_PERCENT = 0.05
 
 
 class Pruning(Attached):
@@ -44,15 +42,12 @@ class Pruning(Attached):
                 )
 
     def kept(self, total: int, kappa: int, progress: float) -> int:
-        """Return what is left of the groups that share a budget.
+        """Return what is left of the groups that share a budget, from `total` down to `kappa`.
 
         Args:
             total: Int, what all of them cost: their number, where each counts one.
             kappa: Int κ, the budget.
             progress: Float from 0 to 1, the part of `fit` that is done.
-
-        Returns:
-            Int from `kappa` to `total`, not increasing with progress.
         """
         raise NotImplementedError
 
@@ -61,42 +56,20 @@ class Pruning(Attached):
         return epochs
 
     def make_run(self) -> "PruningRun":
-        return PruningRun(self.model, self.tasks, self.params, self.kept, self.position)
+        return PruningRun(self)
 
 
-class PruningRun:
-    """Remove weights in one `fit`.
+class PruningRun(Run):
+    """Remove weights in one `fit`, as a `Pruning` says."""
 
-    Args:
-        model: `keras.Model`, in `fit`.
-        tasks: Sequence of `Task`.
-        params: The `params` that Keras gave the callbacks of this `fit`.
-        kept: As of `Pruning`.
-        position: As of `Pruning`.
-
-    Attributes:
-        variables: List of `keras.Variable`, the weights that have a budget.
-        logs: Dict of floats: `density`.
-        mu: Float, 1: a budget does not depend on μ.
-        last_gap: Float, 0: there is no θ beside the weights.
-    """
-
-    def __init__(
-        self,
-        model: keras.Model,
-        tasks: Sequence[Task],
-        params: dict[str, int],
-        kept: Callable[[int, int, float], int],
-        position: Callable[[float], float],
-    ) -> None:
-        self._model, self._params = model, params
-        self._kept, self._position = kept, position
-        self._masks = Masks(bind_tasks(tasks, model))
+    def __init__(self, callback: Pruning) -> None:
+        self._model, self._params = callback.model, callback.params
+        self._kept, self._position = callback.kept, callback.position
+        self._masks = Masks(bind_tasks(callback.tasks, self._model))
         self.variables = self._masks.variables
-        self.logs: dict[str, float] = {}
-        self.mu, self.last_gap = 1.0, 0.0
-        self._finite = Shadow(model.weights, "finite")
-        self._statistics = Statistics(model, params.get("steps"))
+        self.logs = {}
+        self._finite = Shadow(self._model.weights, "finite")
+        self._statistics = Statistics(self._model, self._params.get("steps"))
         self._first_epoch: int | None = None
         self._epoch = 0
         self._left: list[int] = []
@@ -123,9 +96,6 @@ class PruningRun:
         self._check_finite()
         self._finite.save()
 
-    def complete_epoch(self, epoch: int, loss: float) -> None:
-        """Nothing is left to do: a loss of NaN comes with weights that are not finite."""
-
     def end(self) -> bool:
         self._check_finite()
         # A budget holds however early the training stops, and averaged weights are not masked.
@@ -136,11 +106,16 @@ class PruningRun:
             # As where a run is restored that had been cut off after its last epoch.
             warnings.warn("`fit` trained no epoch. The model was compressed as it is.", stacklevel=2)
         elif norm > 0:
-            _warn_of(math.sqrt(max(0.0, 1 - (self._norm() / norm) ** 2)))
+            removed = math.sqrt(max(0.0, 1 - (self._norm() / norm) ** 2))
+            if removed > FEW_PERCENT:
+                warnings.warn(
+                    f"What was removed as training ended had {removed:.0%} of the norm of the weights, and "
+                    "the others were not trained since: expect accuracy to suffer. Training stopped before "
+                    "the budget was reached, the last removal falls on its end (`until`, `every`, `rounds`, "
+                    "data of unknown length), or averaged weights were put into the model.",
+                    stacklevel=3,
+                )
         return False
-
-    def abandon(self, error: BaseException) -> None:
-        """Leave the model with the weights that it has: those that were removed are zero."""
 
     def release(self) -> None:
         self._masks.release()
@@ -189,19 +164,8 @@ class PruningRun:
         return float(thresholds.l2_norm([tf.convert_to_tensor(v) for v in self.variables]))
 
 
-def _warn_of(removed: float) -> None:
-    if removed > _FEW_PERCENT:
-        warnings.warn(
-            f"What was removed as training ended had {removed:.0%} of the norm of the weights, and the "
-            "others were not trained since: expect accuracy to suffer. Training stopped before the "
-            "budget was reached, the last removal falls on its end (`until`, `every`, `rounds`, data of "
-            "unknown length), or averaged weights were put into the model.",
-            stacklevel=4,
-        )
-
-
 class MagnitudePruning(Pruning):
-    r"""Remove the smallest weights and retrains the others (Han et al., NeurIPS 2015).
+    r"""Remove the smallest weights, and retrain the others (Han et al., NeurIPS 2015).
 
     `fit` is divided into rounds of equal length. At the start of round $r = 1 \dots R$ all
     but the largest $\delta^{r/R}$ of the weights are removed for good, δ being the density

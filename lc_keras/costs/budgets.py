@@ -4,26 +4,15 @@ Given magnitudes $m$, costs $c$ and a budget κ, the C step of an ℓ0 constrain
 
 $$\max_{z \in \{0, 1\}} \sum_g m_g^2 z_g \quad \text{such that} \quad \sum_g c_g z_g \le \kappa,$$
 
-a knapsack. It is solved with a multiplier for the budget: groups are kept in the order of $m_g^2 / c_g$,
-until the next one, $s$, no longer fits. With the cost of all groups alike this is the exact solution; else
-the energy kept falls short of the optimum by less than
-
-$$m_s^2 \, \frac{\kappa - \sum_{g < s} c_g}{c_s} < m_s^2,$$
-
-since cutting $s$ into pieces would reach the optimum of the relaxed problem. The budget is never exceeded. A
-minimum for each layer is taken out of the budget first: its largest groups by the same ratio, whatever the
-others are.
-
-That holds of weights and blocks. What neurons cost depends on each other: the kernel between two layers costs
-the product of how many are kept in both,
+a knapsack. Groups are kept in the order of $m_g^2 / c_g$, until the next one no longer fits, after a minimum
+for each layer. What neurons cost depends on each other: the kernel between two layers costs the product of
+how many are kept in both,
 
 $$f(z) = \sum_k p_k \, \Bigl(\sum_u a_{ku} z_u\Bigr) \Bigl(\sum_u b_{ku} z_u\Bigr) \le \kappa.$$
 
-Units are ranked by $m_u^2$ over what they cost at the margin, $\partial f / \partial z_u$, and kept in that
-order as far as $f$, which grows with each, stays within κ. The margin is first taken where all are kept, then
-where those just found are, which the optimum of the relaxed problem asks for; the best of a few rounds is
-taken. The budget is never exceeded, and the next unit in the ranking would exceed it; how far from the
-optimum that is, is not bounded. Of a single layer f is linear, and the bound above holds.
+Units are ranked by $m_u^2$ over what they cost at the margin, $\partial f / \partial z_u$: first where all
+are kept, then where those just found are, which the optimum of the relaxed problem asks for. The best of a
+few rounds is taken. `docs/budgets.md` says how near these are to the optimum.
 """
 
 from collections.abc import Sequence
@@ -67,17 +56,13 @@ def choose(
     budget: float,
     parts: Sequence[tuple[np.ndarray, int]] = (),
 ) -> tf.Tensor:
-    r"""Choose the units to keep. They are sorted, $O(U \log U)$ for U units.
+    r"""Choose the units to keep, as a bool vector. They are sorted, $O(U \log U)$ for U units.
 
     Args:
         magnitudes: Vector of magnitudes.
         costs: Sequence of `Product`, whose sum is the cost f.
         budget: Number κ, at least what `parts` cost at most.
-        parts: Sequence of pairs: the units of a layer, as an array of their numbers, and how many of them are
-            kept at least.
-
-    Returns:
-        bool vector.
+        parts: Sequence of pairs: the numbers of a layer's units, and how many of them are kept at least.
     """
     count = int(magnitudes.shape[0])
     makes, reads = (
@@ -124,9 +109,6 @@ def allocate(
         prices: Sequence of whole numbers ≥ 0, what an element of each tensor costs.
         budget: Number κ, at least what `at_least` costs.
         at_least: Sequence of ints, how many elements of each tensor are kept at least.
-
-    Returns:
-        List of int32 scalars.
     """
     sizes = [int(t.shape.num_elements()) for t in tensors]
     priced = [i for i, price in enumerate(prices) if price > 0]

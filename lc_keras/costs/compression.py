@@ -8,13 +8,18 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow as tf
 
-from lc_keras.arguments import strength
+from lc_keras.arguments import non_negative, strength
 from lc_keras.costs import thresholds
 from lc_keras.costs.layout import Layout
 from lc_keras.internals import compiled
 from lc_keras.serialization import Serializable
 
 Map = Callable[[tf.Tensor], tf.Tensor]
+Tensors = Sequence[tf.Tensor]
+Layouts = Sequence[Layout]
+
+# How a field is checked as a cost is made: by a function of its name and its value, which returns the value.
+NON_NEGATIVE = {"check": non_negative}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -35,6 +40,11 @@ class Compression(Serializable):
     has_budget: ClassVar[bool] = False
     keeps_values: ClassVar[bool] = False
     can_loosen: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if check := field.metadata.get("check"):
+                object.__setattr__(self, field.name, check(field.name, getattr(self, field.name)))
 
     @property
     def needs_units(self) -> bool:
@@ -68,7 +78,7 @@ class Compression(Serializable):
                 `tf.function`, where values are not known yet, an infinity or a NaN is a
                 `tf.errors.InvalidArgumentError`, and under `jit_compile=True` it is not looked for.
         """
-        if isinstance(weights, (tf.Tensor, tf.Variable, np.ndarray)) or not isinstance(weights, Sequence):
+        if not isinstance(weights, Sequence):
             raise TypeError(f"Expected `weights` to be a list of tensors. Received: {type(weights).__name__}")
         if not weights:
             raise ValueError("Expected `weights` to hold at least one tensor. Received: an empty list")
@@ -85,31 +95,22 @@ class Compression(Serializable):
             mu = strength("mu", mu)
 
         if not tf.executing_eagerly():
-            finite = thresholds.finite(tensors)
+            thetas, finite = self._step(tensors, tf.cast(mu, tf.float32))
             message = "Expected finite weights. Received: NaN or inf in a tensor (finite, by index)"
             with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(finite), [message, finite])]):
-                return self._step(tensors, tf.cast(mu, tf.float32))
-        compressed, finite = self._compiled(tensors, tf.constant(mu, tf.float32))
+                return [tf.identity(theta) for theta in thetas]
+        thetas, finite = self._compiled(tensors, tf.constant(mu, tf.float32))
         for index, good in enumerate(finite.numpy()):
             if not good:
                 raise ValueError(
                     f"Expected {_describe(index, weights[index])} to be finite. Received: NaN or inf"
                 )
-        return compressed
+        return thetas
 
-    def check(self, layouts: Sequence[Layout]) -> None:
-        """Check early that the cost fits some weights.
+    def check(self, layouts: Layouts) -> None:
+        """Raise a ValueError if the cost does not fit weights of some `Layout`s, or its budget does not."""
 
-        Args:
-            layouts: Sequence of `Layout`, one for each tensor.
-
-        Raises:
-            ValueError: If it cannot be applied to them, or the budget is out of their range.
-        """
-
-    def maps(
-        self, weights: Sequence[tf.Tensor], mu: float | tf.Tensor, layouts: Sequence[Layout]
-    ) -> list[Map]:
+    def maps(self, weights: Tensors, mu: float | tf.Tensor, layouts: Layouts) -> list[Map]:
         r"""Return the C step as one callable per tensor, with what the tensors share already computed.
 
         For use inside a `tf.function` that goes through the tensors one by one. Nothing is checked.
@@ -124,18 +125,13 @@ class Compression(Serializable):
         """
         raise NotImplementedError
 
-    def loosened(
-        self, weights: Sequence[tf.Tensor], slack: tf.Tensor, layouts: Sequence[Layout]
-    ) -> list[Map]:
-        """Return the C step of a looser budget. Only costs that say so (`can_loosen`) have one.
+    def loosened(self, weights: Tensors, slack: tf.Tensor, layouts: Layouts) -> list[Map]:
+        """Return the C step of a looser budget, as `maps`. Only costs that say so (`can_loosen`) have one.
 
         Args:
             weights: Sequence of floating tensors or variables of static shapes.
             slack: float32 scalar tensor from 0, the budget itself, to 1, where all is kept.
             layouts: Sequence of `Layout`, one for each tensor.
-
-        Returns:
-            List of callables, as of `maps`.
         """
         raise NotImplementedError
 
@@ -144,18 +140,14 @@ class Compression(Serializable):
         values = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))
         return {field.name: value for field, value in values if value != field.default}
 
-    def _step(self, tensors: Sequence[tf.Tensor], mu: float | tf.Tensor) -> list[tf.Tensor]:
+    def _step(self, tensors: Tensors, mu: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         maps = self.maps(tensors, mu, _layouts(tensors))
-        return [theta(tensor) for theta, tensor in zip(maps, tensors, strict=True)]
-
-    def _step_and_finite(
-        self, tensors: Sequence[tf.Tensor], mu: float | tf.Tensor
-    ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        return self._step(tensors, mu), thresholds.finite(tensors)
+        thetas = [theta(tensor) for theta, tensor in zip(maps, tensors, strict=True)]
+        return thetas, thresholds.finite(tensors)
 
     @functools.cached_property
-    def _compiled(self) -> Callable[[Sequence[tf.Tensor], tf.Tensor], tuple[list[tf.Tensor], tf.Tensor]]:
-        return compiled(self._step_and_finite)
+    def _compiled(self) -> Callable[[Tensors, tf.Tensor], tuple[list[tf.Tensor], tf.Tensor]]:
+        return compiled(self._step)
 
     def __getstate__(self) -> dict[str, object]:
         # Graphs cannot be copied; they are made anew.
@@ -172,7 +164,7 @@ class Compression(Serializable):
         return hash(repr(self))
 
 
-def _layouts(tensors: Sequence[tf.Tensor]) -> list[Layout]:
+def _layouts(tensors: Tensors) -> list[Layout]:
     return [Layout(tensor.shape, bytes=tensor.dtype.size) for tensor in tensors]
 
 

@@ -1,12 +1,12 @@
 """Costs of the magnitudes of groups of weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import tensorflow as tf
 
 from lc_keras.costs import thresholds
-from lc_keras.costs.compression import Compression, Map
-from lc_keras.costs.groups import Groups, Weights, hand_out, join
+from lc_keras.costs.compression import Compression, Layouts, Map, Tensors
+from lc_keras.costs.groups import WEIGHTS, Groups, Weights, hand_out, join
 from lc_keras.costs.layout import Layout
 
 # Which of the magnitudes of a tensor, given by its index, stay.
@@ -19,7 +19,8 @@ class Grouped(Compression):
     groups: Groups
 
     def __post_init__(self) -> None:
-        groups = Weights() if self.groups is None else self.groups
+        super().__post_init__()
+        groups = WEIGHTS if self.groups is None else self.groups
         if not isinstance(groups, Groups):
             raise TypeError(
                 f"Expected `groups` to be Weights(), Neurons() or Blocks(shape). Received: groups={groups!r}"
@@ -30,7 +31,7 @@ class Grouped(Compression):
     def needs_units(self) -> bool:
         return self.groups.needs_units
 
-    def check(self, layouts: Sequence[Layout]) -> None:
+    def check(self, layouts: Layouts) -> None:
         for layout in layouts:
             self.groups.count(layout)
 
@@ -38,11 +39,11 @@ class Grouped(Compression):
     def _single(self) -> bool:
         return isinstance(self.groups, Weights)
 
-    def _shared(self, layouts: Sequence[Layout]) -> bool:
+    def _shared(self, layouts: Layouts) -> bool:
         """Return whether groups reach over several tensors."""
         return self.needs_units and any(layout.units is not None for layout in layouts)
 
-    def _magnitudes(self, weights: Sequence[tf.Tensor], layouts: Sequence[Layout]) -> list[tf.Tensor]:
+    def _magnitudes(self, weights: Tensors, layouts: Layouts) -> list[tf.Tensor]:
         """Return the magnitudes of the groups: of each tensor, or, if they are shared, of all in one tensor.
 
         Those of single weights are the weights themselves.
@@ -59,15 +60,13 @@ class Grouped(Compression):
             per_group = hand_out(per_group, layout, otherwise)
         return self.groups.spread(per_group, layout)
 
-    def _places(
-        self, magnitudes: Sequence[tf.Tensor], layouts: Sequence[Layout]
-    ) -> list[tuple[int, tf.Tensor, Layout]]:
+    def _places(self, magnitudes: Tensors, layouts: Layouts) -> list[tuple[int, tf.Tensor, Layout]]:
         """Return for each tensor the index of its magnitudes, the magnitudes, and the layout."""
         if self._shared(layouts):
             return [(0, magnitudes[0], layout) for layout in layouts]
         return list(zip(range(len(magnitudes)), magnitudes, layouts, strict=True))
 
-    def _hard(self, decide: Decide, magnitudes: Sequence[tf.Tensor], layouts: Sequence[Layout]) -> list[Map]:
+    def _hard(self, decide: Decide, magnitudes: Tensors, layouts: Layouts) -> list[Map]:
         """Return maps that keep the groups chosen by `decide(index, magnitudes)`, bit for bit."""
 
         def of(index: int, magnitudes: tf.Tensor, layout: Layout) -> Map:
@@ -80,7 +79,7 @@ class Grouped(Compression):
 
         return [of(*place) for place in self._places(magnitudes, layouts)]
 
-    def _soft(self, tau: tf.Tensor, magnitudes: Sequence[tf.Tensor], layouts: Sequence[Layout]) -> list[Map]:
+    def _soft(self, tau: tf.Tensor, magnitudes: Tensors, layouts: Layouts) -> list[Map]:
         r"""Return maps $(1 - \tau/m)_+ v$."""
 
         def of(_: int, magnitudes: tf.Tensor, layout: Layout) -> Map:

@@ -27,52 +27,19 @@ class Groups(Serializable):
     needs_units: ClassVar[bool] = False
 
     def count(self, layout: Layout) -> int:
-        """Return the number of groups in a tensor.
-
-        Args:
-            layout: `Layout` of the tensor.
-
-        Returns:
-            Int.
-
-        Raises:
-            ValueError: If such a tensor cannot be grouped.
-        """
+        """Return the number of groups in a tensor, or raise a ValueError if it cannot be grouped."""
         raise NotImplementedError
 
     def size(self, layout: Layout) -> int:
-        """Return the number of weights in a group of a tensor, the same for all of them.
-
-        Args:
-            layout: `Layout` of the tensor.
-
-        Returns:
-            Int.
-        """
+        """Return the number of weights in a group of a tensor, the same for all of them."""
         return layout.size // max(self.count(layout), 1)
 
     def magnitudes(self, weight: tf.Tensor, layout: Layout) -> tf.Tensor:
-        """Return a tensor, one element a group, whose absolute values are the magnitudes of the groups.
-
-        Args:
-            weight: Floating tensor of static shape.
-            layout: Its `Layout`.
-
-        Returns:
-            Floating tensor with `count(layout)` elements.
-        """
+        """Return a tensor of `count(layout)` elements whose absolute values are the groups' magnitudes."""
         raise NotImplementedError
 
     def spread(self, per_group: tf.Tensor, layout: Layout) -> tf.Tensor:
-        """Return one value for each weight from one for each group.
-
-        Args:
-            per_group: Tensor of any dtype, shaped as the result of `magnitudes`.
-            layout: `Layout` of the weight.
-
-        Returns:
-            Tensor of shape `layout.shape`.
-        """
+        """Return one value for each weight from one for each group, shaped as `magnitudes`, of any dtype."""
         raise NotImplementedError
 
 
@@ -94,6 +61,9 @@ class Weights(Groups):
 
     def spread(self, per_group: tf.Tensor, layout: Layout) -> tf.Tensor:
         return per_group
+
+
+WEIGHTS = Weights()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +88,7 @@ class Neurons(Groups):
         return math.prod(layout.shape[a] for a in layout.outputs)
 
     def magnitudes(self, weight: tf.Tensor, layout: Layout) -> tf.Tensor:
-        outputs = layout.outputs
-        return norm(tf.convert_to_tensor(weight), [a for a in range(len(layout.shape)) if a not in outputs])
+        return norm(tf.convert_to_tensor(weight), layout.inputs)
 
     def spread(self, per_group: tf.Tensor, layout: Layout) -> tf.Tensor:
         outputs = layout.outputs
@@ -164,9 +133,8 @@ class Blocks(Groups):
     def magnitudes(self, weight: tf.Tensor, layout: Layout) -> tf.Tensor:
         order, rows, columns = self._matrix(layout)
         (r, c), (down, across) = self.shape, self._tiles(layout)
-        matrix = tf.reshape(_transpose(tf.convert_to_tensor(weight), order), [rows, columns])
-        if (down * r, across * c) != (rows, columns):
-            matrix = tf.pad(matrix, [[0, down * r - rows], [0, across * c - columns]])
+        matrix = tf.reshape(tf.transpose(weight, order), [rows, columns])
+        matrix = tf.pad(matrix, [[0, down * r - rows], [0, across * c - columns]])
         return norm(tf.reshape(matrix, [down, r, across, c]), [1, 3])
 
     def spread(self, per_group: tf.Tensor, layout: Layout) -> tf.Tensor:
@@ -175,7 +143,7 @@ class Blocks(Groups):
         tiles = tf.broadcast_to(tf.reshape(per_group, [down, 1, across, 1]), [down, r, across, c])
         matrix = tf.reshape(tiles, [down * r, across * c])[:rows, :columns]
         back = sorted(range(len(order)), key=order.__getitem__)
-        return _transpose(tf.reshape(matrix, [layout.shape[a] for a in order]), back)
+        return tf.transpose(tf.reshape(matrix, [layout.shape[a] for a in order]), back)
 
     def _matrix(self, layout: Layout) -> tuple[list[int], int, int]:
         """Return the order of axes that puts inputs first, and the number of rows and columns."""
@@ -190,15 +158,7 @@ class Blocks(Groups):
 
 
 def join(parts: Sequence[tf.Tensor], layouts: Sequence[Layout]) -> tf.Tensor:
-    """Return the magnitudes of shared units, from those of their parts in each tensor.
-
-    Args:
-        parts: Sequence of what `Groups.magnitudes` gives for each tensor.
-        layouts: Sequence of `Layout` with `units`.
-
-    Returns:
-        Vector of `layout.count` magnitudes.
-    """
+    """Return the magnitudes of shared units, from those of their parts in each tensor."""
     dtype = thresholds.common_dtype(parts)
     total = tf.zeros([layouts[0].count], tf.float64)
     for part, layout in zip(parts, layouts, strict=True):
@@ -209,16 +169,7 @@ def join(parts: Sequence[tf.Tensor], layouts: Sequence[Layout]) -> tf.Tensor:
 
 
 def hand_out(per_unit: tf.Tensor, layout: Layout, otherwise: float | bool) -> tf.Tensor:
-    """Return one value for each place of a tensor's output axes from one for each shared unit.
-
-    Args:
-        per_unit: Vector of `layout.count` values.
-        layout: `Layout` of the tensor, with `units`.
-        otherwise: Float or bool, the value where there is no unit.
-
-    Returns:
-        Vector.
-    """
+    """Return one value for each place of the output axes from one for each shared unit, or `otherwise`."""
     rest = tf.fill([1], tf.cast(otherwise, per_unit.dtype))
     return tf.gather(tf.concat([per_unit, rest], 0), _or_one_more(layout))
 
@@ -228,14 +179,8 @@ def norm(tensor: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
 
     Magnitudes from $10^{-9}$ to $10^{15}$ take the plain way. Others are decomposed into $m \cdot 2^e$ by
     their bits and scaled by the largest exponent of their group, since arithmetic may flush subnormals to
-    zero. A norm beyond the largest float is returned as the largest float.
-
-    Args:
-        tensor: Floating tensor of static shape; half precision is cast to float32.
-        axes: List of ints, the axes to sum over.
-
-    Returns:
-        Tensor without `axes`, float32 (float64 for a float64 tensor).
+    zero. A norm beyond the largest float is returned as the largest float. The norms of half precision are
+    float32.
     """
     dtype = thresholds.common_dtype([tensor])
     tensor = tf.cast(tensor, dtype)
@@ -286,10 +231,6 @@ def _or_one_more(layout: Layout) -> tf.Tensor:
     """Return the numbers of the units; of what belongs to none, the next number after them."""
     units = np.asarray(layout.units)
     return tf.constant(np.where(units < 0, layout.count, units))
-
-
-def _transpose(tensor: tf.Tensor, order: Sequence[int]) -> tf.Tensor:
-    return tensor if list(order) == sorted(order) else tf.transpose(tensor, order)
 
 
 def _is_positive_int(value: object) -> bool:

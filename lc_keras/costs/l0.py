@@ -4,16 +4,14 @@ import dataclasses
 import decimal
 import functools
 import typing
-from collections.abc import Sequence
 
 import tensorflow as tf
 
-from lc_keras.arguments import non_negative, number_or_fraction, whole
+from lc_keras.arguments import number_or_fraction, optional, whole
 from lc_keras.costs import budgets, thresholds
-from lc_keras.costs.compression import Map
+from lc_keras.costs.compression import NON_NEGATIVE, Layouts, Map, Tensors
 from lc_keras.costs.grouped import Decide, Grouped
-from lc_keras.costs.groups import Groups
-from lc_keras.costs.layout import Layout
+from lc_keras.costs.groups import WEIGHTS, Groups
 from lc_keras.costs.multiples import numbered
 from lc_keras.costs.prices import Measure, TensorPrices, UnitPrices
 from lc_keras.costs.sparse import sparse_values
@@ -63,26 +61,23 @@ class L0Constraint(Grouped):
     array([ 3.,  0.,  0., -2.], dtype=float32)
     """
 
-    keep: int | float
-    groups: Groups = None  # type: ignore[assignment]  # Weights()
+    keep: int | float = dataclasses.field(metadata={"check": number_or_fraction})
+    groups: Groups = WEIGHTS
     measure: Measure = "groups"
-    keep_at_least: int | float | None = None
-    multiple_of: int = 1
+    keep_at_least: int | float | None = dataclasses.field(
+        default=None, metadata={"check": optional(number_or_fraction)}
+    )
+    multiple_of: int = dataclasses.field(default=1, metadata={"check": whole})
     values: Values | None = None
 
     has_budget = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "keep", number_or_fraction("keep", self.keep))
         if not isinstance(self.measure, str) or self.measure not in MEASURES:
             raise ValueError(
                 f"Expected `measure` to be one of {MEASURES}. Received: measure={self.measure!r}"
             )
-        if self.keep_at_least is not None:
-            at_least = number_or_fraction("keep_at_least", self.keep_at_least)
-            object.__setattr__(self, "keep_at_least", at_least)
-        object.__setattr__(self, "multiple_of", whole("multiple_of", self.multiple_of))
         if self.multiple_of > 1 and not self.needs_units:
             raise ValueError(
                 f"Expected `groups` to be Neurons() with `multiple_of`. Received: groups={self.groups!r}"
@@ -106,28 +101,12 @@ class L0Constraint(Grouped):
     def needs_macs(self) -> bool:
         return self.measure == "macs"
 
-    def total(self, layouts: Sequence[Layout]) -> int:
-        """Return what all groups of some tensors cost: their number, where each counts one.
-
-        Args:
-            layouts: Sequence of `Layout`, one for each tensor.
-
-        Returns:
-            Int.
-
-        Raises:
-            ValueError: If it is not known what the weights cost.
-        """
+    def total(self, layouts: Layouts) -> int:
+        """Return what all groups of some tensors cost: their number, where each counts one."""
         return self._prices(layouts).total
 
-    def budget(self, layouts: Sequence[Layout]) -> int:
+    def budget(self, layouts: Layouts) -> int:
         """Return the budget κ in some tensors: a number of groups, or what they may cost.
-
-        Args:
-            layouts: Sequence of `Layout`, one for each tensor.
-
-        Returns:
-            Int.
 
         Raises:
             ValueError: If κ exceeds what all groups cost, or is less than what is kept whatever it takes, or
@@ -149,38 +128,23 @@ class L0Constraint(Grouped):
             )
         return kappa
 
-    def check(self, layouts: Sequence[Layout]) -> None:
+    def check(self, layouts: Layouts) -> None:
         self.budget(layouts)
         if self.values:
             self.values.check(layouts)
 
-    def maps(
-        self, weights: Sequence[tf.Tensor], mu: float | tf.Tensor, layouts: Sequence[Layout]
-    ) -> list[Map]:
+    def maps(self, weights: Tensors, mu: float | tf.Tensor, layouts: Layouts) -> list[Map]:
         largest = functools.partial(self.largest, kappa=self.budget(layouts), layouts=layouts)
         return sparse_values(self.values, largest, weights, layouts) if self.values else largest(weights)
 
-    def loosened(
-        self, weights: Sequence[tf.Tensor], slack: tf.Tensor, layouts: Sequence[Layout]
-    ) -> list[Map]:
+    def loosened(self, weights: Tensors, slack: tf.Tensor, layouts: Layouts) -> list[Map]:
         kappa, total = self.budget(layouts), self.total(layouts)
         # In double precision, so that no slack is the budget itself, however large.
         more = tf.floor(tf.cast(slack, tf.float64) * (total - kappa))
         return self.largest(weights, kappa + more, layouts)
 
-    def largest(
-        self, weights: Sequence[tf.Tensor], kappa: int | tf.Tensor, layouts: Sequence[Layout]
-    ) -> list[Map]:
-        """Return the C step with another κ than the budget's.
-
-        Args:
-            weights: Sequence of floating tensors or variables of static shapes.
-            kappa: Int κ, up to `total`, and as much as is kept in any case.
-            layouts: Sequence of `Layout`, one for each tensor.
-
-        Returns:
-            List of callables, as of `maps`.
-        """
+    def largest(self, weights: Tensors, kappa: int | tf.Tensor, layouts: Layouts) -> list[Map]:
+        """Return the C step, as `maps`, with a κ up to `total`, and as much as is kept in any case."""
         prices, layouts = self._prices(layouts), self._numbered(layouts)
         magnitudes = self._magnitudes(weights, layouts)
         if isinstance(prices, UnitPrices):
@@ -192,13 +156,13 @@ class L0Constraint(Grouped):
         each = [_largest([m], count) for m, count in zip(magnitudes, counts, strict=True)]
         return self._hard(lambda index, magnitudes: each[index](0, magnitudes), magnitudes, layouts)
 
-    def _numbered(self, layouts: Sequence[Layout]) -> Sequence[Layout]:
+    def _numbered(self, layouts: Layouts) -> Layouts:
         """Return layouts that say which units there are, where these are kept in multiples."""
         if self.multiple_of == 1 or self._shared(layouts):
             return layouts
         return numbered(layouts, [self.groups.count(layout) for layout in layouts])
 
-    def _prices(self, layouts: Sequence[Layout]) -> TensorPrices | UnitPrices:
+    def _prices(self, layouts: Layouts) -> TensorPrices | UnitPrices:
         of_graph, layouts = self._shared(layouts), self._numbered(layouts)
         if not self._shared(layouts):
             return TensorPrices.of(self.groups, layouts, self.measure, self.keep_at_least or 0)
@@ -242,18 +206,12 @@ class L0Penalty(Grouped):
     array([3., 0., 0.], dtype=float32)
     """
 
-    alpha: float
-    groups: Groups = None  # type: ignore[assignment]  # Weights()
+    alpha: float = dataclasses.field(metadata=NON_NEGATIVE)
+    groups: Groups = WEIGHTS
 
     keeps_values = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "alpha", non_negative("alpha", self.alpha))
-
-    def maps(
-        self, weights: Sequence[tf.Tensor], mu: float | tf.Tensor, layouts: Sequence[Layout]
-    ) -> list[Map]:
+    def maps(self, weights: Tensors, mu: float | tf.Tensor, layouts: Layouts) -> list[Map]:
         magnitudes = self._magnitudes(weights, layouts)
         tau = tf.sqrt(2 * self.alpha / tf.cast(mu, tf.float64))
 
@@ -266,13 +224,8 @@ class L0Penalty(Grouped):
         return self._hard(decide, magnitudes, layouts)
 
 
-def _largest(tensors: Sequence[tf.Tensor], kappa: int | tf.Tensor) -> Decide:
-    """Return what decides for the κ largest of all magnitudes together; of equal ones, for the first.
-
-    Args:
-        tensors: Sequence of tensors of magnitudes.
-        kappa: Int or scalar tensor κ.
-    """
+def _largest(tensors: Tensors, kappa: int | tf.Tensor) -> Decide:
+    """Return what decides for the κ largest of all magnitudes together; of equal ones, for the first."""
     dtype = thresholds.common_dtype(tensors)
     kappa = tf.cast(kappa, tf.int32)
     threshold = thresholds.kth_largest(tensors, kappa)

@@ -1,16 +1,13 @@
 """Costs of the sum of magnitudes."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import tensorflow as tf
 
-from lc_keras.arguments import non_negative
 from lc_keras.costs import thresholds
-from lc_keras.costs.compression import Map
+from lc_keras.costs.compression import NON_NEGATIVE, Layouts, Map, Tensors
 from lc_keras.costs.grouped import Grouped
-from lc_keras.costs.groups import Groups
-from lc_keras.costs.layout import Layout
+from lc_keras.costs.groups import WEIGHTS, Groups
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -37,18 +34,12 @@ class L1Constraint(Grouped):
     array([2., 0.], dtype=float32)
     """
 
-    radius: float
-    groups: Groups = None  # type: ignore[assignment]  # Weights()
+    radius: float = dataclasses.field(metadata=NON_NEGATIVE)
+    groups: Groups = WEIGHTS
 
     has_budget = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "radius", non_negative("radius", self.radius))
-
-    def maps(
-        self, weights: Sequence[tf.Tensor], mu: float | tf.Tensor, layouts: Sequence[Layout]
-    ) -> list[Map]:
+    def maps(self, weights: Tensors, mu: float | tf.Tensor, layouts: Layouts) -> list[Map]:
         magnitudes = self._magnitudes(weights, layouts)
         return self._soft(thresholds.l1_ball_threshold(magnitudes, self.radius), magnitudes, layouts)
 
@@ -75,15 +66,9 @@ class L1Penalty(Grouped):
     array([2., 0.], dtype=float32)
     """
 
-    alpha: float
-    groups: Groups = None  # type: ignore[assignment]  # Weights()
+    alpha: float = dataclasses.field(metadata=NON_NEGATIVE)
+    groups: Groups = WEIGHTS
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "alpha", non_negative("alpha", self.alpha))
-
-    def maps(
-        self, weights: Sequence[tf.Tensor], mu: float | tf.Tensor, layouts: Sequence[Layout]
-    ) -> list[Map]:
+    def maps(self, weights: Tensors, mu: float | tf.Tensor, layouts: Layouts) -> list[Map]:
         magnitudes = self._magnitudes(weights, layouts)
         return self._soft(self.alpha / tf.cast(mu, tf.float64), magnitudes, layouts)

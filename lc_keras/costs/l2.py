@@ -1,14 +1,11 @@
 """Costs of the norm of the weights. They shrink and prune nothing."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import tensorflow as tf
 
-from lc_keras.arguments import non_negative
 from lc_keras.costs import thresholds
-from lc_keras.costs.compression import Compression, Map
-from lc_keras.costs.layout import Layout
+from lc_keras.costs.compression import NON_NEGATIVE, Compression, Layouts, Map, Tensors
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -30,16 +27,11 @@ class L2Constraint(Compression):
     array([0.8], dtype=float32)
     """
 
-    radius: float
+    radius: float = dataclasses.field(metadata=NON_NEGATIVE)
 
     has_budget = True
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "radius", non_negative("radius", self.radius))
-
-    def maps(
-        self, weights: Sequence[tf.Tensor], mu: float | tf.Tensor, layouts: Sequence[Layout]
-    ) -> list[Map]:
+    def maps(self, weights: Tensors, mu: float | tf.Tensor, layouts: Layouts) -> list[Map]:
         norm = thresholds.l2_norm(weights)
         inside = norm <= self.radius
         return [_scale(self.radius / tf.where(inside, tf.ones_like(norm), norm), inside)] * len(weights)
@@ -64,14 +56,9 @@ class L2Penalty(Compression):
     array([2.], dtype=float32)
     """
 
-    alpha: float
+    alpha: float = dataclasses.field(metadata=NON_NEGATIVE)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "alpha", non_negative("alpha", self.alpha))
-
-    def maps(
-        self, weights: Sequence[tf.Tensor], mu: float | tf.Tensor, layouts: Sequence[Layout]
-    ) -> list[Map]:
+    def maps(self, weights: Tensors, mu: float | tf.Tensor, layouts: Layouts) -> list[Map]:
         mu = tf.cast(mu, tf.float64)
         return [_scale(mu / (mu + 2 * self.alpha), tf.constant(self.alpha == 0))] * len(weights)
 

@@ -51,11 +51,7 @@ class Layout:
 
     @property
     def outputs(self) -> list[int]:
-        """Return the axes of the output units, counted from the first one, in order.
-
-        Raises:
-            ValueError: If `axes` are not distinct axes of the weight, at least one.
-        """
+        """Return the axes of the output units, from the first one on, or raise a ValueError of `axes`."""
         inputs = self.inputs
         outputs = [a for a in range(len(self.shape)) if a not in inputs]
         if not outputs or len(outputs) != len(self.axes):
@@ -67,6 +63,6 @@ class Layout:
 
     @property
     def inputs(self) -> list[int]:
-        """Return all other axes, counted from the first one, in order."""
+        """Return all other axes, from the first one on."""
         rank = len(self.shape)
         return [a for a in range(rank) if a not in self.axes and a - rank not in self.axes]

@@ -1,14 +1,12 @@
 """Fine-grained patterns: so many of every so many weights."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from lc_keras.costs import thresholds
-from lc_keras.costs.compression import Compression, Map
-from lc_keras.costs.layout import Layout
+from lc_keras.costs.compression import Compression, Layouts, Map, Tensors
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -47,21 +45,17 @@ class NMConstraint(Compression):
         object.__setattr__(self, "n", int(n))
         object.__setattr__(self, "m", int(m))
 
-    def check(self, layouts: Sequence[Layout]) -> None:
+    def check(self, layouts: Layouts) -> None:
         for layout in layouts:
             if not layout.inputs:
                 raise ValueError(
                     f"Expected tensors with an axis of inputs. Received: one of rank {len(layout.shape)}"
                 )
 
-    def maps(
-        self, weights: Sequence[tf.Tensor], mu: float | tf.Tensor, layouts: Sequence[Layout]
-    ) -> list[Map]:
+    def maps(self, weights: Tensors, mu: float | tf.Tensor, layouts: Layouts) -> list[Map]:
         return [self._along(layout.inputs[-1], tf.constant(self.n)) for layout in layouts]
 
-    def loosened(
-        self, weights: Sequence[tf.Tensor], slack: tf.Tensor, layouts: Sequence[Layout]
-    ) -> list[Map]:
+    def loosened(self, weights: Tensors, slack: tf.Tensor, layouts: Layouts) -> list[Map]:
         n = self.n + tf.cast(tf.floor(slack * (self.m - self.n)), tf.int32)
         return [self._along(layout.inputs[-1], n) for layout in layouts]
 
@@ -77,8 +71,7 @@ class NMConstraint(Compression):
             rows = tf.reshape(padded, [-1, self.m])
             ranked = tf.math.top_k(rows, self.m).indices[:, :, None]
             best = (ranked == tf.range(self.m)) & (tf.range(self.m)[:, None] < n)
-            kept = tf.reduce_any(best, axis=1)
-            kept = tf.reshape(kept, padded.shape)[..., :size]
+            kept = tf.reshape(tf.reduce_any(best, axis=1), padded.shape)[..., :size]
             kept = tf.transpose(kept, sorted(range(rank), key=order.__getitem__))
             return tf.where(kept, value, tf.zeros([], value.dtype))
 

@@ -35,13 +35,7 @@ class TensorPrices:
     def of(
         cls, groups: Groups, layouts: Sequence[Layout], measure: Measure, at_least: int | float
     ) -> "TensorPrices":
-        """Return the prices of the groups of some tensors.
-
-        Args:
-            groups: `Groups`.
-            layouts: Sequence of `Layout`, one for each tensor.
-            measure: String, what is counted, as of `L0Constraint`.
-            at_least: Int, or float in [0, 1], how many groups of each tensor, or what fraction, to keep.
+        """Return the prices of the groups of some tensors, `at_least` a number or fraction of each to keep.
 
         Raises:
             ValueError: If a tensor cannot be grouped, or it is not known what its weights cost.
@@ -82,16 +76,7 @@ class UnitPrices:
 
     @classmethod
     def of(cls, layouts: Sequence[Layout], measure: Measure, at_least: int | float) -> "UnitPrices":
-        """Return the prices of the units that some tensors make.
-
-        Args:
-            layouts: Sequence of `Layout` with `units`, one for each tensor.
-            measure: String, what is counted, as of `L0Constraint`.
-            at_least: Int, or float in [0, 1], how many units of each layer, or what fraction, to keep.
-
-        Raises:
-            ValueError: If it is not known what the weights of a tensor cost.
-        """
+        """Return the prices of the units that some tensors make, as `TensorPrices.of`."""
         parts, seen = [], np.empty(0, int)
         for layout in layouts:
             units = np.asarray(layout.units)

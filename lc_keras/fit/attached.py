@@ -45,7 +45,7 @@ class Attached(keras.callbacks.Callback):
         self._attachment: Attachment = None  # type: ignore[assignment]  # there once Keras has set the model
         self._logs: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
-        self._verdict: Verdict = None  # type: ignore[assignment]  # there while `fit` runs
+        self._verdict: Verdict = None  # type: ignore[assignment]  # there once `fit` has begun
 
     @property
     def density(self) -> float:
@@ -137,7 +137,6 @@ class Attached(keras.callbacks.Callback):
         if changed:
             self._compress_again(mu)
         self._verdict.give(gap)
-        self._verdict = None  # type: ignore[assignment]  # as in __init__
 
     def _compress_again(self, mu: float) -> None:
         gap, self._logs["density"] = compress_again(self.model, self.tasks, mu)

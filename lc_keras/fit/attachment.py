@@ -6,7 +6,7 @@ clears the epoch with which a restored run begins. What is done about it is here
 
 import types
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any
 
 import keras
 import numpy as np
@@ -25,26 +25,20 @@ NOT_ALONE = (
 )
 
 
-class Run(Protocol):
-    """A run of LC, or of a method that it is compared with, in one `fit`.
+class Run:
+    """Base class of a run of LC, or of a method that it is compared with, in one `fit`.
 
     Attributes:
         variables: List of `keras.Variable`, the weights that have a budget.
         logs: Dict of floats, what the epoch's logs say of the run.
-        mu: Float, μ with which weights are compressed that come later.
+        mu: Float, μ with which weights are compressed that come later. A budget does not depend on it.
         last_gap: Float, ‖w − θ‖ / ‖w‖ at the end, if nothing was said of it.
     """
 
     variables: list[keras.Variable]
-
-    @property
-    def logs(self) -> dict[str, float]: ...
-
-    @property
-    def mu(self) -> float: ...
-
-    @property
-    def last_gap(self) -> float: ...
+    logs: dict[str, float]
+    mu: float = 1.0
+    last_gap: float = 0.0
 
     def begin_epoch(self, epoch: int) -> None:
         """Prepare for the batches of an epoch."""
@@ -54,6 +48,7 @@ class Run(Protocol):
 
     def execute(self, train_function: TrainFunction, iterator: Iterator[object]) -> Logs:
         """Run the traced train function on the next batches, and return the logs."""
+        raise NotImplementedError
 
     def end_epoch(self) -> None:
         """Leave weights in the model that others may see until the next epoch begins."""
@@ -63,6 +58,7 @@ class Run(Protocol):
 
     def end(self) -> bool:
         """Leave the compressed weights in the model, and tell if they are to be compressed once more."""
+        raise NotImplementedError
 
     def abandon(self, error: BaseException) -> None:
         """Leave the model usable, now that an exception has ended the training."""
@@ -72,7 +68,7 @@ class Run(Protocol):
 
 
 class Attachment:
-    """Bring a run into the `fit` of one model, and take it away again whatever happens.
+    """Bring a run into the `fit` of one model, as its train function, and take it away whatever happens.
 
     What the run adds to the model is there while the train function runs, and at no other time: whatever
     other callbacks do or raise, they meet the user's model.
@@ -87,7 +83,9 @@ class Attachment:
     def __init__(self, callback: keras.callbacks.Callback) -> None:
         self._callback = callback
         self._model = callback.model
+        self._history: object = None
         self._first_epoch: np.int64 | None = None
+        self._train_function: Any = None
         self.run: Run | None = None
         # Keras would begin every later `fit` where an earlier one was resumed.
         set_first_epoch(self._model, None)
@@ -105,42 +103,30 @@ class Attachment:
                 "CallbackList that was made without `epochs`."
             )
         other = self._model.train_function
-        if isinstance(other, Guard):
-            other.dismiss()
-            if other.params is params:
+        if isinstance(other, Attachment):
+            other.detach()
+            if other._callback.params is params:
                 raise ValueError(
                     "Expected one LearningCompression, or one baseline, in a fit: several tasks go "
                     "in one list. Received: two."
                 )
 
     def attach(self, run: Run) -> None:
-        """Put a run between `fit` and its train function.
-
-        Args:
-            run: `Run`.
-
-        Raises:
-            ValueError: If the model's `train_step` is a `tf.function`.
-        """
+        """Put a run between `fit` and its train function, if Keras traces its `train_step`."""
         self.run = run
+        self._history = getattr(self._model, "history", None)
         try:
-            self._guard(run)
+            self._trace()
         except BaseException:
             self.detach()
             raise
 
     def renew(self) -> bool:
-        """Attach again where Keras has made the train function anew.
-
-        Another callback asks for that after a change of what is trainable.
-
-        Returns:
-            Bool, whether it had.
-        """
+        """Attach again where another callback has had Keras make the train function anew; tell if so."""
         made = getattr(self._model.train_function, "__module__", None)
         if self.run is None or str(made).partition(".")[0] != "keras":
             return False
-        self._guard(self.run)
+        self._trace()
         return True
 
     def fail(self, error: BaseException) -> None:
@@ -155,9 +141,10 @@ class Attachment:
         """Take all that was added away from the model, and free it."""
         if self.run is None:
             return
-        if isinstance(self._model.train_function, Guard):
+        if isinstance(self._model.train_function, Attachment):
             # The next `fit` traces anew, without the run.
             self._model.train_function = None
+        self._train_function = None
         if self._first_epoch is not None:
             self.begin_at(None)
         # It holds copies of weights.
@@ -170,11 +157,7 @@ class Attachment:
         set_first_epoch(self._model, self._first_epoch)
 
     def check_beginning(self) -> None:
-        """Check that nobody else has taken the model elsewhere.
-
-        Raises:
-            ValueError: If somebody has.
-        """
+        """Check that nobody else, such as `BackupAndRestore`, has taken the model to another epoch."""
         # `is`, since who sets the same epoch has set weights, too.
         found = first_epoch_of(self._model)
         if found is not self._first_epoch:
@@ -185,10 +168,31 @@ class Attachment:
                 "in its stead; what it kept by itself is not enough to go on from."
             )
 
-    def _guard(self, run: Run) -> None:
-        self._model.train_function = Guard(
-            self._model, self._callback.params, run.execute, self.fail, self.detach
-        )
+    def __call__(self, iterator: Iterator[object]) -> Logs:
+        """Run the train function of this `fit`, and of no other."""
+        # `train_on_batch` feeds a generator; another `fit` has another history.
+        elsewhere = isinstance(iterator, types.GeneratorType)
+        if self.run is None or elsewhere or getattr(self._model, "history", None) is not self._history:
+            self.detach()
+            self._model.make_train_function(force=True)
+            return self._model.train_function(iterator)
+        try:
+            return self.run.execute(self._train_function, iterator)
+        except (StopIteration, tf.errors.OutOfRangeError):
+            raise
+        except BaseException as error:
+            self.fail(error)
+            raise
+
+    def _trace(self) -> None:
+        if hasattr(self._model.train_step, "python_function"):
+            raise ValueError(
+                "Expected a `train_step` that Keras traces for each `fit`. Received: one that is a "
+                "tf.function itself, and would go on as it was traced before. Take the decorator away."
+            )
+        # A function that was traced before `fit` would leave the penalty out.
+        self._model.make_train_function(force=True)
+        self._train_function, self._model.train_function = self._model.train_function, self
 
 
 def have_last_word(
@@ -219,58 +223,3 @@ def have_last_word(
 
     # Keras appends it to the callbacks of the user.
     history.on_train_end = last
-
-
-class Guard:
-    """The train function of one `fit`, traced anew, with what belongs to it and to nothing else.
-
-    Args:
-        model: `keras.Model`, in `fit`.
-        params: The `params` that Keras gave the callbacks of this `fit`.
-        execute: Called with the traced train function and its iterator; runs it, and
-            returns the logs.
-        on_error: Called with an exception that the training raised.
-        on_left_over: Called without arguments when the model is used after a `fit` that
-            ended where nothing could be caught.
-
-    Raises:
-        ValueError: If the model's `train_step` is a `tf.function`.
-    """
-
-    def __init__(
-        self,
-        model: keras.Model,
-        params: dict[str, int],
-        execute: Callable[[TrainFunction, Iterator[object]], Logs],
-        on_error: Callable[[BaseException], None],
-        on_left_over: Callable[[], None],
-    ) -> None:
-        self._model = model
-        self.params = params
-        self._execute = execute
-        self._on_error = on_error
-        self.dismiss = on_left_over
-        self._history = getattr(model, "history", None)
-        if hasattr(model.train_step, "python_function"):
-            raise ValueError(
-                "Expected a `train_step` that Keras traces for each `fit`. Received: one that is a "
-                "tf.function itself, and would go on as it was traced before. Take the decorator away."
-            )
-        # A function that was traced before `fit` would leave the penalty out.
-        model.make_train_function(force=True)
-        self._train_function = model.train_function
-
-    def __call__(self, iterator: Iterator[object]) -> Logs:
-        # `train_on_batch` feeds a generator; another `fit` has another history.
-        elsewhere = isinstance(iterator, types.GeneratorType)
-        if elsewhere or getattr(self._model, "history", None) is not self._history:
-            self.dismiss()
-            self._model.make_train_function(force=True)
-            return self._model.train_function(iterator)
-        try:
-            return self._execute(self._train_function, iterator)
-        except (StopIteration, tf.errors.OutOfRangeError):
-            raise
-        except BaseException as error:
-            self._on_error(error)
-            raise

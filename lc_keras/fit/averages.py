@@ -18,10 +18,6 @@ class Averages:
     whenever it pleases. What they put there while the model shows its compressed weights
     is compressed, too. This takes a third array of each weight's shape.
 
-    Args:
-        optimizer: `keras.optimizers.Optimizer`; without `use_ema` nothing happens.
-        lagrangian: `Lagrangian`.
-
     Raises:
         ValueError: If a `MultiOptimizer` keeps averages of some of the compressed weights only: no
             compression of weights and averages together would hold once these are put into the model.
@@ -43,7 +39,7 @@ class Averages:
 
     @property
     def trained(self) -> list[tf.Variable]:
-        """The averages of the trained weights, once the optimizer is built."""
+        """Return the averages of the trained weights, once the optimizer is built."""
         return self._trained.copies
 
     def prepare(self) -> None:
@@ -56,11 +52,7 @@ class Averages:
             self._trained = Shadow([average[id(v)] for v in self._lagrangian.variables], "trained")
 
     def show_compressed(self, mu: float) -> None:
-        r"""Put $\Pi$ of the averages in their place.
-
-        Args:
-            mu: Float > 0.
-        """
+        r"""Put $\Pi$ of the averages in their place."""
         self.prepare()
         if self.trained:
             self._trained.save()
@@ -71,12 +63,9 @@ class Averages:
         self._trained.restore()
 
     def swapped(self) -> list[tuple[keras.Variable, keras.Variable]]:
-        """Return the pairs of weights and averages that have changed places in the model, if they have.
-
-        Of the compressed weights and the compressed averages, the latter are nearer to
-        the averages.
-        """
+        """Return the pairs of weights and averages that have changed places in the model, if they have."""
         averages = self._trained.variables
+        # Of the compressed weights and the compressed averages, the latter are nearer to the averages.
         if not averages or self._distance(self._lagrangian.variables) >= self._distance(averages):
             return []
         return self._kept()

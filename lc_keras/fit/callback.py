@@ -5,7 +5,7 @@ import os
 
 from lc_keras.algorithm import schedules
 from lc_keras.algorithm.tasks import Tasks
-from lc_keras.arguments import non_negative, positive, switch, whole
+from lc_keras.arguments import non_negative, optional, positive, switch, whole
 from lc_keras.fit.attached import Attached
 from lc_keras.fit.checkpoints import Checkpoints
 from lc_keras.fit.mu import Mu, is_automatic
@@ -113,14 +113,14 @@ class LearningCompression(Attached):
         if steps is None and (given := schedules.sequence(mu)) is not None:
             steps = len(given) or None
         self.mu = mu
-        self.steps = None if steps is None else whole("steps", steps)
-        self.epochs_per_step = _positive_or_none("epochs_per_step", epochs_per_step)
-        self.first_step_epochs = _positive_or_none("first_step_epochs", first_step_epochs)
+        self.steps: int | None = optional(whole)("steps", steps)
+        self.epochs_per_step: float | None = optional(positive)("epochs_per_step", epochs_per_step)
+        self.first_step_epochs: float | None = optional(positive)("first_step_epochs", first_step_epochs)
         self.multipliers = switch("multipliers", multipliers)
         self.limit_learning_rate = switch("limit_learning_rate", limit_learning_rate)
         self.reset_optimizer = switch("reset_optimizer", reset_optimizer)
         self.tolerance = non_negative("tolerance", tolerance)
-        self._checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir)
+        self.checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir)
         if not is_automatic(mu):
             schedules.values(mu, self.steps or 2)
 
@@ -139,22 +139,9 @@ class LearningCompression(Attached):
         return self._logs.get("gap", math.nan)
 
     def make_run(self) -> CompressionRun:
-        run = CompressionRun(
-            self.model,
-            self.tasks,
-            self.params,
-            mu=self.mu,
-            steps=self.steps,
-            epochs_per_step=self.epochs_per_step,
-            first_step_epochs=self.first_step_epochs,
-            multipliers=self.multipliers,
-            limit_learning_rate=self.limit_learning_rate,
-            reset_optimizer=self.reset_optimizer,
-            tolerance=self.tolerance,
-            checkpoints=self._checkpoints,
-        )
+        run = CompressionRun(self)
         self._attachment.check_beginning()
-        if self._checkpoints and (saved := self._checkpoints.latest()):
+        if self.checkpoints and (saved := self.checkpoints.latest()):
             # As `keras.callbacks.BackupAndRestore` does.
             self._attachment.begin_at(self.params["epochs"] if run.resume(saved) else saved.epoch)
         return run
@@ -173,9 +160,5 @@ class LearningCompression(Attached):
 
     def _finish(self, mu: float, gap: float, changed: bool) -> None:
         super()._finish(mu, gap, changed)
-        if self._checkpoints and self.model.distribute_strategy.extended.should_checkpoint:
-            self._checkpoints.delete()
-
-
-def _positive_or_none(name: str, value: float | None) -> float | None:
-    return None if value is None else positive(name, value)
+        if self.checkpoints and self.model.distribute_strategy.extended.should_checkpoint:
+            self.checkpoints.delete()

@@ -5,7 +5,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -13,10 +13,25 @@ import tensorflow as tf
 # What JSON can hold.
 Facts = dict[str, Any]
 
-_FORMAT = 2
+_FORMAT = 3
 _KEPT = 2
 _FACTS = "facts"
 _FILE = re.compile(r"epoch-(\d{6,})\.(index|data-.*)")
+
+
+class Resumable:
+    """Base class of what a restart goes on with: `held` names the attributes that are its state."""
+
+    held: ClassVar[tuple[str, ...]] = ()
+
+    def state(self) -> Facts:
+        """Return what `load` needs, as JSON can hold it."""
+        return {name: getattr(self, name) for name in self.held}
+
+    def load(self, state: Facts) -> None:
+        """Go on from a `state`."""
+        for name, value in state.items():
+            setattr(self, name, value)
 
 
 class Checkpoint(NamedTuple):
@@ -36,17 +51,10 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """A directory of checkpoints in TensorFlow's own format, named by epoch.
+    """Keep checkpoints in TensorFlow's own format in a directory, whose other files are left alone.
 
     The format has a checksum for every tensor and block, and a file takes its name when
     it is complete, the index last: a checkpoint without its index is none.
-
-    Args:
-        directory: String or path-like. Other files in it are left alone.
-
-    Raises:
-        TypeError: If `directory` is of another type.
-        ValueError: If `directory` is empty, or a file.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
@@ -62,14 +70,7 @@ class Checkpoints:
         self._kept: list[int] = []
 
     def latest(self) -> Checkpoint | None:
-        """Finds the newest checkpoint that is whole, and warns of those that are not.
-
-        Returns:
-            `Checkpoint`, or `None` where there is none.
-
-        Raises:
-            ValueError: If it is of another format.
-        """
+        """Return the newest checkpoint that is whole, and warn of others; another format is an error."""
         for epoch in sorted(self._epochs(), reverse=True):
             path = self._prefix(epoch)
             try:
@@ -95,13 +96,7 @@ class Checkpoints:
         return None
 
     def save(self, epoch: int, facts: Facts, tensors: dict[str, tf.Tensor]) -> None:
-        """Writes a checkpoint, then removes all but the last two.
-
-        Args:
-            epoch: Int, the epoch to go on with.
-            facts: Dict that JSON can hold, but for NumPy's numbers in it.
-            tensors: Dict of tensors by name.
-        """
+        """Write a checkpoint, of facts that may have NumPy's numbers, then remove all but the last two."""
         tf.io.gfile.makedirs(self.directory)
         # What was damaged, or never finished, is not to be met again.
         self._remove_all_but(self._kept)
@@ -117,7 +112,7 @@ class Checkpoints:
         self._remove_all_but(self._kept)
 
     def delete(self) -> None:
-        """Removes all checkpoints, and the directory if nothing else is in it."""
+        """Remove all checkpoints, and the directory if nothing else is in it."""
         if tf.io.gfile.isdir(self.directory):
             self._remove_all_but([])
             if not tf.io.gfile.listdir(self.directory):

@@ -1,16 +1,20 @@
 """The strength of the pull in each L step."""
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 from lc_keras.algorithm import schedules
 from lc_keras.algorithm.beside import Reach
+from lc_keras.fit.checkpoints import Resumable
 from lc_keras.fit.optimizers import LearningRateLimit
 from lc_keras.fit.plan import Plan
 
 # How long an epoch is taken to be until the first one has ended, if Keras does not know.
 _UNKNOWN_BATCHES = 100
+# From weights that hardly feel the pull of a run, to a time constant that is a small part of it
+# (benchmarks/training/automatic_mu.py); and the batches beyond which a longer run pulls as if it had no more:
+# they are better spent on weights that have settled.
+_PULL, _MOST_BATCHES = (1.5, 80.0), 5000
 
 Mu = Literal["auto"] | schedules.Schedule
 
@@ -20,56 +24,96 @@ def is_automatic(mu: Mu) -> bool:
     return isinstance(mu, str) and mu == "auto"
 
 
-class ThroughLoss:
-    """Find μ of the L steps of a run whose pull goes through the loss.
+class Pull(Resumable):
+    """Base class: find the strength of the pull in each L step of a `Plan`.
 
-    Args:
-        mu: `"auto"` or a schedule.
-        plan: `Plan` of the run.
-        rate: `LearningRateLimit` of the optimizers that train the weights.
+    Attributes:
+        given: The form in which checkpoints hold `mu`: "auto", or its values in this run.
     """
 
-    def __init__(self, mu: Mu, plan: Plan, rate: LearningRateLimit) -> None:
+    given: str | list[float] = "auto"
+
+    def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._rate = rate
-        self._automatic = schedules.Automatic(plan.steps) if is_automatic(mu) else None
-        self._mus = [] if self._automatic else schedules.values(mu, plan.steps)
 
     @property
-    def given(self) -> str | list[float]:
-        """The form in which checkpoints hold `mu`: "auto", or its values in this run."""
-        return "auto" if self._automatic else self._mus
-
-    def state(self) -> list[float] | None:
-        """Return what `load` needs in another run of the same plan, as JSON can hold it."""
-        return self._automatic.state() if self._automatic else None
-
-    def load(self, state: list[float] | None) -> None:
-        """Go on from a `state`."""
-        if self._automatic and state:
-            self._automatic.load(state)
+    def _batches(self) -> float:
+        """Return how many batches the run has."""
+        return self._plan.epochs * (self._plan.batches or _UNKNOWN_BATCHES)
 
     def begin(self) -> None:
-        """Note how the schedules of learning rates go on."""
-        self._rate.look_ahead(_batches(self._plan))
+        """Note what is to be known of the optimizer as training begins."""
 
     def next(self, step: int, gap: float) -> tuple[float, Reach | None]:
-        """Return μ of an L step.
+        """Return the strength of the pull in an L step, and how far it reaches beside the optimizer.
 
         Args:
             step: Int, the index of the L step; the indices must not decrease.
             gap: Float, the latest ‖w − θ‖ / ‖w‖.
-
-        Returns:
-            Tuple of a float > 0 and `None`.
         """
-        if not self._automatic:
-            return self._mus[step], None
-        rate, guessed = self._rate.effective(), self._rate.guessed
-        return self._automatic(step, rate, _batches(self._plan), gap, guessed), None
+        raise NotImplementedError
 
 
-class Beside:
+class Scheduled(Pull):
+    """Follow a schedule of μ; the pull goes through the loss."""
+
+    def __init__(self, plan: Plan, mu: Mu) -> None:
+        super().__init__(plan)
+        self._mus = self.given = schedules.values(mu, plan.steps)
+
+    def next(self, step: int, gap: float) -> tuple[float, Reach | None]:
+        return self._mus[step], None
+
+
+class ThroughLoss(Pull):
+    r"""Find μ of a pull through the loss from the optimizer's rate, the length of the run, and the gap.
+
+    An L step of SGD moves a weight towards its target by $\eta_\text{eff}\,\mu$ of the distance in a batch.
+    Over a run of T batches it is the product $\eta_\text{eff}\,\mu\,T$ that decides whether weights are still
+    free to move or the gap closes; it grows geometrically from 1.5 to 80. T counts 5,000 batches at most. The
+    rate is measured anew at each C step. If the gap still lags in the second half, μ grows faster.
+
+    Both are bounded: a rate that decays to 0, or a second moment that is mostly the pull's own, would
+    otherwise send μ to infinity.
+
+    Args:
+        plan: `Plan` of the run.
+        rate: `LearningRateLimit` of the optimizers that train the weights.
+    """
+
+    _HALFWAY_GAP, _FINAL_GAP = 0.5, 0.02
+    _RATE_RANGE, _MOST_BOOST = 10.0, 30.0
+
+    held = ("_boost", "_first_rate", "_previous")
+
+    def __init__(self, plan: Plan, rate: LearningRateLimit) -> None:
+        super().__init__(plan)
+        self._rate = rate
+        self._boost = 1.0
+        self._first_rate = self._previous = 0.0
+
+    def begin(self) -> None:
+        self._rate.look_ahead(self._batches)
+
+    def next(self, step: int, gap: float) -> tuple[float, Reach | None]:
+        steps = max(2, self._plan.steps)
+        progress = step / (steps - 1)
+        if progress > 0.5 and math.isfinite(gap) and gap > 0:
+            expected = self._HALFWAY_GAP * (self._FINAL_GAP / self._HALFWAY_GAP) ** (2 * progress - 1)
+            boost = self._boost * max(1.0, gap / expected) ** (10 / steps)
+            self._boost = min(boost, self._MOST_BOOST)
+        rate = self._rate.effective()
+        first_rate = self._first_rate or rate or 1.0
+        if not self._rate.guessed:
+            self._first_rate = first_rate
+        rate = min(max(rate, first_rate / self._RATE_RANGE), first_rate * self._RATE_RANGE)
+        pull = _PULL[0] * (_PULL[1] / _PULL[0]) ** progress
+        mu = self._boost * pull / (rate * min(self._batches, _MOST_BATCHES))
+        self._previous = max(mu, 1.001 * self._previous)
+        return self._previous, None
+
+
+class Beside(Pull):
     r"""Find the reach of the pull beside the optimizer, from the progress of the run and how weights move.
 
     At first the pull reaches more and more weights, the smallest first, as gradual pruning removes them (Zhu
@@ -96,41 +140,24 @@ class Beside:
     _PATH = 50.0, 300.0
     _FAR, _IN_A_ROW, _LOOKS = 0.7, 3, 0.15
 
-    given = "auto"
+    held = ("_is_fixed", "_far", "_strength")
 
     def __init__(self, plan: Plan, by_gradient: bool) -> None:
-        self._plan = plan
+        super().__init__(plan)
         self._by_gradient = by_gradient
         self._is_fixed = False
         self._far = 0
         self._strength = 0.0
-
-    def state(self) -> Sequence[float]:
-        """Return what `load` needs in another run of the same plan, as JSON can hold it."""
-        return [self._is_fixed, self._far, self._strength]
-
-    def load(self, state: Sequence[float]) -> None:
-        """Go on from a `state`."""
-        self._is_fixed, self._far, self._strength = bool(state[0]), int(state[1]), state[2]
-
-    def begin(self) -> None:
-        """Nothing is to be known of the optimizer."""
 
     def looks(self, step: int) -> bool:
         """Tell if it asks how far weights moved in an L step."""
         return self._by_gradient and not self._is_fixed and step <= self._LOOKS * self._plan.steps
 
     def look(self, step: int, moved: float, batches: float) -> None:
-        """Note how far weights moved.
-
-        Args:
-            step: Int, the index of the L step that ends.
-            moved: Float, how far the kept weights moved, by their norm.
-            batches: Float ≥ 0, in how many batches; of none nothing is to be seen.
-        """
+        """Note how far, by their norm, the kept weights moved in the L step that ends, in so many batches."""
         if not batches:
             return
-        left = _batches(self._plan) * (1 - (step + 1) / self._plan.steps)
+        left = self._batches * (1 - (step + 1) / self._plan.steps)
         self._far = self._far + 1 if moved * left / batches > self._FAR else 0
         if self._far == self._IN_A_ROW:
             self._is_fixed = True
@@ -138,21 +165,12 @@ class Beside:
             self._strength = 0.0
 
     def next(self, step: int, gap: float) -> tuple[float, Reach | None]:
-        """Return the strength of the pull in an L step, and its `Reach`.
-
-        Args:
-            step: Int, the index of the L step; the indices must not decrease.
-            gap: Float, not used.
-
-        Returns:
-            Tuple of a float > 0, s/E, and a `Reach`.
-        """
         progress, before = step / self._plan.steps, self._strength
         if self._is_fixed:
-            (first, last), length = schedules.PULL, min(_batches(self._plan), schedules.MOST_BATCHES)
+            (first, last), length = _PULL, min(self._batches, _MOST_BATCHES)
             slack = 0.0
         else:
-            (first, last), length = self._PATH, self._REMOVING * _batches(self._plan)
+            (first, last), length = self._PATH, self._REMOVING * self._batches
             progress /= self._REMOVING
             slack = max(0.0, 1 - progress / self._FALLING) ** 3
         self._strength = first * (last / first) ** min(progress, 1.0) / length
@@ -161,8 +179,3 @@ class Beside:
         # Not above 1, as where an epoch turns out to be longer than it was taken to be.
         part, ratio = -math.expm1(-self._strength), min(1.0, before / self._strength)
         return self._strength, Reach(part, ratio, slack, frees=not self._is_fixed)
-
-
-def _batches(plan: Plan) -> float:
-    """Return how many batches a run has."""
-    return plan.epochs * (plan.batches or _UNKNOWN_BATCHES)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from lc_keras.fit.checkpoints import Resumable
 from lc_keras.internals import (
     Rate,
     batches_seen_by,
@@ -23,17 +24,15 @@ from lc_keras.internals import (
 _LOOKS = 20
 
 
-class LearningRateLimit:
-    r"""Holds a learning rate at $\min(\eta, \text{limit})$ while the training runs.
+class LearningRateLimit(Resumable):
+    r"""Hold a learning rate at $\min(\eta, \text{limit})$ while the training runs.
 
-    Works with a fixed rate, a rate that other callbacks set, a schedule or a function: η
-    is what the user's own rate says at that moment, and nobody else meets the limit.
-    Of several optimizers, those that update other weights are left alone.
-
-    Args:
-        *optimizers: `keras.optimizers.Optimizer`s.
-        variables: Sequence of `keras.Variable`, the compressed weights.
+    Works with a fixed rate, a rate that other callbacks set, a schedule or a function: η is what the user's
+    own rate says at that moment, and nobody else meets the limit. Of several optimizers, those that update
+    other weights than `variables`, the compressed ones, are left alone.
     """
+
+    held = ("_ahead",)
 
     def __init__(
         self, *optimizers: keras.optimizers.Optimizer, variables: Sequence[keras.Variable] = ()
@@ -41,19 +40,12 @@ class LearningRateLimit:
         self._optimizers = [inner_optimizer(optimizer) for optimizer in optimizers]
         self._variables = list(variables)
         self._limit = tf.Variable(float("inf"), trainable=False, name="learning_rate_limit")
+        # How schedules go on, by batches seen.
         self._ahead: list[list[tuple[int, float]]] = [[] for _ in self._optimizers]
-
-    def state(self) -> list[list[tuple[int, float]]]:
-        """Return what `load` needs, as JSON can hold it: how the schedules go on."""
-        return self._ahead
-
-    def load(self, state: list[list[tuple[int, float]]]) -> None:
-        """Go on from a `state`."""
-        self._ahead = state
 
     @property
     def updating(self) -> list[keras.optimizers.Optimizer]:
-        """The optimizers that update the compressed weights; all, while that is not known."""
+        """Return the optimizers that update the compressed weights; all, while that is not known."""
         return [optimizer for optimizer in self._optimizers if self._updates(optimizer)] or self._optimizers
 
     @property
@@ -68,11 +60,7 @@ class LearningRateLimit:
         return all(isinstance(optimizer, kinds) for optimizer in self.updating)
 
     def check_reset(self) -> None:
-        """Checks that `reset_optimizers` will work.
-
-        Raises:
-            ValueError: If Keras cannot make an optimizer anew.
-        """
+        """Raise a ValueError if Keras cannot make an optimizer anew, as `reset_optimizers` does."""
         for optimizer in [] if self.guessed else self.updating:
             try:
                 _made_anew(optimizer)
@@ -83,21 +71,17 @@ class LearningRateLimit:
                 ) from error
 
     def reset_optimizers(self) -> None:
-        """`reset_state` of those that update the compressed weights."""
+        """Reset the state of those that update the compressed weights."""
         for optimizer in self.updating:
             reset_state(optimizer)
 
     def set(self, limit: float) -> None:
-        """Limits the learning rate from now on.
-
-        Args:
-            limit: Float > 0.
-        """
+        """Limit the learning rate from now on."""
         self._limit.assign(limit)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """The context in which the optimizers have the limited rate."""
+        """Return a context in which the optimizers have the limited rate."""
         given = [learning_rate_of(optimizer) for optimizer in self._optimizers]
         for optimizer in self._optimizers:
             set_learning_rate(optimizer, self._limited(optimizer))
@@ -108,11 +92,7 @@ class LearningRateLimit:
                 set_learning_rate(optimizer, rate)
 
     def look_ahead(self, batches: float) -> None:
-        """Notes how schedules go on.
-
-        Args:
-            batches: Float, how many batches the run has left.
-        """
+        """Note how schedules go on in so many batches that the run has left."""
         for i, optimizer in enumerate(self._optimizers):
             schedule = learning_rate_of(optimizer)
             if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
@@ -120,19 +100,15 @@ class LearningRateLimit:
                 steps = (now + int(batches * n / _LOOKS) for n in range(_LOOKS))
                 self._ahead[i] = [(step, float(schedule(tf.constant(step, tf.int64)))) for step in steps]
 
-    def highest(self) -> float:
-        """The highest learning rate from now on, without the limit, as far as it is known."""
-        return max(map(self._highest, self.updating), default=0.0)
-
     def effective(self) -> float:
-        """`effective_rate` at the highest learning rate from now on."""
+        """Return the `effective_rate` at the highest learning rate from now on, as far as it is known."""
         rates = (effective_rate(o, self._variables, self._highest(o)) for o in self.updating)
         return max(rates, default=0.0)
 
     def _highest(self, optimizer: keras.optimizers.Optimizer) -> float:
         now = float(tf.convert_to_tensor(self._rate_of(optimizer)()))
         done = _batches_seen(optimizer)
-        ahead = next(a for o, a in zip(self._optimizers, self._ahead, strict=True) if o is optimizer)
+        ahead = self._ahead[self._optimizers.index(optimizer)]
         return max([now, *(rate for step, rate in ahead if step >= done)])
 
     def _updates(self, optimizer: keras.optimizers.Optimizer) -> bool:
@@ -160,17 +136,10 @@ class LearningRateLimit:
 
 
 def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
-    """The optimizers of a model: the compiled one, and those that a subclass keeps beside it.
+    """Return the optimizers of a model: the compiled one, and those that a subclass keeps beside it.
 
-    Those of models inside it are not among them: a net that was trained before and is
-    part of a new one still has its own.
-
-    Args:
-        model: Compiled `keras.Model`.
-
-    Returns:
-        List of `keras.optimizers.Optimizer`, each once, without what wraps it: those of a
-        `MultiOptimizer` in its stead. To know them, it is built if it is not.
+    Those of models inside it are not among them: a net that was trained before and is part of a new one still
+    has its own. Each is there once, without what wraps it; a `MultiOptimizer` is built, to know those in it.
     """
     wrapped = wrapped_optimizers_of(model)
     for optimizer in wrapped:
@@ -180,7 +149,7 @@ def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
 
 
 def wrapped_optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
-    """As `optimizers_of`, with what wraps them."""
+    """Return `optimizers_of` a model, with what wraps them."""
     attributes = [model.optimizer, *vars(model).values()]
     kept = [item for part in attributes if isinstance(part, (list, tuple)) for item in part]
     kept += [item for part in attributes if isinstance(part, dict) for item in part.values()]
@@ -192,14 +161,14 @@ def _each_once(optimizers: Iterable[keras.optimizers.Optimizer]) -> list[keras.o
 
 
 def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """The optimizer that makes the update, inside wrappers such as `LossScaleOptimizer`."""
+    """Return the optimizer that makes the update, inside wrappers such as `LossScaleOptimizer`."""
     while hasattr(optimizer, "inner_optimizer"):
         optimizer = optimizer.inner_optimizer
     return optimizer
 
 
 def parts_of(optimizer: keras.optimizers.Optimizer) -> list[keras.optimizers.Optimizer]:
-    """The optimizers that make the updates: the inner one, or those of a `MultiOptimizer`."""
+    """Return the optimizers that make the updates: the inner one, or those of a `MultiOptimizer`."""
     inner = inner_optimizer(optimizer)
     return list(getattr(inner, "optimizers", [inner]))
 
@@ -214,14 +183,6 @@ def effective_rate(
     `variables`, or, as for optimizers of another kind, $\eta / 10^{-3}$ while it is not
     known, $10^{-3}$ being the size of gradient that such optimizers meet in classifiers. A
     k-th of that if the gradients of k batches make one update.
-
-    Args:
-        optimizer: `keras.optimizers.Optimizer`.
-        variables: List of `keras.Variable`, the compressed weights.
-        learning_rate: Float, η.
-
-    Returns:
-        Float, 0 only if η is.
     """
     optimizer = inner_optimizer(optimizer)
     learning_rate /= optimizer.gradient_accumulation_steps or 1
@@ -253,14 +214,10 @@ def _second_moments(
 
 
 def reset_state(optimizer: keras.optimizers.Optimizer) -> None:
-    """Gives an optimizer the moments of a new one; its step count, rate and averaged weights stay.
+    """Give an optimizer the moments of a new one; its step count, rate and averaged weights stay.
 
     Second moments that Adam and its kind correct by the step count stay, too, if they are finite: from zero,
     with a correction that is over, steps would be several times the learning rate.
-
-    Args:
-        optimizer: `keras.optimizers.Optimizer`; one that is not built has no state
-            yet and is left alone.
     """
     optimizer = inner_optimizer(optimizer)
     if not optimizer.built:
@@ -278,11 +235,7 @@ def reset_state(optimizer: keras.optimizers.Optimizer) -> None:
 
 
 def begin_anew(optimizers: Iterable[keras.optimizers.Optimizer]) -> None:
-    """Clears what a divergence left in optimizers: `reset_state`, and averages from the weights on.
-
-    Args:
-        optimizers: Iterable of `keras.optimizers.Optimizer`, of which the weights are finite.
-    """
+    """Clear what a divergence left in optimizers: their state, and averages that are not finite."""
     for optimizer in optimizers:
         # What Keras cannot make anew stays as it is: there is another error to be told.
         with contextlib.suppress(TypeError, ValueError):
@@ -293,14 +246,14 @@ def begin_anew(optimizers: Iterable[keras.optimizers.Optimizer]) -> None:
 
 
 def averages_of(optimizer: keras.optimizers.Optimizer) -> list[tuple[keras.Variable, keras.Variable]]:
-    """The pairs of weights and averages that an optimizer keeps with `use_ema`; none if it keeps none."""
+    """Return the pairs of weights and averages that an optimizer has: none without `use_ema`."""
     optimizer = inner_optimizer(optimizer)
     averages = moving_averages_of(optimizer)
     return list(zip(updated_by(optimizer), averages, strict=True)) if averages else []
 
 
 def _made_anew(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """An optimizer of the same config but for the rate, which Keras may not be able to write down."""
+    """Return an optimizer of the same config but for the rate, which Keras may not be able to write down."""
     given: Rate = learning_rate_of(optimizer)
     if not isinstance(given, keras.Variable):
         # A schedule, too, so that the variables of the optimizer are as many.

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lc_keras.fit.checkpoints import Resumable
+
 # The length of an L step in epochs; how many there are to be at least, for which it may be shorter; and its
 # fewest batches (benchmarks/training/step_length.py).
 _LENGTH, _STEPS, _FEWEST_BATCHES = 0.25, 80, 15
@@ -13,7 +15,7 @@ _FEW_EPOCHS, _FEW_BATCHES = 4, 100
 
 
 @dataclass
-class Plan:
+class Plan(Resumable):
     """Where in the epochs of a run its L steps end.
 
     Args:
@@ -30,6 +32,8 @@ class Plan:
     epochs: float
     batches: int | None
 
+    held = ("batches",)
+
     @classmethod
     def of(
         cls,
@@ -41,21 +45,16 @@ class Plan:
         execution: int = 1,
         beside: bool = False,
     ) -> "Plan":
-        """Fills in what is not given.
+        """Return a plan with all that is not given filled in, as `LearningCompression` says.
 
         Args:
-            steps: Int or `None`: as many as the epochs hold.
-            length: Float or `None`: a quarter of an epoch; if `steps` is `None`, too, it may be
-                less, so that there are 80 L steps (160 beside the optimizer), but not less than 15 batches
-                (beside the optimizer a 40th of a short run will do).
-            first_length: Float or `None`: as the others.
+            steps: Int or `None`, as of `LearningCompression`.
+            length: Float or `None`, `epochs_per_step`.
+            first_length: Float or `None`, `first_step_epochs`.
             epochs: Float, default infinite, for a number of steps that is given.
-            batches: Int or `None` (default), not known.
+            batches: Int or `None` (default), how many an epoch has.
             execution: Int, default 1: how many batches run at once.
             beside: Bool, default `False`: whether the pull is beside the optimizer.
-
-        Returns:
-            `Plan`.
         """
         if length is None:
             length = _LENGTH
@@ -67,37 +66,22 @@ class Plan:
         steps = steps or 1 + max(0, math.ceil((epochs - first_length) / length - 1e-9))
         return cls(steps, length, first_length, epochs, batches)
 
-    def learn(self, batches: int) -> None:
-        """Note how many batches an epoch has, now that one has ended."""
-        self.batches = batches
-
-    def state(self) -> dict[str, int | None]:
-        """Return what `load` needs of a plan that was made alike, as JSON can hold it."""
-        return {"batches": self.batches}
-
-    def load(self, state: dict[str, int | None]) -> None:
-        """Go on from a `state`."""
-        self.batches = state["batches"]
-
     @property
     def epochs_needed(self) -> int:
-        """The number of whole epochs that all L steps take."""
+        """Return the number of whole epochs that all L steps take."""
         return math.ceil(self._end(self.steps - 1) - 1e-9)
 
     @property
     def shortest(self) -> float:
-        """The batches of the shortest L step; infinite while that is not known."""
+        """Return the batches of the shortest L step; infinite while that is not known."""
         return min(self.length, self.first_length) * (self.batches or math.inf)
 
     def caveats(self, steps_given: bool, execution: int) -> Iterator[str]:
-        """Finds what will not go as it was asked for.
+        """Yield warnings of what will not go as it was asked for.
 
         Args:
             steps_given: Bool, whether the user asked for so many L steps.
             execution: Int, how many batches run at once.
-
-        Yields:
-            Strings, to warn with.
         """
         if steps_given and self.epochs < self.epochs_needed:
             yield (
@@ -124,17 +108,9 @@ class Plan:
             )
 
     def step_at(self, step: int, epoch: int, batch: int, execution: int) -> int:
-        """Finds the L step of the execution that begins with a batch.
+        """Return the L step of the execution that begins with a batch, where `step` ran so far.
 
-        Args:
-            step: Int, the L step that ran so far.
-            epoch: Int, counted from the start of the run.
-            batch: Int, within the epoch.
-            execution: Int, how many batches run at once.
-
-        Returns:
-            Int. If several L steps end in the execution, the last of them; after the last
-            L step, `steps`.
+        If several L steps end in the execution, it is the last of them; after the last L step, `steps`.
         """
         assert self.batches  # noqa: S101  # for the type checker
         position = epoch + batch / self.batches
@@ -143,7 +119,7 @@ class Plan:
         return max(ended, self._ended(step, position + executed / self.batches) - 1)
 
     def _end(self, step: int) -> float:
-        """The position, in epochs, where an L step ends."""
+        """Return the position, in epochs, where an L step ends."""
         return self.first_length + step * self.length
 
     def _ended(self, step: int, position: float) -> int:

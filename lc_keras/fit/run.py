@@ -3,10 +3,9 @@
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -14,121 +13,94 @@ from lc_keras.algorithm.beside import Reach
 from lc_keras.algorithm.lagrangian import CStep
 from lc_keras.algorithm.reaching import ReachingLagrangian
 from lc_keras.algorithm.steps import Steps
-from lc_keras.algorithm.tasks import Task, bind_tasks
-from lc_keras.fit.attachment import Logs, TrainFunction
+from lc_keras.algorithm.tasks import bind_tasks
+from lc_keras.fit.attachment import Logs, Run, TrainFunction
 from lc_keras.fit.averages import Averages
-from lc_keras.fit.checkpoints import Checkpoint, Checkpoints, Facts
-from lc_keras.fit.mu import Beside, Mu, ThroughLoss, is_automatic
+from lc_keras.fit.checkpoints import Checkpoint, Checkpoints, Facts, Resumable
+from lc_keras.fit.mu import Beside, Pull, Scheduled, ThroughLoss, is_automatic
 from lc_keras.fit.optimizers import LearningRateLimit, begin_anew, optimizers_of
 from lc_keras.fit.plan import Plan
-from lc_keras.fit.progress import Progress, Saved, check_same
+from lc_keras.fit.saved import Saved, check_same
 from lc_keras.fit.statistics import Statistics
 
+if TYPE_CHECKING:
+    from lc_keras.fit.callback import LearningCompression
 
-class CompressionRun:
+_SETTINGS = "multipliers", "limit_learning_rate", "reset_optimizer", "tolerance"
+
+
+class CompressionRun(Run, Resumable):
     """Run the L steps and C steps of one `fit`, and choose which weights the model holds.
 
     The model holds w while it trains, and θ from the end of an epoch to the next batch. Where
-    a method raises, `abandon` leaves the model usable. The arguments after `params` are those of
-    `LearningCompression` that go by the same names.
+    a method raises, `abandon` leaves the model usable.
 
     Args:
-        model: `keras.Model`, in `fit`.
-        tasks: Sequence of `Task`.
-        params: The `params` that Keras gave the callbacks of this `fit`.
+        callback: `LearningCompression` in `fit`, whose arguments are followed.
 
     Attributes:
-        variables: List of `keras.Variable`, the compressed weights.
+        first_epoch: Int, the epoch in which the first L step began, or `None` before it.
+        step: Int, how many L steps have ended.
+        mu: Float, μ of the running L step.
+        finished: Bool, whether the last C step has run.
+        stopped: Bool, whether training was told to stop.
+        logs: Dict of floats: `gap`, ‖w − θ‖ / ‖w‖ at the latest C step; `density`, the fraction of the
+            weights that θ keeps; and what else the logs say of the run.
     """
 
-    def __init__(
-        self,
-        model: keras.Model,
-        tasks: Sequence[Task],
-        params: dict[str, int],
-        *,
-        mu: Mu,
-        steps: int | None,
-        epochs_per_step: float | None,
-        first_step_epochs: float | None,
-        multipliers: bool,
-        limit_learning_rate: bool,
-        reset_optimizer: bool,
-        tolerance: float,
-        checkpoints: Checkpoints | None,
-    ) -> None:
-        self._model = model
-        self._params = params
-        self._given_mu = mu
-        self._plan_given = steps, epochs_per_step, first_step_epochs
-        self._resets = reset_optimizer
-        self._tolerance = tolerance
-        self._checkpoints = checkpoints
-        self._constant = {
-            "multipliers": multipliers,
-            "limit_learning_rate": limit_learning_rate,
-            "reset_optimizer": reset_optimizer,
-            "tolerance": tolerance,
-        }
-        shared = bind_tasks(tasks, model)
+    held = "first_epoch", "step", "mu", "finished", "stopped", "logs"
+
+    def __init__(self, callback: "LearningCompression") -> None:
+        self._callback = callback
+        self._model = model = callback.model
+        self._params: dict[str, Any] = callback.params
+        shared = bind_tasks(callback.tasks, model)
         # Where no budget can be loosened, the pull is the paper's, through the loss.
-        self._beside = is_automatic(mu) and all(part.compression.can_loosen for part in shared)
-        self._limits_rate = limit_learning_rate and not self._beside
+        self._beside = is_automatic(callback.mu) and all(part.compression.can_loosen for part in shared)
+        self._limits_rate = callback.limit_learning_rate and not self._beside
         with model.distribute_strategy.scope():
-            self._steps = Steps(model, shared, multipliers, self._beside)
+            self._steps = Steps(model, shared, callback.multipliers, self._beside)
             self._lagrangian = self._steps.lagrangian
             self._reaching = self._lagrangian if isinstance(self._lagrangian, ReachingLagrangian) else None
             self.variables = self._lagrangian.variables
             self._rate = LearningRateLimit(*optimizers_of(model), variables=self.variables)
-            if reset_optimizer:
+            if callback.reset_optimizer:
                 self._rate.check_reset()
-            self._statistics = Statistics(model, params.get("steps"))
+            self._statistics = Statistics(model, self._params.get("steps"))
         self._averages = Averages(model.optimizer, self._lagrangian)
         self._saved = Saved(model, self._lagrangian, self._averages, self._statistics)
-        self._progress = Progress()
+        self.first_epoch: int | None = None
+        self.step = 0
+        self.mu = math.nan
+        self.finished = self.stopped = False
+        self.logs = {}
         # Both are made as the first epoch begins, before which it is not known.
         self._plan: Plan = None  # type: ignore[assignment]
-        self._pull: Beside | ThroughLoss = None  # type: ignore[assignment]
+        self._pull: Pull = None  # type: ignore[assignment]
         self._is_checked = False  # whether the train function was seen to pull
         self._epoch = self._batch = self._batches_since = 0
         self._metrics: Logs = {}
 
-    @property
-    def logs(self) -> dict[str, float]:
-        """The part of the epoch's logs that is of the run."""
-        return self._progress.logs
-
-    @property
-    def mu(self) -> float:
-        """μ of the running L step."""
-        return self._progress.mu
-
     def resume(self, checkpoint: Checkpoint) -> bool:
-        """Go back to the last epoch that was completed.
-
-        Args:
-            checkpoint: `Checkpoint` that another run saved.
-
-        Returns:
-            Bool, whether training was over.
+        """Go back to the last epoch that was completed, and tell if training was over.
 
         Raises:
-            ValueError: If it is of another model or another run. No value is changed then.
+            ValueError: If the checkpoint is of another model or another run. No value is changed then.
         """
         state = checkpoint.facts["state"]
-        self._lay_out(state["progress"]["first_epoch"])
+        self._lay_out(state["run"]["first_epoch"])
         check_same(self._settings(), checkpoint.facts["settings"], checkpoint)
         self._saved.restore(checkpoint, checkpoint.facts["run"])
         for name, part in self._parts().items():
             part.load(state[name])
         self._steps.go_on()
         self._limit_rate()
-        return self._progress.finished or self._progress.stopped
+        return self.finished or self.stopped
 
     def begin_epoch(self, epoch: int) -> None:
-        if self._progress.first_epoch is None:
+        if self.first_epoch is None:
             self._begin(epoch)
-        self._epoch = epoch - (self._progress.first_epoch or 0)
+        self._epoch = epoch - (self.first_epoch or 0)
         self._batch = 0
 
     def begin_batch(self, batch: int, anew: bool) -> None:
@@ -145,7 +117,7 @@ class CompressionRun:
     def execute(self, train_function: TrainFunction, iterator: Iterator[object]) -> Logs:
         """Run an execution of the L step, and what is due if it is the last of the epoch."""
         self._statistics.see(iterator)
-        if self._progress.finished:
+        if self.finished:
             # Keras runs a batch more after it was told to stop.
             self.end_epoch()
         else:
@@ -157,7 +129,7 @@ class CompressionRun:
                 # Not where a batch begins: where the length is unknown, Keras begins one that has no data.
                 self.logs.update(mu=self.mu, l_step=self._running + 1)
             except (StopIteration, tf.errors.OutOfRangeError):
-                self._end_epoch(out_of_data=True)
+                self.end_epoch(out_of_data=True)
                 raise
             if not self._model.run_eagerly:
                 self._check_pull()
@@ -170,37 +142,40 @@ class CompressionRun:
             warnings.warn(f"In the logs, the model's metrics {names} are hidden by LC's.", stacklevel=2)
         return {**self._metrics, **self.logs}
 
-    def end_epoch(self) -> None:
-        """Leave the compressed weights in the model until the next epoch begins."""
-        self._end_epoch(out_of_data=False)
-
-    @property
-    def last_gap(self) -> float:
-        """The last gap, if training went on to its end: else a warning names it."""
-        return self.logs.get("gap", 0.0) if self._progress.finished else 0.0
+    def end_epoch(self, out_of_data: bool = False) -> None:
+        if self._lagrangian.compressed:
+            return
+        ended = self._batch + self._model.steps_per_execution
+        if self._plan.batches is None:
+            # Where data ran out, a batch began that found none.
+            self._plan.batches = ended = self._batch if out_of_data else ended
+        if not self._plan.batches:
+            raise ValueError("Expected data to train on. Received: an epoch without batches.")
+        if not self._beside:
+            self.logs["pull"] = float(self._lagrangian.penalty())
+        if self._epoch + 1 >= self._plan.epochs and not self._model.stop_training:
+            # The last C step comes, however short the last epoch was.
+            ended = self._plan.batches
+        self._advance(min(ended, self._plan.batches))
+        self._show_compressed()
 
     def complete_epoch(self, epoch: int, loss: float) -> None:
         """Check that the loss of an epoch is no NaN, and write a checkpoint."""
         if np.isnan(loss).any():
             self._steps.diverge("the loss is NaN", self._name_of_l_step)
-        if self._checkpoints:
-            self._save(self._checkpoints, epoch + 1)
+        if self._callback.checkpoints:
+            self._save(self._callback.checkpoints, epoch + 1)
 
     def end(self) -> bool:
-        """Check that there was an epoch, and warn of an early end.
-
-        Returns:
-            Bool, whether somebody has put other weights in the place of θ.
-
-        Raises:
-            ValueError: If `fit` had no epoch.
-        """
-        if self._progress.first_epoch is None:
+        """Check that there was an epoch, warn of an early end, and tell if others have put weights over θ."""
+        if self.first_epoch is None:
             raise ValueError(
                 "Expected at least one epoch to train and compress in. Received: `fit` without any, such as "
                 "one whose `initial_epoch` is not below `epochs`. The model is as it was."
             )
-        if not self._progress.finished:
+        if self.finished:
+            self.last_gap = self.logs.get("gap", 0.0)
+        else:
             self._warn_of_end("Training stopped")
         replaced = self._lagrangian.is_replaced()
         if replaced:
@@ -209,7 +184,7 @@ class CompressionRun:
 
     def abandon(self, error: BaseException) -> None:
         """Compress the model as it is, or go back to where it was finite, after an exception."""
-        if self._progress.first_epoch is None:
+        if self.first_epoch is None:
             return
         finite = self._steps.settle(self.mu)
         self._show_compressed(is_interrupted=True)
@@ -225,7 +200,7 @@ class CompressionRun:
     @property
     def _running(self) -> int:
         """The index of the running L step, or of the last one if all are done."""
-        return min(self._progress.step, self._plan.steps - 1)
+        return min(self.step, self._plan.steps - 1)
 
     @property
     def _name_of_l_step(self) -> str:
@@ -233,13 +208,8 @@ class CompressionRun:
 
     def _parts(self) -> dict[str, Any]:
         """Return what has a state besides the variables."""
-        return {
-            "progress": self._progress,
-            "plan": self._plan,
-            "pull": self._pull,
-            "rate": self._rate,
-            "lagrangian": self._lagrangian,
-        }
+        parts = {"run": self, "plan": self._plan, "pull": self._pull, "rate": self._rate}
+        return {**parts, "lagrangian": self._lagrangian}
 
     def _settings(self) -> Facts:
         """Return what a run and its restart have in common."""
@@ -251,11 +221,11 @@ class CompressionRun:
             "mu": self._pull.given,
             "epochs_per_step": self._plan.length,
             "first_step_epochs": self._plan.first_length,
-            **self._constant,
+            **{name: getattr(self._callback, name) for name in _SETTINGS},
         }
 
     def _save(self, checkpoints: Checkpoints, epoch: int) -> None:
-        self._progress.stopped = bool(self._model.stop_training)
+        self.stopped = bool(self._model.stop_training)
         state = {name: part.state() for name, part in self._parts().items()}
         facts = {"run": self._saved.description(), "settings": self._settings(), "state": state}
         tensors = self._saved.tensors()
@@ -265,72 +235,56 @@ class CompressionRun:
 
     def _lay_out(self, first_epoch: int) -> None:
         epochs, batches = self._params["epochs"] - first_epoch, self._params.get("steps")
-        execution = self._model.steps_per_execution
-        self._plan = Plan.of(*self._plan_given, epochs, batches, execution, self._beside)
+        execution, given = self._model.steps_per_execution, self._callback
+        lengths = given.steps, given.epochs_per_step, given.first_step_epochs
+        self._plan = Plan.of(*lengths, epochs, batches, execution, self._beside)
         if self._beside:
             self._pull = Beside(self._plan, self._rate.is_by_gradient)
+        elif is_automatic(given.mu):
+            self._pull = ThroughLoss(self._plan, self._rate)
         else:
-            self._pull = ThroughLoss(self._given_mu, self._plan, self._rate)
+            self._pull = Scheduled(self._plan, given.mu)
 
     def _begin(self, epoch: int) -> None:
         self._lay_out(epoch)
-        progress, plan, execution = self._progress, self._plan, self._model.steps_per_execution
-        for caveat in plan.caveats(self._plan_given[0] is not None, execution):
+        plan, execution = self._plan, self._model.steps_per_execution
+        for caveat in plan.caveats(self._callback.steps is not None, execution):
             warnings.warn(caveat, stacklevel=4)
         self._pull.begin()
-        progress.step = plan.step_at(0, 0, 0, execution) if plan.batches else 0
-        progress.mu, reach = self._pull.next(progress.step, math.nan)
-        found = self._steps.begin(progress.mu, reach)
-        self._note_of_budget(found)
+        self.step = plan.step_at(0, 0, 0, execution) if plan.batches else 0
+        self.mu, reach = self._pull.next(self.step, math.nan)
+        self._note_of_budget(self._steps.begin(self.mu, reach))
         self.logs["l_steps"] = plan.steps
-        progress.first_epoch = epoch
+        self.first_epoch = epoch
         self._limit_rate()
-
-    def _end_epoch(self, out_of_data: bool) -> None:
-        if self._lagrangian.compressed:
-            return
-        ended = self._batch + self._model.steps_per_execution
-        if self._plan.batches is None:
-            # Where data ran out, a batch began that found none.
-            ended = self._batch if out_of_data else ended
-            self._plan.learn(ended)
-        if not self._plan.batches:
-            raise ValueError("Expected data to train on. Received: an epoch without batches.")
-        if not self._beside:
-            self.logs["pull"] = float(self._lagrangian.penalty())
-        if self._epoch + 1 >= self._plan.epochs and not self._model.stop_training:
-            # The last C step comes, however short the last epoch was.
-            ended = self._plan.batches
-        self._advance(min(ended, self._plan.batches))
-        self._show_compressed()
 
     def _advance(self, batch: int) -> None:
         """Run the C step that is due before a batch, if one is."""
-        step = self._plan.step_at(self._progress.step, self._epoch, batch, self._model.steps_per_execution)
-        if step > self._progress.step and not self._progress.finished:
+        step = self._plan.step_at(self.step, self._epoch, batch, self._model.steps_per_execution)
+        if step > self.step and not self.finished:
             self._c_step(step)
 
     def _c_step(self, next_step: int) -> None:
         self._check_pull()
-        progress, last = self._progress, next_step == self._plan.steps
-        if self._reaching and isinstance(self._pull, Beside) and self._pull.looks(progress.step):
-            self._pull.look(progress.step, self._reaching.moved(), self._batches_since)
+        last = next_step == self._plan.steps
+        if self._reaching and isinstance(self._pull, Beside) and self._pull.looks(self.step):
+            self._pull.look(self.step, self._reaching.moved(), self._batches_since)
         if last:
-            next_mu, reach = progress.mu, Reach(part=1.0) if self._beside else None
+            next_mu, reach = self.mu, Reach(part=1.0) if self._beside else None
         else:
             next_mu, reach = self._pull.next(next_step, self.logs["gap"])
-        found = self._steps.c_step(progress.mu, next_mu, reach, self._name_of_l_step)
+        found = self._steps.c_step(self.mu, next_mu, reach, self._name_of_l_step)
         self._batches_since = 0
         if not self._is_loose:
             self._note(found)
-        progress.step, progress.mu = next_step, next_mu
+        self.step, self.mu = next_step, next_mu
         # While θ is loose, the gap is that of the last time when the model was shown.
-        progress.finished = last or (not self._is_loose and self.logs["gap"] < self._tolerance)
-        if progress.finished:
+        self.finished = last or (not self._is_loose and self.logs["gap"] < self._callback.tolerance)
+        if self.finished:
             self._model.stop_training = True
         else:
             self._limit_rate()
-            if self._resets:
+            if self._callback.reset_optimizer:
                 self._rate.reset_optimizers()
 
     def _check_pull(self) -> None:

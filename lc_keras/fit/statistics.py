@@ -37,15 +37,11 @@ class Statistics:
 
     @property
     def trained(self) -> list[tf.Variable]:
-        """The statistics of the trained weights, while those of the compressed ones are in their place."""
+        """Return the statistics of the trained weights, while others are in their place."""
         return self._trained.copies
 
     def see(self, iterator: Iterator[object]) -> None:
-        """Note which data `fit` trains on.
-
-        Args:
-            iterator: The iterator that Keras gives the train function.
-        """
+        """Note which data `fit` trains on, from the iterator that Keras gives the train function."""
         if self._is_known or not self.trained:
             return
         self._is_known = True
@@ -58,8 +54,7 @@ class Statistics:
     def show_compressed(self, is_interrupted: bool = False) -> None:
         """Put the statistics of the weights that the model now has in the place of those of the trained ones.
 
-        Args:
-            is_interrupted: Bool, default `False`. `True`: other workers may have gone on.
+        Where training `is_interrupted`, other workers may have gone on.
         """
         if self.trained:
             self._trained.save()

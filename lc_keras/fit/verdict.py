@@ -10,7 +10,7 @@ import numpy as np
 from lc_keras.algorithm.tasks import Task
 
 # What is more than a few per cent.
-_FAR = 0.05
+FEW_PERCENT = 0.05
 # A metric is far below that of the first epoch: of training data, and of validation data, which are harder.
 _BELOW, _VALIDATION_BELOW = 0.8, 0.6
 # Metrics that are better the larger they are, by a word of their names; `MeanIoU` is "mean_io_u".
@@ -18,13 +18,7 @@ _SCORES = {"acc", "accuracy", "auc", "precision", "recall", "f1", "fbeta", "io",
 
 
 class Verdict:
-    """Watch the epochs of a `fit`, and warn as it ends if its result looks bad.
-
-    Args:
-        model: `keras.Model`, as `fit` begins.
-        tasks: Sequence of `Task`.
-        variables: Sequence of `keras.Variable`, the weights that the tasks compress.
-    """
+    """Watch the epochs of a `fit`, and warn as it ends if its result looks bad."""
 
     def __init__(
         self, model: keras.Model, tasks: Sequence[Task], variables: Sequence[keras.Variable]
@@ -41,17 +35,13 @@ class Verdict:
         self._last = scores
 
     def give(self, gap: float) -> None:
-        """Warn, in one line, of what looks bad.
-
-        Args:
-            gap: Float, the last ‖w − θ‖ / ‖w‖; 0 where it was said already.
-        """
+        """Warn, in one line, of what looks bad; `gap` is the last one, 0 where it was said already."""
         reasons = [*self._reasons(gap)]
         if reasons:
             warnings.warn("The compressed model may be bad: " + "; ".join(reasons) + ".", stacklevel=4)
 
     def _reasons(self, gap: float) -> Iterator[str]:
-        if gap > _FAR:
+        if gap > FEW_PERCENT:
             yield (
                 f"at the end its weights were {gap:.0%} of their norm away from the trained ones (`gap`): "
                 "give `fit` more epochs, or a last μ that is higher"

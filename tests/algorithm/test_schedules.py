@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from lc_keras.algorithm.schedules import Automatic, Exponential, Geometric, values
+from lc_keras.algorithm.schedules import Exponential, Geometric, values
 
 
 def test_exponential_grows_by_its_factor():
@@ -114,57 +114,3 @@ def test_values_rejects_a_short_sequence():
 def test_values_rejects_other_types(schedule):
     with pytest.raises(TypeError, match="`mu`"):
         values(schedule, 3)
-
-
-def automatic(steps=21, rate=1.0, batches=1000, gap=1e-9):
-    schedule = Automatic(steps)
-    return np.array([schedule(i, rate, batches, gap) for i in range(steps)])
-
-
-def test_automatic_grows_geometrically_while_the_gap_is_small():
-    mus = automatic()
-    np.testing.assert_allclose(np.diff(np.log(mus)), np.log(mus[-1] / mus[0]) / 20)
-    assert 10 < mus[-1] / mus[0] < 1000
-
-
-def test_automatic_is_scaled_by_the_rate_and_the_length_of_the_run():
-    np.testing.assert_allclose(automatic(rate=0.1), 10 * automatic())
-    np.testing.assert_allclose(automatic(batches=4000), automatic() / 4)
-    # Beyond 5,000 batches it is no slower.
-    np.testing.assert_array_equal(automatic(batches=20_000), automatic(batches=5000))
-
-
-def test_automatic_grows_faster_where_the_gap_lags():
-    lagging, small = automatic(gap=0.9), automatic()
-    np.testing.assert_array_equal(lagging[:10], small[:10])
-    assert (np.diff(lagging / small) > -1e-9).all()
-    assert lagging[-1] / small[-1] == pytest.approx(30)
-
-
-@pytest.mark.parametrize("steps", [21, 81])
-def test_automatic_grows_as_much_faster_in_however_many_steps(steps):
-    faster = automatic(steps, gap=0.1)[-1] / automatic(steps)[-1]
-    # 10 times the integral of log(gap / expected) where that is positive.
-    assert faster == pytest.approx(np.exp(10 * np.log(25) / 16), rel=0.4)
-
-
-def test_automatic_stays_finite_where_the_rate_decays_to_zero():
-    schedule = Automatic(5)
-    rates = [1.0, 0.1, 1e-3, 1e-9, 0.0]
-    assert np.isfinite([schedule(i, rate, 100, 0.9) for i, rate in enumerate(rates)]).all()
-
-
-def test_automatic_grows_even_where_the_rate_does():
-    schedule = Automatic(5)
-    assert (np.diff([schedule(i, 10.0**i, 100, math.nan) for i in range(5)]) > 0).all()
-
-
-def test_automatic_of_one_step():
-    assert automatic(steps=1)[0] == automatic()[0]
-
-
-def test_automatic_is_not_held_near_a_guess():
-    guessed, known = Automatic(5), Automatic(5)
-    guessed(0, 1.0, 100, 0.1, guessed=True)
-    known(0, 1e-4, 100, 0.1)
-    assert guessed(1, 1e-4, 100, 0.1) == known(1, 1e-4, 100, 0.1)

@@ -523,6 +523,6 @@ def test_weights_that_are_not_finite_where_no_epoch_is_trained():
 
 def test_the_memory_of_masks_is_freed(monkeypatch):
     masks, init = [], Masked.__init__
-    monkeypatch.setattr(Masked, "__init__", lambda self, mask: masks.append(mask) or init(self, mask))
+    monkeypatch.setattr(Masked, "__init__", lambda self, v: init(self, v) or masks.append(self.mask))
     fit(net(), [BASELINES["magnitude"]()], epochs=1)
     assert [mask.numpy().shape for mask in masks] == [(), ()]

@@ -1,5 +1,6 @@
 """What sets the pull of each L step of a run, by itself."""
 
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import pytest
 
 from lc_keras import Geometric
 from lc_keras.algorithm.beside import Reach
-from lc_keras.fit.mu import Beside, ThroughLoss, is_automatic
+from lc_keras.fit.mu import Beside, Scheduled, ThroughLoss, is_automatic
 from lc_keras.fit.plan import Plan
 
 RATE, BATCHES, EPOCHS = 0.2, 50, 4
@@ -19,10 +20,10 @@ def plan(steps, batches=BATCHES, epochs=EPOCHS):
     return Plan(steps, epochs / steps, epochs / steps, epochs, batches)
 
 
-def through_loss(mu="auto", guessed=False, rates=(), **options):
+def through_loss(guessed=False, rates=(), steps=11, **options):
     rates, seen = iter(rates), []
     rate = SimpleNamespace(effective=lambda: next(rates, RATE), guessed=guessed, look_ahead=seen.append)
-    return ThroughLoss(mu, plan(11, **options), rate), seen
+    return ThroughLoss(plan(steps, **options), rate), seen
 
 
 def restored(state):
@@ -69,13 +70,13 @@ def test_a_rate_that_was_guessed_holds_no_later_one():
 
 
 def test_a_schedule_is_followed():
-    pull, _ = through_loss(Geometric(1.0, 1024.0))
+    pull = Scheduled(plan(11), Geometric(1.0, 1024.0))
+    pull.begin()
     assert [pull.next(step, 0.9) for step in (0, 5, 10)] == [
         (pytest.approx(mu), None) for mu in (1, 32, 1024)
     ]
     assert pull.given == pytest.approx([2.0**i for i in range(11)])
-    assert pull.state() is None
-    pull.load(restored(pull.state()))
+    assert pull.state() == {}
 
 
 def test_through_the_loss_another_run_goes_on_from_its_state():
@@ -85,6 +86,52 @@ def test_through_the_loss_another_run_goes_on_from_its_state():
     two.load(restored(one.state()))
     expected = one.next(8, 0.05)
     assert two.next(8, 0.05) == expected != fresh.next(8, 0.05)
+
+
+def automatic(steps=21, rate=1.0, batches=1000, gap=1e-9):
+    pull, _ = through_loss(steps=steps, rates=itertools.repeat(rate), batches=batches, epochs=1)
+    return np.array([pull.next(i, gap)[0] for i in range(steps)])
+
+
+def test_automatic_grows_geometrically_while_the_gap_is_small():
+    mus = automatic()
+    np.testing.assert_allclose(np.diff(np.log(mus)), np.log(mus[-1] / mus[0]) / 20)
+    assert 10 < mus[-1] / mus[0] < 1000
+
+
+def test_automatic_is_scaled_by_the_rate_and_the_length_of_the_run():
+    np.testing.assert_allclose(automatic(rate=0.1), 10 * automatic())
+    np.testing.assert_allclose(automatic(batches=4000), automatic() / 4)
+    # Beyond 5,000 batches it is no slower.
+    np.testing.assert_array_equal(automatic(batches=20_000), automatic(batches=5000))
+
+
+def test_automatic_grows_faster_where_the_gap_lags():
+    lagging, small = automatic(gap=0.9), automatic()
+    np.testing.assert_array_equal(lagging[:10], small[:10])
+    assert (np.diff(lagging / small) > -1e-9).all()
+    assert lagging[-1] / small[-1] == pytest.approx(30)
+
+
+@pytest.mark.parametrize("steps", [21, 81])
+def test_automatic_grows_as_much_faster_in_however_many_steps(steps):
+    faster = automatic(steps, gap=0.1)[-1] / automatic(steps)[-1]
+    # 10 times the integral of log(gap / expected) where that is positive.
+    assert faster == pytest.approx(np.exp(10 * np.log(25) / 16), rel=0.4)
+
+
+def test_mu_stays_finite_where_the_rate_decays_to_zero():
+    pull, _ = through_loss(steps=5, rates=[1.0, 0.1, 1e-3, 1e-9, 0.0])
+    assert np.isfinite([pull.next(i, 0.9)[0] for i in range(5)]).all()
+
+
+def test_mu_grows_even_where_the_rate_does():
+    pull, _ = through_loss(steps=5, rates=[10.0**i for i in range(5)])
+    assert (np.diff([pull.next(i, np.nan)[0] for i in range(5)]) > 0).all()
+
+
+def test_automatic_of_one_step():
+    assert automatic(steps=1)[0] == automatic()[0]
 
 
 # Beside the optimizer.
@@ -193,7 +240,7 @@ def test_an_epoch_that_is_longer_than_it_was_taken_to_be():
     unknown = plan(STEPS, None)
     pull = Beside(unknown, True)
     pull.next(0, np.nan)
-    unknown.learn(1000)
+    unknown.batches = 1000
     strength, reach = pull.next(4, np.nan)
     assert strength == pytest.approx(growing(4, EPOCHS * 1000)[0]) and reach.ratio == 1
 

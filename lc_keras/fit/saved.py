@@ -1,9 +1,7 @@
-"""The progress of a run: all that a restart saves, and the checks before it goes on from it."""
+"""All variables that a restart needs, and the checks before it goes on from them."""
 
-import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 
 import keras
 import tensorflow as tf
@@ -18,46 +16,8 @@ from lc_keras.internals import updated_by
 _SHOWN = 5
 
 
-@dataclass
-class Progress:
-    """Hold how far a run is.
-
-    Attributes:
-        first_epoch: Int, the epoch in which the first L step began, or `None` before it.
-        step: Int, how many L steps have ended.
-        mu: Float, μ of the running L step.
-        finished: Bool, whether the last C step has run.
-        stopped: Bool, whether training was told to stop.
-        logs: Dict of floats: `gap`, ‖w − θ‖ / ‖w‖ at the latest C step; `density`, the fraction of the
-            weights that θ keeps; and what else the logs say of the run.
-    """
-
-    first_epoch: int | None = None
-    step: int = 0
-    mu: float = math.nan
-    finished: bool = False
-    stopped: bool = False
-    logs: dict[str, float] = field(default_factory=dict)
-
-    def state(self) -> Facts:
-        """Return what `load` needs, as JSON can hold it."""
-        return asdict(self)
-
-    def load(self, state: Facts) -> None:
-        """Go on from a `state`."""
-        for name, value in state.items():
-            setattr(self, name, value)
-
-
 class Saved:
-    """Read and write all variables that a restart needs: of a model, its optimizers and its Lagrangian.
-
-    Args:
-        model: Built `keras.Model`.
-        lagrangian: `Lagrangian` of its weights.
-        averages: `Averages` of them.
-        statistics: `Statistics` of the model.
-    """
+    """Read and write all variables that a restart needs: of a model, its optimizers and its Lagrangian."""
 
     def __init__(
         self, model: keras.Model, lagrangian: Lagrangian, averages: Averages, statistics: Statistics
@@ -80,11 +40,7 @@ class Saved:
         return {**self._model_and_tasks(), "optimizers": self._described_optimizers()}
 
     def restore(self, checkpoint: Checkpoint, description: Facts) -> None:
-        """Give all variables the values that they had.
-
-        Args:
-            checkpoint: `Checkpoint` of `tensors`.
-            description: Dict, the `description` that was saved with them.
+        """Give all variables the values of a checkpoint, whose `description` was that.
 
         Raises:
             ValueError: If it is of another model, optimizer or task. No value is changed then.
@@ -138,16 +94,7 @@ class Saved:
 
 
 def check_same(expected: Facts, received: Facts, checkpoint: Checkpoint) -> None:
-    """Check that a checkpoint is of the run that wants to go on from it.
-
-    Args:
-        expected: Dict of what this run is.
-        received: Dict of what the checkpoint is of.
-        checkpoint: `Checkpoint`.
-
-    Raises:
-        ValueError: If they differ; the message says in what.
-    """
+    """Raise a ValueError that says in what a checkpoint is of another run than the one to go on with it."""
     differences = list(_differences(expected, received))
     if differences:
         more = f"\n  … and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""

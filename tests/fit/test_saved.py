@@ -12,7 +12,7 @@ from lc_keras.algorithm.lagrangian import Lagrangian
 from lc_keras.algorithm.tasks import as_tasks, bind_tasks
 from lc_keras.fit.averages import Averages
 from lc_keras.fit.checkpoints import Checkpoints
-from lc_keras.fit.progress import Saved
+from lc_keras.fit.saved import Saved
 from lc_keras.fit.statistics import Statistics
 
 pytestmark = pytest.mark.filterwarnings("ignore:Training (was interrupted|stopped)")
@@ -261,7 +261,7 @@ def test_a_checkpoint_of_another_run_is_refused(interrupted, options, difference
         np.testing.assert_array_equal(one, variable.numpy())
     assert sorted(interrupted.iterdir()) == files
     assert model._initial_epoch is None
-    assert function is None and not isinstance(model.train_function, lc_keras.fit.attachment.Guard)
+    assert function is None and not isinstance(model.train_function, lc_keras.fit.attachment.Attachment)
 
 
 @pytest.mark.parametrize(
