@@ -1,7 +1,8 @@
 """Reach what Keras and TensorFlow keep to themselves, and what they trace.
 
-Every private name of theirs that the library uses is in this file, behind a function that says why and where
-it was seen. `tests/test_internals.py` lists them: where it fails with a new Keras, change this file.
+Every private name of theirs that the library uses is in this file, behind a function that says why; all
+were seen in Keras 3.14 and 3.15, and in TensorFlow 2.21. `tests/test_internals.py` lists them: where it fails
+with a new Keras, change this file.
 """
 
 import contextlib
@@ -28,17 +29,10 @@ Rate: TypeAlias = "keras.Variable | keras.optimizers.schedules.LearningRateSched
 
 
 def compiled(function: F, reduce_retracing: bool = False) -> F:
-    """Return a `tf.function`, one of many with the same code.
+    """Return a `tf.function` without AutoGraph, one of many with the same code.
 
     TensorFlow counts traces by code, and would take those of a sixth object for needless ones of the first.
-    `Function._omit_frequent_tracing_warning`, TensorFlow 2.21.
-
-    Args:
-        function: Function of tensors.
-        reduce_retracing: Bool, default `False`, as of `tf.function`.
-
-    Returns:
-        The `tf.function`, without AutoGraph.
+    `Function._omit_frequent_tracing_warning`.
     """
     made = tf.function(function, autograph=False, reduce_retracing=reduce_retracing)
     made._omit_frequent_tracing_warning = True
@@ -50,9 +44,6 @@ def kept_with_trace(*variables: tf.Variable) -> None:
 
     A function that a `train_step` calls may be called long after the `fit` in which it was traced. The memory
     of the variables is freed with `emptied`. The attribute of the graph is this library's own.
-
-    Args:
-        *variables: `tf.Variable`s.
     """
     if not tf.executing_eagerly():
         graph = tf.compat.v1.get_default_graph()
@@ -64,10 +55,6 @@ def emptied(variable: tf.Variable, value: float | bool) -> None:
 
     TensorFlow keeps the graph of a train function for good, and with it the values of the variables that it
     reads. Where such a function runs again after all, the one value is broadcast.
-
-    Args:
-        variable: `tf.Variable`, mirrored or not.
-        value: Float or bool.
     """
     mirrored = isinstance(variable, tf.distribute.DistributedValues)
     for part in variable.values if mirrored else [variable]:
@@ -111,23 +98,14 @@ def function_graphs(op: tf.Operation, attribute: str, inputs: Sequence[tf.Tensor
 def in_vectorized_map() -> bool:
     """Return whether the graph that is being traced is that of a `tf.vectorized_map`.
 
-    Of some operations it makes what cannot be loaded from a SavedModel. The scope `loop_body`, TensorFlow
-    2.21.
+    Of some operations it makes what cannot be loaded from a SavedModel. The scope `loop_body`.
     """
     return "loop_body" in tf.compat.v1.get_default_graph().get_name_scope().split("/")
 
 
 @contextlib.contextmanager
 def replaced(attributes: Iterable[tuple[keras.Layer, str, object]]) -> Iterator[None]:
-    """Replace methods and other attributes of single layers, and put them back whatever happens.
-
-    Args:
-        attributes: Iterable of tuples of a layer, the name of an attribute of it, and what to have in its
-            stead: for a method, a function without `self`.
-
-    Yields:
-        Nothing.
-    """
+    """Replace attributes of single layers by name, methods by functions without `self`, and put them back."""
     with contextlib.ExitStack() as stack:
         for layer, name, value in attributes:
             # Beside `Layer.__setattr__`, which would track what it is given.
@@ -145,7 +123,7 @@ def replaced(attributes: Iterable[tuple[keras.Layer, str, object]]) -> Iterator[
 def layers_in(layer: keras.Layer, include_self: bool = True) -> list[keras.Layer]:
     """Return a layer or model and all layers inside of it, at any depth, each once.
 
-    `model.layers` has those of the first depth alone. `Layer._flatten_layers`, Keras 3.14 and 3.15.
+    `model.layers` has those of the first depth alone. `Layer._flatten_layers`.
     """
     return list(layer._flatten_layers(include_self=include_self))
 
@@ -153,8 +131,7 @@ def layers_in(layer: keras.Layer, include_self: bool = True) -> list[keras.Layer
 def created_by(layer: keras.Layer) -> list[keras.Variable]:
     """Return the variables that a layer itself has made, without those of layers inside of it.
 
-    `layer.variables` has both. `Layer._trainable_variables` and `_non_trainable_variables`, Keras 3.14 and
-    3.15.
+    `layer.variables` has both. `Layer._trainable_variables` and `_non_trainable_variables`.
     """
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
@@ -163,7 +140,7 @@ def states_of(layer: keras.Layer) -> list[keras.Variable]:
     """Return the variables that a layer itself has made not to be trained, such as moving averages.
 
     `layer.non_trainable_variables` has weights that are frozen, too, and random seeds.
-    `Layer._non_trainable_variables`, Keras 3.14 and 3.15.
+    `Layer._non_trainable_variables`.
     """
     return list(layer._non_trainable_variables)
 
@@ -171,8 +148,7 @@ def states_of(layer: keras.Layer) -> list[keras.Variable]:
 def global_seed() -> keras.Variable:
     """Return the state of the random numbers that belong to no layer.
 
-    `keras.random.normal(shape)` without a seed moves it. `keras.src.random.seed_generator`, Keras 3.14 and
-    3.15, makes it when it is first asked for.
+    `keras.random.normal(shape)` without a seed moves it. `keras.src.random.seed_generator` makes it.
     """
     return global_seed_generator().state
 
@@ -180,7 +156,7 @@ def global_seed() -> keras.Variable:
 def is_gated(layer: keras.layers.MultiHeadAttention) -> bool:
     """Return whether the attention multiplies its heads by a gate.
 
-    Its config says so, too, but may not be to be had. `MultiHeadAttention._use_gate`, Keras 3.14 and 3.15.
+    Its config says so, too, but may not be to be had. `MultiHeadAttention._use_gate`.
     """
     return bool(layer._use_gate)
 
@@ -188,7 +164,7 @@ def is_gated(layer: keras.layers.MultiHeadAttention) -> bool:
 def output_shape_of(layer: keras.layers.Lambda) -> Any:
     """Return the `output_shape` that a Lambda layer was given.
 
-    Its config has it as text, if it is a function. `Lambda._output_shape`, Keras 3.14 and 3.15.
+    Its config has it as text, if it is a function. `Lambda._output_shape`.
     """
     return layer._output_shape
 
@@ -196,14 +172,7 @@ def output_shape_of(layer: keras.layers.Lambda) -> Any:
 def copied_together(objects: Sequence[keras.Layer]) -> list[keras.Layer]:
     """Return copies of layers, with new weights, in which what several of them hold is one again.
 
-    As Keras does where it saves a model and loads it. `serialization_lib.ObjectSharingScope`, Keras 3.14 and
-    3.15.
-
-    Args:
-        objects: Sequence of layers.
-
-    Returns:
-        List of layers.
+    As Keras does where it saves a model and loads it. `serialization_lib.ObjectSharingScope`.
     """
     classes = {type(part) for layer in objects for part in layers_in(layer)}
     named = {name(c): c for c in classes for name in (keras.saving.get_registered_name, lambda c: c.__name__)}
@@ -219,7 +188,7 @@ def copied_together(objects: Sequence[keras.Layer]) -> list[keras.Layer]:
 def functional_class(model: keras.Model) -> type[keras.Model] | None:
     """Return the class of what `keras.Model(inputs, outputs)` makes, `None` if the model is none of it.
 
-    It has no public name. `keras.src.models.Functional`, Keras 3.14 and 3.15.
+    It has no public name. `keras.src.models.Functional`.
     """
     return next((c for c in type(model).__mro__ if c.__name__ == "Functional"), None)
 
@@ -227,7 +196,7 @@ def functional_class(model: keras.Model) -> type[keras.Model] | None:
 def as_functional(model: keras.Model) -> keras.Model:
     """Return the graph of a model: itself, or the one that a `Sequential` keeps.
 
-    It is `None` if a `Sequential` is not built. `Sequential._functional`, Keras 3.14 and 3.15.
+    It is `None` if a `Sequential` is not built. `Sequential._functional`.
     """
     return model._functional if isinstance(model, keras.Sequential) else model
 
@@ -235,7 +204,7 @@ def as_functional(model: keras.Model) -> keras.Model:
 def calls_in(functional: keras.Model) -> list[Call]:
     """Return the calls of layers in a graph, those of its inputs too, in an order in which they can run.
 
-    `Function._nodes_by_depth`, Keras 3.14 and 3.15: the deepest come first.
+    `Function._nodes_by_depth`: the deepest come first.
     """
     return [call for _, calls in sorted(functional._nodes_by_depth.items(), reverse=True) for call in calls]
 
@@ -245,24 +214,15 @@ def call_again(
     inputs: Sequence[keras.KerasTensor],
     instead: Callable[[keras.Layer], keras.Layer],
 ) -> Any:
-    """Return the outputs of a graph that is called on other inputs, with other layers.
+    """Return the outputs of a graph that is called on other inputs, with the layers that `instead` gives.
 
-    Args:
-        functional: Model with a graph.
-        inputs: List of `keras.KerasTensor`, in the order of `functional.inputs`.
-        instead: Gives the layer to call instead of one of the graph.
-
-    `keras.models.clone_model` makes models, not layers, anew. `Function._run_through_graph`, Keras 3.14 and
-    3.15.
+    `keras.models.clone_model` makes models, not layers, anew. `Function._run_through_graph`.
     """
     return functional._run_through_graph(inputs, operation_fn=instead)
 
 
 def source_of(tensor: keras.KerasTensor) -> keras.Layer:
-    """Return the layer that a symbolic tensor comes from, of an input the `InputLayer`.
-
-    `KerasTensor._keras_history`, Keras 3.14 and 3.15.
-    """
+    """Return the layer, or `InputLayer`, of a symbolic tensor: `KerasTensor._keras_history`."""
     return tensor._keras_history.operation
 
 
@@ -273,8 +233,7 @@ def dataset_of(iterator: Any) -> tf.data.Dataset | None:
     """Return the dataset behind the iterator that Keras gives its train function, `None` if there is none.
 
     Under a `tf.distribute` strategy it is that of this worker, of which each replica in turn takes an
-    element. Nothing public leads back to it. `OwnedIterator._dataset`, `DistributedIterator._iterators`,
-    TensorFlow 2.21.
+    element. Nothing public leads back to it. `OwnedIterator._dataset`, `DistributedIterator._iterators`.
     """
     workers = getattr(iterator, "_iterators", [iterator])
     return getattr(workers[0], "_dataset", None) if len(workers) == 1 else None
@@ -283,7 +242,7 @@ def dataset_of(iterator: Any) -> tf.data.Dataset | None:
 def is_generated(dataset: tf.data.Dataset) -> bool:
     """Return whether a Python generator is anywhere behind a dataset: a second iterator takes its elements.
 
-    `Dataset._inputs`, `Dataset._functions`, TensorFlow 2.21: of `from_generator` nothing is left but an
+    `Dataset._inputs`, `Dataset._functions`: of `from_generator` nothing is left but an
     operation in a function.
     """
     graphs = [wrapper.function.graph.as_graph_def() for wrapper in dataset._functions()]
@@ -292,10 +251,7 @@ def is_generated(dataset: tf.data.Dataset) -> bool:
 
 
 def first_epoch_of(model: keras.Model) -> Any:
-    """Return the epoch that the next `fit` begins with, instead of `initial_epoch`; `None` if it is not set.
-
-    `BackupAndRestore` sets it. `Trainer._initial_epoch`, Keras 3.14 and 3.15.
-    """
+    """Return the epoch that `BackupAndRestore` has the next `fit` begin with: `Trainer._initial_epoch`."""
     return model._initial_epoch
 
 
@@ -307,7 +263,7 @@ def set_first_epoch(model: keras.Model, epoch: Any) -> None:
 def learning_rate_of(optimizer: keras.optimizers.Optimizer) -> Rate:
     """Return the learning rate as an optimizer holds it: a variable, a schedule or a function.
 
-    `optimizer.learning_rate` is the present number. `Optimizer._learning_rate`, Keras 3.14 and 3.15.
+    `optimizer.learning_rate` is the present number. `Optimizer._learning_rate`.
     """
     return optimizer._learning_rate
 
@@ -323,32 +279,28 @@ def set_learning_rate(optimizer: keras.optimizers.Optimizer, rate: Rate) -> None
 def batches_seen_by(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
     """Return the variable that counts the batches of an optimizer.
 
-    `optimizer.iterations` counts updates, of which one may take several batches. `Optimizer._iterations`,
-    Keras 3.14 and 3.15.
+    `optimizer.iterations` counts updates, of which one may take several batches. `Optimizer._iterations`.
     """
     return optimizer._iterations
 
 
 def updated_by(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
-    """Return the weights that an optimizer updates; none if it is not built.
-
-    `Optimizer._trainable_variables`, Keras 3.14 and 3.15.
-    """
+    """Return the weights that an optimizer updates, once it is built: `Optimizer._trainable_variables`."""
     return list(optimizer._trainable_variables)
 
 
 def moving_averages_of(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
     """Return the averages of `updated_by` that an optimizer keeps with `use_ema`; none if it keeps none.
 
-    `Optimizer._model_variables_moving_average`, Keras 3.14 and 3.15.
+    `Optimizer._model_variables_moving_average`.
     """
     return list(getattr(optimizer, "_model_variables_moving_average", None) or [])
 
 
 def second_moments_of(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
-    """Return what an optimizer keeps of the squares of the gradients of `updated_by`; none if it keeps none.
+    """Return what an optimizer keeps of the squares of the gradients of `updated_by`, if anything.
 
-    `_velocities` of Adam, its kind and `RMSprop`, `Adagrad._accumulators`, Keras 3.14 and 3.15.
+    `_velocities` of Adam, its kind and `RMSprop`, `Adagrad._accumulators`.
     """
     names = ("_velocities", "_accumulators")
     return next((list(kept) for name in names if (kept := getattr(optimizer, name, None))), [])
@@ -357,7 +309,7 @@ def second_moments_of(optimizer: keras.optimizers.Optimizer) -> list[keras.Varia
 def corrected_moments_of(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
     """Return the second moments that Adam and its kind divide by 1 − β₂ᵗ, where t counts all steps.
 
-    `Adam._velocities`, `Adam._velocity_hats`, `Muon.adam_velocities`, Keras 3.14 and 3.15.
+    `Adam._velocities`, `Adam._velocity_hats`, `Muon.adam_velocities`.
     """
     if not (hasattr(optimizer, "beta_2") or hasattr(optimizer, "adam_beta_2")):
         return []
@@ -371,7 +323,7 @@ def paired_state(
     """Yield the variables of two optimizers of one class and config, in pairs.
 
     Inside a `LossScaleOptimizer`, `optimizer.variables` lacks variables of some classes; they are then found
-    among its attributes but `_trainable_variables` and `_variables`, Keras 3.14 and 3.15.
+    among its attributes but `_trainable_variables` and `_variables`.
     """
     if len(optimizer.variables) == len(other.variables):
         yield from zip(optimizer.variables, other.variables, strict=True)
@@ -420,14 +372,7 @@ def unsaved(shape: Sequence[int], dtype: str | tf.DType) -> tf.Variable:
     """Return a variable of which a SavedModel holds nothing but its shape.
 
     TensorFlow has no public way to leave a value out. `BaseResourceVariable._serialize_to_tensors` gives what
-    a checkpoint holds of it, `_export_to_saved_model_graph` makes the copy that is exported, TensorFlow 2.21.
-
-    Args:
-        shape: Tuple of ints.
-        dtype: String or `tf.DType`.
-
-    Returns:
-        `tf.Variable`, emptied.
+    a checkpoint holds of it, `_export_to_saved_model_graph` makes the copy that is exported. It is emptied.
     """
     variable = tf.Variable(tf.zeros(shape, dtype), trainable=False)
     export = variable._export_to_saved_model_graph

@@ -97,8 +97,8 @@ class Alternation:
         Raises:
             TypeError: If μ is no number.
             ValueError: If μ is not positive and finite, it is called in a `tf.function`, the model
-                holds θ instead of w, or a weight of the model is not finite. In the last case the model then
-                holds the compressed weights of the C step before, and this is finished.
+                holds θ instead of w, or a weight of the model is not finite. In the last case this is
+                finished, with the compressed weights of the C step before.
         """
         next_mu = self.mu if next_mu is None else strength("next_mu", next_mu)
         self._check_training("a C step")

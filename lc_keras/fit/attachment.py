@@ -83,7 +83,9 @@ class Attachment:
     def __init__(self, callback: keras.callbacks.Callback) -> None:
         self._callback = callback
         self._model = callback.model
+        # By which this `fit` is told from others.
         self._history: object = None
+        self._params: object = None
         self._first_epoch: np.int64 | None = None
         self._train_function: Any = None
         self.run: Run | None = None
@@ -105,7 +107,7 @@ class Attachment:
         other = self._model.train_function
         if isinstance(other, Attachment):
             other.detach()
-            if other._callback.params is params:
+            if other._params is params:
                 raise ValueError(
                     "Expected one LearningCompression, or one baseline, in a fit: several tasks go "
                     "in one list. Received: two."
@@ -114,7 +116,7 @@ class Attachment:
     def attach(self, run: Run) -> None:
         """Put a run between `fit` and its train function, if Keras traces its `train_step`."""
         self.run = run
-        self._history = getattr(self._model, "history", None)
+        self._history, self._params = getattr(self._model, "history", None), self._callback.params
         try:
             self._trace()
         except BaseException:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
+from keras.optimizers import Optimizer
 
 from lc_keras.algorithm.lagrangian import Lagrangian
 from lc_keras.algorithm.shadows import Shadow
@@ -23,7 +24,7 @@ class Averages:
             compression of weights and averages together would hold once these are put into the model.
     """
 
-    def __init__(self, optimizer: keras.optimizers.Optimizer, lagrangian: Lagrangian) -> None:
+    def __init__(self, optimizer: Optimizer, lagrangian: Lagrangian) -> None:
         self._optimizers = parts_of(optimizer)
         self._lagrangian = lagrangian
         # The averages of the trained weights, while those of the compressed ones are in their place.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.optimizers import Optimizer
 
 from lc_keras.fit.checkpoints import Resumable
 from lc_keras.internals import (
@@ -34,9 +35,7 @@ class LearningRateLimit(Resumable):
 
     held = ("_ahead",)
 
-    def __init__(
-        self, *optimizers: keras.optimizers.Optimizer, variables: Sequence[keras.Variable] = ()
-    ) -> None:
+    def __init__(self, *optimizers: Optimizer, variables: Sequence[keras.Variable] = ()) -> None:
         self._optimizers = [inner_optimizer(optimizer) for optimizer in optimizers]
         self._variables = list(variables)
         self._limit = tf.Variable(float("inf"), trainable=False, name="learning_rate_limit")
@@ -44,7 +43,7 @@ class LearningRateLimit(Resumable):
         self._ahead: list[list[tuple[int, float]]] = [[] for _ in self._optimizers]
 
     @property
-    def updating(self) -> list[keras.optimizers.Optimizer]:
+    def updating(self) -> list[Optimizer]:
         """Return the optimizers that update the compressed weights; all, while that is not known."""
         return [optimizer for optimizer in self._optimizers if self._updates(optimizer)] or self._optimizers
 
@@ -96,7 +95,7 @@ class LearningRateLimit(Resumable):
         for i, optimizer in enumerate(self._optimizers):
             schedule = learning_rate_of(optimizer)
             if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
-                now = _batches_seen(optimizer)
+                now = _number(batches_seen_by(optimizer))
                 steps = (now + int(batches * n / _LOOKS) for n in range(_LOOKS))
                 self._ahead[i] = [(step, float(schedule(tf.constant(step, tf.int64)))) for step in steps]
 
@@ -105,17 +104,17 @@ class LearningRateLimit(Resumable):
         rates = (effective_rate(o, self._variables, self._highest(o)) for o in self.updating)
         return max(rates, default=0.0)
 
-    def _highest(self, optimizer: keras.optimizers.Optimizer) -> float:
+    def _highest(self, optimizer: Optimizer) -> float:
         now = float(tf.convert_to_tensor(self._rate_of(optimizer)()))
-        done = _batches_seen(optimizer)
+        done = _number(batches_seen_by(optimizer))
         ahead = self._ahead[self._optimizers.index(optimizer)]
         return max([now, *(rate for step, rate in ahead if step >= done)])
 
-    def _updates(self, optimizer: keras.optimizers.Optimizer) -> bool:
+    def _updates(self, optimizer: Optimizer) -> bool:
         own = set(map(id, updated_by(optimizer)))
         return any(id(variable) in own for variable in self._variables)
 
-    def _limited(self, optimizer: keras.optimizers.Optimizer) -> Callable[[], tf.Tensor]:
+    def _limited(self, optimizer: Optimizer) -> Callable[[], tf.Tensor]:
         rate = self._rate_of(optimizer)
 
         def limited() -> tf.Tensor:
@@ -127,7 +126,7 @@ class LearningRateLimit(Resumable):
 
         return limited
 
-    def _rate_of(self, optimizer: keras.optimizers.Optimizer) -> Callable[[], tf.Tensor]:
+    def _rate_of(self, optimizer: Optimizer) -> Callable[[], tf.Tensor]:
         given: Rate = learning_rate_of(optimizer)
         if isinstance(given, keras.optimizers.schedules.LearningRateSchedule):
             # As Keras does; `iterations` counts updates, of which one may take several batches.
@@ -135,7 +134,7 @@ class LearningRateLimit(Resumable):
         return (lambda: given.value) if isinstance(given, keras.Variable) else given
 
 
-def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+def optimizers_of(model: keras.Model) -> list[Optimizer]:
     """Return the optimizers of a model: the compiled one, and those that a subclass keeps beside it.
 
     Those of models inside it are not among them: a net that was trained before and is part of a new one still
@@ -148,34 +147,32 @@ def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     return _each_once(part for optimizer in wrapped for part in parts_of(optimizer))
 
 
-def wrapped_optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+def wrapped_optimizers_of(model: keras.Model) -> list[Optimizer]:
     """Return `optimizers_of` a model, with what wraps them."""
     attributes = [model.optimizer, *vars(model).values()]
     kept = [item for part in attributes if isinstance(part, (list, tuple)) for item in part]
     kept += [item for part in attributes if isinstance(part, dict) for item in part.values()]
-    return _each_once(part for part in attributes + kept if isinstance(part, keras.optimizers.Optimizer))
+    return _each_once(part for part in attributes + kept if isinstance(part, Optimizer))
 
 
-def _each_once(optimizers: Iterable[keras.optimizers.Optimizer]) -> list[keras.optimizers.Optimizer]:
+def _each_once(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
     return list({id(optimizer): optimizer for optimizer in optimizers}.values())
 
 
-def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+def inner_optimizer(optimizer: Optimizer) -> Optimizer:
     """Return the optimizer that makes the update, inside wrappers such as `LossScaleOptimizer`."""
     while hasattr(optimizer, "inner_optimizer"):
         optimizer = optimizer.inner_optimizer
     return optimizer
 
 
-def parts_of(optimizer: keras.optimizers.Optimizer) -> list[keras.optimizers.Optimizer]:
+def parts_of(optimizer: Optimizer) -> list[Optimizer]:
     """Return the optimizers that make the updates: the inner one, or those of a `MultiOptimizer`."""
     inner = inner_optimizer(optimizer)
     return list(getattr(inner, "optimizers", [inner]))
 
 
-def effective_rate(
-    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable], learning_rate: float
-) -> float:
+def effective_rate(optimizer: Optimizer, variables: Sequence[keras.Variable], learning_rate: float) -> float:
     r"""Return how far a unit gradient that stays moves a weight in a batch, once it has settled.
 
     $\eta / (1 - m)$ for SGD with momentum m. Optimizers that divide by the root of a
@@ -194,26 +191,24 @@ def effective_rate(
         sizes = [int(moment.value.shape.num_elements()) for moment in moments]
         means = [float(tf.reduce_mean(tf.cast(moment.value, tf.float32))) for moment in moments]
         mean = np.average(means, weights=sizes)
-        mean /= 1 - getattr(optimizer, "beta_2", 0.0) ** _iterations(optimizer)
+        mean /= 1 - getattr(optimizer, "beta_2", 0.0) ** _number(optimizer.iterations)
         size = mean**0.5 if mean > 0 else size
     return learning_rate / size
 
 
-def _second_moments(
-    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
-) -> list[keras.Variable]:
+def _second_moments(optimizer: Optimizer, variables: Sequence[keras.Variable]) -> list[keras.Variable]:
     """Return the second moments of variables that the optimizer has.
 
     Of several optimizers, another one may update some of them, which are left out.
     """
-    if not optimizer.built or _iterations(optimizer) == 0:
+    if not optimizer.built or _number(optimizer.iterations) == 0:
         return []
     kept = second_moments_of(optimizer)
     by_variable = dict(zip(map(id, updated_by(optimizer)), kept, strict=True)) if kept else {}
     return [by_variable[id(variable)] for variable in variables if id(variable) in by_variable]
 
 
-def reset_state(optimizer: keras.optimizers.Optimizer) -> None:
+def reset_state(optimizer: Optimizer) -> None:
     """Give an optimizer the moments of a new one; its step count, rate and averaged weights stay.
 
     Second moments that Adam and its kind correct by the step count stay, too, if they are finite: from zero,
@@ -234,7 +229,7 @@ def reset_state(optimizer: keras.optimizers.Optimizer) -> None:
             variable.assign(new)
 
 
-def begin_anew(optimizers: Iterable[keras.optimizers.Optimizer]) -> None:
+def begin_anew(optimizers: Iterable[Optimizer]) -> None:
     """Clear what a divergence left in optimizers: their state, and averages that are not finite."""
     for optimizer in optimizers:
         # What Keras cannot make anew stays as it is: there is another error to be told.
@@ -245,14 +240,14 @@ def begin_anew(optimizers: Iterable[keras.optimizers.Optimizer]) -> None:
                 average.assign(weight)
 
 
-def averages_of(optimizer: keras.optimizers.Optimizer) -> list[tuple[keras.Variable, keras.Variable]]:
+def averages_of(optimizer: Optimizer) -> list[tuple[keras.Variable, keras.Variable]]:
     """Return the pairs of weights and averages that an optimizer has: none without `use_ema`."""
     optimizer = inner_optimizer(optimizer)
     averages = moving_averages_of(optimizer)
     return list(zip(updated_by(optimizer), averages, strict=True)) if averages else []
 
 
-def _made_anew(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+def _made_anew(optimizer: Optimizer) -> Optimizer:
     """Return an optimizer of the same config but for the rate, which Keras may not be able to write down."""
     given: Rate = learning_rate_of(optimizer)
     if not isinstance(given, keras.Variable):
@@ -264,10 +259,6 @@ def _made_anew(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimi
         set_learning_rate(optimizer, given)
 
 
-def _batches_seen(optimizer: keras.optimizers.Optimizer) -> int:
+def _number(variable: keras.Variable) -> int:
     # What is mirrored over devices is no number to Python yet.
-    return int(tf.convert_to_tensor(batches_seen_by(optimizer)))
-
-
-def _iterations(optimizer: keras.optimizers.Optimizer) -> int:
-    return _batches_seen(optimizer) // (optimizer.gradient_accumulation_steps or 1)
+    return int(tf.convert_to_tensor(variable))

@@ -20,7 +20,7 @@ from lc_keras.fit.checkpoints import Checkpoint, Checkpoints, Facts, Resumable
 from lc_keras.fit.mu import Beside, Pull, Scheduled, ThroughLoss, is_automatic
 from lc_keras.fit.optimizers import LearningRateLimit, begin_anew, optimizers_of
 from lc_keras.fit.plan import Plan
-from lc_keras.fit.saved import Saved, check_same
+from lc_keras.fit.progress import Saved, check_same
 from lc_keras.fit.statistics import Statistics
 
 if TYPE_CHECKING:

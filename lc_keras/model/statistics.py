@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from lc_keras.arguments import whole
+from lc_keras.arguments import keras_model, whole
 from lc_keras.internals import compiled, global_seed, layers_in, replaced, states_of
 
 BATCHES = 20
@@ -52,9 +52,7 @@ def estimate_statistics(model: keras.Model, data: Iterable[Any], batches: int = 
     lc_keras.estimate_statistics(model, train)
     ```
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"Expected a Keras model. Received: {model!r}")
-    if not model.built:
+    if not keras_model(model).built:
         raise ValueError("Expected a model that is built. Received: one that has no weights yet.")
     count, given = whole("batches", batches), _batches_of(data)
     estimator = Estimator(model)
@@ -80,22 +78,17 @@ class Estimator:
         layers = [layer for layer in layers_in(model) if layer.trainable and layer.built]
         self.variables = list({id(v): v for layer in layers for v in _moved_in(layer)}.values())
         with strategy.scope():
-            self._means = [_Means(layer) for layer in layers if _is_normalization(layer)]
+            normalized = keras.layers.BatchNormalization
+            self._means = [_Means(layer) for layer in layers if isinstance(layer, normalized)]
         self._step = self._pass if model.run_eagerly else compiled(self._pass, reduce_retracing=True)
 
     def estimate(self, data: Iterable[Any], batches: int) -> int:
-        """Estimate the statistics.
+        """Estimate the statistics, and return the number of batches that were used; errors are as above.
 
         Args:
             data: Iterable of what a replica takes at a time, inputs or a tuple that begins with them; each
                 replica in turn. What is left for too few replicas is not used, as it would be none for some.
             batches: Int, how many are used at most, each of them one for each replica.
-
-        Returns:
-            Int, the number of batches that were used.
-
-        Raises:
-            ValueError: As `estimate_statistics`.
         """
         if not self.variables:
             return 0
@@ -119,7 +112,12 @@ class Estimator:
                 )
             for means in self._means:
                 means.end()
-            self._check_finite()
+            bad = [v.path for v in self.variables if not np.all(np.isfinite(keras.ops.convert_to_numpy(v)))]
+            if bad:
+                raise ValueError(
+                    "Expected statistics that are finite. Received: NaN or infinite values in "
+                    f"{', '.join(bad)}. They are as they were."
+                )
         except BaseException:
             _assign(self.variables, before)
             raise
@@ -149,21 +147,9 @@ class Estimator:
     def _forward(self, inputs: Any) -> None:
         self._model(inputs, training=True)
 
-    def _check_finite(self) -> None:
-        bad = [v.path for v in self.variables if not np.all(np.isfinite(keras.ops.convert_to_numpy(v)))]
-        if bad:
-            raise ValueError(
-                "Expected statistics that are finite. Received: NaN or infinite values in "
-                f"{', '.join(bad)}. They are as they were."
-            )
-
 
 class _Means:
-    """Average what one batch normalisation takes from each batch, over all of its calls.
-
-    Args:
-        layer: Built `keras.layers.BatchNormalization`.
-    """
+    """Average what one batch normalisation takes from each batch, over all of its calls."""
 
     def __init__(self, layer: keras.layers.BatchNormalization) -> None:
         self._layer = layer
@@ -205,10 +191,6 @@ class _Means:
         for variable, total in zip(self._variables, self._sums, strict=True):
             total.assign_add(tf.cast(tf.convert_to_tensor(variable), total.dtype))
         self._calls.assign_add(1.0)
-
-
-def _is_normalization(layer: keras.Layer) -> bool:
-    return isinstance(layer, keras.layers.BatchNormalization)
 
 
 def _moved_in(layer: keras.Layer) -> list[keras.Variable]:

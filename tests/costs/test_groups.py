@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -109,7 +111,7 @@ def test_values():
     assert repr(Blocks((np.int64(2), 3))) == "Blocks(shape=(2, 3))"
     assert len({Neurons(), Neurons(), Weights()}) == 2
     for groups in (Weights(), Neurons(), Blocks((2, 3))):
-        assert type(groups)(**groups.get_config()) == groups and isinstance(groups, Groups)
+        assert type(groups)(**dataclasses.asdict(groups)) == groups and isinstance(groups, Groups)
 
 
 @pytest.mark.parametrize("shape", [2, (2,), (2, 0), (2, -1), (2, 2.0), (True, 2), (1, 2, 3), "ab", None])

@@ -12,7 +12,7 @@ from lc_keras.algorithm.lagrangian import Lagrangian
 from lc_keras.algorithm.tasks import as_tasks, bind_tasks
 from lc_keras.fit.averages import Averages
 from lc_keras.fit.checkpoints import Checkpoints
-from lc_keras.fit.saved import Saved
+from lc_keras.fit.progress import Saved
 from lc_keras.fit.statistics import Statistics
 
 pytestmark = pytest.mark.filterwarnings("ignore:Training (was interrupted|stopped)")

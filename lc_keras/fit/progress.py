@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
+from keras.optimizers import Optimizer
 
 from lc_keras.algorithm.lagrangian import Lagrangian
 from lc_keras.fit.averages import Averages
@@ -118,7 +119,7 @@ def _differences(expected: object, received: object, path: str = "") -> Iterator
         yield f"{path}: expected {expected}, received {received}"
 
 
-def _variables_of(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+def _variables_of(optimizer: Optimizer) -> list[keras.Variable]:
     """Return all variables of an optimizer, and of the one inside it."""
     found = {id(v): v for v in optimizer.variables}
     while optimizer is not None:
