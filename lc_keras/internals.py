@@ -66,7 +66,7 @@ def function_graphs(op: tf.Operation, attribute: str, inputs: Sequence[tf.Tensor
     """Return the graphs of the functions that an operation calls, with shapes that follow from its inputs.
 
     One that was traced earlier may have been so for inputs of other shapes, or of unknown ones.
-    `tensorflow.python.framework.function_def_to_graph`, TensorFlow 2.21, makes a graph of a function, and
+    `tensorflow.python.framework.function_def_to_graph` makes a graph of a function, and
     `handle_data_util` knows the shape of a variable by its handle.
 
     Args:
@@ -339,7 +339,7 @@ def compiled_with(model: keras.Model) -> dict[str, Any]:
     """Return the arguments that a model was compiled with, the optimizer and the metrics made anew.
 
     `get_compile_config` gives them serialised, and not all that the user's are made of can be read back.
-    `Model._compile_config`, Keras 3.14.
+    `Model._compile_config`.
 
     Args:
         model: Compiled `keras.Model`.
