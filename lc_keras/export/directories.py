@@ -12,18 +12,10 @@ import tensorflow as tf
 
 @contextlib.contextmanager
 def appearing(path: str, overwrite: bool) -> Iterator[str]:
-    """Yield a new directory beside `path`, which takes its name in the end.
+    """Yield a new directory beside `path`, which takes its name in the end, unless the block raises.
 
-    If the block raises, nothing has changed.
-
-    Args:
-        path: String, the directory to appear.
-        overwrite: Bool. `True`: a directory of that name is moved aside first, and
-            back if the new one cannot take its place. `False`: one that is not empty
-            is an error, even if another process wrote it in the meantime.
-
-    Yields:
-        String, the directory to write into.
+    With `overwrite` a directory of that name is moved aside first, and back if the new one cannot take its
+    place. Without, one that is not empty is an error, even if another process wrote it in the meantime.
     """
     unfinished, replaced = (f"{path}.{state}-{uuid.uuid4().hex}" for state in ("unfinished", "replaced"))
     missing = list(_missing(os.path.dirname(path)))
@@ -52,18 +44,8 @@ def appearing(path: str, overwrite: bool) -> Iterator[str]:
 def version_directory(path: str, version: int | str | None) -> str:
     """Return the directory to write a model to that was given this path and version.
 
-    Args:
-        path: String, a directory that exists or not.
-        version: Int: this version of the model whose base directory is `path`.
-            `"next"`: one above the highest there, or 1. `None`: `"next"` if `path`
-            holds versions already, `path` itself if not.
-
-    Returns:
-        String, the directory.
-
-    Raises:
-        TypeError: If `version` is of another type.
-        ValueError: If `version` is another string, or an int below 0.
+    An int is this version of the model whose base directory is `path`, `"next"` one above the highest there,
+    or 1. `None` is `"next"` if `path` holds versions already, `path` itself if not.
     """
     if isinstance(version, np.integer):
         version = int(version)
@@ -84,11 +66,7 @@ def version_directory(path: str, version: int | str | None) -> str:
 
 
 def check_free(path: str, overwrite: bool) -> None:
-    """Check that a SavedModel may be written to `path`.
-
-    Args:
-        path: String, a directory that exists or not.
-        overwrite: Bool, whether a SavedModel that is there may be replaced.
+    """Check that a SavedModel may be written to `path`, and replaced there only with `overwrite`.
 
     Raises:
         ValueError: If `path` does not end in a name, has one that TensorFlow could not load, is a
@@ -117,17 +95,7 @@ def check_free(path: str, overwrite: bool) -> None:
 
 
 def check_parents(path: str) -> str:
-    """Check that a directory may be made.
-
-    Args:
-        path: String, a directory that exists or not.
-
-    Returns:
-        String, what there is of it: itself or the nearest one above it; `""` if there is nothing.
-
-    Raises:
-        ValueError: If that is a file.
-    """
+    """Check that a directory may be made, and return what there is of its path; `""` if there is nothing."""
     parent = path
     while parent and not tf.io.gfile.exists(parent):
         parent = os.path.dirname(parent)

@@ -74,15 +74,9 @@ class SavedModelExport:
 def exported_as(
     variable: keras.Variable, array: np.ndarray, stored: tuple[Packed, StoredWeight | StoredSparse] | None
 ) -> ExportedWeight:
-    """Return the encoding and the size of a variable that was exported.
+    """Return the encoding and the size of a variable of some value.
 
-    Args:
-        variable: `keras.Variable`.
-        array: Its value.
-        stored: Tuple of what is written and of what reads it back, or `None`: written as it is.
-
-    Returns:
-        `ExportedWeight`.
+    `stored` is what is written and what reads it back, or `None`: written as it is.
     """
     if stored is None:
         return ExportedWeight(variable.path, "dense", "dense", array.nbytes, array.nbytes, 0.0)

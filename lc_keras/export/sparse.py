@@ -19,28 +19,14 @@ _PACKET = 16
 
 
 def sparse_layers(model: keras.Model) -> list[keras.Layer]:
-    """Return the layers of a model whose kernel can be multiplied sparse.
-
-    Args:
-        model: Built `keras.Model`.
-
-    Returns:
-        List of dense layers and 1 × 1 convolutions with a float32 kernel.
-    """
+    """Return the dense layers and 1 × 1 convolutions of a model whose kernel can be multiplied sparse."""
     layers = layers_in(model)
     vectorized = {id(part) for layer in layers if _is_vectorized(layer) for part in layers_in(layer)}
     return [layer for layer in layers if _is_product(layer) and id(layer) not in vectorized]
 
 
 def as_matrix(layer: keras.Layer) -> np.ndarray:
-    """Return the kernel of a layer, outputs × inputs.
-
-    Args:
-        layer: Layer, one of `sparse_layers`.
-
-    Returns:
-        NumPy array of two axes.
-    """
+    """Return the kernel of one of `sparse_layers`, outputs × inputs."""
     kernel = keras.ops.convert_to_numpy(layer.kernel)
     return kernel.reshape(kernel.shape[-2:]).T
 
@@ -48,15 +34,7 @@ def as_matrix(layer: keras.Layer) -> np.ndarray:
 def sparse_methods(
     layer: keras.Layer, weight: StoredSparse
 ) -> Iterable[tuple[keras.Layer, str, Callable[..., tf.Tensor]]]:
-    """Return what to replace in a layer; see `lc_keras.internals.replaced`.
-
-    Args:
-        layer: Layer, one of `sparse_layers`.
-        weight: `StoredSparse`, its `as_matrix`.
-
-    Returns:
-        List of one tuple of the layer, the name of a method, and a function.
-    """
+    """Return what to replace in one of `sparse_layers`, for `internals.replaced`; `weight` is its matrix."""
 
     def dense(inputs: tf.Tensor | tf.SparseTensor, training: bool | None = None) -> tf.Tensor:
         if isinstance(inputs, tf.SparseTensor):
@@ -74,17 +52,10 @@ def sparse_methods(
 
 
 def multiply(inputs: tf.Tensor, weight: StoredSparse) -> tf.Tensor:
-    """Multiply the last axis of the inputs by a sparse matrix.
+    """Multiply the last axis of the inputs, of any type, by a sparse matrix, outputs × inputs, in float32.
 
     The kernel is chosen when it runs, from the number of rows: a loop over the entries
     for few, compressed sparse rows for many.
-
-    Args:
-        inputs: Tensor of shape `(..., inputs)`, of any type, as dense layers take it.
-        weight: `StoredSparse` of shape `(outputs, inputs)`.
-
-    Returns:
-        float32 tensor of shape `(..., outputs)`.
     """
     shape = [*tf.unstack(tf.shape(inputs)[:-1]), weight.shape[0]]
     columns = tf.transpose(tf.reshape(inputs, [-1, weight.shape[1]]))
@@ -124,9 +95,6 @@ def pays(shape: tuple[int, int], kept: int, rows: int) -> bool:
         kept: Int, how many of its weights are not zero.
         rows: Int, how many rows it is multiplied by in a call: the batch size, times
             the pixels of a convolution.
-
-    Returns:
-        Bool.
     """
     weights, ends = math.prod(shape), sum(shape)
     dense = 3e4 + weights * (0.18 + 0.018 * rows)

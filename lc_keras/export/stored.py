@@ -9,12 +9,7 @@ from lc_keras.measuring.packing import Packed, positions_of, unpack
 
 
 class StoredWeight(tf.Module):
-    """A weight that is stored packed, or in fewer bits, and read dense.
-
-    Args:
-        packed: `Packed`.
-        dtype: The type to read it in.
-    """
+    """A weight that is stored packed, or in fewer bits, and read dense. `dtype` is what it is read in."""
 
     def __init__(self, packed: Packed, dtype: str | tf.DType) -> None:
         super().__init__()
@@ -36,12 +31,7 @@ class StoredWeight(tf.Module):
 
 
 class StoredSparse(tf.Module):
-    """A matrix that is stored packed and stays sparse when it is loaded.
-
-    Args:
-        packed: `Packed`, not dense.
-        dtype: The type to read it in.
-    """
+    """A matrix that is stored packed and stays sparse when it is loaded. `dtype` is what it is read in."""
 
     def __init__(self, packed: Packed, dtype: str | tf.DType) -> None:
         super().__init__()
@@ -64,11 +54,7 @@ class StoredSparse(tf.Module):
 
 
 class LoadOnce(tf.saved_model.experimental.TrackableResource):
-    """A resource that loads weights as a loader initialises it: once, after the variables.
-
-    Args:
-        weights: Iterable of `StoredWeight` and `StoredSparse`.
-    """
+    """A resource that loads weights as a loader initialises it: once, after the variables."""
 
     def __init__(self, weights: Iterable[StoredWeight | StoredSparse]) -> None:
         super().__init__()

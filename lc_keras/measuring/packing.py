@@ -76,15 +76,7 @@ def pack(array: np.ndarray, dense: bool = True) -> Packed:
 
 
 def positions_of(encoding: str, places: tf.Tensor) -> tf.Tensor:
-    """Return the places of the stored values of a packed weight, as TensorFlow operations.
-
-    Args:
-        encoding: String, as in `Packed`, not `"dense"`.
-        places: Integer tensor, one-dimensional.
-
-    Returns:
-        int64 tensor, the places in the flattened weight, ascending.
-    """
+    """Return the places of the stored values in the flattened weight, ascending, as TensorFlow operations."""
     if encoding == "bitmask":
         bits = tf.bitwise.right_shift(places[:, tf.newaxis], _BITS) & 1
         return tf.where(tf.reshape(bits, [-1]) > 0)[:, 0]
@@ -92,17 +84,7 @@ def positions_of(encoding: str, places: tf.Tensor) -> tf.Tensor:
 
 
 def unpack(encoding: str, values: tf.Tensor, places: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
-    """Undo `pack`, as TensorFlow operations.
-
-    Args:
-        encoding: String, as in `Packed`, not `"dense"`.
-        values: Tensor of shape `(n,)`.
-        places: Integer tensor, one-dimensional.
-        shape: Tuple of ints, the shape of the weight.
-
-    Returns:
-        Tensor of the given shape and the type of `values`.
-    """
+    """Undo `pack`, as TensorFlow operations."""
     positions = positions_of(encoding, places)
     size = tf.constant([np.prod(shape, dtype="int64")], tf.int64)
     return tf.reshape(tf.scatter_nd(positions[:, tf.newaxis], values, size), shape)

@@ -22,12 +22,6 @@ def is_built(model: keras.Model) -> bool:
 
     One that is never called itself, such as a pair of nets that play against each other,
     has them when its parts do.
-
-    Args:
-        model: `keras.Model`.
-
-    Returns:
-        Bool.
     """
     parts = layers_in(model, include_self=False)
     return model.built or (bool(model.variables) and all(layer.built for layer in parts))
@@ -95,12 +89,6 @@ def named(structure: list[Structure]) -> list[tf.TensorSpec]:
     no ASCII letter or digit becomes `_`, and what does not begin with a letter, or is a word of
     Python's, is put after `"arg_"`.
 
-    Args:
-        structure: List of `tf.TensorSpec` or of structures of these.
-
-    Returns:
-        List of `tf.TensorSpec`.
-
     Raises:
         TypeError: If it is no list, or the structures hold anything else.
         ValueError: If there are none, or two inputs have one name.
@@ -135,17 +123,11 @@ def named(structure: list[Structure]) -> list[tf.TensorSpec]:
 
 
 def named_outputs(model: keras.Model) -> Callable[[Structure], dict[str, tf.Tensor]]:
-    """Return a function that names the outputs of a model.
+    """Return a function from what a model returns to a dictionary of tensors by name.
 
     A key of a dictionary is a name; else the name that the user gave the layer which
     the output comes from, where outputs are as many and of such shapes as the model's;
     else `"output_0"`, `"output_1"`, ....
-
-    Args:
-        model: Built `keras.Model`.
-
-    Returns:
-        Function from what the model returns to a dictionary of tensors by name.
     """
     layers = [_given_name(model, name) for name in getattr(model, "output_names", None) or []]
     if isinstance(model, keras.Sequential) and model.layers:
