@@ -18,7 +18,7 @@ _ROUNDS = 20
 class Binary(Values):
     r"""Each weight is plus or minus one learned magnitude: $\theta_i \in \{-a, a\}$.
 
-    The C step takes the sign of each weight and $a = \frac1N \sum_i |v_i|$, over all tensors together
+    The C step takes the sign of each weight and $a = \frac{1}{N} \sum_i |v_i|$, over all tensors together
     (Rastegari et al., XNOR-Net, ECCV 2016; Carreira-Perpiñán & Idelbayev, Model compression as constrained
     optimization, with application to neural nets, part II: quantization, arXiv:1707.04319).
 
