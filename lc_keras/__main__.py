@@ -27,6 +27,7 @@ _FOR_SAVED_MODEL = {
     "compute": "--compute",
     "expected_batch": "--expected-batch",
     "values": "--float16",
+    "litert": "--litert",
 }
 _FOR_LITERT = {"quantize": "--quantize", "representative_data": "--data"}
 
@@ -123,6 +124,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_const",
         const="float16",
         help="store values in half precision, half the bytes",
+    )
+    saved_model.add_argument(
+        "--litert",
+        action="store_true",
+        default=None,
+        help="write model.tflite beside it, for tensorflow_model_server --prefer_tflite_model",
     )
     litert = export.add_argument_group("for LiteRT")
     litert.add_argument("--quantize", choices=("float16", "int8"), help="store weights in fewer bits")

@@ -9,6 +9,7 @@ The first line writes another version each time; a running server takes it up wi
 
 import argparse
 import json
+import sys
 import time
 import urllib.request
 
@@ -93,7 +94,13 @@ def main():
 
     _, _, (images, labels) = data.digits()
     sending = images, labels, args.requests, args.batch
-    report("REST", lambda batch: by_rest(args.rest, args.name, batch), *sending)
+    try:
+        report("REST", lambda batch: by_rest(args.rest, args.name, batch), *sending)
+    except OSError as error:
+        sys.exit(
+            f"No answer from the model '{args.name}' at {args.rest}: {error}. Is the server running? "
+            "docker compose -f examples/serving/docker-compose.yml up -d"
+        )
     report("gRPC", by_grpc(args.grpc, args.name), *sending)
 
 

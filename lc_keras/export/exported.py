@@ -1,12 +1,15 @@
-"""Say what `export_saved_model` wrote."""
+"""Say what exports wrote."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from lc_keras.export.stored import StoredSparse, StoredWeight
 from lc_keras.measuring.packing import Packed
+from lc_keras.showing import Bar, Shown, Table
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,51 @@ class ExportedWeight:
     error: float
 
 
+class _Export(Shown):
+    """What an export shows: a table in a notebook, and the notes below it as text."""
+
+    def __str__(self) -> str:
+        return "\n".join(self._table().notes)
+
+
 @dataclass(frozen=True)
-class SavedModelExport:
+class LiteRTExport(_Export):
+    """The size and the error of a LiteRT file; see `export_litert`.
+
+    Attributes:
+        path: String, the file.
+        nbytes: Int, its size.
+        dense_nbytes: Int, the size it has without sparse weights.
+        sparse: Bool, whether weights are stored sparse.
+        error: Float, how far it answers from the Keras model, relative to the largest
+            output, on the first of `representative_data` or on made-up inputs.
+        refused: String, why the sparse encoding was not used though it would have been
+            smaller, or empty.
+    """
+
+    path: str
+    nbytes: int
+    dense_nbytes: int
+    sparse: bool
+    error: float
+    refused: str
+
+    def _table(self) -> Table:
+        size, dense = f"{self.nbytes / 1000:,.0f} kB", f"{self.dense_nbytes / 1000:,.0f} kB"
+        notes = [
+            (
+                f"Wrote '{self.path}': {size}, {'sparse' if self.sparse else 'dense'} ({dense} if dense), "
+                f"outputs within {self.error:.1g} of Keras."
+            )
+        ]
+        if self.refused:
+            notes.append(f"Not sparse: {self.refused}")
+        rows = [("this", Bar(size, self.nbytes / self.dense_nbytes)), ("dense", Bar(dense, 1.0))]
+        return Table(("LiteRT file", "size"), rows, notes=notes)
+
+
+@dataclass(frozen=True)
+class SavedModelExport(_Export):
     """The size and the weights of a SavedModel; see `export_saved_model`.
 
     `str()` of it says it in a few lines.
@@ -42,33 +88,59 @@ class SavedModelExport:
         nbytes: Int, the size of all its files.
         weights: Tuple of `ExportedWeight`, one for each variable of the model.
         signatures: Tuple of strings.
+        inputs: Tuple of strings, the name, type and shape of each input of `serving_default`.
+        litert: `LiteRTExport` of the file beside it, or `None`.
+        dense_nbytes: Int, about the size that it has where every weight is stored.
     """
 
     path: str
     nbytes: int
     weights: tuple[ExportedWeight, ...]
     signatures: tuple[str, ...]
+    inputs: tuple[str, ...]
+    litert: LiteRTExport | None = None
 
-    def __str__(self) -> str:
-        dense = sum(weight.dense_nbytes for weight in self.weights)
+    @property
+    def dense_nbytes(self) -> int:
+        return self.nbytes + sum(weight.dense_nbytes - weight.nbytes for weight in self.weights)
+
+    def _table(self) -> Table:
+        rows = [
+            (
+                weight.path,
+                weight.encoding,
+                weight.compute,
+                f"{weight.dense_nbytes / 1000:,.1f}",
+                Bar(f"{weight.nbytes / 1000:,.1f}", weight.nbytes / max(1, weight.dense_nbytes)),
+            )
+            for weight in self.weights
+        ]
+        return Table(("weight", "stored", "computed", "kB dense", "kB"), rows, notes=tuple(self._notes()))
+
+    def _notes(self) -> Iterator[str]:
         packed = [weight for weight in self.weights if weight.encoding != "dense"]
         sparse = [weight for weight in self.weights if weight.compute == "sparse"]
-        lines = [
-            (
-                f"Wrote '{self.path}': {self.nbytes / 1000:,.0f} kB, of weights that take "
-                f"{dense / 1000:,.0f} kB dense."
-            ),
-            (
-                f"Weights packed: {len(packed)}; multiplied sparse: {len(sparse)}; "
-                f"signatures: {', '.join(self.signatures)}."
-            ),
-        ]
+        size = f"{self.nbytes / 1000:,.0f} kB"
+        dense = f", about {self.dense_nbytes / 1000:,.0f} kB if every weight were stored" if packed else ""
+        yield f"Wrote '{self.path}': {size}{dense}."
+        yield (
+            f"Weights packed: {len(packed)}; multiplied sparse: {len(sparse)}; "
+            f"signatures: {', '.join(self.signatures)}."
+        )
+        yield f"Inputs: {'; '.join(self.inputs)}."
         if not packed:
-            lines.append("Nothing is gained by packing: no weight has enough zeros.")
+            yield "Nothing is gained by packing: no weight has enough zeros."
         rounded = max(self.weights, key=lambda weight: weight.error, default=None)
         if rounded is not None and rounded.error:
-            lines.append(f"Stored values are off by at most {rounded.error:.2g} ({rounded.path}).")
-        return "\n".join(lines)
+            yield f"Stored values are off by at most {rounded.error:.2g} ({rounded.path})."
+        if self.litert:
+            yield str(self.litert)
+
+
+def described(spec: tf.TensorSpec) -> str:
+    """Return the name, the type and the shape of an input as text."""
+    shape = ", ".join("any" if size is None else str(size) for size in spec.shape)
+    return f"{spec.name} {spec.dtype.name} ({shape})"
 
 
 def exported_as(

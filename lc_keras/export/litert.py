@@ -3,7 +3,6 @@
 import os
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Literal
 
 import keras
@@ -13,6 +12,7 @@ import tensorflow as tf
 from lc_keras.arguments import keras_model, switch, whole
 from lc_keras.export.converter import Converter
 from lc_keras.export.directories import check_parents
+from lc_keras.export.exported import LiteRTExport
 from lc_keras.export.saved_model import export_saved_model
 from lc_keras.export.warmup import Request, as_request
 from lc_keras.internals import layers_in
@@ -24,37 +24,6 @@ Batches = list[dict[str, np.ndarray]]
 _TOLERANCE = 1e-3
 
 
-@dataclass(frozen=True)
-class LiteRTExport:
-    """The size and the error of a LiteRT file; see `export_litert`.
-
-    Attributes:
-        path: String, the file.
-        nbytes: Int, its size.
-        dense_nbytes: Int, the size it has without sparse weights.
-        sparse: Bool, whether weights are stored sparse.
-        error: Float, how far it answers from the Keras model, relative to the largest
-            output, on the first of `representative_data` or on made-up inputs.
-        refused: String, why the sparse encoding was not used though it would have been
-            smaller, or empty.
-    """
-
-    path: str
-    nbytes: int
-    dense_nbytes: int
-    sparse: bool
-    error: float
-    refused: str
-
-    def __str__(self) -> str:
-        encoding = "sparse" if self.sparse else "dense"
-        text = (
-            f"Wrote '{self.path}': {self.nbytes / 1000:,.0f} kB, {encoding} "
-            f"({self.dense_nbytes / 1000:,.0f} kB if dense), outputs within {self.error:.1g} of Keras."
-        )
-        return f"{text}\nNot sparse: {self.refused}" if self.refused else text
-
-
 def export_litert(
     model: keras.Model,
     path: str | os.PathLike[str],
@@ -62,7 +31,7 @@ def export_litert(
     sparse: bool | Literal["auto"] = "auto",
     quantize: Literal["float16", "int8"] | None = None,
     representative_data: Iterable[Request] | None = None,
-    batch_size: int | None = None,
+    batch_size: int | Literal["any"] | None = None,
     input_signature: list[Structure] | None = None,
     overwrite: bool = False,
     verbose: bool = False,
@@ -87,7 +56,8 @@ def export_litert(
         representative_data: Iterable of inputs: arrays, or dictionaries of arrays by
             the names of the inputs. Needed for `"int8"`. `None` (default): none.
         batch_size: Int, the batch that the file is made for. `None` (default): that of the inputs of the
-            model or of `input_signature`, or 1 if they leave it open.
+            model or of `input_signature`, or 1 if they leave it open. `"any"`: it stays open, for a runtime
+            that resizes inputs, such as TensorFlow Serving.
         input_signature: List of `tf.TensorSpec` or of structures of these, one for
             each positional argument of the model. `None` (default): as the model was
             built; see `export_saved_model`.
@@ -117,7 +87,8 @@ def export_litert(
     overwrite, verbose = switch("overwrite", overwrite), switch("verbose", verbose)
     _check_arguments(model, path, sparse, quantize, representative_data, overwrite)
     sparse = sparse if isinstance(sparse, str) else bool(sparse)
-    batch_size = None if batch_size is None else whole("batch_size", batch_size)
+    if not (batch_size is None or batch_size == "any"):
+        batch_size = whole("batch_size", batch_size)
     _check_runtime()
     structure = _of_batch(model, input_signature, batch_size)
     specs = named(structure)
@@ -264,10 +235,12 @@ def _answered(
 
 
 def _of_batch(
-    model: keras.Model, input_signature: list[Structure] | None, batch_size: int | None
+    model: keras.Model, input_signature: list[Structure] | None, batch_size: int | Literal["any"] | None
 ) -> list[Structure]:
     """Return the inputs that the file is made for, all of whose batches have one size."""
     structure = input_signature_of(model) if input_signature is None else input_signature
+    if batch_size == "any":
+        return structure
     sizes = {spec.shape[0] for spec in named(structure) if spec.shape.rank} - {None}
     if len(sizes | {batch_size} - {None}) > 1:
         raise ValueError(

@@ -1,6 +1,7 @@
 """Write a SavedModel as small as the pruned model is, for TensorFlow Serving."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -11,7 +12,7 @@ import tensorflow as tf
 
 from lc_keras.arguments import keras_model, switch, whole
 from lc_keras.export.directories import appearing, check_free, version_directory
-from lc_keras.export.exported import ExportedWeight, SavedModelExport, exported_as
+from lc_keras.export.exported import ExportedWeight, LiteRTExport, SavedModelExport, described, exported_as
 from lc_keras.export.sparse import as_matrix, pays, sparse_layers, sparse_methods
 from lc_keras.export.stored import LoadOnce, StoredSparse, StoredWeight
 from lc_keras.export.warmup import Requests, as_requests, prediction_log, write_warmup
@@ -41,6 +42,7 @@ def export_saved_model(
     signatures: Signatures | None = None,
     warmup: Requests | None = None,
     version: int | Literal["next"] | None = None,
+    litert: bool = False,
     overwrite: bool = False,
     verbose: bool = False,
 ) -> SavedModelExport:
@@ -89,6 +91,8 @@ def export_saved_model(
         version: Int: writes this version of the model whose base directory is `path`.
             `"next"`: one above the highest there, or 1. `None` (default): `"next"` if
             `path` holds versions already; if not, `path` is what is written.
+        litert: Bool, default `False`. `True`: writes a LiteRT file beside it, `model.tflite`, which
+            `tensorflow_model_server --prefer_tflite_model` serves in its place. It needs `ai-edge-litert`.
         overwrite: Bool, default `False`. `True`: replaces the SavedModel there.
         verbose: Bool, default `False`. `True`: prints what was written.
 
@@ -97,7 +101,8 @@ def export_saved_model(
 
     Raises:
         TypeError: If `model` is not a `keras.Model`, or an argument of another type.
-        ImportError: If `warmup` is given and `tensorflow-serving-api` is not installed.
+        ImportError: If `warmup` is given and `tensorflow-serving-api` is not installed, or `litert` and
+            `ai-edge-litert` is not.
         ValueError: If the model is not built, a weight is not a number or does not
             fit in half precision, nothing can be computed sparse though
             `compute="sparse"`, or `path` is a file, holds a SavedModel and
@@ -151,7 +156,10 @@ def export_saved_model(
         if requests:
             write_warmup(unfinished, requests)
         _write_report(unfinished, model, weights)
-    exported = SavedModelExport(path, size_of(path), weights, tuple(functions))
+        lite = _beside(unfinished, model, structure) if switch("litert", litert) else None
+    exported = SavedModelExport(
+        path, size_of(path), weights, tuple(functions), tuple(map(described, specs)), lite
+    )
     if verbose:
         print(exported)
     return exported
@@ -341,6 +349,15 @@ def _write_report(folder: str, model: keras.Model, weights: Sequence[ExportedWei
     tf.io.gfile.makedirs(os.path.dirname(file))
     with tf.io.gfile.GFile(file, "w") as opened:
         opened.write(measure(model, model.variables, stored).to_json())
+
+
+def _beside(folder: str, model: keras.Model, structure: list[Structure]) -> LiteRTExport:
+    """Write the LiteRT file that a model server finds beside a SavedModel."""
+    from lc_keras.export.litert import export_litert  # which exports a SavedModel itself
+
+    file = os.path.join(folder, "model.tflite")
+    written = export_litert(model, file, batch_size="any", input_signature=structure)
+    return dataclasses.replace(written, path="model.tflite")
 
 
 def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
