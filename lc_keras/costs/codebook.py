@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from lc_keras.arguments import is_number, whole
 from lc_keras.costs import thresholds
+from lc_keras.costs.compression import Layouts, Tensors
 from lc_keras.costs.kmeans import best_codes
-from lc_keras.costs.layout import Layout
 from lc_keras.costs.values import Values
 
 _MOST, _LARGEST = 2**16, float(np.finfo(np.float32).max)
@@ -61,9 +61,7 @@ class Codebook(Values):
             raise ValueError(f"Expected `values` that are finite. Received: values={self.values!r}")
         return numbers
 
-    def learn(
-        self, weights: Sequence[tf.Tensor], layouts: Sequence[Layout], sparse: bool = False
-    ) -> list[tf.Tensor]:
+    def learn(self, weights: Tensors, layouts: Layouts, sparse: bool = False) -> list[tf.Tensor]:
         if self.size is not None:
             codes = best_codes(weights, self.size, sparse)
         else:

@@ -1,13 +1,13 @@
 """The grid of whole numbers with which kernels compute in 8 or 4 bits."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import tensorflow as tf
 
 from lc_keras.costs import thresholds
+from lc_keras.costs.compression import Layouts, Tensors
 from lc_keras.costs.layout import Layout
 from lc_keras.costs.values import Values
 
@@ -55,7 +55,7 @@ class Grid(Values):
     def _largest(self) -> int:
         return 2 ** (self.bits - 1) - 1
 
-    def check(self, layouts: Sequence[Layout]) -> None:
+    def check(self, layouts: Layouts) -> None:
         for layout in layouts:
             if self.per == "channel" and not layout.inputs:
                 raise ValueError(
@@ -63,9 +63,7 @@ class Grid(Values):
                     f"Received: one of rank {len(layout.shape)}"
                 )
 
-    def learn(
-        self, weights: Sequence[tf.Tensor], layouts: Sequence[Layout], sparse: bool = False
-    ) -> list[tf.Tensor]:
+    def learn(self, weights: Tensors, layouts: Layouts, sparse: bool = False) -> list[tf.Tensor]:
         steps: list[tf.Tensor] = []
         for weight, layout in zip(weights, layouts, strict=True):
             # One after the other: the buffers of one tensor at a time are alive.

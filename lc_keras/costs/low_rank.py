@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import tensorflow as tf
 
-from lc_keras.arguments import non_negative, whole
-from lc_keras.costs.compression import Compression, Map
+from lc_keras.arguments import whole
+from lc_keras.costs.compression import NON_NEGATIVE, Compression, Layouts, Map, Tensors
 from lc_keras.costs.layout import Layout
 from lc_keras.costs.prices import price_of_weight
 
@@ -90,13 +89,11 @@ class Factored(Compression):
         """
         raise NotImplementedError
 
-    def check(self, layouts: Sequence[Layout]) -> None:
+    def check(self, layouts: Layouts) -> None:
         for layout in layouts:
             Matrix.of(layout)
 
-    def maps(
-        self, weights: Sequence[tf.Tensor], mu: float | tf.Tensor, layouts: Sequence[Layout]
-    ) -> list[Map]:
+    def maps(self, weights: Tensors, mu: float | tf.Tensor, layouts: Layouts) -> list[Map]:
         return [functools.partial(self._theta, tf.cast(mu, tf.float64), layout) for layout in layouts]
 
     def _theta(self, mu: tf.Tensor, layout: Layout, value: tf.Tensor) -> tf.Tensor:
@@ -139,14 +136,11 @@ class LowRank(Factored):
            [0., 0.]], dtype=float32)
     """
 
-    rank: int
+    rank: int = dataclasses.field(metadata={"check": whole})
 
     has_budget = True
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rank", whole("rank", self.rank))
-
-    def check(self, layouts: Sequence[Layout]) -> None:
+    def check(self, layouts: Layouts) -> None:
         for layout in layouts:
             matrix = Matrix.of(layout)[0]
             if self.rank > matrix.rank:
@@ -186,11 +180,11 @@ class RankSelection(Factored):
            [0., 1.]], dtype=float32)
     """
 
-    alpha: float
+    alpha: float = dataclasses.field(metadata=NON_NEGATIVE)
     measure: Literal["parameters", "macs"] = "parameters"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "alpha", non_negative("alpha", self.alpha))
+        super().__post_init__()
         if not isinstance(self.measure, str) or self.measure not in ("parameters", "macs"):
             raise ValueError(
                 f'Expected `measure` to be "parameters" or "macs". Received: measure={self.measure!r}'
@@ -200,7 +194,7 @@ class RankSelection(Factored):
     def needs_macs(self) -> bool:
         return self.measure == "macs"
 
-    def check(self, layouts: Sequence[Layout]) -> None:
+    def check(self, layouts: Layouts) -> None:
         super().check(layouts)
         for layout in layouts:
             price_of_weight(layout, self.measure)

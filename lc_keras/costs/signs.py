@@ -1,13 +1,12 @@
 """Signs times one learned magnitude, with zero or without."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import tensorflow as tf
 
 from lc_keras.costs import thresholds
+from lc_keras.costs.compression import Layouts, Tensors
 from lc_keras.costs.kmeans import Bins, counted, range_of
-from lc_keras.costs.layout import Layout
 from lc_keras.costs.values import Values
 
 # Means over what is above half of the mean before: it has mostly settled after a few.
@@ -28,9 +27,7 @@ class Binary(Values):
     array([ 2., -2.], dtype=float32)
     """
 
-    def learn(
-        self, weights: Sequence[tf.Tensor], layouts: Sequence[Layout], sparse: bool = False
-    ) -> list[tf.Tensor]:
+    def learn(self, weights: Tensors, layouts: Layouts, sparse: bool = False) -> list[tf.Tensor]:
         a = _mean_above(weights, tf.constant(0.0 if sparse else -1.0, tf.float64))
         return [tf.stack([-a, a])] * len(weights)
 
@@ -51,9 +48,7 @@ class Ternary(Values):
     array([ 2.5, -2.5,  0. ], dtype=float32)
     """
 
-    def learn(
-        self, weights: Sequence[tf.Tensor], layouts: Sequence[Layout], sparse: bool = False
-    ) -> list[tf.Tensor]:
+    def learn(self, weights: Tensors, layouts: Layouts, sparse: bool = False) -> list[tf.Tensor]:
         dtype = thresholds.common_dtype(weights)
         low, high = range_of(weights, dtype)
         bins = Bins.between(tf.zeros([], dtype), tf.maximum(high, -low))
@@ -72,7 +67,7 @@ class Ternary(Values):
         return [tf.stack([-a, tf.zeros_like(a), a])] * len(weights)
 
 
-def _mean_above(weights: Sequence[tf.Tensor], least: tf.Tensor) -> tf.Tensor:
+def _mean_above(weights: Tensors, least: tf.Tensor) -> tf.Tensor:
     """Return the mean of the magnitudes above a bound, in double precision; 0 if there are none."""
 
     def update(sums: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:

@@ -1,15 +1,13 @@
 """Sums of compressions."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, Self
 
 import keras
 import tensorflow as tf
 
 from lc_keras.costs import thresholds
-from lc_keras.costs.compression import Compression, Map
-from lc_keras.costs.layout import Layout
+from lc_keras.costs.compression import Compression, Layouts, Map, Tensors
 
 # All of a part's like are solved for anew so often; the last rounds gain little.
 _ROUNDS = 8
@@ -66,13 +64,11 @@ class Sum(Compression):
     def needs_macs(self) -> bool:
         return any(part.needs_macs for part in self.parts)
 
-    def check(self, layouts: Sequence[Layout]) -> None:
+    def check(self, layouts: Layouts) -> None:
         for part in self.parts:
             part.check(layouts)
 
-    def maps(
-        self, weights: Sequence[tf.Tensor], mu: float | tf.Tensor, layouts: Sequence[Layout]
-    ) -> list[Map]:
+    def maps(self, weights: Tensors, mu: float | tf.Tensor, layouts: Layouts) -> list[Map]:
         values = [tf.cast(tf.convert_to_tensor(w), thresholds.common_dtype([w])) for w in weights]
         thetas, _ = self.solve(values, mu, layouts)
 
@@ -82,7 +78,7 @@ class Sum(Compression):
         return [of(*parts) for parts in zip(*thetas, strict=True)]
 
     def solve(
-        self, values: Sequence[tf.Tensor], mu: float | tf.Tensor, layouts: Sequence[Layout]
+        self, values: Tensors, mu: float | tf.Tensor, layouts: Layouts
     ) -> tuple[list[list[tf.Tensor]], tf.Tensor]:
         """Return the parts of θ, a list of tensors for each part, and how far their sum is from the weights.
 

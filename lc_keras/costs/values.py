@@ -1,14 +1,12 @@
 """The base of costs that let each weight have one of a few values."""
 
 import functools
-from collections.abc import Sequence
 
 import tensorflow as tf
 
 from lc_keras.costs import thresholds
-from lc_keras.costs.compression import Compression, Map
+from lc_keras.costs.compression import Compression, Layouts, Map, Tensors
 from lc_keras.costs.kmeans import nearest_code
-from lc_keras.costs.layout import Layout
 
 
 class Values(Compression):
@@ -19,9 +17,7 @@ class Values(Compression):
 
     has_budget = True
 
-    def learn(
-        self, weights: Sequence[tf.Tensor], layouts: Sequence[Layout], sparse: bool = False
-    ) -> list[tf.Tensor]:
+    def learn(self, weights: Tensors, layouts: Layouts, sparse: bool = False) -> list[tf.Tensor]:
         """Find the values for some weights.
 
         Args:
@@ -47,9 +43,7 @@ class Values(Compression):
         codes = tf.cast(learned, value.dtype)
         return tf.gather(codes, nearest_code(value, codes))
 
-    def maps(
-        self, weights: Sequence[tf.Tensor], mu: float | tf.Tensor, layouts: Sequence[Layout]
-    ) -> list[Map]:
+    def maps(self, weights: Tensors, mu: float | tf.Tensor, layouts: Layouts) -> list[Map]:
         learned = self.learn([tf.convert_to_tensor(weight) for weight in weights], layouts)
         return [functools.partial(self._theta, found) for found in learned]
 
