@@ -239,6 +239,8 @@ def _of_batch(
 ) -> list[Structure]:
     """Return the inputs that the file is made for, all of whose batches have one size."""
     structure = input_signature_of(model) if input_signature is None else input_signature
+    if len(named(structure)) > len(keras.tree.flatten(structure)):
+        raise ValueError(f"Expected dense inputs, which alone LiteRT takes. Received: {structure}")
     if batch_size == "any":
         return structure
     sizes = {spec.shape[0] for spec in named(structure) if spec.shape.rank} - {None}

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
@@ -13,6 +13,7 @@ import tensorflow as tf
 from lc_keras.arguments import keras_model, switch, whole
 from lc_keras.export.directories import appearing, check_free, version_directory
 from lc_keras.export.exported import ExportedWeight, LiteRTExport, SavedModelExport, described, exported_as
+from lc_keras.export.resources import resources_of, save_tracked
 from lc_keras.export.sparse import as_matrix, pays, sparse_layers, sparse_methods
 from lc_keras.export.stored import LoadOnce, StoredSparse, StoredWeight
 from lc_keras.export.warmup import Requests, as_requests, prediction_log, write_warmup
@@ -20,7 +21,7 @@ from lc_keras.internals import in_silence, layers_in, replaced
 from lc_keras.measuring.counting import REPORT_FILE, measure, size_of
 from lc_keras.measuring.packing import Packed, pack
 from lc_keras.model.macs import count_uses
-from lc_keras.model.signatures import Structure, input_signature_of, named, named_outputs
+from lc_keras.model.signatures import Structure, input_signature_of, named, named_outputs, packed
 
 # Functions of the inputs of a model, or of inputs of their own.
 Signatures = dict[str, Callable[..., Structure] | tuple[Callable[..., Structure], list[Structure]]]
@@ -49,11 +50,14 @@ def export_saved_model(
     """Write a model as a SavedModel for inference.
 
     What is written needs neither Keras nor this package: `tf.saved_model.load` and
-    TensorFlow Serving read it. It takes any batch size (with stateful layers that of the
-    model's inputs), and its signature `serving_default` has inputs and outputs by name:
-    the keys of dictionaries, else the names given to input and output layers, else
-    `inputs` and `output_0`. Loaded in Python, its function `serve` takes and returns the
-    structures of the model.
+    TensorFlow Serving read it. It takes any batch size (that of the model, if the graph
+    fixes one, as a reshape or a stateful layer does), and its signature
+    `serving_default` has inputs and outputs by name: the keys of dictionaries, else the
+    names given to input and output layers, else `inputs` and `output_0`. A ragged input `x`
+    is taken in parts, `x_values` and `x_row_splits`, a sparse one as `x_indices`, `x_values`
+    and `x_dense_shape`; so are such outputs handed out. Files behind `tf.saved_model.Asset`
+    are copied. Loaded in Python, its function `serve` takes and returns the structures of the
+    model.
 
     Each variable is written once. Weights with many zeros are written packed, each in
     the encoding that is smallest for it; the file's own initialisation unpacks them
@@ -83,7 +87,9 @@ def export_saved_model(
             then means its `input_dtype`, and arguments that have a default keep it.
         signatures: Dictionary of further signatures by name: functions of the inputs
             of the model, or tuples of a function and the list of its own
-            `tf.TensorSpec`. `"serving_default"` is the model's own. `None` (default): none.
+            `tf.TensorSpec`. They may use layers, tables and variables that the model does not
+            have, if they refer to them by name. `"serving_default"` is the model's own. `None`
+            (default): none.
         warmup: Requests that TensorFlow Serving sends itself before it lets the model
             answer: an array, a dictionary of arrays by the names of the inputs, or a
             list of up to 1,000 of these. Needs `tensorflow-serving-api`. `None`
@@ -127,7 +133,7 @@ def export_saved_model(
     path = version_directory(os.fspath(path).rstrip("/"), version)
     check_free(path, overwrite)
     structure = input_signature_of(model) if input_signature is None else input_signature
-    specs = named(structure)
+    specs = named(structure, model)
     requests = None if warmup is None else as_requests(warmup, specs)
     if requests:
         prediction_log()
@@ -152,10 +158,10 @@ def export_saved_model(
         for variable, array in zip(model.variables, arrays, strict=True)
     )
     with appearing(path, overwrite) as unfinished, in_silence():
-        tf.saved_model.save(module, unfinished, signatures=functions)
+        save_tracked(module, unfinished, functions)
         if requests:
             write_warmup(unfinished, requests)
-        _write_report(unfinished, model, weights)
+        _write_report(unfinished, model, weights, structure)
         lite = _beside(unfinished, model, structure) if switch("litert", litert) else None
     exported = SavedModelExport(
         path, size_of(path), weights, tuple(functions), tuple(map(described, specs)), lite
@@ -266,11 +272,12 @@ def _module(
         autograph=False,
     )
     names = named_outputs(model)
-    functions = {"serving_default": _signature(serve, structure, names)}
+    functions = {"serving_default": _signature(serve, structure, named(structure, model), names)}
     for name, given in further.items():
         function, own = given if isinstance(given, tuple) else (given, structure)
         traced = tf.function(with_stored_weights(function), input_signature=own, autograph=False)
-        functions[name] = _signature(traced, own, named_outputs(model))
+        inputs = named(own, model if own is structure else None)
+        functions[name] = _signature(traced, own, inputs, named_outputs(model))
     functions.setdefault("serve", functions["serving_default"])
 
     module = tf.Module()
@@ -280,24 +287,8 @@ def _module(
         module.load_once = LoadOnce(module.stored)
     traces = [function.get_concrete_function() for function in (serve, *functions.values())]
     module.used = list({id(v): v for trace in traces for v in trace.variables}.values())
-    tables = (p for p in _parts(model) if isinstance(p, tf.saved_model.experimental.TrackableResource))
-    module.tables = list({id(table): table for table in tables}.values())
+    module.resources = resources_of(model, [f[0] if isinstance(f, tuple) else f for f in further.values()])
     return module, functions
-
-
-def _parts(model: keras.Model) -> Iterator[object]:
-    """Yield what a model tracks, and what lists and dictionaries of its layers hold, too."""
-    yield from tf.train.TrackableView(model).descendants()
-    held: list[object] = [vars(layer) for layer in layers_in(model)]
-    seen = set()
-    while held:
-        part = held.pop()
-        if isinstance(part, (list, tuple, dict)):
-            if id(part) not in seen:
-                seen.add(id(part))
-                held += part.values() if isinstance(part, dict) else part
-        else:
-            yield part
 
 
 def _refuse(model: keras.Model, layer: keras.Layer) -> Callable[..., None]:
@@ -325,13 +316,14 @@ class _Scope(keras.StatelessScope):
 def _signature(
     function: Callable[..., Structure],
     structure: list[Structure],
+    inputs: list[tf.TensorSpec],
     names: Callable[[Structure], dict[str, tf.Tensor]],
 ) -> Callable[..., dict[str, tf.Tensor]]:
     """Return a function of flat, named inputs to a dictionary of named outputs."""
 
-    @tf.function(input_signature=named(structure), autograph=False)
+    @tf.function(input_signature=inputs, autograph=False)
     def signature(*flat: tf.Tensor) -> dict[str, tf.Tensor]:
-        return names(function(*keras.tree.pack_sequence_as(structure, flat)))
+        return names(function(*packed(structure, flat)))
 
     return signature
 
@@ -343,12 +335,14 @@ def _with_single_name(structure: list[Structure]) -> list[Structure]:
     return structure
 
 
-def _write_report(folder: str, model: keras.Model, weights: Sequence[ExportedWeight]) -> None:
+def _write_report(
+    folder: str, model: keras.Model, weights: Sequence[ExportedWeight], structure: list[Structure]
+) -> None:
     stored = {id(v): (w.encoding, w.nbytes) for v, w in zip(model.variables, weights, strict=True)}
     file = os.path.join(folder, REPORT_FILE)
     tf.io.gfile.makedirs(os.path.dirname(file))
     with tf.io.gfile.GFile(file, "w") as opened:
-        opened.write(measure(model, model.variables, stored).to_json())
+        opened.write(measure(model, model.variables, stored, structure).to_json())
 
 
 def _beside(folder: str, model: keras.Model, structure: list[Structure]) -> LiteRTExport:

@@ -4,16 +4,18 @@ import inspect
 import keyword
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import keras
 import tensorflow as tf
 
-from lc_keras.internals import layers_in
+from lc_keras.internals import as_functional, call_again, calls_in, functional_class, layers_in
 
 # What a model takes or returns, or the specification of that.
 Structure: TypeAlias = "tf.Tensor | tf.TensorSpec | Sequence[Structure] | Mapping[str, Structure]"
 
+# Tensors that consist of dense ones.
+_PARTS = (tf.RaggedTensorSpec, tf.SparseTensorSpec)
 _AUTOMATIC_INPUT = re.compile(r"(input_layer|keras_tensor)(_\d+)?")
 
 
@@ -28,19 +30,21 @@ def is_built(model: keras.Model) -> bool:
 
 
 def input_signature_of(model: keras.Model, own_batch: bool = False) -> list[Structure]:
-    """Return the inputs that a model was built for, with any batch size unless a layer of it is `stateful`.
+    """Return the inputs that a model was built for, with any batch size unless the model fixes one.
 
     Args:
-        model: Built `keras.Model`. A stateful layer has states for as many examples as the inputs were
-            given, and takes no others.
+        model: Built `keras.Model`. It fixes the batch size if its outputs have it whatever the inputs have,
+            if an operation has a first axis of the size that the inputs were given, or a layer of it is
+            `stateful`, and has states for as many examples.
         own_batch: Bool, default `False`. `True`: with the batch size that the inputs were given,
             if they were given one.
 
     Returns:
         List of `tf.TensorSpec` or of structures of these, one for each positional
-        argument of the model. A subclassed model does not record the types of its
-        inputs: they are taken to be its `input_dtype`. Arguments that it has defaults
-        for keep these, unless its `build` takes their shapes.
+        argument of the model, or of the specifications of ragged and sparse inputs. A
+        subclassed model does not record the types of its inputs: they are taken to be its
+        `input_dtype`. Arguments that it has defaults for keep these, unless its `build` takes
+        their shapes.
 
     Raises:
         ValueError: If the model is empty, is not built, or did not record the shapes of
@@ -55,13 +59,9 @@ def input_signature_of(model: keras.Model, own_batch: bool = False) -> list[Stru
             "call it on data first."
         )
     if inputs is not None:
-        own_batch = own_batch or any(getattr(part, "stateful", False) for part in layers_in(model))
         structure = inputs[0] if isinstance(model, keras.Sequential) else model.input
-        return [
-            keras.tree.map_structure(
-                lambda x: _spec(x.shape, x.dtype, x.name, x.shape[0] if own_batch else None), structure
-            )
-        ]
+        batch = _fixed_batch(model, own_batch)
+        return [keras.tree.map_structure(lambda x: _spec_of(x, batch), structure)]
     recorded = model.get_build_config() or {}
     shapes = recorded.get("shapes_dict", recorded).values()
     if not shapes:
@@ -81,13 +81,16 @@ def input_signature_of(model: keras.Model, own_batch: bool = False) -> list[Stru
     ]
 
 
-def named(structure: list[Structure]) -> list[tf.TensorSpec]:
+def named(structure: list[Structure], model: keras.Model | None = None) -> list[tf.TensorSpec]:
     """Flatten an input signature, and give each input the name that it is served under.
 
     A key of a dictionary is a name; else the name that the specification has; else
     `"inputs"` if there is one input, and `"inputs_0"`, `"inputs_1"`, ... if several. What is
     no ASCII letter or digit becomes `_`, and what does not begin with a letter, or is a word of
     Python's, is put after `"arg_"`.
+
+    A ragged or sparse tensor is flattened to its parts, each a dense one. Without `model`, whose inputs these
+    are, it has a name only in a dictionary.
 
     Raises:
         TypeError: If it is no list, or the structures hold anything else.
@@ -104,30 +107,45 @@ def named(structure: list[Structure]) -> list[tf.TensorSpec]:
             "Expected `input_signature` to hold a tf.TensorSpec for each input of the model. Received: none"
         )
     for spec in specs:
-        if not isinstance(spec, tf.TensorSpec):
+        if not isinstance(spec, (tf.TensorSpec, *_PARTS)):
             raise TypeError(
-                "Expected `input_signature` to consist of tf.TensorSpec. "
+                "Expected `input_signature` to consist of tf.TensorSpec, or of ragged or sparse ones. "
                 f"Received: {spec!r} (of type {type(spec).__name__})"
             )
     keys = _keys(structure, skip=1)
-    given = []
+    tensors = keras.tree.flatten(getattr(model, "inputs", None) or [])
+    own = [_given(tensor.name) for tensor in tensors] if len(tensors) == len(specs) else [None] * len(specs)
+    given, parts = [], []
     for i, (key, spec) in enumerate(zip(keys, specs, strict=True)):
         default = "inputs" if len(specs) == 1 else f"inputs_{i}"
-        given.append(key or spec.name or default)
+        name = key or getattr(spec, "name", None) or own[i] or default
+        for part, suffix in _parts_of(spec):
+            given.append(name + suffix)
+            parts.append(part)
     names = list(map(argument_name, given))
     if len(set(names)) < len(names):
         raise ValueError(
             f"Expected inputs of different names. Received: {', '.join(given)}, served as {', '.join(names)}."
         )
-    return [tf.TensorSpec(spec.shape, spec.dtype, name) for spec, name in zip(specs, names, strict=True)]
+    return [tf.TensorSpec(part.shape, part.dtype, name) for part, name in zip(parts, names, strict=True)]
+
+
+def packed(structure: list[Structure], flat: Sequence[tf.Tensor]) -> list[Structure]:
+    """Return the arguments of a model, of the tensors that `named` has specifications of."""
+    parts = iter(flat)
+    leaves = [
+        tf.nest.pack_sequence_as(spec, [next(parts) for _ in _parts_of(spec)], expand_composites=True)
+        for spec in keras.tree.flatten(structure)
+    ]
+    return keras.tree.pack_sequence_as(structure, leaves)
 
 
 def named_outputs(model: keras.Model) -> Callable[[Structure], dict[str, tf.Tensor]]:
     """Return a function from what a model returns to a dictionary of tensors by name.
 
     A key of a dictionary is a name; else the name that the user gave the layer which
-    the output comes from, where outputs are as many and of such shapes as the model's;
-    else `"output_0"`, `"output_1"`, ....
+    the output comes from, unless that does its work elsewhere in the model, too, where
+    outputs are as many and of such shapes as the model's; else `"output_0"`, `"output_1"`, ....
     """
     layers = [_given_name(model, name) for name in getattr(model, "output_names", None) or []]
     if isinstance(model, keras.Sequential) and model.layers:
@@ -148,7 +166,11 @@ def named_outputs(model: keras.Model) -> Callable[[Structure], dict[str, tf.Tens
             re.sub(r"\W", "_", k or g or default) for k, g, default in zip(keys, given, defaults, strict=True)
         ]
         unique = len(set(found)) == len(found)
-        return dict(zip(found if unique else defaults, flat, strict=True))
+        return {
+            name + suffix: part
+            for name, tensor in zip(found if unique else defaults, flat, strict=True)
+            for part, suffix in _parts_of(tensor)
+        }
 
     return names
 
@@ -161,9 +183,14 @@ def argument_name(text: str) -> str:
     return name if name[:1].isalpha() and not taken else f"arg_{name}"
 
 
-def of_batch(spec: tf.TensorSpec, examples: int | None) -> tf.TensorSpec:
+def of_batch(spec: tf.TypeSpec, examples: int | None) -> tf.TypeSpec:
     """Return the specification of an input for another batch size."""
-    return tf.TensorSpec([examples, *spec.shape[1:]], spec.dtype, spec.name)
+    shape = [examples, *spec.shape[1:]]
+    if isinstance(spec, tf.RaggedTensorSpec):
+        return tf.RaggedTensorSpec(shape, spec.dtype, spec.ragged_rank, spec.row_splits_dtype)
+    if isinstance(spec, tf.SparseTensorSpec):
+        return tf.SparseTensorSpec(shape, spec.dtype)
+    return tf.TensorSpec(shape, spec.dtype, spec.name)
 
 
 def _needed_arguments(model: keras.Model) -> list[str]:
@@ -184,12 +211,90 @@ def _given_name(model: keras.Model, name: str) -> str | None:
     # A class may end in a number, too.
     stems = {stem.replace("_", "") for stem in (name, re.sub(r"_\d+$", "", name))}
     automatic = layer is None or type(layer).__name__.replace("_", "").lower() in stems
-    return None if automatic or _AUTOMATIC_INPUT.fullmatch(name) else name
+    return None if automatic or _is_used_inside(layer, model) else _given(name)
+
+
+def _is_used_inside(layer: keras.Layer, model: keras.Model) -> bool:
+    """Return whether a layer does not only make an output, as an embedding that a decoder ends with, too."""
+    if any(layer in layers_in(other, include_self=False) for other in model.layers if other is not layer):
+        return True
+    functional = (
+        as_functional(model) if functional_class(model) or isinstance(model, keras.Sequential) else None
+    )
+    return functional is not None and sum(call.operation is layer for call in calls_in(functional)) > 1
+
+
+def _given(name: str | None) -> str | None:
+    """Return the name of an input, unless Keras made it up."""
+    return None if name is None or _AUTOMATIC_INPUT.fullmatch(name) else name
+
+
+def _parts_of(tensor: Any) -> list[tuple[Any, str]]:
+    """Return the dense tensors that a tensor consists of, and what is put after its name for each.
+
+    Args:
+        tensor: Tensor of any kind, or the specification of one; the parts are of the same.
+    """
+    parts = tf.nest.flatten(tensor, expand_composites=True)
+    if isinstance(tensor, (tf.RaggedTensor, tf.RaggedTensorSpec)):
+        splits = [f"_row_splits_{i}" for i in range(len(parts) - 1)] if len(parts) > 2 else ["_row_splits"]
+        return list(zip(parts, ["_values", *splits], strict=True))
+    if isinstance(tensor, (tf.SparseTensor, tf.SparseTensorSpec)):
+        return list(zip(parts, ["_indices", "_values", "_dense_shape"], strict=True))
+    return [(tensor, "")]
+
+
+def _fixed_batch(model: keras.Model, own_batch: bool) -> int | None:
+    """Return the batch size that a model fixes, or with `own_batch` is given; `None` if there is none."""
+
+    def sizes(tensors: Sequence[keras.KerasTensor]) -> set[int | None]:
+        return {tensor.shape[0] if len(tensor.shape) else None for tensor in tensors}
+
+    given = next((size for size in sizes(model.inputs) if size), None)
+    if given is None:
+        # All outputs have one size, whatever the inputs have.
+        fixed = sizes(model.outputs)
+        return fixed.pop() if len(fixed) == 1 else None
+    stateful = any(getattr(part, "stateful", False) for part in layers_in(model))
+    return given if own_batch or stateful or _needs_batch(model, given) else None
+
+
+def _needs_batch(model: keras.Model, size: int) -> bool:
+    """Return whether an operation of a graph has a batch size though its inputs are given none."""
+    found: list[Sequence[int | None]] = []
+
+    def noted(operation: keras.Operation) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            outputs = operation.compute_output_spec(*args, **kwargs)
+            found.extend(tensor.shape for tensor in keras.tree.flatten(outputs))
+            return outputs
+
+        return call
+
+    def opened(tensor: keras.KerasTensor) -> keras.KerasTensor:
+        return keras.KerasTensor(
+            (None, *tensor.shape[1:]), tensor.dtype, sparse=tensor.sparse, ragged=tensor.ragged
+        )
+
+    functional = as_functional(model)
+    try:
+        call_again(functional, [opened(tensor) for tensor in functional.inputs], noted)
+    except Exception:
+        # An operation takes no other.
+        return True
+    return any(shape and shape[0] == size for shape in found)
+
+
+def _spec_of(tensor: keras.KerasTensor, batch: int | None) -> tf.TypeSpec:
+    """Return the specification of an input of a graph."""
+    if tensor.ragged:
+        return tf.RaggedTensorSpec((batch, *tensor.shape[1:]), tensor.dtype, tensor.ragged_rank or 1)
+    if tensor.sparse:
+        return tf.SparseTensorSpec((batch, *tensor.shape[1:]), tensor.dtype)
+    return _spec(tensor.shape, tensor.dtype, _given(tensor.name), batch)
 
 
 def _spec(
     shape: Sequence[int | None], dtype: str | tf.DType, name: str | None = None, batch: int | None = None
 ) -> tf.TensorSpec:
-    if name is not None and _AUTOMATIC_INPUT.fullmatch(name):
-        name = None
     return tf.TensorSpec((batch, *shape[1:]), dtype, name)

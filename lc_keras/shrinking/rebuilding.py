@@ -138,7 +138,12 @@ class _Rebuilt:
         source = source_of(tensor)
         optional = getattr(source, "optional", False)
         return keras.Input(
-            batch_shape=shape, dtype=tensor.dtype, name=source.name, sparse=tensor.sparse, optional=optional
+            batch_shape=shape,
+            dtype=tensor.dtype,
+            name=source.name,
+            sparse=tensor.sparse,
+            ragged=tensor.ragged,
+            optional=optional,
         )
 
     def _operation(self, operation: keras.Layer) -> Any:

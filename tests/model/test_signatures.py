@@ -2,7 +2,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from lc_keras.model.signatures import input_signature_of, named, named_outputs
+from lc_keras.model.signatures import input_signature_of, named, named_outputs, packed
 
 SPEC = tf.TensorSpec([None, 3], "float32")
 
@@ -30,7 +30,7 @@ def test_inputs_that_cannot_be_named():
         named([x, x])
     with pytest.raises(TypeError, match="`input_signature` to be a list"):
         named(x)
-    with pytest.raises(TypeError, match="tf.TensorSpec. Received: 3"):
+    with pytest.raises(TypeError, match="tf.TensorSpec, .*Received: 3"):
         named([SPEC, 3])
 
 
@@ -104,3 +104,72 @@ def test_names_of_outputs():
     assert names(keras.layers.Dense(2, name="dense2")(x)) == {"dense2": 0}
     # One layer, twice: its name does not tell the outputs apart.
     assert names(logits(x), logits(x)) == {"output_0": 0, "output_1": 1}
+
+
+def test_a_layer_that_is_used_inside_names_no_output():
+    embed, ids = (
+        keras.layers.ReversibleEmbedding(9, 4, name="token_embedding"),
+        keras.Input((5,), dtype="int32"),
+    )
+    body = keras.Model(ids, keras.layers.Dense(4, name="body")(embed(ids)))
+    inner = keras.Input((5,), dtype="int32")
+    # As a language model ends: with the embedding of the net inside of it, or of its own.
+    for model in (
+        keras.Model(inner, embed(body(inner), reverse=True)),
+        keras.Model(ids, embed(embed(ids), reverse=True)),
+    ):
+        assert list(named_outputs(model)(model(tf.zeros((1, 5), tf.int32)))) == ["output_0"]
+    assert list(named_outputs(body)(body(tf.zeros((1, 5), tf.int32)))) == ["body"]
+
+
+def test_parts_of_ragged_and_sparse_tensors():
+    tokens, words = (
+        keras.Input((None,), ragged=True, dtype="int64", name="tokens"),
+        keras.Input((7,), sparse=True),
+    )
+    y = keras.layers.Concatenate()(
+        [keras.layers.CategoryEncoding(9, output_mode="multi_hot")(tokens), keras.layers.Dense(2)(words)]
+    )
+    model = keras.Model([tokens, words], y)
+    (structure,) = input_signature_of(model)
+    assert [type(spec) for spec in structure] == [tf.RaggedTensorSpec, tf.SparseTensorSpec]
+    ends = ["indices", "values", "dense_shape"]
+    assert [spec.name for spec in named([structure], model)] == [
+        "tokens_values",
+        "tokens_row_splits",
+        *(f"inputs_1_{end}" for end in ends),
+    ]
+    parts = [tf.constant(part, tf.int64) for part in ([1, 2, 3], [0, 1, 2], [0, 2, 3])]
+    (twice,) = packed([tf.RaggedTensorSpec([None, None, None], tf.int64, 2)], parts)
+    assert twice.to_list() == [[[1, 2]], [[3]]]
+    assert names([{"x": tf.RaggedTensorSpec([None, None, None], tf.int32, 2)}]) == [
+        "x_values",
+        "x_row_splits_0",
+        "x_row_splits_1",
+    ]
+    outputs = named_outputs(model)({"y": tf.ragged.constant([[1, 2], [3]])})
+    assert list(outputs) == ["y_values", "y_row_splits"]
+
+
+def batch_of(model):
+    return input_signature_of(model)[0].shape[0]
+
+
+def test_a_batch_that_the_graph_fixes():
+    def net(batch, *layers):
+        x = keras.Input((6,), batch_size=batch)
+        y = keras.layers.Dense(6)(x)
+        for layer in layers:
+            y = layer(y)
+        return keras.Model(x, y)
+
+    def reshape(*shape):
+        return lambda y: keras.ops.reshape(y, shape)
+
+    assert batch_of(net(None)) is batch_of(net(4)) is None
+    assert batch_of(net(4, reshape(4, -1, 3))) == batch_of(net(None, reshape(4, -1, 3))) == 4
+    # Other batches are mixed inside, and the outputs do not show it.
+    assert batch_of(net(4, reshape(4, -1, 2), reshape(-1, 6))) == 4
+    assert batch_of(net(4, reshape(-1, 2, 3), lambda y: keras.ops.transpose(y, (1, 0, 2)))) is None
+    inner = net(4, reshape(4, 6))
+    assert batch_of(keras.Sequential([keras.Input((6,), batch_size=4), inner])) == 4
