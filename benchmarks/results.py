@@ -29,7 +29,7 @@ optimizers and lengths of a run", and of "Error at each budget" LC on LeNet-300 
 MATRIX = """
 LC with its defaults beside direct compression, magnitude pruning with retraining and gradual pruning: the
 same reference, the same batches in the same order, the same number of epochs, error in %. A setting names
-the optimizer and what else is not as at the centre of its net. Of the constants of LC's rule the paths of the
+the optimizer and all that is not as at the centre of its net. Of the constants of LC's rule the paths of the
 budget and of the pull come from prototypes that were measured on test images of LeNet-300 and a small ResNet,
 the rest from held-out images of LeNet-300; the other nets only show them. Behind: by more than 0.3 points,
 3 % of the error of the best other, or chance between three seeds. One seed.
@@ -40,7 +40,7 @@ MNIST, % of the 10,000 test images. All contenders start from the same reference
 of 256 in the same order for the same number of epochs, with SGD (Nesterov 0.9) whose learning rate falls
 by 0.98^40. LC runs with its defaults. "gradual" (Zhu & Gupta) and "magnitude" (Han) share their budget
 over all layers as LC does; TensorFlow's toolkit and PQuantML prune each layer alike. Tuned: each with the
-best of nine tries at each budget on validation images, two seeds ("What was tuned").
+best of nine tries at each budget on validation images, two seeds ("Tuned settings").
 """
 
 TUNED = """
@@ -52,7 +52,7 @@ the same settings. Its references are at 1.02, 0.99 and 0.85, those of 0.36 % in
 and 2 trained on another machine, at 1.02, 1.00 and 0.92.
 
 In 240 epochs at 1.5 % LeNet-300 has twice the learning rate, and "dropout" of the inputs: a fifth of the
-pixels are the mean, drawn anew in each epoch. Where images are "moved", 3 of 10 by a pixel to one of four
+pixels are the mean, drawn again in each epoch. Where images are "moved", 3 of 10 by a pixel to one of four
 sides, that is more data than anybody else on this page has. Both were picked on held-out images, one seed
 (240 epochs: 2.01 without, 1.89 with dropout; reference 2.22). So were those of LeNet-5 at 0.36 % (in 40
 epochs 1.17, with moved images 1.06 and in 120 epochs 0.92; reference 1.09). Nobody else on this page was
@@ -61,8 +61,8 @@ given 240 epochs, or dropout.
 
 COSTS = """
 As above. A penalty, and the constraint on the ℓ1 norm, are not told how many weights to keep: their strength
-was sought by what the runs of the first seed kept, not by their error, and what was kept stands beside the
-error where it is not what the column says. With multipliers the ℓ1 penalty keeps more again where it is
+was sought by the number of weights that runs of the first seed kept, not by their error. Where that number
+is not the column's, it stands beside the error. With multipliers the ℓ1 penalty keeps more again where it is
 stronger, so that its search ends off its aim, and found nothing for 1 %. At 1 % the ℓ0 penalty is ahead of
 the constraint, and behind it elsewhere. Per layer: each layer keeps the same fraction.
 """
@@ -79,7 +79,7 @@ LC with its defaults but the length of its L steps, at equal epochs. 0.0625 epoc
 
 TUNE = """
 Each contender had nine tries at each budget on the same held-out images, which its reference was not trained
-on: a rate and an option of its own, then with the best of these weight decay, label smoothing, and both.
+on: a rate and an option of its own, then with the best of them weight decay, label smoothing, and both.
 """
 
 RESNET = """
@@ -93,14 +93,14 @@ half, at 0.1, and what it left was trained in the second.
 """
 
 NEURONS = """
-Filters and neurons under a budget of multiply-adds, then taken out (`shrink`). Magnitude removes them at once
-and retrains the rest in as many epochs as LC and the training of what it left take together. Both keep of
-each layer at least what the last column says, for LeNet-5 at 25 % what was best on validation images for
-each of them: of 20, 30 and 40 %, mean of two seeds, LC 1.15, 1.13, 1.05, magnitude 1.26, 1.23, 1.14,
-references 1.19. Adam, 1e-3, falling by 0.98^40; each seed is a run of `examples.neuron_budget`. `resnet`
-has three residual blocks of 16, 32 and 64 filters and little training: compare with the reference beside it.
-CIFAR-10 may have gone through JPEG once. Times are of batches of 32 in turns with the reference's, beside
-other work of the machine.
+Filters and neurons under a budget of multiply-adds, then taken out (`shrink`). Magnitude removes them at
+once and retrains the rest in as many epochs as LC and the training of what it left take together. Both keep
+of each layer at least the part in the last column; for LeNet-5 at 25 % the part that was best on validation
+images for each of them: of 20, 30 and 40 %, mean of two seeds, LC 1.15, 1.13, 1.05, magnitude 1.26, 1.23,
+1.14, references 1.19. Adam, 1e-3, falling by 0.98^40; each seed is a run of `examples.neuron_budget`.
+`resnet` has three residual blocks of 16, 32 and 64 filters and little training: compare with the reference
+beside it. CIFAR-10 may have gone through JPEG once. Times are of batches of 32 in turns with the
+reference's, beside other work of the machine.
 """
 
 WHOLE = """
@@ -160,7 +160,7 @@ SECTIONS = (
     ("costs", "Penalties, the ℓ1 norm, and budgets per layer", COSTS, error.tables, _errors),
     ("epochs", "Error against epochs", EPOCHS, error.tables, _errors),
     ("step_length", "The length of L steps", LENGTHS, step_length.table, _step_length),
-    ("tune", "What was tuned", TUNE, tune.table, _nothing),
+    ("tune", "Tuned settings", TUNE, tune.table, _nothing),
     ("resnet", "A small ResNet on CIFAR-10", RESNET, resnet_cifar10.table, plots.errors),
     ("neurons", "Budgets of multiply-adds", NEURONS, neurons.table, neurons.plot),
     ("automatic_mu", "The automatic μ beside fixed ranges", AUTOMATIC, automatic_mu.table, _nothing),

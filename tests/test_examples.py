@@ -331,9 +331,8 @@ def test_one_line_of_progress(capsys):
     model.compile("sgd", "mse")
     bar = progress.OneLine("net")
     model.fit(np.ones((4, 2)), np.ones((4, 1)), epochs=8, verbose=0, callbacks=[bar])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("epoch ")[1].split()[0] for line in lines] == ["0/8", "2/8", "4/8", "6/8", "8/8"]
-    assert all(line.startswith("net ") for line in lines) and "loss" in lines[-1]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("net ") and "epoch 8/8" in line and "loss" in line
     model.fit(np.ones((4, 2)), np.ones((4, 1)), epochs=0, verbose=0, callbacks=[bar])
     assert "epoch 0/0" in capsys.readouterr().out
 
