@@ -24,9 +24,9 @@ from lc_keras.costs import (
 from lc_keras.export import export_litert, export_saved_model
 from lc_keras.fit import LearningCompression
 from lc_keras.measuring import PruningReport, report
-from lc_keras.model import estimate_statistics
+from lc_keras.model import Latency, estimate_statistics
 from lc_keras.search import Sensitivity, Smallest, sensitivity, smallest
-from lc_keras.shrinking import ShrinkReport, shrink, shrink_report
+from lc_keras.shrinking import ShrinkReport, latency, shrink, shrink_report
 
 __all__ = [
     "Alternation",
@@ -43,6 +43,7 @@ __all__ = [
     "L2Constraint",
     "L2Penalty",
     "LCPenalty",
+    "Latency",
     "LearningCompression",
     "LowRank",
     "NMConstraint",
@@ -60,6 +61,7 @@ __all__ = [
     "estimate_statistics",
     "export_litert",
     "export_saved_model",
+    "latency",
     "report",
     "sensitivity",
     "shrink",

@@ -21,7 +21,7 @@ robustness.any_model
 robustness.kill
 training.resnet training.neurons
 training.whole_run
-training.c_step serving.on_device serving.saved_model serving.shrink
+training.c_step serving.milliseconds serving.on_device serving.saved_model serving.shrink
 training.automatic_mu training.error training.l_step training.step_length training.tune
 """.strip().splitlines()
 

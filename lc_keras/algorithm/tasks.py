@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
 import keras
@@ -12,7 +12,8 @@ from lc_keras.arguments import keras_model, switch
 from lc_keras.costs import Compression
 from lc_keras.costs.layout import Layout
 from lc_keras.model.flow.graph import is_graph
-from lc_keras.model.kernels import bytes_of, is_kernel, output_axes, owners_of
+from lc_keras.model.kernels import bytes_of, is_kernel, is_table, output_axes, owners_of
+from lc_keras.model.latency import known
 from lc_keras.model.macs import count_uses
 from lc_keras.model.signatures import Structure, named
 from lc_keras.serialization import Serializable
@@ -59,6 +60,9 @@ class Task(Serializable):
         input_signature: List of `tf.TensorSpec` or of structures of these, one for each positional argument
             of the model: the inputs that a budget of multiply-adds counts them for, where the model leaves
             their sizes open or has not recorded them. `None` (default): as the model was built.
+        embeddings: Bool, default `False`. `True`: the tables of embeddings are among the weights, too. A
+            table that a layer is tied to counts once. `Neurons()` are its columns, and
+            `Blocks((1, columns))` its rows.
 
     Raises:
         TypeError: If `compression` or `weights` is of another type.
@@ -84,6 +88,7 @@ class Task(Serializable):
         weights: Selector = None,
         per_layer: bool = False,
         input_signature: list[Structure] | None = None,
+        embeddings: bool = False,
     ) -> None:
         if not isinstance(compression, Compression):
             raise TypeError(
@@ -95,6 +100,7 @@ class Task(Serializable):
             weights = list(weights)
         self.weights = weights
         self.per_layer = switch("per_layer", per_layer)
+        self.embeddings = switch("embeddings", embeddings)
         self.input_signature = input_signature
         if input_signature is not None:
             named(input_signature)
@@ -122,6 +128,8 @@ class Task(Serializable):
             shown.append(f"weights={', '.join(map(_describe, self._selectors()))}")
         if self.per_layer:
             shown.append("per_layer=True")
+        if self.embeddings:
+            shown.append("embeddings=True")
         return f"Task({', '.join(shown)})"
 
     def _selectors(self) -> list[Single]:
@@ -145,6 +153,14 @@ class Task(Serializable):
                     f"{_of_another(selector, model)}. Its trainable weights are:\n{_listing(candidates)}"
                 )
             selected |= {id(variable) for variable in matched}
+        if self.embeddings:
+            tables = {id(v) for v in candidates if is_table(v)}
+            if not tables:
+                raise ValueError(
+                    f"{self}: model '{model.name}' has no embeddings that can be trained. Its trainable "
+                    f"weights are:\n{_listing(candidates)}"
+                )
+            selected |= tables
         return [variable for variable in candidates if id(variable) in selected]
 
     def bind(self, model: keras.Model) -> list[SharedCost]:
@@ -163,17 +179,41 @@ class Task(Serializable):
         shared = []
         for variables in parts:
             layouts = [
-                Layout(v.shape, output_axes(owners.get(id(v)), v), macs=uses.get(id(v)), bytes=bytes_of(v))
+                Layout(
+                    v.shape,
+                    output_axes(owners.get(id(v)), v),
+                    macs=uses.get(id(v), 0 if is_table(v) else None),
+                    bytes=bytes_of(v),
+                )
                 for v in variables
             ]
             if makers:
                 variables, layouts = makers.with_companions(variables, layouts)
+            if cost.needs_time:
+                layouts = _timed(model, variables, layouts)
             try:
                 cost.check(layouts)
             except ValueError as error:
                 raise ValueError(f"{self}: {error} Its weights are:\n{_listing(variables)}") from error
             shared.append(SharedCost(self, variables, layouts))
         return shared
+
+
+def _timed(
+    model: keras.Model, variables: Sequence[keras.Variable], layouts: Sequence[Layout]
+) -> list[Layout]:
+    """Return layouts with the time of their weights, the first one with that of all else."""
+    latency = known(model)
+    if latency is None or any(layout.units is None for layout in layouts):
+        raise ValueError(
+            "Expected, for a budget in milliseconds, a Functional or Sequential model whose time "
+            f"`lc_keras.latency(model)` has fitted. Received: '{model.name}'"
+        )
+    pairs = [latency.kernels.get(v.path, (0.0, 0.0)) for v in variables]
+    rest = latency.milliseconds - sum(map(sum, pairs))
+    times = [(1e6 * both, 1e6 * own, 0.0) for both, own in pairs]
+    times[0] = (*times[0][:2], 1e6 * max(rest, 0.0))
+    return [replace(layout, nanoseconds=time) for layout, time in zip(layouts, times, strict=True)]
 
 
 Tasks: TypeAlias = Compression | Task | Sequence[Compression | Task]

@@ -35,6 +35,7 @@ class Compression(Serializable):
         can_loosen: Bool, whether it has a budget that can be `loosened`; it keeps values then.
         needs_units: Bool, whether its `Layout`s should say which units of a model's graph weights make.
         needs_macs: Bool, whether its `Layout`s must say how many multiply-adds weights take.
+        needs_time: Bool, whether they must say how many nanoseconds.
     """
 
     has_budget: ClassVar[bool] = False
@@ -52,6 +53,10 @@ class Compression(Serializable):
 
     @property
     def needs_macs(self) -> bool:
+        return False
+
+    @property
+    def needs_time(self) -> bool:
         return False
 
     @tf.autograph.experimental.do_not_convert

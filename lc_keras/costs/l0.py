@@ -3,6 +3,7 @@
 import dataclasses
 import decimal
 import functools
+import math
 import typing
 
 import tensorflow as tf
@@ -18,6 +19,12 @@ from lc_keras.costs.sparse import sparse_values
 from lc_keras.costs.values import Values
 
 MEASURES = typing.get_args(Measure)
+
+
+def _kept(name: str, value: float) -> int | float:
+    # Of milliseconds there are parts.
+    is_time = isinstance(value, float) and value > 1 and math.isfinite(value)
+    return value if is_time else number_or_fraction(name, value)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -41,7 +48,8 @@ class L0Constraint(Grouped):
         measure: `"groups"` (default): each group counts one. `"parameters"`: as many as it has weights.
             `"macs"`: the multiply-adds of one example, which are the output positions for each weight of a
             convolution. `"bytes"`: the size of its weights. Of `Blocks` each counts whole, though it may
-            stick out of the tensor.
+            stick out of the tensor. `"milliseconds"`, of `Neurons()`: the time of a batch, as `latency` has
+            fitted it; an int or a float above 1 is then κ in milliseconds.
         keep_at_least: Int ≥ 0, or float in [0, 1]: how many groups of each layer, or what fraction of them,
             rounded up, to keep whatever it takes. `None` (default): where a `Task` finds neurons in a model's
             graph, half of what an even budget would keep of each layer, and at least one; else none.
@@ -61,7 +69,7 @@ class L0Constraint(Grouped):
     array([ 3.,  0.,  0., -2.], dtype=float32)
     """
 
-    keep: int | float = dataclasses.field(metadata={"check": number_or_fraction})
+    keep: int | float = dataclasses.field(metadata={"check": _kept})
     groups: Groups = WEIGHTS
     measure: Measure = "groups"
     keep_at_least: int | float | None = dataclasses.field(
@@ -78,9 +86,12 @@ class L0Constraint(Grouped):
             raise ValueError(
                 f"Expected `measure` to be one of {MEASURES}. Received: measure={self.measure!r}"
             )
-        if self.multiple_of > 1 and not self.needs_units:
+        if not self.needs_time:
+            number_or_fraction("keep", self.keep)
+        if (self.multiple_of > 1 or self.needs_time) and not self.needs_units:
+            option = "measure='milliseconds'" if self.needs_time else f"multiple_of={self.multiple_of}"
             raise ValueError(
-                f"Expected `groups` to be Neurons() with `multiple_of`. Received: groups={self.groups!r}"
+                f"Expected `groups` to be Neurons() with {option}. Received: groups={self.groups!r}"
             )
         if not isinstance(self.values, (Values, type(None))):
             raise TypeError(
@@ -100,6 +111,10 @@ class L0Constraint(Grouped):
     @property
     def needs_macs(self) -> bool:
         return self.measure == "macs"
+
+    @property
+    def needs_time(self) -> bool:
+        return self.measure == "milliseconds"
 
     def total(self, layouts: Layouts) -> int:
         """Return what all groups of some tensors cost: their number, where each counts one."""
@@ -182,6 +197,8 @@ class L0Constraint(Grouped):
 
     def _kappa(self, total: int) -> int:
         # As a decimal, so that 5 % of 266,200 is 13,310 and not a rounding error below.
+        if self.needs_time and (isinstance(self.keep, int) or self.keep > 1):
+            return int(self.keep * 1_000_000)
         return int(decimal.Decimal(repr(self.keep)) * total) if isinstance(self.keep, float) else self.keep
 
 

@@ -24,6 +24,8 @@ class Layout:
             has, and a fourth where a unit has a place in each of four gates. Defaults to 1.
         macs: Int or `None` (default: not known): the multiply-adds of one element, for one example.
         bytes: Int, the size of one element. Defaults to 4.
+        nanoseconds: Tuple of three floats or `None` (default: not known): what the whole tensor takes in
+            proportion to what it makes and reads, to what it makes, and at any width.
 
     Raises:
         ValueError: If a dimension is not known.
@@ -37,6 +39,7 @@ class Layout:
     channels: float = 1.0
     macs: int | None = None
     bytes: int = 4
+    nanoseconds: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.shape)

@@ -14,7 +14,7 @@ from lc_keras.costs.groups import Groups
 from lc_keras.costs.layout import Layout
 from lc_keras.costs.multiples import Class, choose_pieces, classes_of, in_pieces, least_pieces
 
-Measure = Literal["groups", "parameters", "macs", "bytes"]
+Measure = Literal["groups", "parameters", "macs", "bytes", "milliseconds"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class UnitPrices:
         if measure == "groups":
             count = layouts[0].count
             return cls([Product(1, np.ones(count, int), np.zeros(count, int), 0, 1)], parts)
-        products = [_product(layout, measure) for layout in layouts]
+        products = [product for layout in layouts for product in _products(layout, measure)]
         return cls([product for product in products if product.price], parts)
 
     def in_multiples(self, multiple: int, layouts: Sequence[Layout]) -> "UnitPrices":
@@ -136,17 +136,24 @@ def price_of_weight(layout: Layout, measure: Measure) -> int:
     return price
 
 
-def _product(layout: Layout, measure: Measure) -> Product:
+def _products(layout: Layout, measure: Measure) -> list[Product]:
     """Return what the weights of a tensor cost that makes shared units, and may read some."""
 
     def places(units: np.ndarray) -> tuple[np.ndarray, int]:
         return np.bincount(units[units >= 0], minlength=layout.count), int((units < 0).sum())
 
-    units = np.asarray(layout.units)
-    (makes, made), (reads, read), size = places(units), (np.zeros(layout.count, int), 1), len(units)
+    units, none = np.asarray(layout.units), np.zeros(layout.count, int)
+    (makes, made), (reads, read), size = places(units), (none, 1), len(units)
     if layout.reads is not None:
         (reads, read), size = places(layout.reads), size * len(layout.reads)
-    return Product(layout.size // size * price_of_weight(layout, measure), makes, reads, made, read)
+    if measure != "milliseconds":
+        return [Product(layout.size // size * price_of_weight(layout, measure), makes, reads, made, read)]
+    both, own, fixed = layout.nanoseconds or (0.0, 0.0, 0.0)
+    return [
+        Product(both / size, makes, reads, made, read),
+        Product(own / len(units), makes, none, made, 1),
+        Product(fixed, none, none, 1, 1),
+    ]
 
 
 def _part(at_least: int | float, count: int) -> int:

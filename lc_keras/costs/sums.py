@@ -64,6 +64,10 @@ class Sum(Compression):
     def needs_macs(self) -> bool:
         return any(part.needs_macs for part in self.parts)
 
+    @property
+    def needs_time(self) -> bool:
+        return any(part.needs_time for part in self.parts)
+
     def check(self, layouts: Layouts) -> None:
         for part in self.parts:
             part.check(layouts)

@@ -15,6 +15,7 @@ from lc_keras.algorithm.tasks import Tasks, as_tasks
 from lc_keras.fit.attachment import NOT_ALONE, Attachment, Run, have_last_word
 from lc_keras.fit.verdict import Verdict
 from lc_keras.showing import new_axes
+from lc_keras.shrinking.timing import ensure_known
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,6 +101,8 @@ class Attached(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         self._attachment.clear_way()
         self._logs, self.history = {}, []
+        if any(task.compression.needs_time for task in self.tasks):
+            ensure_known(self.model)
         run = self.make_run()
         self._attachment.attach(run)
         self._logs = run.logs

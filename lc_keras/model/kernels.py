@@ -33,6 +33,11 @@ def is_kernel(variable: keras.Variable, owner: keras.Layer | None = None) -> boo
     return kind_of(owner).is_kernel(variable)
 
 
+def is_table(variable: keras.Variable) -> bool:
+    """Return whether a variable is the table of an embedding, by its name, which is of no kernel."""
+    return variable.name.endswith("embeddings") and len(variable.shape) == 2
+
+
 def output_axes(owner: keras.Layer | None, variable: keras.Variable) -> tuple[int, ...]:
     """Return the axes of a variable that number output units, counted from the last one, which is -1."""
     return kind_of(owner).output_axes(owner, variable)

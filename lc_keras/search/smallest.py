@@ -18,6 +18,7 @@ from lc_keras.costs import L0Constraint
 from lc_keras.search.curve import Point, Smallest, SoFar
 from lc_keras.search.runs import Compress, Fit, Runs, ScoreOf
 from lc_keras.search.sensitivity import Score, score_of
+from lc_keras.shrinking.timing import ensure_known
 
 # A budget whose score is within the noise is run so often.
 _REPEATS = 3
@@ -120,7 +121,10 @@ def smallest(
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory()) if directory is None else directory
         runs = Runs(model, fit, _scores(score), compress, folder, directory is not None, question)
-        bind_tasks(runs.tasks(highest), model)
+        tasks = runs.tasks(highest)
+        if any(task.compression.needs_time for task in tasks):
+            ensure_known(model)
+        bind_tasks(tasks, model)
         bisection = _Bisection(model, runs, target, lowest, highest, precision)
         try:
             bisection.measure_reference(None if isinstance(score, str) else score)

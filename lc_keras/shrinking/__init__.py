@@ -6,5 +6,6 @@ Here belongs how a model is made again at a smaller size. How units pass through
 
 from lc_keras.shrinking.rebuilding import shrink
 from lc_keras.shrinking.sizes import LayerSize, ShrinkReport, shrink_report
+from lc_keras.shrinking.timing import latency
 
-__all__ = ["LayerSize", "ShrinkReport", "shrink", "shrink_report"]
+__all__ = ["LayerSize", "ShrinkReport", "latency", "shrink", "shrink_report"]

@@ -53,18 +53,23 @@ def shrink(model: keras.Model) -> keras.Model:
     ```
     """
     graph = Graph(model)
-    rebuilt = _Rebuilt(graph)
+    rebuilt = Rebuilt(graph)
     small = rebuilt.model(model)
     rebuilt.set_weights()
     return small
 
 
-class _Rebuilt:
-    """The layers and models of a graph, made anew at their new sizes, each once."""
+class Rebuilt:
+    """The layers and models of a graph, made anew at their new sizes, each once.
 
-    def __init__(self, graph: Graph) -> None:
+    Args:
+        graph: `Graph`.
+        stays: Array of bools, which units stay. `None` (default): those that are not dead.
+    """
+
+    def __init__(self, graph: Graph, stays: np.ndarray | None = None) -> None:
         self._graph = graph
-        self._stays = graph.kept()
+        self._stays = graph.kept() if stays is None else stays
         self._made: dict[int, keras.Layer] = {}
         self._copies: list[tuple[keras.Layer, keras.Layer]] = []
         try:

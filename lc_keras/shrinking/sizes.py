@@ -1,20 +1,17 @@
 """Report what shrinking takes out of a model, and what keeps it from taking more."""
 
-import statistics
-import time
 from dataclasses import dataclass
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from lc_keras.arguments import whole
-from lc_keras.internals import as_functional
 from lc_keras.model.flow import Graph
 from lc_keras.model.macs import macs
 from lc_keras.model.signatures import Structure
 from lc_keras.showing import Bar, Shown, Table
 from lc_keras.shrinking.rebuilding import shrink
+from lc_keras.shrinking.timing import quartiles
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class ShrinkReport(Shown):
         walls: Tuple of strings, the layers whose units are not known.
         parameters: Tuple of two ints, before and after.
         macs: Tuple of two ints, the multiply-adds of one example, or `None` if sizes of inputs are not known.
-        milliseconds: Tuple of two floats, the median time of a batch, or `None` if it was not asked for.
+        milliseconds: Tuple of two floats, the time of a batch, or `None` if it was not asked for.
     """
 
     rows: tuple[LayerSize, ...]
@@ -102,7 +99,7 @@ def shrink_report(
         walls=tuple(layer.name for layer in graph.walls),
         parameters=(model.count_params(), small.count_params()),
         macs=None if before is None or after is None or unknown else (before, after),
-        milliseconds=_milliseconds(model, small, batch_size) if batch_size else None,
+        milliseconds=_pair(quartiles([model, small], batch_size)) if batch_size else None,
     )
 
 
@@ -126,25 +123,6 @@ def _rows(graph: Graph) -> tuple[LayerSize, ...]:
     return tuple(rows)
 
 
-def _milliseconds(
-    model: keras.Model, small: keras.Model, batch_size: int, rounds: int = 15
-) -> tuple[float, float]:
-    """Return the medians over rounds in which both take turns."""
-    generator = np.random.default_rng(0)
-    inputs = [
-        tf.cast(generator.normal(size=(batch_size, *(n or 32 for n in t.shape[1:]))), t.dtype)
-        if t.dtype.startswith("float")
-        else tf.zeros((batch_size, *(n or 32 for n in t.shape[1:])), t.dtype)
-        for t in model.inputs
-    ]
-    inputs = keras.tree.pack_sequence_as(as_functional(model).input, inputs)
-    calls = [tf.function(lambda x, m=m: m(x, training=False), autograph=False) for m in (model, small)]
-    times: list[list[float]] = [[], []]
-    for _ in range(rounds + 1):
-        for call, measured in zip(calls, times, strict=True):
-            start = time.perf_counter()
-            keras.tree.map_structure(lambda t: t.numpy(), call(inputs))
-            measured.append(1e3 * (time.perf_counter() - start))
-    # The first round traces.
-    before, after = (statistics.median(measured[1:]) for measured in times)
+def _pair(values: list[float]) -> tuple[float, float]:
+    before, after = values
     return before, after

@@ -1,0 +1,235 @@
+r"""Time a net at a few widths, and fit what its time depends on.
+
+Budgets of multiply-adds do not become time alike in all layers: a depthwise convolution, a wide image or a
+batch of one waits for memory (Idelbayev & Carreira-Perpiñán, Beyond FLOPs in low-rank compression of neural
+networks: optimizing device-specific inference runtime, ICIP 2021, who fit such a model to timed layers).
+"""
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from lc_keras.arguments import keras_model, positive, whole
+from lc_keras.internals import as_functional, compiled
+from lc_keras.model.flow import Graph
+from lc_keras.model.flow.units import find
+from lc_keras.model.latency import Latency, known, remember
+from lc_keras.model.macs import count_uses
+from lc_keras.shrinking.rebuilding import Rebuilt
+
+_WIDTHS = (0.15, 0.3, 0.5, 0.75, 1.0)
+_ROUNDS = 10
+# How much a coefficient of its own costs a kernel, against the squared relative error of a net.
+_RIDGE = 0.02
+
+
+def latency(
+    model: keras.Model,
+    batch_size: int = 1,
+    nets: int = 20,
+    seconds: float = 10.0,
+    path: str | os.PathLike[str] | None = None,
+) -> Latency:
+    """Fit what the time of a model depends on, for budgets with `measure="milliseconds"`.
+
+    The model is made again at random widths of its layers, and these nets take turns to be timed on random
+    inputs, as a `tf.function`. What was fitted is remembered for this model and its copies: budgets in
+    milliseconds take it from there. Have nothing else run on the machine meanwhile.
+
+    Args:
+        model: Functional or built Sequential `keras.Model`.
+        batch_size: Int ≥ 1, default 1: the examples of a batch.
+        nets: Int ≥ 4, default 20: how many nets to time.
+        seconds: Float > 0, default 10: for how long to time, ten rounds at least; the lower quartile counts.
+        path: Path or `None` (default): a file to read this from, or to write it to if it is not there yet,
+            as for a training that may be cut off.
+
+    Returns:
+        `Latency`.
+
+    Raises:
+        TypeError: If an argument is of another type, or the model is not a graph of layers.
+        ValueError: If a number is out of range, or no neuron can be removed.
+
+    Example:
+
+    ```python
+    print(lc_keras.latency(model, batch_size=32))
+    half = lc_keras.L0Constraint(0.5, lc_keras.Neurons(), measure="milliseconds")
+    ```
+    """
+    batch_size, nets = whole("batch_size", batch_size), whole("nets", nets)
+    seconds = positive("seconds", seconds)
+    if path is not None and Path(path).exists():
+        found = Latency.from_json(Path(path).read_text())
+    else:
+        if nets < 4:
+            raise ValueError(f"Expected `nets` to be at least 4. Received: nets={nets}")
+        found = _fitted(keras_model(model), batch_size, nets, seconds)
+        if path is not None:
+            Path(path).write_text(found.to_json())
+    remember(model, found)
+    return found
+
+
+def ensure_known(model: keras.Model) -> None:
+    """Fit what the time of a model depends on, at a batch of one, if it was not fitted before."""
+    if known(model) is None:
+        latency(model)
+
+
+def _fitted(model: keras.Model, batch_size: int, nets: int, seconds: float) -> Latency:
+    widths = _Widths(model)
+    generator = np.random.default_rng(0)
+    masks = [np.ones(len(widths.groups), bool), *(widths.drawn(generator) for _ in range(nets - 1))]
+    models = [widths.model(model, mask) for mask in masks]
+    times = np.array(quartiles(models, batch_size, seconds))
+    features = np.array([widths.features(mask) for mask in masks])
+    scales = widths.scales()
+    coefficients = _fit(features, times, scales)
+    errors = []
+    for i in range(nets):
+        others = np.arange(nets) != i
+        errors.append(abs(features[i] @ _fit(features[others], times[others], scales) / times[i] - 1))
+    pairs = coefficients[1:].reshape(-1, 2)
+    kernels = {v.path: (float(a), float(b)) for v, (a, b) in zip(widths.kernels, pairs, strict=True)}
+    whole_time = float(features[0] @ coefficients)
+    return Latency(
+        batch_size,
+        whole_time,
+        float(coefficients[0]),
+        kernels,
+        statistics.mean(errors),
+        max(errors),
+        nets,
+    )
+
+
+class _Widths:
+    """The units of a model's layers, and nets that have some of them."""
+
+    def __init__(self, model: keras.Model) -> None:
+        self.graph = graph = Graph(model, dead=True)
+        self.groups = graph.units.groups()
+        signals = [s for flow in graph.flows if flow.weights for s in (*flow.outputs, *flow.hidden)]
+        alive = [unit for s in signals for unit in s.ids[~s.constant].tolist()]
+        stay = self.groups[[*graph.units.pinned, *graph.units.held, *alive]]
+        # Units of each layer that can be removed, each in the first layer that has it.
+        self._layers, seen = [], np.unique(stay)
+        for signal in signals:
+            new = np.setdiff1d(self.groups[signal.ids], seen)
+            seen = np.union1d(seen, new)
+            self._layers.append(new)
+        if not any(map(len, self._layers)):
+            raise ValueError(f"Expected a model of which neurons can be removed. Received: '{model.name}'")
+        uses = count_uses(model).uses
+        self.kernels: list[keras.Variable] = []
+        self._ports: list[tuple[np.ndarray, np.ndarray | None]] = []
+        self._sizes: list[tuple[float, float]] = []
+        for flow in graph.layers.values():
+            for weight in flow.weights:
+                variable = find(flow.layer, weight.name)
+                if variable is not None and weight.makes and (times := uses.get(id(variable))):
+                    made = flow.ports[weight.makes.port]
+                    read = flow.ports[weight.reads.port] if weight.reads else None
+                    self.kernels.append(variable)
+                    self._ports.append((made, read))
+                    self._sizes.append((float(times * np.prod(variable.shape)), float(times * len(made))))
+
+    def drawn(self, generator: np.random.Generator) -> np.ndarray:
+        """Return which units stay in a net of random widths, a bool for each unit."""
+        gone = np.zeros(len(self.groups), bool)
+        # Of nets that are narrow throughout, too.
+        below = generator.choice(_WIDTHS)
+        for units in self._layers:
+            if len(units):
+                part = generator.choice([w for w in _WIDTHS if w >= below])
+                gone[generator.permutation(units)[max(1, round(part * len(units))) :]] = True
+        return ~gone[self.groups]
+
+    def model(self, model: keras.Model, mask: np.ndarray) -> keras.Model:
+        """Return a net that has these units, with weights of no meaning."""
+        return Rebuilt(self.graph, mask).model(model)
+
+    def features(self, mask: np.ndarray) -> np.ndarray:
+        """Return 1, and for each kernel which part of what it makes and reads stays, and of what it makes."""
+        row = [1.0]
+        for made, read in self._ports:
+            own = mask[made].mean()
+            row += [own * (1.0 if read is None else mask[read].mean()), own]
+        return np.array(row)
+
+    def scales(self) -> np.ndarray:
+        """Return for each feature what its time goes by as a first guess, and which ones share a guess."""
+        kinds = np.zeros((1 + 2 * len(self.kernels), 5))
+        kinds[0, 0] = 1
+        for i, ((_, read), (macs, outputs)) in enumerate(zip(self._ports, self._sizes, strict=True)):
+            # A kernel that reads no units of others, as a depthwise one, waits for memory.
+            kinds[1 + 2 * i, 1 if read is not None else 2] = macs
+            kinds[2 + 2 * i, 3] = outputs
+            # At small batches so do the weights themselves.
+            kinds[1 + 2 * i, 4] = np.prod(self.kernels[i].shape)
+        return kinds / np.maximum(kinds.sum(axis=0), 1)
+
+
+def _fit(features: np.ndarray, times: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Return the time of each feature: shared guesses first, then what each kernel has of its own."""
+    relative = features / times[:, None]
+    ones = np.ones(len(times))
+    guess = scales @ _non_negative(relative @ scales, ones)
+    ridge = np.sqrt(_RIDGE) * np.eye(len(guess))
+    own = _non_negative(np.vstack([relative * guess, ridge]), np.concatenate([ones, ridge.sum(axis=1)]))
+    return guess * own
+
+
+def _non_negative(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return the x ≥ 0 of least squares, by coordinate descent."""
+    gram, right = matrix.T @ matrix, matrix.T @ target
+    x = np.zeros(len(right))
+    some = np.flatnonzero(np.diag(gram) > 1e-15)
+    for _ in range(300):
+        before = x.copy()
+        for i in some:
+            x[i] = max(0.0, x[i] + (right[i] - gram[i] @ x) / gram[i, i])
+        if np.allclose(x, before, rtol=1e-4, atol=1e-9):
+            break
+    return x
+
+
+def quartiles(models: Sequence[keras.Model], batch_size: int, seconds: float = 1.0) -> list[float]:
+    """Return the lower quartile of the times of a batch, for models that take turns, in milliseconds.
+
+    What else runs on the machine makes a batch slower, and never faster.
+    """
+    calls = [(_call(model), _inputs(model, batch_size)) for model in models]
+    times: list[list[float]] = [[] for _ in models]
+    end = math.inf
+    while len(times[0]) < _ROUNDS + 2 or time.monotonic() < end:
+        # The first round traces, and the second one warms up.
+        end = time.monotonic() + seconds if len(times[0]) == 1 else end
+        for (call, inputs), measured in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            keras.tree.map_structure(lambda t: t.numpy(), call(inputs))
+            measured.append(1e3 * (time.perf_counter() - start))
+    return [float(np.quantile(measured[2:], 0.25)) for measured in times]
+
+
+def _call(model: keras.Model) -> Callable[[object], object]:
+    return compiled(lambda x: model(x, training=False))
+
+
+def _inputs(model: keras.Model, batch_size: int) -> object:
+    generator = np.random.default_rng(0)
+    inputs = []
+    for tensor in model.inputs:
+        shape = (batch_size, *(n or 32 for n in tensor.shape[1:]))
+        floating = tensor.dtype.startswith("float")
+        inputs.append(tf.cast(generator.normal(size=shape) if floating else np.zeros(shape), tensor.dtype))
+    return keras.tree.pack_sequence_as(as_functional(model).input, inputs)

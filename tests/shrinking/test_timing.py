@@ -1,0 +1,115 @@
+"""The time of a net at other widths: fitted to what was timed, and a budget in it."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import helpers
+import lc_keras
+from lc_keras import L0Constraint, Neurons
+from lc_keras.algorithm.tasks import Task, bind_tasks
+from lc_keras.baselines import compress_directly
+from lc_keras.model.latency import known, remember
+from lc_keras.model.macs import macs
+from lc_keras.shrinking import timing
+
+HALF = L0Constraint(0.5, Neurons(), measure="milliseconds")
+
+
+def chain(*widths, name="chain"):
+    stack = [layers.Dense(width, name=f"{name}{i}") for i, width in enumerate(widths)]
+    return helpers.randomized(keras.Sequential([keras.Input((4,)), *stack], name=name))
+
+
+def test_a_time_that_is_a_sum_over_kernels_is_found(monkeypatch):
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(12, 3, padding="same", name="first")(inputs)
+    x = layers.Add()([x, layers.Conv2D(12, 3, padding="same", name="second")(x)])
+    x = layers.DepthwiseConv2D(3, padding="same", name="third")(layers.ReLU()(x))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(20, 1, name="fourth")(x))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    seen = []
+
+    def times(models, batch_size, _):
+        seen.extend(tuple(helpers.widths(model).values()) for model in models)
+        slow = {"third": 40.0, "second": 3.0}
+        return [
+            0.2 + sum(slow.get(k.path.split("/")[0], 1.0) * k.dense for k in macs(model).kernels) / 1e6
+            for model in models
+        ]
+
+    monkeypatch.setattr(timing, "quartiles", times)
+    found = lc_keras.latency(model, batch_size=7, nets=30)
+    assert found.batch_size == 7 and found.nets == 30 and found.error < 0.03
+    (whole,) = times([model], 7, 0)
+    assert found.milliseconds == pytest.approx(whole, rel=0.02)
+    # Widths that an addition ties are the same.
+    assert len(set(seen)) > 10 and all(first == second for first, second, *_ in seen)
+    assert model.count_params() == 12 * 28 + 12 * 109 + 120 + 13 * 20 + 42
+
+
+def test_real_times_are_kept_in_a_file_and_known_of_copies(tmp_path):
+    model = chain(6, 5, 2)
+    path = tmp_path / "latency.json"
+    found = lc_keras.latency(model, nets=4, seconds=1e-3, path=path)
+    assert found.milliseconds > 0 and set(found.kernels) == {f"chain/chain{i}/kernel" for i in range(3)}
+    assert "left out of the fit once" in str(found)
+    assert known(keras.models.clone_model(model)) is found
+    assert known(chain(6, 4, 2)) is None
+    remember(model, None)
+    assert lc_keras.latency(model, path=path) == found == known(model)
+
+
+def fitted(model, fixed=0.5, pairs=((4.0, 1.0), (6.0, 0.5), (2.0, 0.0))):
+    kernels = {v.path: pair for v, pair in zip(model.weights[::2], pairs, strict=True)}
+    whole = fixed + sum(map(sum, kernels.values()))
+    found = lc_keras.Latency(1, whole, fixed, kernels, 0.0, 0.0, 9)
+    remember(model, found)
+    return found
+
+
+@pytest.mark.parametrize("keep, allowed", [(0.5, 7.0), (9, 9.0), (5.5, 5.5), (1.0, 14.0)])
+def test_a_budget_in_milliseconds_holds_for_what_is_left(keep, allowed):
+    model = chain(8, 10, 2)
+    found = fitted(model)
+    cost = L0Constraint(keep, Neurons(), measure="milliseconds", keep_at_least=1)
+    (part,) = bind_tasks([Task(cost)], model)
+    assert cost.total(part.layouts) == pytest.approx(1e6 * found.milliseconds)
+    assert cost.budget(part.layouts) == pytest.approx(1e6 * allowed)
+    values = [tf.constant(v.numpy()) for v in part.variables]
+    kept = [
+        solve(value).numpy()
+        for solve, value in zip(cost.maps(values, 1.0, part.layouts), values, strict=True)
+    ]
+    first, second = kept[0].any(axis=0).mean(), kept[2].any(axis=0).mean()
+    spent = 0.5 + 4 * first + first + 6 * first * second + 0.5 * second + 2 * second
+    assert 0.75 * allowed <= spent <= allowed + 1e-6
+
+
+def test_a_fit_finds_the_time_by_itself(monkeypatch):
+    model = helpers.net()
+    monkeypatch.setattr(timing, "quartiles", lambda models, *_: [1e-3 * m.count_params() for m in models])
+    compress = lc_keras.LearningCompression(L0Constraint(0.6, Neurons(), measure="milliseconds"), steps=2)
+    helpers.fit(model, [compress], epochs=1)
+    assert known(model).error < 0.2
+    assert 2 <= np.any(model.layers[0].kernel.numpy(), axis=0).sum() <= 5
+
+
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (lambda: L0Constraint(0.5, measure="milliseconds"), ValueError, "Neurons"),
+        (lambda: L0Constraint(-0.5, Neurons(), measure="milliseconds"), ValueError, "positive"),
+        (lambda: L0Constraint(1.5, Neurons(), measure="macs"), ValueError, "keep=1.5"),
+        (lambda: compress_directly(chain(3, 2), HALF), ValueError, "has fitted"),
+        (lambda: lc_keras.latency("net"), TypeError, "keras.Model"),
+        (lambda: lc_keras.latency(chain(3, 2), nets=3), ValueError, "nets=3"),
+        (lambda: lc_keras.latency(chain(3, 2), batch_size=0), ValueError, "batch_size"),
+        (lambda: lc_keras.latency(chain(2)), ValueError, "can be removed"),
+    ],
+)
+def test_bad_input_is_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
