@@ -120,7 +120,8 @@ class Task(Serializable):
             raise TypeError(f"Expected a task without `input_signature`, to serialize it. Received: {self!r}")
         selectors = [_written(selector) for selector in self._selectors()]
         weights = selectors if isinstance(self.weights, list) else selectors[0]
-        return {"compression": self.compression, "weights": weights, "per_layer": self.per_layer}
+        options = {"per_layer": self.per_layer, "embeddings": self.embeddings}
+        return {"compression": self.compression, "weights": weights, **options}
 
     def __repr__(self) -> str:
         shown = [repr(self.compression)]

@@ -101,7 +101,7 @@ def test_a_fit_finds_the_time_by_itself(monkeypatch):
     "make, error, message",
     [
         (lambda: L0Constraint(0.5, measure="milliseconds"), ValueError, "Neurons"),
-        (lambda: L0Constraint(-0.5, Neurons(), measure="milliseconds"), ValueError, "positive"),
+        (lambda: L0Constraint(-0.5, Neurons(), measure="milliseconds"), ValueError, "keep=-0.5"),
         (lambda: L0Constraint(1.5, Neurons(), measure="macs"), ValueError, "keep=1.5"),
         (lambda: compress_directly(chain(3, 2), HALF), ValueError, "has fitted"),
         (lambda: lc_keras.latency("net"), TypeError, "keras.Model"),
