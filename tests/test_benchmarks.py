@@ -22,7 +22,7 @@ robustness.kill
 training.resnet training.neurons
 training.whole_run
 training.c_step serving.milliseconds serving.on_device serving.saved_model serving.shrink
-training.automatic_mu training.error training.l_step training.step_length training.tune
+training.automatic_mu training.error training.l_step training.smallest training.step_length training.tune
 """.strip().splitlines()
 
 DATASETS = {"resnet": "cifar10_dir", "neurons": "mnist_dir"}
