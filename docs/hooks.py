@@ -1,6 +1,7 @@
 """Draws the formulas of the site as it is built, so that a page needs no script and no network for them."""
 
 import html
+import logging
 import re
 
 from matplotlib.font_manager import FontProperties
@@ -15,11 +16,14 @@ OTHERWISE = {
     "ge": r"\geq",
     "Bigl": "",
     "Bigr": "",
+    "bigl": "",
+    "bigr": "",
 }
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 # Letters of matplotlib's path codes in SVG, and how many points each takes.
 SEGMENTS = {1: "M", 2: "L", 3: "Q", 4: "C", 79: "Z"}
 EM = 100
+LOG = logging.getLogger("mkdocs.hooks")
 
 
 def on_page_content(content, **_):
@@ -34,7 +38,14 @@ def drawn(latex, tag):
         r"\\text\{(.*?)\}", lambda words: rf"\mathrm{{{words[1].replace(' ', chr(92) + ' ')}}}", text
     )
     text = re.sub(r"\\frac(\w)(\w)", r"\\frac{\1}{\2}", text).replace(r"\;", r"\ ")
-    path = TextPath((0, 0), f"${text}$", size=EM, prop=FontProperties(math_fontfamily="cm"))
+    try:
+        path = TextPath((0, 0), f"${text}$", size=EM, prop=FontProperties(math_fontfamily="cm"))
+    except ValueError as error:
+        unknown = str(error).splitlines()[-1]
+        LOG.warning(
+            "A formula that matplotlib cannot draw; see OTHERWISE in docs/hooks.py: %s: %s", latex, unknown
+        )
+        return f"<code>{html.escape(latex)}</code>"
     box = path.get_extents()
     lines = "".join(
         SEGMENTS[code] + ("" if code == 79 else " ".join(f"{x:.0f}" for x in points))
