@@ -23,10 +23,13 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>',
 # Letters of matplotlib's path codes in SVG, and how many points each takes.
 SEGMENTS = {1: "M", 2: "L", 3: "Q", 4: "C", 79: "Z"}
 EM = 100
+# What a notebook would load to draw formulas, of which it has none.
+MATHJAX = re.compile(r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->", re.DOTALL)
 LOG = logging.getLogger("mkdocs.hooks")
 
 
 def on_page_content(content, **_):
+    content = MATHJAX.sub("", content)
     return FORMULA.sub(lambda found: drawn(html.unescape(found[2]), found[1]), content)
 
 

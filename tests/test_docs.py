@@ -65,7 +65,9 @@ def test_the_site_is_whole(tmp_path):
     assert 'aria-label="\\theta \\leftarrow' in api and "arithmatex" not in api
     for page in tmp_path.glob("**/*.html"):
         loaded = re.findall(r'<(?:script|img)[^>]* src="([^"]+)|<link[^>]* href="([^"]+)', page.read_text())
-        assert not [place for place in loaded if "//" in "".join(place)], page.name
+        for place in map("".join, loaded):
+            base = tmp_path if place.startswith("/") else page.parent
+            assert "//" not in place and (base / place.lstrip("/")).exists(), (page.name, place)
 
 
 def test_the_readme_is_short_and_the_site_begins_with_its_program():
