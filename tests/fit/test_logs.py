@@ -72,8 +72,7 @@ def test_it_says_its_task_its_mu_and_its_steps():
         lc_keras.L0Constraint(0.05), mu=lc_keras.Geometric(0.1, 1.0), steps=8
     )
     assert repr(compress) == (
-        "LearningCompression(Task(L0Constraint(keep=0.05, groups=Weights())), "
-        "mu=Geometric(first=0.1, last=1.0), steps=8)"
+        "LearningCompression(Task(L0Constraint(keep=0.05)), mu=Geometric(first=0.1, last=1.0), steps=8)"
     )
     assert "mu='auto', steps=None" in repr(lc_keras.LearningCompression([lc_keras.L0Constraint(5)] * 2))
 

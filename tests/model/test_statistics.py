@@ -174,7 +174,7 @@ def test_a_model_that_runs_eagerly():
 @pytest.mark.parametrize(
     "model, data, error, message",
     [
-        (lambda: 3, BATCHED, TypeError, "Keras model. Received: 3"),
+        (lambda: 3, BATCHED, TypeError, "`model` to be a keras.Model. Received: 3"),
         (lambda: keras.Sequential([layers.BatchNormalization()]), BATCHED, ValueError, "is built"),
         (net, X, TypeError, "iterable of batches.*type ndarray"),
         (net, (X, X), TypeError, "type tuple"),
