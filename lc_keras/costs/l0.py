@@ -130,16 +130,20 @@ class L0Constraint(Grouped):
         prices = self._prices(layouts)
         total, least = prices.total, prices.least
         kappa = self._kappa(total)
+        # Time is counted in nanoseconds.
+        unit = 1_000_000 if self.needs_time else 1
         if kappa > total:
             each = self.measure == "groups"
             what = "the number of groups" if each else f"the {self.measure} of all weights"
-            raise ValueError(f"Expected `keep` to be at most {total}, {what}. Received: {kappa}")
+            raise ValueError(
+                f"Expected `keep` to be at most {total / unit:.12g}, {what}. Received: {kappa / unit:.12g}"
+            )
         if kappa < least:
             at_least = "one unit" if self.keep_at_least is None else self.keep_at_least
             raise ValueError(
-                f"Expected `keep` to be at least {least} {self.measure}, which may be needed for what is "
-                f"kept in any case (of each layer {at_least}, and units that cannot "
-                f"be removed). Received: {kappa}"
+                f"Expected `keep` to be at least {least / unit:.12g} {self.measure}, which may be needed for "
+                f"what is kept in any case (of each layer {at_least}, and units that cannot be removed). "
+                f"Received: {kappa / unit:.12g}"
             )
         return kappa
 

@@ -88,6 +88,14 @@ def test_a_budget_in_milliseconds_holds_for_what_is_left(keep, allowed):
     assert 0.75 * allowed <= spent <= allowed + 1e-6
 
 
+def test_a_budget_out_of_range_is_told_in_milliseconds():
+    model = chain(8, 10, 2)
+    fitted(model)
+    for keep, message in ((15, "at most 14, the milliseconds of all weights. Received: 15"), (0.01, "0.14")):
+        with pytest.raises(ValueError, match=message):
+            compress_directly(model, L0Constraint(keep, Neurons(), measure="milliseconds"))
+
+
 def test_a_fit_finds_the_time_by_itself(monkeypatch):
     model = helpers.net()
     monkeypatch.setattr(timing, "quartiles", lambda models, *_: [1e-3 * m.count_params() for m in models])
