@@ -80,6 +80,8 @@ def headline(rows, path):
     axes = Figure(figsize=(6.4, 4), layout="constrained").subplots()
     for name, label in SHOWN.items():
         own = [{**row, "kept": 100 * row["keep"]} for row in rows if row["contender"] == name]
+        if not own:
+            continue
         first = name == "LC"
         kept, errors = _means(own, "kept", "error")
         axes.plot(kept, errors, "o-", label=label, linewidth=3 if first else 1.5, zorder=3 if first else 2)

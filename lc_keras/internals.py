@@ -27,6 +27,9 @@ Rate: TypeAlias = "keras.Variable | keras.optimizers.schedules.LearningRateSched
 
 # Traced functions.
 
+# From here on compiling a C step is worth its time, a tenth of a second for each tensor.
+_MANY = 2**16
+
 
 def compiled(function: F, reduce_retracing: bool = False) -> F:
     """Return a `tf.function` without AutoGraph, one of many with the same code.
@@ -37,6 +40,22 @@ def compiled(function: F, reduce_retracing: bool = False) -> F:
     made = tf.function(function, autograph=False, reduce_retracing=reduce_retracing)
     made._omit_frequent_tracing_warning = True
     return made
+
+
+def fused(function: F, size: int) -> F:
+    """Return a function of which XLA makes one pass over memory, in place where it assigns to a variable.
+
+    One operation after the other makes buffers as large as its tensors, whose memory the system must first
+    give. With few elements compiling takes longer than that is worth: they are computed one after the other.
+
+    Args:
+        function: Function of tensors, called in a `tf.function`.
+        size: Int, how many elements it goes through.
+
+    Returns:
+        Function.
+    """
+    return tf.function(function, autograph=False, jit_compile=True) if size >= _MANY else function
 
 
 def kept_with_trace(*variables: tf.Variable) -> None:
@@ -50,14 +69,19 @@ def kept_with_trace(*variables: tf.Variable) -> None:
         graph._lc_keras_variables = [*getattr(graph, "_lc_keras_variables", ()), *variables]
 
 
+def copies_of(variable: keras.Variable | tf.Variable) -> Sequence[tf.Variable]:
+    """Return the `tf.Variable`s of a variable, one for each replica that holds it."""
+    value = variable.value if isinstance(variable, keras.Variable) else variable
+    return value.values if isinstance(value, tf.distribute.DistributedValues) else [value]
+
+
 def emptied(variable: tf.Variable, value: float | bool) -> None:
     """Put one value in the place of all that a variable holds, and free their memory.
 
     TensorFlow keeps the graph of a train function for good, and with it the values of the variables that it
     reads. Where such a function runs again after all, the one value is broadcast.
     """
-    mirrored = isinstance(variable, tf.distribute.DistributedValues)
-    for part in variable.values if mirrored else [variable]:
+    for part in copies_of(variable):
         single = tf.cast(value, part.dtype)
         tf.raw_ops.AssignVariableOp(resource=part.handle, value=single, validate_shape=False)
 

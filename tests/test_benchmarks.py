@@ -1,5 +1,6 @@
 """Each benchmark, once through with little of everything."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -9,69 +10,96 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import pictures
-from benchmarks.training import error, strength
+from benchmarks import nets, pictures, results
+from benchmarks.training import error, strength, whole_run
+from lc_keras.algorithm.steps import Steps
 
 ROOT = Path(__file__).parent.parent
 
-
-# Those of a line share a process: to import TensorFlow takes as long as a tiny pass.
 SCRIPTS = """
-robustness.any_model
-robustness.kill
-training.resnet training.neurons
-training.whole_run
-training.c_step serving.milliseconds serving.on_device serving.saved_model serving.shrink
-training.automatic_mu training.error training.l_step training.smallest training.step_length training.tune
-""".strip().splitlines()
-
-DATASETS = {"resnet": "cifar10_dir", "neurons": "mnist_dir"}
-
-RUN = """
-import runpy, sys
-output, *scripts = sys.argv[1:]
-for script in scripts:
-    sys.argv = [script, "--tiny", "--output", f"{output}/{script.split('.')[1]}.json"]
-    runpy.run_module(f"benchmarks.{script}", run_name="__main__", alter_sys=True)
+serving.milliseconds serving.on_device serving.saved_model serving.shrink
+training.c_step training.error training.l_step
 """
+# Their trainings are those of `training.error`.
+UNTRAINED = "training.automatic_mu training.step_length training.tune"
+# Of what the library does in them, a test of its own tells.
+SLOW = """
+robustness.any_model robustness.kill
+training.neurons training.resnet training.smallest training.whole_run
+"""
+DATASETS = {"training.resnet": "cifar10_dir", "training.neurons": "mnist_dir"}
 
 
-@pytest.mark.parametrize("scripts", SCRIPTS)
-def test_a_tiny_pass(scripts, tmp_path, request):
-    names = [script.split(".")[1] for script in scripts.split()]
-    for name in names:
-        if name in DATASETS:
-            request.getfixturevalue(DATASETS[name])
+@pytest.fixture
+def passed(monkeypatch, tmp_path, capsys):
+    """Runs a script in this process and returns its rows, what it printed and its folder."""
+
+    def run(script):
+        name = script.split(".")[1]
+        output = tmp_path / f"{name}.json"
+        monkeypatch.setattr(sys, "argv", [script, "--tiny", "--output", str(output)])
+        importlib.import_module(f"benchmarks.{script}").main()
+        result = json.loads(output.read_text())
+        assert result["environment"]["tensorflow"] and result["environment"]["cores"] > 0
+        check(name, result["rows"], capsys.readouterr().out, tmp_path)
+
+    return run
+
+
+@pytest.mark.parametrize("script", SCRIPTS.split())
+def test_a_tiny_pass(script, passed):
+    passed(script)
+
+
+@pytest.mark.parametrize("script", UNTRAINED.split())
+def test_a_tiny_pass_without_training(script, passed, monkeypatch):
+    monkeypatch.setattr(nets.Net, "fit", lambda *args, **settings: None)
+    passed(script)
+
+
+def test_runs_are_compared_in_time_and_memory(passed, monkeypatch):
+    monkeypatch.setattr(Steps, "c_step", Steps.c_step)  # which a run replaces
+
+    def child(name, kind, epochs):
+        return whole_run.one_run(whole_run.CHOICES[name], kind == "LC", epochs)
+
+    monkeypatch.setattr(whole_run, "_child", child)
+    passed("training.whole_run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SLOW.split())
+def test_a_tiny_pass_in_a_process(script, tmp_path, request):
+    if script in DATASETS:
+        request.getfixturevalue(DATASETS[script])
+    name = script.split(".")[1]
+    output = tmp_path / f"{name}.json"
     done = subprocess.run(
-        [sys.executable, "-c", RUN, tmp_path, *scripts.split()],
+        [sys.executable, "-m", f"benchmarks.{script}", "--tiny", "--output", output],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
-    for name in names:
-        check(name, tmp_path, done)
+    check(name, json.loads(output.read_text())["rows"], done.stdout, tmp_path)
 
 
-def check(script, folder, done):
+def check(script, rows, printed, folder):
     """Checks what a script has written and shown."""
-    result = json.loads((folder / f"{script}.json").read_text())
-    rows = result["rows"]
-    assert result["environment"]["tensorflow"] and result["environment"]["cores"] > 0
     if script == "error":
         assert [row["contender"] for row in rows] == ["LC", "gradual", "magnitude", "LC ℓ1 constraint"]
         assert len({row["kept"] for row in rows[:3]}) == 1
-        assert rows[3]["strength"] == 0.1 and f"@{100 * rows[3]['density']:.3g}" in done.stdout
-        assert all(0 <= row["error"] < 90 and row["contender"] in done.stdout for row in rows)
+        assert rows[3]["strength"] == 0.1 and f"@{100 * rows[3]['density']:.3g}" in printed
+        assert all(0 <= row["error"] < 90 and row["contender"] in printed for row in rows)
     elif script == "resnet":
         assert [row["contender"] for row in rows] == ["LC", "gradual", "magnitude, retrained"]
         assert [row["kept"] for row in rows] == [7480] * 3
-        assert "ResNet-8, 74,800 prunable weights, 128 images" in done.stdout
+        assert "ResNet-8, 74,800 prunable weights, 128 images" in printed
     elif script == "neurons":
         methods = "reference", "direct compression 0.25", "magnitude 0.25", "LC 0.25"
         assert tuple(row["method"] for row in rows) == methods
         assert all(0.2 < row["macs_fraction"] <= 0.25 for row in rows[1:])
-        assert all(f"{row['error']:.2f}" in done.stdout and row["seed"] == 0 for row in rows)
+        assert all(f"{row['error']:.2f}" in printed and row["seed"] == 0 for row in rows)
         # LeNet-5's own minimum at this budget.
         assert all(row["keep_at_least"] == 0.4 and row["widths"]["conv1"] >= 8 for row in rows[1:])
         assert all(row["ms_per_batch_of_32"] > 0 and row["ms_of_reference"] > 0 for row in rows)
@@ -79,7 +107,7 @@ def check(script, folder, done):
     elif script == "tune":
         assert [row["settings"] for row in rows] == [{"rate": 1.0, "rounds": 1}, {"rate": 1.0, "rounds": 5}]
         best = min(rows, key=lambda row: row["error"])
-        assert best["measured_on"] == "validation" and f"{best['error']:.2f} *" in done.stdout
+        assert best["measured_on"] == "validation" and f"{best['error']:.2f} *" in printed
     elif script == "step_length":
         assert [row["settings"]["epochs_per_step"] for row in rows] == [0.25, 1.0]
         assert (folder / f"{script}.png").stat().st_size > 5000
@@ -109,7 +137,7 @@ def check(script, folder, done):
         assert rows[0]["l_step_ratio"] > 0 and rows[0]["c_step_ms"] > 0
 
 
-def test_results_are_written_from_what_there_is(tmp_path):
+def test_results_are_written_from_what_there_is(tmp_path, monkeypatch):
     case = {"net": "lenet300", "optimizer": "sgd", "measured_on": "test", "settings": {}, "strength": None}
     rows = [
         case
@@ -128,11 +156,9 @@ def test_results_are_written_from_what_there_is(tmp_path):
     ]
     figures = {"environment": {"cores": 2}, "rows": rows + moved}
     (tmp_path / "error.json").write_text(json.dumps(figures))
-    subprocess.run(
-        [sys.executable, "-m", "benchmarks.results", "--figures", tmp_path, "--docs", tmp_path],
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    arguments = ["--figures", str(tmp_path), "--docs", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["results", *arguments])
+    results.main()
     text = (tmp_path / "results.md").read_text()
     assert text.count("\n## ") == 1 and "On: cores 2." in text
     cells = [line.split() for line in text.splitlines()]

@@ -1,5 +1,6 @@
 r"""The augmented Lagrangian of $w = \theta$: the copy θ, the multipliers λ, and the C step."""
 
+import collections
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from lc_keras.algorithm.shadows import Shadow, read
 from lc_keras.algorithm.tasks import SharedCost
 from lc_keras.costs import thresholds
 from lc_keras.costs.compression import Map
-from lc_keras.internals import compiled, emptied
+from lc_keras.internals import compiled, copies_of, emptied, fused
 
 # How much is lost where Keras swaps weights and their averages by adding and subtracting, by the bytes of
 # the weights; and where two sums are of the same values.
@@ -28,8 +29,8 @@ class CStep(NamedTuple):
 
     Attributes:
         finite: Bool, one for each variable. If any is false, nothing was changed.
-        gap: Float, ‖w − θ‖ / ‖w‖ over all variables; −1 if nothing was changed.
-        density: Float, fraction of the weights that are not zero in θ; −1 if nothing was changed.
+        gap: Float, ‖w − θ‖ / ‖w‖ over all variables; −1 if nothing was changed, or θ is loose.
+        density: Float, fraction of the weights that are not zero in θ; −1 where the gap is.
     """
 
     finite: tf.Tensor
@@ -98,6 +99,7 @@ class Lagrangian:
         self.compressed = False
         self._shown = np.empty((0, 4))
         self._c_step = compiled(self._c_step)  # type: ignore[method-assign]  # compiled
+        self._measure = compiled(self._measure)  # type: ignore[method-assign]  # compiled
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -179,7 +181,7 @@ class Lagrangian:
             `CStep`.
         """
         single = tf.constant(mu, tf.float32)
-        return self._c_step(single, tf.constant(0.0, tf.float64), single)
+        return self._found(self._c_step(single, tf.constant(0.0, tf.float64), single))
 
     def c_step(self, mu: float, next_mu: float, reach: Reach | None = None) -> CStep:
         r"""Set $\theta \leftarrow \Pi(w - \lambda/\mu)$, $\lambda \leftarrow \lambda - \mu(w - \theta)$.
@@ -194,7 +196,7 @@ class Lagrangian:
         """
         # In double precision: μ may grow by little.
         ratio = tf.constant(mu / next_mu, tf.float64)
-        return self._c_step(tf.constant(mu, tf.float32), ratio, tf.constant(next_mu, tf.float32))
+        return self._found(self._c_step(tf.constant(mu, tf.float32), ratio, tf.constant(next_mu, tf.float32)))
 
     def latest(self, mu: float) -> CStep:
         """Bring θ to what the weights are now, under the budget itself, before training ends midway.
@@ -222,10 +224,12 @@ class Lagrangian:
         given = iter(variables)
         for part, slots in self._parts:
             chosen = list(itertools.islice(given, len(slots)))
-            maps = part.compression.maps([read(v) for v in chosen], mu, part.layouts)
-            for slot, variable, solve in zip(slots, chosen, maps, strict=True):
-                theta = _constrained(slot.variable, part, solve(read(variable)))
-                variable.assign(tf.cast(theta, variable.dtype))
+            solves = _constrained(part, part.compression.maps([read(v) for v in chosen], mu, part.layouts))
+
+            def put(index: int, variable: tf.Variable, solves: list[Map] = solves) -> None:
+                variable.assign(tf.cast(solves[index](read(variable)), variable.dtype))
+
+            in_place(put, chosen)
 
     def show_compressed(self) -> None:
         """Put θ into the model, and w where θ was."""
@@ -287,80 +291,140 @@ class Lagrangian:
         pull = LCPenalty(target, self._strength, variable.regularizer, is_shown=False)
         return Slot(variable, theta, target, pull)
 
-    def _c_step(self, mu: tf.Tensor, ratio: tf.Tensor, next_mu: tf.Tensor) -> CStep:
+    def _c_step(self, mu: tf.Tensor, ratio: tf.Tensor, next_mu: tf.Tensor) -> tf.Tensor:
         def maps(part: SharedCost, values: Sequence[tf.Tensor]) -> list[Map]:
             return part.compression.maps(values, mu, part.layouts)
 
-        def target(theta: tf.Tensor, shifted: tf.Tensor) -> tf.Tensor:
-            # With v = w − λ/μ the new multipliers are λ − μ(w − θ) = μ(θ − v), the new target θ + λ/μ'.
-            return theta + tf.cast(ratio, theta.dtype) * (theta - shifted)
+        def target(_: tf.Tensor, theta: tf.Tensor, shifted: tf.Tensor) -> tf.Tensor:
+            return new_target(theta, shifted, ratio)
 
-        def offset(slot: Slot) -> tf.Tensor:
-            return slot.target - slot.theta
+        def offset(theta: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+            return target - theta
 
-        return self._if_finite(lambda: self._update(maps, offset, target), next_mu)
+        return self._update(maps, offset, target, next_mu)
 
-    def _if_finite(
-        self, update: Callable[[], tuple[tf.Tensor, tf.Tensor]], strength: tf.Tensor | None = None
-    ) -> CStep:
-        def update_all() -> tuple[tf.Tensor, tf.Tensor]:
-            found = update()
-            if strength is not None:
-                self._strength.assign(strength)
-            return found
+    def _found(self, finite: tf.Tensor, is_loose: bool = False) -> CStep:
+        if is_loose or not np.all(finite):
+            return CStep(finite, tf.constant(-1.0), tf.constant(-1.0))
+        return CStep(finite, *self._measure())
 
-        nothing = tf.constant(-1.0)
-        with tf.device(self.variables[0].value.device):
-            finite = thresholds.finite([tf.convert_to_tensor(v) for v in self.variables])
-            gap, density = tf.cond(tf.reduce_all(finite), update_all, lambda: (nothing, nothing))
-        return CStep(finite, gap, density)
+    def _measure(self) -> tuple[tf.Tensor, tf.Tensor]:
+        def update(sums: tf.Tensor, weight: tf.Tensor, theta: tf.Tensor) -> tf.Tensor:
+            terms = weight - theta, weight, tf.sign(theta)
+            return sums + tf.cast(tf.stack([tf.nn.l2_loss(term) for term in terms]), tf.float64)
+
+        with tf.device(self.thetas[0].device):
+            pairs = [(tf.convert_to_tensor(s.variable), tf.convert_to_tensor(s.theta)) for s in self.slots]
+            sums = thresholds.fold(pairs, tf.zeros([3], tf.float64), update)
+            gap, density = tf.sqrt(tf.math.divide_no_nan(sums[0], sums[1])), 2 * sums[2] / self.size
+            return tf.cast(gap, tf.float32), tf.cast(density, tf.float32)
 
     def _update(
         self,
         maps: Callable[[SharedCost, Sequence[tf.Tensor]], list[Map]],
-        offset: Callable[[Slot], tf.Tensor],
-        target: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None,
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Solve for θ.
+        offset: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+        target: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor],
+        strength: tf.Tensor,
+    ) -> tf.Tensor:
+        """Solve for θ, if all weights are finite.
 
         Args:
             maps: The C step of a cost.
-            offset: λ/μ of a slot.
-            target: Called with θ and v, returns the target of the next L step. `None`: it stays.
+            offset: Called with θ and t, returns λ/μ.
+            target: Called with t, the new θ and v = w − λ/μ, returns the target of the next L step.
+            strength: float32 scalar, of the next L step.
 
         Returns:
-            The gap and the density.
+            bool vector, whether each variable is finite.
         """
-        # v = w − λ/μ waits where θ will be: no third array.
         two_arrays = self._target is not self._theta
-        done: list[tf.Tensor] = []
-        if two_arrays:
-            for slot in self.slots:
-                # One after the other, here and below: the buffers of one tensor at a time are alive.
-                with tf.control_dependencies(done):
-                    done = [slot.theta.assign(read(slot.variable) - offset(slot))]
-        squared_gap = squared_norm = kept = tf.constant(0.0, tf.float64)
-        for part, slots in self._parts:
-            sources = [slot.theta if two_arrays else slot.variable for slot in slots]
-            solves = maps(part, [read(source) for source in sources])
-            for slot, source, solve in zip(slots, sources, solves, strict=True):
-                with tf.device(slot.variable.value.device), tf.control_dependencies(done):
-                    shifted, weight = read(source), read(slot.variable)
-                    theta = _constrained(slot.variable, part, solve(shifted))
-                    done = [slot.theta.assign(theta)]
-                    if two_arrays and target:
-                        done.append(slot.target.assign(target(theta, shifted)))
-                    squared_gap += tf.cast(tf.nn.l2_loss(weight - theta), tf.float64)
-                    squared_norm += tf.cast(tf.nn.l2_loss(weight), tf.float64)
-                    kept += tf.cast(tf.math.count_nonzero(theta, dtype=tf.int32), tf.float64)
-                    done += [squared_gap, squared_norm, kept]
-        gap = tf.sqrt(tf.math.divide_no_nan(squared_gap, squared_norm))
-        return tf.cast(gap, tf.float32), tf.cast(kept / self.size, tf.float32)
+
+        def shift(_: int, weight: tf.Variable, theta: tf.Variable, t: tf.Variable) -> None:
+            theta.assign(read(weight) - offset(theta, t))
+
+        def update() -> tf.Tensor:
+            if two_arrays:
+                # v waits where θ will be: no third array.
+                in_place(shift, self.variables, self.thetas, self.targets)
+            for part, slots in self._parts:
+                sources = [slot.theta if two_arrays else slot.variable for slot in slots]
+                solves = _constrained(part, maps(part, [read(source) for source in sources]))
+                thetas = [slot.theta for slot in slots]
+
+                def aim(index: int, theta: tf.Variable, t: tf.Variable, solves: list[Map] = solves) -> None:
+                    shifted = read(theta)
+                    t.assign(target(t, solves[index](shifted), shifted))
+
+                def solve(
+                    index: int, source: tf.Variable, theta: tf.Variable, solves: list[Map] = solves
+                ) -> None:
+                    theta.assign(solves[index](read(source)))
+
+                # One after the other, each array is read and written in place.
+                if two_arrays:
+                    in_place(aim, thetas, [slot.target for slot in slots])
+                in_place(solve, sources, thetas)
+            self._strength.assign(strength)
+            return tf.constant(True)
+
+        with tf.device(self.variables[0].value.device):
+            finite = thresholds.finite([tf.convert_to_tensor(v) for v in self.variables])
+            tf.cond(tf.reduce_all(finite), update, lambda: tf.constant(False))
+        return finite
 
 
-def _constrained(variable: keras.Variable, part: SharedCost, theta: tf.Tensor) -> tf.Tensor:
-    """Apply the weight's own constraint to θ, where the cost only says which weights are zero."""
-    if variable.constraint is None or not part.compression.keeps_values:
-        return theta
-    constrained = tf.cast(tf.convert_to_tensor(variable.constraint(theta)), theta.dtype)
-    return tf.where(theta != 0, constrained, tf.zeros([], theta.dtype))
+def in_place(update: Callable[..., None], *columns: Sequence[keras.Variable | tf.Variable]) -> None:
+    """Update variables element by element, on each device that holds them.
+
+    Args:
+        update: Called with an index and, from each column, the `tf.Variable` of that index on one device.
+        *columns: Sequences of variables, those of one index on the same devices.
+    """
+    by_device = collections.defaultdict(list)
+    for index, row in enumerate(zip(*columns, strict=True)):
+        for copies in zip(*map(copies_of, row), strict=True):
+            by_device[copies[0].device].append((index, *copies))
+    for device, places in by_device.items():
+
+        def run(places: list[tuple[Any, ...]] = places) -> None:
+            for place in places:
+                update(*place)
+
+        with tf.device(device):
+            fused(run, sum(place[1].shape.num_elements() for place in places))()
+
+
+def new_target(theta: tf.Tensor, shifted: tf.Tensor, ratio: tf.Tensor) -> tf.Tensor:
+    r"""Return the target $\theta + \lambda/\mu'$ of new multipliers $\lambda - \mu (w - \theta)$.
+
+    Args:
+        theta: Tensor, θ.
+        shifted: Tensor, v = w − λ/μ.
+        ratio: float64 scalar ≥ 0, μ/μ'.
+    """
+    theta = _rounded(theta, ratio)
+    return theta + _rounded(tf.cast(ratio, theta.dtype) * (theta - shifted), ratio)
+
+
+def _rounded(product: tf.Tensor, ratio: tf.Tensor) -> tf.Tensor:
+    """Return a product as it is; XLA would add to it before it is rounded, and the sum had other digits."""
+    bits = tf.int32 if product.dtype == tf.float32 else tf.int64
+    nothing = tf.cast(ratio < 0, bits)
+    return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(product, bits), nothing), product.dtype)
+
+
+def _constrained(part: SharedCost, solves: Sequence[Map]) -> list[Map]:
+    """Apply the weights' own constraints to θ, where the cost only says which weights are zero."""
+
+    def constrained(constraint: keras.constraints.Constraint | None, solve: Map) -> Map:
+        if constraint is None or not part.compression.keeps_values:
+            return solve
+
+        def apply(value: tf.Tensor) -> tf.Tensor:
+            theta = solve(value)
+            changed = tf.cast(tf.convert_to_tensor(constraint(theta)), theta.dtype)
+            return tf.where(theta != 0, changed, tf.zeros([], theta.dtype))
+
+        return apply
+
+    return [constrained(v.constraint, solve) for v, solve in zip(part.variables, solves, strict=True)]

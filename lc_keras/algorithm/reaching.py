@@ -10,9 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.algorithm.beside import PullBeside, Reach
-from lc_keras.algorithm.lagrangian import CStep, Lagrangian, Slot
-from lc_keras.algorithm.shadows import Shadow, read
+from lc_keras.algorithm.lagrangian import CStep, Lagrangian, Slot, new_target
+from lc_keras.algorithm.shadows import Shadow
 from lc_keras.algorithm.tasks import SharedCost
+from lc_keras.costs import thresholds
 from lc_keras.costs.compression import Map
 from lc_keras.internals import compiled
 
@@ -35,7 +36,6 @@ class ReachingLagrangian(Lagrangian):
         super().__init__(shared, multipliers)
         self._reach = Reach(0.0)
         self._reaching = compiled(self._reaching)  # type: ignore[method-assign]  # compiled
-        self._project = compiled(self._project)  # type: ignore[method-assign]  # compiled
         self._moved = compiled(self._moved)  # type: ignore[method-assign]  # compiled
         self._tighten = compiled(self._tighten)  # type: ignore[method-assign]  # compiled
 
@@ -54,11 +54,11 @@ class ReachingLagrangian(Lagrangian):
     def direct_compression(self, mu: float, reach: Reach | None = None) -> CStep:
         # What was said of λ is over.
         before, self._reach = self._reach, Reach(0.0)
-        return self._solve(reach or before, 0.0)
+        return self._reached(reach or before, 0.0)
 
     def c_step(self, mu: float, next_mu: float, reach: Reach | None = None) -> CStep:
         reach = reach or self._reach
-        return self._solve(reach, reach.ratio)
+        return self._reached(reach, reach.ratio)
 
     def latest(self, mu: float) -> CStep:
         return self.project()
@@ -69,13 +69,15 @@ class ReachingLagrangian(Lagrangian):
         Returns:
             `CStep`. If weights are not finite, θ of the latest C step is brought under the budget.
         """
-        found = self._project(tf.constant(self._reach.frees))
+        found = self._found(self._solve(Reach(self._reach.part), 0.0, retargets=False))
         if not np.all(found.finite):
             self._tighten()
         return found
 
     def moved(self) -> float:
         r"""Return how far the weights that the budget keeps have moved since the latest C step.
+
+        θ is brought under the budget for it.
 
         Returns:
             Float, $\lVert w - \theta \rVert / \lVert \theta \rVert$ over the κ largest of θ.
@@ -88,56 +90,50 @@ class ReachingLagrangian(Lagrangian):
     def _slot(self, variable: keras.Variable, theta: tf.Variable, target: tf.Variable) -> Slot:
         return Slot(variable, theta, target, PullBeside(target, self._strength))
 
-    def _solve(self, reach: Reach, ratio: float) -> CStep:
-        freed, self._reach = self._reach.frees, reach
-        return self._reaching(
-            tf.constant(ratio if self._multipliers else 0.0, tf.float64),
-            tf.constant(reach.slack, tf.float32),
-            tf.constant(reach.part, tf.float32),
-            tf.constant(freed),
-            tf.constant(reach.frees),
-        )
+    def _reached(self, reach: Reach, ratio: float) -> CStep:
+        finite = self._solve(reach, ratio if self._multipliers else 0.0, retargets=True)
+        self._reach = reach
+        return self._found(finite, self.is_loose)
+
+    def _solve(self, reach: Reach, ratio: float, retargets: bool) -> tf.Tensor:
+        numbers = tf.constant(ratio, tf.float64), tf.constant(reach.slack), tf.constant(reach.part)
+        return self._reaching(*numbers, *map(tf.constant, (self._reach.frees, reach.frees, retargets)))
 
     def _reaching(
-        self, ratio: tf.Tensor, slack: tf.Tensor, part: tf.Tensor, freed: tf.Tensor, frees: tf.Tensor
-    ) -> CStep:
-        def target(theta: tf.Tensor, shifted: tf.Tensor) -> tf.Tensor:
-            pulled = theta + tf.cast(ratio, theta.dtype) * (theta - shifted)
-            return tf.where(frees & (theta != 0), tf.constant(np.nan, theta.dtype), pulled)
+        self,
+        ratio: tf.Tensor,
+        slack: tf.Tensor,
+        part: tf.Tensor,
+        freed: tf.Tensor,
+        frees: tf.Tensor,
+        retargets: tf.Tensor,
+    ) -> tf.Tensor:
+        def maps(part: SharedCost, values: Sequence[tf.Tensor]) -> list[Map]:
+            return part.compression.loosened(values, slack, part.layouts)
 
-        return self._if_finite(lambda: self._update(_loosened(slack), _offset(freed), target), part)
+        def offset(theta: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+            # Where weights were freed, those that are pulled go to λ/μ; what is free has no multiplier.
+            offset = tf.where(freed, target, target - theta)
+            return tf.where(tf.math.is_nan(offset), tf.zeros([], offset.dtype), offset)
 
-    def _project(self, freed: tf.Tensor) -> CStep:
-        return self._if_finite(lambda: self._update(_loosened(tf.constant(0.0)), _offset(freed), None))
+        def target(old: tf.Tensor, theta: tf.Tensor, shifted: tf.Tensor) -> tf.Tensor:
+            pulled = new_target(theta, shifted, ratio)
+            new = tf.where(frees & (theta != 0), tf.constant(np.nan, theta.dtype), pulled)
+            return tf.where(retargets, new, old)
+
+        return self._update(maps, offset, target, part)
 
     def _tighten(self) -> None:
         # A budget does not depend on μ.
         self.compress(self.thetas, tf.constant(1.0))
 
     def _moved(self) -> tf.Tensor:
-        moved = norm = tf.constant(0.0, tf.float64)
-        for part, slots in self._parts:
-            maps = _loosened(tf.constant(0.0))(part, [read(slot.theta) for slot in slots])
-            for slot, solve in zip(slots, maps, strict=True):
-                with tf.device(slot.variable.value.device), tf.control_dependencies([moved, norm]):
-                    theta = solve(read(slot.theta))
-                    away = tf.where(theta != 0, read(slot.variable) - theta, tf.zeros([], theta.dtype))
-                    moved += tf.cast(tf.nn.l2_loss(away), tf.float64)
-                    norm += tf.cast(tf.nn.l2_loss(theta), tf.float64)
-        return tf.sqrt(tf.math.divide_no_nan(moved, norm))
+        def update(sums: tf.Tensor, weight: tf.Tensor, theta: tf.Tensor) -> tf.Tensor:
+            away = tf.where(theta != 0, weight - theta, tf.zeros([], theta.dtype))
+            return sums + tf.cast(tf.stack([tf.nn.l2_loss(away), tf.nn.l2_loss(theta)]), tf.float64)
 
-
-def _loosened(slack: tf.Tensor) -> Any:
-    def maps(part: SharedCost, values: Sequence[tf.Tensor]) -> list[Map]:
-        return part.compression.loosened(values, slack, part.layouts)
-
-    return maps
-
-
-def _offset(freed: tf.Tensor) -> Any:
-    def offset(slot: Slot) -> tf.Tensor:
-        # Where weights were freed, those that are pulled go to λ/μ itself; what is free has no multiplier.
-        offset = tf.where(freed, slot.target, slot.target - slot.theta)
-        return tf.where(tf.math.is_nan(offset), tf.zeros([], offset.dtype), offset)
-
-    return offset
+        self._tighten()
+        with tf.device(self.thetas[0].device):
+            pairs = [(tf.convert_to_tensor(s.variable), tf.convert_to_tensor(s.theta)) for s in self.slots]
+            sums = thresholds.fold(pairs, tf.zeros([2], tf.float64), update)
+            return tf.sqrt(tf.math.divide_no_nan(sums[0], sums[1]))

@@ -11,7 +11,7 @@ import tensorflow as tf
 from lc_keras.arguments import non_negative, strength
 from lc_keras.costs import thresholds
 from lc_keras.costs.layout import Layout
-from lc_keras.internals import compiled
+from lc_keras.internals import compiled, fused
 from lc_keras.serialization import Serializable
 
 Map = Callable[[tf.Tensor], tf.Tensor]
@@ -147,7 +147,8 @@ class Compression(Serializable):
 
     def _step(self, tensors: Tensors, mu: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         maps = self.maps(tensors, mu, _layouts(tensors))
-        thetas = [theta(tensor) for theta, tensor in zip(maps, tensors, strict=True)]
+        sizes = [tensor.shape.num_elements() for tensor in tensors]
+        thetas = [fused(theta, n)(t) for theta, n, t in zip(maps, sizes, tensors, strict=True)]
         return thetas, thresholds.finite(tensors)
 
     @functools.cached_property

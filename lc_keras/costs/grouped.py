@@ -91,11 +91,8 @@ class Grouped(Compression):
                 else:
                     factor = tf.math.divide_no_nan(tf.nn.relu(magnitudes - cut), magnitudes)
                     shrunk = wide * self._spread(factor, layout, 1)
-                return tf.cast(shrunk, value.dtype)
+                return tf.where(tau > 0, tf.cast(shrunk, value.dtype), value)
 
-            def inside_or_not(value: tf.Tensor) -> tf.Tensor:
-                return tf.cond(tau > 0, lambda: theta(value), lambda: tf.identity(value))
-
-            return inside_or_not
+            return theta
 
         return [of(*place) for place in self._places(magnitudes, layouts)]

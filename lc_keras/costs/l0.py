@@ -240,7 +240,7 @@ class L0Penalty(Grouped):
             # Above τ is at or above the next float.
             dtype = thresholds.common_dtype([magnitudes])
             next_float = thresholds.magnitude_bits(tau, dtype) + 1
-            return thresholds.at_least(magnitudes, next_float)
+            return thresholds.magnitude_bits(magnitudes, dtype) >= next_float
 
         return self._hard(decide, magnitudes, layouts)
 
@@ -254,25 +254,30 @@ def _largest(tensors: Tensors, kappa: int | tf.Tensor) -> Decide:
     # Of zeros, too: the norm of subnormal weights may be flushed to zero, and the weights are none.
     crowded = threshold.ties > left
 
-    def count_ties() -> tf.Tensor:
-        def update(n: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
-            tie = thresholds.magnitude_bits(chunk, dtype) == threshold.bits
-            return n + tf.math.count_nonzero(tie, dtype=tf.int32)
+    def places() -> tf.Tensor:
+        found, rest = [], left
+        for tensor in tensors:
 
-        return tf.stack([thresholds.fold([m], tf.constant(0), update) for m in tensors])
+            def update(
+                state: tuple[tf.Tensor, tf.Tensor], chunk: tf.Tensor, rest: tf.Tensor = rest
+            ) -> tuple[tf.Tensor, tf.Tensor]:
+                ranks = tf.cumsum(
+                    tf.cast(thresholds.magnitude_bits(chunk, dtype) == threshold.bits, tf.int32)
+                )
+                before = tf.math.count_nonzero(state[0] + ranks < rest, dtype=tf.int32)
+                return state[0] + tf.reduce_max(ranks), state[1] + before
 
-    ties = tf.cond(crowded, count_ties, lambda: tf.zeros([len(tensors)], tf.int32), name="crowded")
-    quota = left - tf.cumsum(ties, exclusive=True)
+            ties, place = thresholds.fold([tensor], (tf.constant(0), tf.constant(0)), update)
+            found.append(tf.where(rest > 0, place, -1))
+            rest -= ties
+        return tf.stack(found)
+
+    # Where in each tensor the last tie is that is kept.
+    last = tf.cond(crowded, places, lambda: tf.fill([len(tensors)], tf.int32.max), name="crowded")
 
     def decide(index: int, magnitudes: tf.Tensor) -> tf.Tensor:
-        def first_come() -> tf.Tensor:
-            bits = thresholds.magnitude_bits(magnitudes, dtype)
-            tie = tf.reshape(bits == threshold.bits, [-1])
-            rank = tf.reshape(tf.cumsum(tf.cast(tie, tf.int32)), tf.shape(bits))
-            return (bits > threshold.bits) | ((bits == threshold.bits) & (rank <= quota[index]))
-
-        return tf.cond(
-            crowded, first_come, lambda: thresholds.at_least(magnitudes, threshold.bits), name="crowded"
-        )
+        bits = thresholds.magnitude_bits(magnitudes, dtype)
+        place = tf.reshape(tf.range(tf.size(bits)), tf.shape(bits))
+        return (bits > threshold.bits) | ((bits == threshold.bits) & (place <= last[index]))
 
     return decide

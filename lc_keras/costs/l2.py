@@ -66,10 +66,7 @@ class L2Penalty(Compression):
 def _scale(factor: tf.Tensor, unchanged: tf.Tensor) -> Map:
     def theta(value: tf.Tensor) -> tf.Tensor:
         dtype = thresholds.common_dtype([value])
-
-        def scaled() -> tf.Tensor:
-            return tf.cast(tf.cast(value, dtype) * tf.cast(factor, dtype), value.dtype)
-
-        return tf.cond(unchanged, lambda: tf.identity(value), scaled)
+        scaled = tf.cast(tf.cast(value, dtype) * tf.cast(factor, dtype), value.dtype)
+        return tf.where(unchanged, value, scaled)
 
     return theta

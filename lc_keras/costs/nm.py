@@ -69,9 +69,12 @@ class NMConstraint(Compression):
             size = bits.shape[-1]
             padded = tf.pad(bits, [[0, 0]] * (rank - 1) + [[0, -size % self.m]], constant_values=-1)
             rows = tf.reshape(padded, [-1, self.m])
-            ranked = tf.math.top_k(rows, self.m).indices[:, :, None]
-            best = (ranked == tf.range(self.m)) & (tf.range(self.m)[:, None] < n)
-            kept = tf.reshape(tf.reduce_any(best, axis=1), padded.shape)[..., :size]
+            ahead = tf.zeros_like(rows, tf.int32)
+            for place in range(self.m):
+                other = rows[:, place, None]
+                first = (other == rows) & (place < tf.range(self.m))
+                ahead += tf.cast((other > rows) | first, tf.int32)
+            kept = tf.reshape(ahead < n, padded.shape)[..., :size]
             kept = tf.transpose(kept, sorted(range(rank), key=order.__getitem__))
             return tf.where(kept, value, tf.zeros([], value.dtype))
 

@@ -59,70 +59,55 @@ def magnitude_bits(tensor: tf.Tensor, dtype: tf.DType = tf.float32) -> tf.Tensor
     return tf.bitwise.bitwise_and(tf.bitcast(tf.cast(tensor, dtype), bits), bits.max)
 
 
-def at_least(tensor: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
-    r"""Return where $|x| \ge \tau$.
-
-    Args:
-        tensor: Floating tensor of any shape.
-        bits: Integer scalar, the bits of τ, as in a `Threshold`.
-
-    Returns:
-        bool tensor of the same shape.
-    """
-    dtype = tf.float32 if bits.dtype == tf.int32 else tf.float64
-
-    def by_value() -> tf.Tensor:
-        wide, tau = tf.cast(tensor, dtype), tf.bitcast(bits, dtype)
-        return (wide >= tau) | (wide <= -tau)
-
-    # By value it needs no buffer of the tensor's size but booleans; a subnormal τ may be flushed to zero.
-    normal = tf.bitcast(bits, dtype) > (1e-37 if dtype == tf.float32 else 1e-307)
-    return tf.cond(normal, by_value, lambda: magnitude_bits(tensor, dtype) >= bits, name="normal")
-
-
-def fold(tensors: Sequence[tf.Tensor], initial: State, update: Callable[[State, tf.Tensor], State]) -> State:
+def fold(
+    tensors: Sequence[tf.Tensor | tuple[tf.Tensor, ...]],
+    initial: State,
+    update: Callable[..., State],
+) -> State:
     """Carry a small state over all elements of all tensors, a chunk at a time.
 
     Args:
-        tensors: Sequence of floating tensors of any shapes.
+        tensors: Sequence of floating tensors of any shapes, or of tuples of tensors of the same shape.
         initial: Tensor or nest of tensors, the state before the first chunk.
-        update: Called with the state and a flat chunk; returns the new state. The order of elements is not
-            kept: small tensors and remainders are packed into chunks together, a few `CHUNK`s at most.
+        update: Called with the state and a flat chunk, or one for each of a tuple; returns the new state. Of
+            one tensor chunks come in order. Small tensors and remainders of several are packed into chunks
+            together, a few `CHUNK`s at most.
 
     Returns:
         The state after the last chunk.
     """
+    rows = [row if isinstance(row, tuple) else (row,) for row in tensors]
+    found = {tensor.dtype for row in rows for tensor in row}
+    dtype = found.pop() if len(found) == 1 else common_dtype([tensor for row in rows for tensor in row])
     state, packed, held = initial, [], 0
-    dtype = tensors[0].dtype if len({t.dtype for t in tensors}) == 1 else common_dtype(tensors)
-    for tensor in tensors:
-        flat = tf.reshape(tensor, [-1])
-        size = flat.shape[0] if flat.shape[0] is not None else tf.size(flat)
+    for row in rows:
+        flat = [tf.reshape(tensor, [-1]) for tensor in row]
+        size = flat[0].shape[0] if flat[0].shape[0] is not None else tf.size(flat[0])
         whole = size // CHUNK
         if not isinstance(size, int) or whole > 1:
+
+            def step(i: tf.Tensor, state: State, flat: list[tf.Tensor] = flat) -> tuple[tf.Tensor, State]:
+                chunks = [tf.cast(tf.slice(tensor, [i * CHUNK], [CHUNK]), dtype) for tensor in flat]
+                return i + 1, update(state, *chunks)
+
             state = tf.while_loop(
-                lambda i, _: i < whole,  # noqa: B023, called at once
-                lambda i, s: (i + 1, update(s, tf.cast(tf.slice(flat, [i * CHUNK], [CHUNK]), dtype))),  # noqa: B023
-                (tf.constant(0), state),
-                parallel_iterations=2,
+                lambda i, _, whole=whole: i < whole, step, (tf.constant(0), state), parallel_iterations=2
             )[1]
-            flat = flat[whole * CHUNK :]
+            flat = [tensor[whole * CHUNK :] for tensor in flat]
         packed.append(flat)
-        held += CHUNK if flat.shape[0] is None else flat.shape[0]
+        held += CHUNK if flat[0].shape[0] is None else flat[0].shape[0]
         if held >= CHUNK:
             state, packed, held = _update(update, state, packed, dtype), [], 0
     return _update(update, state, packed, dtype) if held else state
 
 
 def _update(
-    update: Callable[[State, tf.Tensor], State],
-    state: State,
-    parts: Sequence[tf.Tensor],
-    dtype: tf.DType,
+    update: Callable[..., State], state: State, rows: Sequence[Sequence[tf.Tensor]], dtype: tf.DType
 ) -> State:
     # After the previous chunk, or all of them would be in memory at once.
     with tf.control_dependencies(tf.nest.flatten(state)):
-        chunks = [tf.cast(part, dtype) for part in parts]
-        return update(state, chunks[0] if len(chunks) == 1 else tf.concat(chunks, 0))
+        columns = [[tf.cast(tensor, dtype) for tensor in column] for column in zip(*rows, strict=True)]
+        return update(state, *(c[0] if len(c) == 1 else tf.concat(c, 0) for c in columns))
 
 
 def histogram(
