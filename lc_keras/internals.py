@@ -92,11 +92,7 @@ def function_graphs(op: tf.Operation, attribute: str, inputs: Sequence[tf.Tensor
     One that was traced earlier may have been so for inputs of other shapes, or of unknown ones.
     `tensorflow.python.framework.function_def_to_graph` makes a graph of a function, and
     `handle_data_util` knows the shape of a variable by its handle.
-
-    Args:
-        op: The operation.
-        attribute: String, that which names the function, or a list of these.
-        inputs: Sequence of tensors like those that the functions take.
+    `attribute` names the function or a list of these, `inputs` are like what the functions take.
     """
     named, graphs = op.get_attr(attribute), []
     for function in named if isinstance(named, list) else [named]:
@@ -207,6 +203,26 @@ def copied_together(objects: Sequence[keras.Layer]) -> list[keras.Layer]:
 
 
 # Graphs of layers.
+
+
+def mask_of(tensor: keras.KerasTensor) -> keras.KerasTensor | None:
+    """Return the mask that a tensor carries. `KerasTensor._keras_mask`."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def set_mask(tensor: keras.KerasTensor, mask: keras.KerasTensor) -> None:
+    tensor._keras_mask = mask
+
+
+@contextlib.contextmanager
+def without_traces(layers: Iterable[keras.Layer]) -> Iterator[None]:
+    """Take back that layers were called on tensors. `Operation._inbound_nodes`, `_outbound_nodes`."""
+    kept = [(nodes, len(nodes)) for one in layers for nodes in (one._inbound_nodes, one._outbound_nodes)]
+    try:
+        yield
+    finally:
+        for nodes, count in kept:
+            del nodes[count:]
 
 
 def functional_class(model: keras.Model) -> type[keras.Model] | None:
@@ -364,9 +380,6 @@ def compiled_with(model: keras.Model) -> dict[str, Any]:
 
     `get_compile_config` gives them serialised, and not all that the user's are made of can be read back.
     `Model._compile_config`.
-
-    Args:
-        model: Compiled `keras.Model`.
     """
 
     def anew(part: Any) -> Any:

@@ -78,6 +78,7 @@ class Builder:
             lambda: layers.Rescaling(2.0, self.choose([0.0, 1.0])),
             lambda: layers.Permute((2, 1, 3)),
             lambda: layers.Lambda(lambda t: t + 1),
+            lambda: self.operation(x.shape[-1]),
             lambda: self.nested(x.shape[1:]),
             lambda: self.merged(one),
             lambda: self.squeezed(),
@@ -104,6 +105,8 @@ class Builder:
             lambda: layers.MaxPooling1D(padding="same"),
             lambda: layers.UpSampling1D(),
             lambda: layers.ZeroPadding1D(),
+            lambda: layers.TimeDistributed(layers.Dense(4, **self.options())),
+            lambda: self.operation(x.shape[-1]),
             lambda: layers.SeparableConv1D(4, 3, padding="same"),
             lambda: layers.DepthwiseConv1D(3, padding="same"),
             lambda: layers.Conv1DTranspose(4, 3),
@@ -120,6 +123,7 @@ class Builder:
             lambda: layers.LayerNormalization(),
             lambda: layers.UnitNormalization(),
             lambda: layers.ELU(),
+            lambda: self.operation(x.shape[-1]),
             lambda: layers.PReLU(),
             lambda: layers.Dropout(0.5),
             lambda: self.merged(layers.Dense(4)),
@@ -143,6 +147,24 @@ class Builder:
             return kind()([x, other])
 
         return call
+
+    def operation(self, width):
+        if width % 2:
+            return keras.activations.relu
+        return self.choose(
+            [
+                keras.activations.relu,
+                lambda x: x * keras.ops.sigmoid(x) + 0.5,
+                lambda x: x[..., : x.shape[-1] // 2] - x[..., x.shape[-1] // 2 :],
+                lambda x: keras.ops.concatenate(keras.ops.split(x, 2, -1)[::-1], -1),
+                lambda x: keras.ops.reshape(
+                    keras.ops.swapaxes(
+                        keras.ops.reshape(x, (-1, *x.shape[1:-1], 2, x.shape[-1] // 2)), -1, -2
+                    ),
+                    (-1, *x.shape[1:]),
+                ),
+            ]
+        )
 
     def squeezed(self):
         def call(x):

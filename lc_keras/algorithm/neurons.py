@@ -18,14 +18,29 @@ class Makers:
     Args:
         model: Functional or built Sequential `keras.Model`.
         uses: Dict from the id of a variable to how often it is multiplied by; see `count_uses`.
+
+    Attributes:
+        kept_by: Set of strings, what keeps some of the units that were asked for in the model.
+        none_goes: Bool, whether units were asked for of which none can be removed.
     """
 
     def __init__(self, model: keras.Model, uses: dict[int, int | None]) -> None:
+        self.kept_by: set[str] = set()
+        self.none_goes = False
         graph = Graph(model, dead=True)
         groups = graph.units.groups()
         made = (s for flow in graph.flows if flow.weights for s in (*flow.outputs, *flow.hidden))
         alive = (unit for signal in made for unit in signal.ids[~signal.constant].tolist())
         self._stay = set(groups[[*graph.units.pinned, *graph.units.held, *alive]].tolist())
+        why = "is of a kind whose units are not known"
+        walls = [layer for layer in graph.walls if isinstance(layer, keras.Layer)]
+        self._walls = {id(v): f"'{layer.name}' {why}" for layer in walls for v in layer.variables}
+        # What keeps units, apart from that the model hands them out or is given them.
+        self._reasons = {
+            int(groups[unit]): why
+            for unit, why in graph.units.pinned.items()
+            if not why.endswith(("put of the model", "looks its input up"))
+        }
         self._trainable = model.trainable_variables
         self._places: dict[int, tuple[int, np.ndarray]] = {}
         self._reads: dict[int, tuple[int, np.ndarray]] = {}
@@ -85,6 +100,9 @@ class Makers:
                 own[key] = first - np.arange(Neurons().count(layout))
             made += (own[key] if place is None else place[1]).tolist()
         first = min(map(self._rank, made))
+        self.kept_by |= {self._reasons[u] for u in made if u in self._reasons}
+        self.kept_by |= {self._walls[id(v)] for v in variables if id(v) in self._walls and id(v) in own}
+        self.none_goes |= first > 0
         units = [u for u in dict.fromkeys(made) if self._rank(u) == first]
         number = {unit: n for n, unit in enumerate(units)}
 

@@ -1,6 +1,7 @@
 """Tasks: a cost, and the weights of a model that share it."""
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
@@ -197,6 +198,14 @@ class Task(Serializable):
             except ValueError as error:
                 raise ValueError(f"{self}: {error} Its weights are:\n{_listing(variables)}") from error
             shared.append(SharedCost(self, variables, layouts))
+        if makers and makers.kept_by:
+            reasons = sorted(makers.kept_by)
+            more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+            warnings.warn(
+                f"{self}: some neurons cannot be removed, {_BUDGETS[makers.none_goes]}: "
+                f"{'; '.join(reasons[:3])}{more}. `shrink_report` lists the layers that nothing goes across.",
+                stacklevel=2,
+            )
         return shared
 
 
@@ -216,6 +225,11 @@ def _timed(
     times[0] = (*times[0][:2], 1e6 * max(rest, 0.0))
     return [replace(layout, nanoseconds=time) for layout, time in zip(layouts, times, strict=True)]
 
+
+_BUDGETS = {
+    False: "and are outside of the budget",
+    True: "and the budget is spent on them all the same, since there are no others",
+}
 
 Tasks: TypeAlias = Compression | Task | Sequence[Compression | Task]
 

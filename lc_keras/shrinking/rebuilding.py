@@ -1,6 +1,7 @@
 """Take dead neurons and filters out of a graph: make a smaller model that computes the same."""
 
 import tempfile
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,9 @@ from lc_keras.internals import (
 from lc_keras.model.flow import Graph
 from lc_keras.model.flow.graph import in_order
 from lc_keras.model.flow.kinds import Flow, Wall
+from lc_keras.model.flow.opening import tensors_of
 from lc_keras.model.flow.units import Signal, Weight, find
+from lc_keras.shrinking.stand_ins import stand_in
 
 
 def shrink(model: keras.Model) -> keras.Model:
@@ -52,11 +55,29 @@ def shrink(model: keras.Model) -> keras.Model:
     small.save("small.keras")
     ```
     """
+    small, _, _ = rebuild(model)
+    return small
+
+
+def rebuild(model: keras.Model) -> tuple[keras.Model, Graph, list[keras.Layer]]:
+    """Return the smaller model, the graph of the model, and the layers of which nothing is left.
+
+    Args:
+        model: As that of `shrink`.
+
+    Returns:
+        `keras.Model`, `Graph` and a list of layers.
+
+    Raises:
+        TypeError: As `shrink`.
+    """
     graph = Graph(model)
     rebuilt = Rebuilt(graph)
     small = rebuilt.model(model)
     rebuilt.set_weights()
-    return small
+    left = set(map(id, layers_in(small)))
+    weighty = [flow.layer for flow in graph.layers.values() if flow.weights]
+    return small, graph, [layer for layer in weighty if id(rebuilt.instead_of(layer)) not in left]
 
 
 class Rebuilt:
@@ -71,7 +92,12 @@ class Rebuilt:
         self._graph = graph
         self._stays = graph.kept() if stays is None else stays
         self._made: dict[int, keras.Layer] = {}
+        # What is called instead of a layer, which may be a function.
+        self._calls: dict[int, Any] = {}
         self._copies: list[tuple[keras.Layer, keras.Layer]] = []
+        self._wholes: list[tuple[keras.Layer, keras.Layer]] = []
+        # The layers inside of which layers are being made, by name.
+        self._path: list[str] = []
         try:
             made = copied_together(graph.tied)
         except Exception:  # of layers of the user's own, which are then in both models
@@ -90,35 +116,38 @@ class Rebuilt:
         if issubclass(kind, keras.Sequential):
             stack = [*map(self._operation, model.layers)]
             if all(isinstance(layer, keras.Layer) for layer in stack):
-                return kind([*inputs, *stack], name=model.name, trainable=model.trainable)
+                return kind([*inputs, *stack], name=self._name(model), trainable=model.trainable)
             kind = keras.Model
         outputs = call_again(functional, inputs, self._operation)
         inputs = keras.tree.pack_sequence_as(functional.input, inputs)
-        new = kind(inputs, outputs, name=model.name)
+        new = kind(inputs, outputs, name=self._name(model))
         if not model.trainable:
             new.trainable = False
         return new
 
+    def instead_of(self, layer: keras.Layer) -> Any:
+        """Return what stands for a layer, `None` if it was not even made."""
+        return self._made.get(id(layer))
+
     def set_weights(self) -> None:
         for made, model in self._copies:
             _copy_state(made, model, all_of_it=True)
+        for made, layer in self._wholes:
+            _restore(made, layer)
         for flow in self._graph.layers.values():
             # What only masks need may be made by Keras itself.
             made = self._made.get(id(flow.layer))
             if isinstance(made, keras.Layer) and made is not flow.layer:
                 if isinstance(flow, Wall):
-                    _alter(made, flow.layer)
-                parts = layers_in(flow.layer)
-                quantized = any(getattr(part, "quantization_mode", None) for part in parts)
-                # What is quantised is built with its weights in another order.
-                if not quantized:
+                    _restore(made, flow.layer)
+                else:
                     made.set_weights(self._weights(flow))
-                if isinstance(flow, Wall):
-                    _copy_state(made, flow.layer, all_of_it=quantized)
 
     def _changes(self, model: keras.Model) -> bool:
         """Return whether units of anything in a model go."""
         flows = self._graph.inside[id(model)]
+        if any(flow.bypasses(self._kept(flow)) for flow in flows):
+            return True
         signals = [s for f in flows for s in (*f.inputs, *f.outputs, *f.hidden)]
         return not all(self._stays[s.ids].all() for s in (*signals, *self._graph.models[id(model)]))
 
@@ -153,12 +182,45 @@ class Rebuilt:
 
     def _operation(self, operation: keras.Layer) -> Any:
         """Return what to call instead of a layer."""
-        if id(operation) not in self._made:
-            again: Callable[[Any], Any] = self._layer
-            if id(operation) in self._graph.models:
-                again = self._inline if self._is_shared(operation) else self.model
-            self._made[id(operation)] = again(operation)
-        return self._made[id(operation)]
+        if id(operation) not in self._calls:
+            self._calls[id(operation)] = self._again(operation)
+        return self._calls[id(operation)]
+
+    def _again(self, operation: keras.Layer) -> Any:
+        if id(operation) in self._made:
+            return self._made[id(operation)]
+        if id(operation) in self._graph.models:
+            return self._inline(operation) if self._is_shared(operation) else self.model(operation)
+        inside = self._graph.opened.get(id(operation))
+        if inside is None:
+            made = self._made[id(operation)] = self._layer(operation)
+            flow = self._graph.layers.get(id(operation))
+            return flow.called(made, self._kept(flow)) if flow else made
+        whole = None if self._changes(inside) else self._whole(operation)
+        return self._opened(operation, inside) if whole is None else whole
+
+    def _whole(self, layer: keras.Layer) -> keras.Layer | None:
+        """Return a layer made anew as it is, `None` if it cannot be."""
+        try:
+            made = type(layer).from_config(layer.get_config() | {"name": self._name(layer)})
+        except Exception:  # whatever a layer of the user's own raises
+            return None
+        self._wholes.append((made, layer))
+        return made
+
+    def _opened(self, layer: keras.Layer, inside: keras.Model) -> Callable[..., Any]:
+        """Return a function that calls the layers in a layer, under names that begin with the layer's."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._path.append(layer.name)
+            outputs = call_again(inside, tensors_of(args, kwargs), self._operation)
+            self._path.pop()
+            return outputs
+
+        return call
+
+    def _name(self, layer: keras.Layer) -> str:
+        return "_".join([*self._path, layer.name])
 
     def _is_shared(self, model: keras.Model) -> bool:
         """Return whether layers in a nested model are called outside of it, too, which Keras cannot load."""
@@ -181,28 +243,38 @@ class Rebuilt:
                 output_shape_of(layer),
                 layer.mask,
                 layer.arguments,
-                name=layer.name,
+                name=self._name(layer),
                 dtype=layer.dtype_policy,
             )
         if id(layer) not in self._graph.layers:
             wrapped = self._operation(layer.layer)
             return keras.layers.TimeDistributed(
-                wrapped, name=layer.name, dtype=layer.dtype_policy, trainable=layer.trainable
+                wrapped, name=self._name(layer), dtype=layer.dtype_policy, trainable=layer.trainable
             )
         flow = self._graph.layers[id(layer)]
         if isinstance(flow, Wall):
             try:
-                return type(layer).from_config(layer.get_config())
+                return type(layer).from_config(layer.get_config() | self._renamed(layer))
             except Exception:
                 # Of the user's own, such as an operation that holds a function.
-                return layer
+                instead = stand_in(layer, self._name(layer))
+                if instead is None:
+                    warnings.warn(
+                        f"'{layer.name}' cannot be made anew from its config. It is in both models, and the "
+                        "smaller one can be exported, but perhaps not loaded from a .keras file.",
+                        stacklevel=2,
+                    )
+                return instead or layer
         kept = self._kept(flow)
-        config = _config(layer)
+        config = _config(layer) | self._renamed(layer)
         if not all(stays.all() for stays in kept.values()):
             config = _without_fixed_values(config) | flow.config(lambda port: int(kept[port].sum()))
             if "bias" in self._folded(flow) and flow.optional("bias") is None:
                 config["use_bias"] = True
-        return type(layer).from_config(config)
+        return (flow.made_as or type(layer)).from_config(config)
+
+    def _renamed(self, layer: keras.Layer) -> dict[str, Any]:
+        return {"name": self._name(layer)} if self._path else {}
 
     def _kept(self, flow: Flow) -> dict[str, np.ndarray]:
         return {port: self._stays[ids] for port, ids in flow.ports.items()}
@@ -245,6 +317,16 @@ def _config(layer: keras.Layer) -> dict[str, Any]:
 
 def _is_of_keras(config: Any) -> bool:
     return isinstance(config, dict) and str(config.get("module")).startswith("keras")
+
+
+def _restore(made: keras.Layer, layer: keras.Layer) -> None:
+    """Give a layer that was made anew as it is all that its config does not say."""
+    _alter(made, layer)
+    quantized = any(getattr(part, "quantization_mode", None) for part in layers_in(layer))
+    # What is quantised is built with its weights in another order.
+    if not quantized:
+        made.set_weights([keras.ops.convert_to_numpy(v) for v in layer.weights])
+    _copy_state(made, layer, all_of_it=quantized)
 
 
 def _alter(made: keras.Layer, layer: keras.Layer) -> None:

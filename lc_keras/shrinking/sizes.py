@@ -10,7 +10,7 @@ from lc_keras.model.flow import Graph
 from lc_keras.model.macs import macs
 from lc_keras.model.signatures import Structure
 from lc_keras.showing import Bar, Shown, Table
-from lc_keras.shrinking.rebuilding import shrink
+from lc_keras.shrinking.rebuilding import rebuild
 from lc_keras.shrinking.timing import quartiles
 
 
@@ -91,19 +91,19 @@ def shrink_report(
     ```
     """
     batch_size = None if batch_size is None else whole("batch_size", batch_size)
-    graph, small = Graph(model), shrink(model)
+    small, graph, gone = rebuild(model)
     counted = macs(model, input_signature), macs(small, input_signature)
     (before, after), unknown = (c.dense for c in counted), counted[0].unknown
     return ShrinkReport(
-        rows=_rows(graph),
-        walls=tuple(layer.name for layer in graph.walls),
+        rows=_rows(graph, gone),
+        walls=tuple(dict.fromkeys(layer.name for layer in graph.walls)),
         parameters=(model.count_params(), small.count_params()),
         macs=None if before is None or after is None or unknown else (before, after),
         milliseconds=_pair(quartiles([model, small], batch_size)) if batch_size else None,
     )
 
 
-def _rows(graph: Graph) -> tuple[LayerSize, ...]:
+def _rows(graph: Graph, gone: list[keras.Layer]) -> tuple[LayerSize, ...]:
     stays, groups = graph.kept(), graph.units.groups()
     reasons: dict[int, str] = {}
     for unit, why in (*graph.units.pinned.items(), *graph.units.held.items()):
@@ -112,7 +112,7 @@ def _rows(graph: Graph) -> tuple[LayerSize, ...]:
     for flow in graph.layers.values():
         if flow.weights and "out" in flow.ports:
             out = flow.outputs[0]
-            kept = stays[out.ids]
+            kept = stays[out.ids] & all(layer is not flow.layer for layer in gone)
             dead = np.flatnonzero(kept & ~out.needed)
             why = ""
             if len(dead):

@@ -313,7 +313,7 @@ def test_an_activation_of_the_users_own(activation, width):
 
 
 class Block(layers.Layer):
-    """Has no config."""
+    """Has no config, and a weight of its own."""
 
     def __init__(self, units):
         super().__init__()
@@ -321,16 +321,18 @@ class Block(layers.Layer):
 
     def build(self, shape):
         self.inner.build(shape)
+        self.scale = self.add_weight(shape=(), name="scale")
 
     def call(self, x):
-        return self.inner(x)
+        return self.scale * self.inner(x)
 
 
 def test_a_layer_that_cannot_be_made_anew_is_in_both_models():
     block = Block(4)
     model = sequential((5,), layers.Dense(6, name="a"), block, layers.Dense(3, name="b"), layers.Dense(2))
     kill(model.get_layer("b"), [1])
-    small = shrink(model)
+    with pytest.warns(UserWarning, match="'block.*' cannot be made anew"):
+        small = shrink(model)
     assert small.layers[1] is block and widths(small)["b"] == 2
     assert_same_outputs(model, small)
     three_times = layers.Lambda(lambda x, by: x * by, arguments={"by": 3.0}, output_shape=(2,))

@@ -5,7 +5,7 @@ it. Nothing else in the library asks for the kind of a layer to know these.
 """
 
 # Each of these modules registers entries.
-from lc_keras.model.flow import attention, elementwise, linear, norms, recurrent, shapes  # noqa: F401
+from lc_keras.model.flow import attention, elementwise, linear, norms, operations, recurrent, shapes  # noqa: F401
 from lc_keras.model.flow.graph import Graph
 
 __all__ = ["Graph"]

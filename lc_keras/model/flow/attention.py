@@ -1,12 +1,14 @@
 """Describe attention, whose heads are units that never leave the layer."""
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 from keras import layers
 
 from lc_keras.internals import is_gated
+from lc_keras.model.flow.keras_hub import without_cache
 from lc_keras.model.flow.kinds import Flow, describes
 from lc_keras.model.flow.units import Along, Signal, Weight, last
 
@@ -79,3 +81,13 @@ class MultiHeadAttention(Flow):
         left = np.einsum("hv,hvd->d", self.constants[gone], self.array("output_dense.kernel")[gone])
         left = left[kept["out"]]
         return {"output_dense.bias": arrays["output_dense.bias"] + left} if left.any() else {}
+
+
+@describes("keras_hub>CachedMultiHeadAttention")
+class CachedMultiHeadAttention(MultiHeadAttention):
+    """Attention with a cache, which calls in a graph do not use, and which Keras cannot put into one."""
+
+    made_as = layers.MultiHeadAttention
+
+    def called(self, made: Any, kept: dict[str, np.ndarray]) -> Any:
+        return without_cache(made)

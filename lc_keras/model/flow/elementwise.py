@@ -1,5 +1,8 @@
 """Describe layers that take each unit by itself: activations, pooling, padding, dropout, merges of equals."""
 
+from typing import Any
+
+import keras
 import numpy as np
 from keras import layers
 
@@ -131,10 +134,12 @@ class Merge(Flow):
 
     def forward(self) -> list[Signal]:
         (shape,) = self.shapes
-        axis = self.inputs[0].axis
-        if any(len(x.shape) != len(shape) for x in self.inputs):
+        rank = len(shape)
+        # Shapes of unlike length are as if they began with ones.
+        axis = max((x.axis - len(x.shape) for x in self.inputs if len(x.ids) > 1), default=-1)
+        if not rank or any(len(x.shape) < -axis for x in self.inputs):
             return self._pinned()
-        self.signals = [self.along(x, axis) for x in self.inputs]
+        self.signals = [self.along(x, len(x.shape) + axis) for x in self.inputs]
         widest = max(self.signals, key=lambda x: len(x.ids))
         for x in self.signals:
             if len(x.ids) == len(widest.ids):
@@ -143,25 +148,51 @@ class Merge(Flow):
                 self.pin(x, "spreads one unit over several")
             else:
                 return self._pinned()
+        self.ports = {"out": widest.ids}
         values = [np.broadcast_to(x.value, widest.value.shape) for x in self.signals]
-        return [Signal(shape, axis, widest.ids, np.array(self.constant(values)))]
+        return [Signal(shape, rank + axis, widest.ids, np.array(self.constant(values)))]
 
     def backward(self) -> None:
         for x in self.signals:
             if len(x.ids) == len(self.outputs[0].ids):
                 x.read |= self.outputs[0].needed
 
-    def _pinned(self) -> list[Signal]:
+    def _pinned(self, why: str = "merges tensors of unlike shapes") -> list[Signal]:
         self.signals = []
         for x in self.inputs:
-            self.pin(x, "merges tensors of unlike shapes")
-        return [self.fresh(s, last(s), pinned="merges tensors of unlike shapes") for s in self.shapes]
+            self.pin(x, why)
+        return [self.fresh(s, last(s), pinned=why) for s in self.shapes]
 
 
 @describes(layers.Add)
 class Add(Merge):
+    """A sum, to which what is always zero, such as a block whose inside is dead, adds nothing."""
+
     def constant(self, values: list[np.ndarray]) -> np.ndarray:
         return np.add.reduce(values)
+
+    def bypasses(self, kept: dict[str, np.ndarray]) -> bool:
+        # Where all counts as dead, what is zero need not be.
+        known = not (self.is_shared or self.units.dead)
+        return known and len(self._summands(kept)) < len(self.signals)
+
+    def called(self, made: Any, kept: dict[str, np.ndarray]) -> Any:
+        if not self.bypasses(kept):
+            return made
+        summands = self._summands(kept)
+
+        def call(*args: Any) -> Any:
+            tensors = [keras.tree.flatten(args)[place] for place in summands]
+            return tensors[0] if len(tensors) == 1 else made(tensors)
+
+        return call
+
+    def _summands(self, kept: dict[str, np.ndarray]) -> list[int]:
+        """Return the places of the inputs that are not always zero, and are as large as the sum."""
+        every = list(range(len(self.signals)))
+        if any(x.shape != self.shapes[0] for x in self.signals):
+            return every
+        return [n for n in every if self.signals[n].value[kept["out"]].any()] or every[:1]
 
 
 @describes(layers.Subtract)

@@ -1,13 +1,15 @@
 """Walk a model's graph once forward and once back: find what is tied, what is constant, what is read."""
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
-from lc_keras.internals import Call, as_functional, calls_in, functional_class, layers_in
-from lc_keras.model.flow.kinds import KINDS, Flow, Wall, is_altered
+from lc_keras.internals import Call, as_functional, calls_in, functional_class, layers_in, mask_of
+from lc_keras.model.flow.kinds import Flow, Wall, exact_kind_of, is_altered
+from lc_keras.model.flow.opening import has_hidden_masks, opened, tensors_of
 from lc_keras.model.flow.units import Shape, Signal, Units, last
 
 
@@ -25,6 +27,7 @@ class Graph:
         layers: Dict of the first `Flow` of each layer, by the layer's id.
         models: Dict of the input `Signal`s of the model and of each nested one, by the model's id.
         inside: Dict of the list of the `Flow`s in the model and in each nested one, by the model's id.
+        opened: Dict of the model that calls the layers in a layer, by the layer's id; `None` if it is closed.
         callers: Dict of the ids of the models in whose graph a layer is called, by the layer's id.
         tied: List of the layers that share weights with others, which one that holds another does.
         walls: List of the layers whose units are not known.
@@ -39,16 +42,28 @@ class Graph:
                 "Expected a Functional model or a built Sequential one, which are graphs of layers. "
                 f"Received: '{getattr(model, 'name', model)}' (of type {type(model).__name__})"
             )
+        self._has_hidden_masks = has_hidden_masks(model)
+        self._shut: set[int] = set()
+        while True:
+            try:
+                self._follow(model, dead)
+                return
+            except Unlike as found:
+                self._shut.add(id(found.args[0]))
+
+    def _follow(self, model: keras.Model, dead: bool) -> None:
         functional = as_functional(model)
         self.units = Units(dead)
         self.flows: list[Flow] = []
         self.layers: dict[int, Flow] = {}
         self.models: dict[int, list[Signal]] = {}
         self.inside: dict[int, list[Flow]] = {}
+        self.opened: dict[int, keras.Model | None] = dict.fromkeys(self._shut)
         self.callers: dict[int, set[int]] = {}
         self.walls: list[keras.Layer] = []
         # Each layer is made anew but once, and a model that is entered in one call and not in another twice.
         self._closed = {id(n.operation) for n in _calls(model) if not _is_entered(n)}
+        self._settings: dict[int, str] = {}
         inputs = [self._outside(tuple(t.shape), "is an input of the model") for t in functional.inputs]
         outputs = self._run(model, inputs)
         self.tied = self._tied()
@@ -130,32 +145,61 @@ class Graph:
 
     def _call(self, node: Call, signals: dict[int, Signal]) -> list[Signal]:
         layer = node.operation
-        masks = _masks(node)
+        masks, arguments = _masks(node), _arguments(node)
         for mask in (signals[id(t)] for t in node.input_tensors if id(t) in masks):
             self.units.pin(mask.ids, f"is a mask of '{layer.name}'")
             mask.read[:] = True
-        if id(layer) not in self._closed:
+        if id(layer) not in self._closed and _is_entered(node):
             outputs = self._run(layer, [signals[id(t)] for t in _given(node)])
             for signal, tensor in zip(outputs, node.outputs, strict=True):
                 # What is open in a model may be known where it is called.
                 signal.shape = tuple(tensor.shape)
             return outputs
-        inputs = [signals[id(t)] for t in node.input_tensors if id(t) not in masks]
-        return self._apply(layer, inputs, [tuple(t.shape) for t in node.outputs], _is_plain(node))
+        inside = self._open(node)
+        if inside is not None:
+            tensors = tensors_of(node.arguments.args, node.arguments.kwargs)
+            why = f"is a mask of '{layer.name}'"
+            outside = [signals.get(id(t)) or self._outside(tuple(t.shape), why) for t in tensors]
+            return self._run(inside, outside)
+        given = keras.tree.map_structure(
+            lambda t: signals[id(t)] if _is_symbolic(t) else t, [*arguments.values()]
+        )
+        arguments = dict(zip(arguments, given, strict=True))
+        plain = [value for name, value in arguments.items() if not name.endswith("mask")]
+        inputs = [value for value in keras.tree.flatten(plain) if isinstance(value, Signal)]
+        shapes = [tuple(t.shape) for t in node.outputs]
+        return self._apply(layer, inputs, shapes, _is_plain(node), arguments)
+
+    def _open(self, node: Call) -> keras.Model | None:
+        """Return the model in which a layer's layers are called, `None` if the layer stays closed."""
+        layer, settings = node.operation, _settings(node)
+        if id(layer) not in self.opened:
+            hidden = self._has_hidden_masks and getattr(layer, "supports_masking", False)
+            self.opened[id(layer)] = None if hidden else opened(node)
+        inside = self.opened[id(layer)]
+        if inside is not None and self._settings.setdefault(id(layer), settings) != settings:
+            # What is in it is made anew but once.
+            raise Unlike(layer)
+        return inside
 
     def _apply(
-        self, layer: keras.Layer, inputs: list[Signal], shapes: list[Shape], is_plain: bool
+        self,
+        layer: keras.Layer,
+        inputs: list[Signal],
+        shapes: list[Shape],
+        is_plain: bool,
+        arguments: dict[str, Any] | None = None,
     ) -> list[Signal]:
         """Return the outputs of a layer, called on signals."""
         if type(layer) is keras.layers.TimeDistributed and is_plain and inputs[0].axis > 1:
             return self._at_each_step(layer.layer, inputs[0], shapes[0])
-        kind = KINDS.get(type(layer), Wall)
+        kind = exact_kind_of(layer)
         fits = kind.fits(layer) and kind.takes in (None, len(inputs))
-        if not (is_plain and fits) or _is_altered(layer) or not _has_config(layer):
+        if not ((is_plain or kind.takes_arguments) and fits) or _is_altered(layer) or not _has_config(layer):
             kind = Wall
         if issubclass(kind, Wall) and layer not in self.walls:
             self.walls.append(layer)
-        flow = kind(layer, inputs, shapes, self.units)
+        flow = kind(layer, inputs, shapes, self.units, arguments)
         self.flows.append(flow)
         first = self.layers.setdefault(id(layer), flow)
         if first is not flow:
@@ -173,6 +217,7 @@ class Graph:
 
     def _share(self, first: Flow, again: Flow) -> None:
         """Tie the units of two calls of a layer; a constant must be the same in both to be folded."""
+        first.is_shared = True
         if not (again.is_sized or first.is_sized):
             return
         if _sizes(first) != _sizes(again):
@@ -186,6 +231,10 @@ class Graph:
             # What varies in one call need not be read there.
             given = [signal.constant & (signal.value != 0) for signal in (one, other)]
             self.units.hold(one.ids[(given[0] | given[1]) & (one.value != other.value)], why)
+
+
+class Unlike(Exception):
+    """Say that a layer is called in two ways, of which the graphs of what is in it differ."""
 
 
 def is_graph(layer: keras.Layer) -> bool:
@@ -214,13 +263,32 @@ def _sizes(flow: Flow) -> tuple[dict[str, int], list[int]]:
     return {port: len(ids) for port, ids in flow.ports.items()}, [len(x.ids) for x in flow.inputs]
 
 
+def _arguments(node: Call) -> dict[str, Any]:
+    """Return the arguments of a call by name, in the order of its signature if that is known."""
+    args, kwargs = node.arguments.args, node.arguments.kwargs
+    try:
+        return dict(inspect.signature(node.operation.call).bind(*args, **kwargs).arguments)
+    except TypeError:
+        return {str(place): value for place, value in enumerate(args)} | kwargs
+
+
+def _settings(node: Call) -> str:
+    """Return what calls of a layer have in common if the same happens in it."""
+    given = keras.tree.map_structure(
+        lambda t: (t.shape, t.dtype, mask_of(t) is None) if _is_symbolic(t) else repr(t),
+        (node.arguments.args, node.arguments.kwargs),
+    )
+    return str(given)
+
+
+def _is_symbolic(value: Any) -> bool:
+    return isinstance(value, keras.KerasTensor)
+
+
 def _is_plain(node: Call) -> bool:
     """Return whether a layer is called on tensors of the graph and masks alone, outside of training."""
-    given = keras.tree.flatten(node.arguments.args)
-    options = node.arguments.kwargs.items()
-    return all(value is None or isinstance(value, keras.KerasTensor) for value in given) and all(
-        value is None or value is False or name.endswith("mask") for name, value in options
-    )
+    given = [value for name, value in _arguments(node).items() if not name.endswith("mask")]
+    return all(value is None or value is False or _is_symbolic(value) for value in keras.tree.flatten(given))
 
 
 def _is_entered(node: Call) -> bool:

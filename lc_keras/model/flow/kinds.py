@@ -6,12 +6,12 @@ layer of the user's that derives from `Dense` has the weights of a dense layer. 
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
 
-from lc_keras.model.flow.units import Shape, Signal, Units, Weight, find, last
+from lc_keras.model.flow.units import Shape, Signal, Units, Weight, find, last, name_of
 
 
 class Flow:
@@ -26,18 +26,25 @@ class Flow:
         inputs: List of `Signal`.
         shapes: List of shapes of the outputs.
         units: `Units` of the graph.
+        arguments: Dict of what it is called on by name, `Signal`s in place of tensors, in the order of its
+            signature.
 
     Attributes:
         ports: Dict of the units that weights and arguments of the layer are numbered by, by name.
         hidden: List of `Signal` that never leave the layer, such as heads.
+        is_shared: Bool, whether the layer is called again.
     """
 
     kernel_axes: tuple[int, ...] = (-1,)
     weights: tuple[Weight, ...] = ()
     # The argument that is the number of units at the port "out", if there is one.
     width: str | None = None
+    # The class that it is made anew as, where that is another than its own.
+    made_as: type[keras.Layer] | None = None
     # How many inputs it describes; `None`: any number.
     takes: int | None = None
+    # Whether it describes calls with arguments that are neither tensors nor masks.
+    takes_arguments = False
 
     # Kernels.
 
@@ -55,10 +62,19 @@ class Flow:
 
     # Units.
 
-    def __init__(self, layer: keras.Layer, inputs: list[Signal], shapes: list[Shape], units: Units) -> None:
+    def __init__(
+        self,
+        layer: keras.Layer,
+        inputs: list[Signal],
+        shapes: list[Shape],
+        units: Units,
+        arguments: dict[str, Any] | None = None,
+    ) -> None:
         self.layer, self.inputs, self.shapes, self.units = layer, inputs, shapes, units
+        self.arguments = arguments or {}
         self.ports: dict[str, np.ndarray] = {}
         self.hidden: list[Signal] = []
+        self.is_shared = False
         self.outputs = self.forward()
 
     @property
@@ -86,6 +102,14 @@ class Flow:
             count: Gives the number of units that stay, for a port.
         """
         return {self.width: count("out")} if self.width else {}
+
+    def bypasses(self, kept: dict[str, np.ndarray]) -> bool:
+        """Return whether some of the inputs are not even called for, with those units that stay."""
+        return False
+
+    def called(self, made: Any, kept: dict[str, np.ndarray]) -> Any:
+        """Return what is called instead of the layer, as it was made anew, on the same arguments."""
+        return made
 
     def fold(self, kept: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Put what units that go leave behind into the weights.
@@ -159,17 +183,22 @@ class Wall(Flow):
 
 
 F = TypeVar("F", bound=Flow)
-KINDS: dict[type, type[Flow]] = {}
+KINDS: dict[type | str, type[Flow]] = {}
 
 
-def describes(*layers: type) -> Callable[[type[F]], type[F]]:
-    """Register an entry for kinds of layers."""
+def describes(*layers: type | str) -> Callable[[type[F]], type[F]]:
+    """Register an entry for kinds of layers: classes, or `name_of` those that need not be there."""
 
     def register(flow: type[F]) -> type[F]:
         KINDS.update(dict.fromkeys(layers, flow))
         return flow
 
     return register
+
+
+def exact_kind_of(layer: keras.Layer) -> type[Flow]:
+    """Return the entry of a layer's own class, which alone tells of its units."""
+    return KINDS.get(type(layer)) or KINDS.get(name_of(type(layer)), Wall)
 
 
 def kind_of(layer: keras.Layer | None) -> type[Flow]:

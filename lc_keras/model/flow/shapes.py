@@ -1,8 +1,10 @@
 """Describe layers that move units to other places: flatten, reshape, permute, repeat, concatenate, embed."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
+import keras
 import numpy as np
 from keras import layers
 
@@ -11,91 +13,217 @@ from lc_keras.model.flow.units import Along, Shape, Signal, Weight, last
 
 
 class Moved(Flow):
-    """A layer that gives a tensor another shape, its elements in the order that `moved` gives."""
+    """A layer that gives a tensor another shape, or parts of it: its elements are those of the input.
+
+    What comes to lie at one place of the axis of units lives together.
+    """
 
     takes = 1
 
-    def moved(self, elements: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-        return elements.reshape(shape)
+    def moved(self, elements: np.ndarray) -> np.ndarray | list[np.ndarray] | None:
+        """Return what becomes of the elements of one example, or `None` if that is not known."""
+        raise NotImplementedError
 
     def forward(self) -> list[Signal]:
-        (x,), (shape,) = self.inputs, self.shapes
-        places = self._places(x, shape)
-        axis = None if places is None else _axis_of(places)
-        if places is None or axis is None:
-            self.where: np.ndarray | None = None
-            self.pin(x, "spreads units over several axes")
-            return [self.fresh(shape, last(shape), pinned="spreads units over several axes")]
-        self.where = np.moveaxis(places, axis, 0).reshape(places.shape[axis], -1)[:, 0]
-        out = Signal(shape, axis + 1, x.ids[self.where], x.value[self.where])
-        self.ports = {"in": x.ids, "out": out.ids}
-        return [out]
+        (x,) = self.inputs
+        self.ports = {"in": x.ids}
+        # For each place of the units' axis of each output, all that comes to lie there.
+        self.sources: list[np.ndarray] = []
+        outputs = []
+        for shape, places in zip(self.shapes, self._found(x), strict=True):
+            axis = None if places is None else _axis_of(places)
+            if places is None or axis is None:
+                self.pin(x, "moves its units in a way that is not followed")
+                self.sources = []
+                return [
+                    self.fresh(s, last(s), pinned="moves units in a way that is not followed")
+                    for s in self.shapes
+                ]
+            sources = np.moveaxis(places, axis, 0).reshape(places.shape[axis], -1)
+            several = (sources != sources[:, :1]).any(axis=1)
+            for row in map(np.unique, sources[several]):
+                self.units.tie(x.ids[row], np.repeat(x.ids[row[0]], len(row)))
+            value = x.value[sources]
+            value = np.where((value == value[:, :1]).all(axis=1), value[:, 0], np.nan)
+            outputs.append(Signal(shape, axis, x.ids[sources[:, 0]], value))
+            self.sources.append(sources)
+        for number, out in enumerate(outputs):
+            self.ports[f"out{number}"] = out.ids
+        return outputs
 
     def backward(self) -> None:
-        if self.where is not None:
-            np.logical_or.at(self.inputs[0].read, self.where, self.outputs[0].needed)
+        for out, sources in zip(self.outputs, self.sources, strict=False):
+            self.inputs[0].read[sources[out.needed].ravel()] = True
 
-    def _places(self, x: Signal, shape: Shape) -> np.ndarray | None:
-        """Return for each element of the output, of one example, the place of its unit in the input."""
-        before = list(x.shape[1:])
-        if not before:
-            return None
-        unknown = [a for a, n in enumerate(before) if n is None]
-        if unknown and (None not in shape[1:] or not len(x.ids)):
-            return None
-        # Any size will do where none is known, if the units come to lie on one axis for two of them.
-        sizes = [1 if n is None else n for n in before]
-        after = [-1 if n is None else n for n in shape[1:]]
-        if after.count(-1) > 1 or (unknown and (x.axis != last(x.shape) or shape[-1] != x.shape[-1])):
-            return None
+    # What an open axis, of which any size will do, is taken to be.
+    size_of_open = 1
+
+    def _found(self, x: Signal) -> list[np.ndarray | None]:
+        """Return for each element of each output, of one example, the place of its unit in the input."""
+        nothing: list[np.ndarray | None] = [None] * len(self.shapes)
+        if not x.axis or not len(x.ids):
+            return nothing
+        sizes = [1, *(self.size_of_open if n is None else n for n in x.shape[1:])]
         along = [1] * len(sizes)
-        along[x.axis - 1] = len(x.ids)
-        places = np.broadcast_to(np.arange(len(x.ids)).reshape(along), sizes)
-        if -1 in after and places.size % -math.prod(after):
-            # What is open is divided, too.
-            return None
-        return self.moved(places, after)
+        along[x.axis] = len(x.ids)
+        found = self.moved(np.broadcast_to(np.arange(len(x.ids)).reshape(along), sizes))
+        if found is None:
+            return nothing
+        found = found if isinstance(found, list) else [found]
+        return [
+            np.asarray(places) if np.ndim(places) == len(s) else None
+            for s, places in zip(self.shapes, found, strict=True)
+        ]
 
 
 def _axis_of(places: np.ndarray) -> int | None:
-    """Return the one axis along which places vary, `None` if there are several."""
-    varies = [a for a in range(places.ndim) if (places != places.take([0], axis=a)).any()]
+    """Return the last axis along which places vary, `None` if that is the axis of examples, or none."""
+    varies = (
+        [a for a in range(places.ndim) if (places != places.take([0], axis=a)).any()] if places.size else []
+    )
     if not varies:
-        return places.ndim - 1 if places.shape[-1] == 1 else None
-    return varies[0] if len(varies) == 1 else None
+        return places.ndim - 1 if places.ndim > 1 and places.shape[-1] == 1 else None
+    return varies[-1] if varies[0] else None
 
 
-@describes(layers.Reshape)
+@describes(layers.Reshape, "ops.Reshape")
 class Reshape(Moved):
+    def moved(self, elements: np.ndarray) -> np.ndarray | None:
+        (x,), (shape,) = self.inputs, self.shapes
+        if None in x.shape[1:] and (
+            None not in shape[1:] or x.axis != last(x.shape) or shape[-1] != x.shape[-1]
+        ):
+            return None
+        after = [-1 if n is None else n for n in shape[1:]]
+        # Examples may be taken apart, and what is open may be divided.
+        for first in (1, -1):
+            size, parts = abs(math.prod(after)), [first, *after].count(-1)
+            if parts <= 1 and (elements.size % size == 0 if parts else elements.size == size):
+                return elements.reshape([first, *after])
+        return None
+
     def config(self, count: Callable[[str], int]) -> dict[str, object]:
-        shape = list(self.shapes[0][1:])
-        shape[self.outputs[0].axis - 1] = count("out")
-        return (
-            {"target_shape": tuple(-1 if n is None else n for n in shape)} if self.where is not None else {}
-        )
+        if not self.sources:
+            return {}
+        axis, of_layer = self.outputs[0].axis, isinstance(self.layer, keras.Layer)
+        shape = [-1 if n is None else n for n in self.shapes[0]] if of_layer else list(self.layer.newshape)
+        shape[axis] = count("out0") if shape[axis] != -1 else -1
+        return {"target_shape": tuple(shape[1:])} if of_layer else {"newshape": tuple(shape)}
 
 
 @describes(layers.Flatten)
 class Flatten(Moved):
-    def moved(self, elements: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-        if self.layer.data_format == "channels_first" and elements.ndim > 1:
-            elements = np.moveaxis(elements, 0, -1)
-        return elements.reshape(shape)
+    def moved(self, elements: np.ndarray) -> np.ndarray | None:
+        if None in self.inputs[0].shape[1:]:
+            return None
+        if self.layer.data_format == "channels_first" and elements.ndim > 2:
+            elements = np.moveaxis(elements, 1, -1)
+        return elements.reshape(1, -1)
 
 
 @describes(layers.Permute)
 class Permute(Moved):
-    def moved(self, elements: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-        return elements.transpose([d - 1 for d in self.layer.dims])
+    def moved(self, elements: np.ndarray) -> np.ndarray:
+        return elements.transpose([0, *self.layer.dims])
 
 
 @describes(layers.RepeatVector)
 class RepeatVector(Moved):
-    def moved(self, elements: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-        return np.broadcast_to(elements, shape)
+    def moved(self, elements: np.ndarray) -> np.ndarray:
+        return np.repeat(elements[:, None], self.layer.n, axis=1)
 
 
-@describes(layers.Concatenate)
+@describes(
+    *(
+        f"ops.{name}"
+        for name in "DepthToSpace ExpandDims Flip Moveaxis SpaceToDepth Squeeze Swapaxes".split()
+    ),
+    *(f"ops.{name}" for name in "Repeat Tile Transpose".split()),
+)
+class MovingOperation(Moved):
+    """An operation that moves elements with arguments that do not change with the number of units."""
+
+    size_of_open = 2
+
+    def moved(self, elements: np.ndarray) -> np.ndarray | None:
+        try:
+            return keras.ops.convert_to_numpy(self.layer.call(keras.ops.convert_to_tensor(elements)))
+        except Exception:  # a shape that is open must be another
+            return None
+
+
+@describes("ops.Split")
+class Split(Moved):
+    """A tensor in parts, which may be of unlike widths once units go."""
+
+    size_of_open = 2
+
+    def moved(self, elements: np.ndarray) -> list[np.ndarray] | None:
+        self.cuts_units = self.layer.axis % elements.ndim == self.inputs[0].axis
+        if not self.layer.axis % elements.ndim or (
+            not self.cuts_units and self.inputs[0].shape[self.layer.axis] is None
+        ):
+            return None
+        return list(np.split(elements, self.layer.indices_or_sections, self.layer.axis))
+
+    def config(self, count: Callable[[str], int]) -> dict[str, object]:
+        if not (self.sources and self.cuts_units):
+            return {}
+        widths = [count(f"out{number}") for number in range(len(self.outputs))]
+        return {"indices_or_sections": tuple(int(n) for n in np.cumsum(widths)[:-1])}
+
+
+@describes("ops.GetItem")
+class GetItem(Moved):
+    """A part of a tensor, such as `x[:, 0]` or `x[..., 2:6]`."""
+
+    takes_arguments = True
+    size_of_open = 4
+
+    def moved(self, elements: np.ndarray) -> np.ndarray | None:
+        key = self.arguments["key"]
+        self.key = list(key) if isinstance(key, (list, tuple)) else [key]
+        if any(not isinstance(part, (int, slice, type(None), type(Ellipsis))) for part in self.key):
+            return None
+        self.place = self._place(self.inputs[0].axis, elements.ndim)
+        part = self.key[self.place] if self.place is not None else slice(None)
+        # Examples stay, and units in their order, side by side.
+        batch = self._place(0, elements.ndim)
+        whole = batch is None or self.key[batch] == slice(None)
+        if not whole or not isinstance(part, slice) or part.step not in (None, 1):
+            return None
+        try:
+            return elements[tuple(self.key)]
+        except IndexError:
+            return None
+
+    def config(self, count: Callable[[str], int]) -> dict[str, object]:
+        return {}
+
+    def called(self, made: Any, kept: dict[str, np.ndarray]) -> Any:
+        if kept["in"].all() or self.place is None:
+            return made
+        start = kept["in"][: self.key[self.place].indices(len(kept["in"]))[0]].sum()
+        units = slice(int(start), int(start + kept["out0"].sum()))
+        key = (*self.key[: self.place], units, *self.key[self.place + 1 :])
+
+        def call(x: Any, *_: Any, **__: Any) -> Any:
+            return made(x, key)
+
+        return call
+
+    def _place(self, axis: int, rank: int) -> int | None:
+        """Return the place in the key of what is said of an axis, `None` if it is taken whole."""
+        of_axes = [n for n, part in enumerate(self.key) if part is not None]
+        dots = [n for n, place in enumerate(of_axes) if self.key[place] is Ellipsis]
+        if dots:
+            behind = len(of_axes) - dots[0] - 1
+            if axis >= dots[0]:
+                return of_axes[axis - rank] if rank - axis <= behind else None
+        return of_axes[axis] if axis < len(of_axes) else None
+
+
+@describes(layers.Concatenate, "ops.Concatenate")
 class Concatenate(Flow):
     """A concatenation: along the axis of the units their list; along another they are tied."""
 
@@ -108,6 +236,10 @@ class Concatenate(Flow):
         if self.in_line:
             ids, values = ([getattr(x, a) for x in self.signals] for a in ("ids", "value"))
             return [Signal(shape, axis, np.concatenate(ids), np.concatenate(values))]
+        return self._as_one(shape, axis)
+
+    def _as_one(self, shape: Shape, axis: int) -> list[Signal]:
+        """Return a tensor in which the units of the inputs are on one axis, beside one another."""
         first = self.signals[0]
         value = first.value
         for x in self.signals[1:]:
@@ -124,6 +256,19 @@ class Concatenate(Flow):
             strict=True,
         ):
             x.read |= part
+
+
+@describes("ops.Stack")
+class Stack(Concatenate):
+    """Tensors of one shape beside one another, along an axis that they do not have."""
+
+    in_line = False
+
+    def forward(self) -> list[Signal]:
+        (shape,) = self.shapes
+        axis = self.inputs[0].axis
+        self.signals = [self.along(x, axis) for x in self.inputs]
+        return self._as_one(shape, axis + (self.layer.axis % len(shape) <= axis))
 
 
 @describes(layers.Embedding)

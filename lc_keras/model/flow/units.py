@@ -13,6 +13,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from lc_keras.internals import Call, calls_in
+
 Shape = tuple[int | None, ...]
 
 
@@ -158,10 +160,68 @@ _ELEMENTWISE = {
 }
 
 
+def name_of(kind: type) -> str:
+    """Return the name by which a class of layers is saved, of operations that of `keras.ops` with `ops.`.
+
+    Classes of operations have no public name. `keras.src.ops`, and `keras.src.activations` for `relu`, Keras
+    3.14 and 3.15.
+    """
+    if kind.__module__.startswith(("keras.src.ops.", "keras.src.activations.")):
+        return f"ops.{kind.__name__}"
+    return keras.saving.get_registered_name(kind)
+
+
+# Operations that take each element by itself, or with its counterparts in other tensors.
+ELEMENTWISE = {
+    f"ops.{name}"
+    for name in """
+    Absolute Add Angle Arccos Arccosh Arcsin Arcsinh Arctan Arctan2 Arctanh BitwiseAnd BitwiseInvert
+    BitwiseNot BitwiseOr BitwiseXor Cast Cbrt Ceil Celu Clip Conjugate ConvertToTensor Copy Cos Cosh
+    Deg2rad Divide DivideNoNan Elu Equal Erf Erfc Erfinv Exp Exp2 Expm1 Fabs Floor FloorDivide Fmax Fmin
+    Fmod FullLike Gelu Greater GreaterEqual HardShrink HardSigmoid HardSilu HardTanh Heaviside Hypot I0
+    Imag Isclose Isfinite Isinf Isnan Isneginf Isposinf LeakyRelu Less LessEqual Log Log10 Log1p Log2
+    LogSigmoid Logaddexp Logaddexp2 LogicalAnd LogicalNot LogicalOr LogicalXor Maximum Minimum Mod
+    Multiply NanToNum Negative NotEqual OnesLike Power Rad2deg Real Reciprocal ReLU Relu Relu6 Round Rsqrt
+    SaturateCast Selu Sigmoid Sign Signbit Silu Sin Sinc Sinh SoftShrink Softplus Softsign SparsePlus
+    SparseSigmoid Sqrt Square Squareplus StopGradient Subtract Tan TanhShrink Tanh Threshold TrueDivide
+    Trunc Where ZerosLike
+    """.split()
+}
+
+
 def is_elementwise(activation: Callable[[tf.Tensor], tf.Tensor]) -> bool:
-    """Return whether an activation is one of those of Keras that take each element by itself."""
+    """Return whether a function is made of operations that take each element by itself."""
     # `in` would ask what may not be hashed, such as an object of the user's, for its hash.
-    return any(activation is function for function in _ELEMENTWISE)
+    if any(activation is function for function in _ELEMENTWISE):
+        return True
+    if isinstance(activation, keras.Layer):
+        return False
+    x = keras.Input((2,))
+    try:
+        nodes = [node for node in calls_in(keras.Model(x, activation(x))) if not node.is_input]
+    except Exception:  # whatever a function of the user's own raises
+        return False
+    return all(
+        name_of(type(node.operation)) in ELEMENTWISE
+        and not has_arrays(node)
+        and all(tuple(t.shape) == (None, 2) for t in node.outputs)
+        for node in nodes
+    )
+
+
+def has_arrays(node: Call) -> bool:
+    """Return whether arrays or variables are in a call, or in the operation that is called."""
+    made = [] if isinstance(node.operation, keras.Layer) else list(vars(node.operation).values())
+    return any(map(is_array, keras.tree.flatten([node.arguments.args, node.arguments.kwargs, made])))
+
+
+def is_array(value: object) -> bool:
+    """Return whether a value is an array, a tensor or a variable that is in no graph."""
+    return (
+        hasattr(value, "shape")
+        and not isinstance(value, (keras.KerasTensor, Signal))
+        and len(value.shape) > 0
+    )
 
 
 def apply(function: Callable[[tf.Tensor], tf.Tensor], value: np.ndarray) -> np.ndarray:

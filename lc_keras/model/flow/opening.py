@@ -1,0 +1,129 @@
+"""Look into layers that are made of layers: their `call`, on symbolic tensors, gives a graph of those."""
+
+import inspect
+from typing import Any
+
+import keras
+
+from lc_keras.internals import (
+    Call,
+    call_again,
+    calls_in,
+    created_by,
+    layers_in,
+    mask_of,
+    replaced,
+    set_mask,
+    without_traces,
+)
+from lc_keras.model.flow.keras_hub import symbolic_methods
+from lc_keras.model.flow.kinds import KINDS
+from lc_keras.model.flow.units import has_arrays, name_of
+
+
+def tensors_of(*arguments: Any) -> list[keras.KerasTensor]:
+    """Return the tensors among the arguments of a call, and then the masks that they carry."""
+    tensors = [t for t in keras.tree.flatten(arguments) if isinstance(t, keras.KerasTensor)]
+    return [*tensors, *(mask for t in tensors if (mask := mask_of(t)) is not None)]
+
+
+def opened(node: Call) -> keras.Model | None:
+    """Return a graph of layers that does what a layer does in a call.
+
+    Args:
+        node: Call of a layer.
+
+    Returns:
+        Functional model of `tensors_of` the call, with the layers in the layer themselves; `None` if the
+        layer is not made of layers, or if not all that it does is in such a graph: it has weights, a loss or
+        a state of its own, or it does something else in training.
+    """
+    layer = node.operation
+    if not isinstance(layer, keras.Layer) or isinstance(layer, keras.Model):
+        return None
+    known = type(layer) in KINDS or name_of(type(layer)) in KINDS
+    if known or type(layer).__module__.startswith("keras.") or not layer.built:
+        return None
+    if created_by(layer) or layer.activity_regularizer or node.arguments.kwargs.get("training"):
+        return None
+    with without_traces(layers_in(layer)):
+        try:
+            graphs = [_graph(node, training) for training in (False, True)]
+        except Exception:  # whatever its `call` raises, of tensors without values
+            return None
+        here, there = ([type(call.operation) for call in calls_in(graph)] for graph in graphs)
+        return graphs[0] if here == there and _is_whole(graphs[0], node) else None
+
+
+def _graph(node: Call, training: bool) -> keras.Model:
+    """Return the graph of what a layer calls, with a loss or a state as an error."""
+    layer, inputs, masks = node.operation, [], []
+
+    def fresh(tensor: Any) -> Any:
+        if not isinstance(tensor, keras.KerasTensor):
+            return tensor
+        x = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
+        inputs.append(x)
+        if layer.autocast and "float" in x.dtype and x.dtype != layer.compute_dtype:
+            x = keras.ops.cast(x, layer.compute_dtype)
+        if (mask := mask_of(tensor)) is not None:
+            masks.append(keras.Input(batch_shape=mask.shape, dtype=mask.dtype))
+            set_mask(x, masks[-1])
+        return x
+
+    methods = symbolic_methods(layer)
+    args, kwargs = keras.tree.map_structure(fresh, (node.arguments.args, node.arguments.kwargs))
+    if training and "training" in inspect.signature(layer.call).parameters:
+        kwargs |= {"training": True}
+    with keras.StatelessScope(collect_losses=True) as scope, replaced(methods):
+        outputs = layer.call(*args, **kwargs)
+    if scope.losses or scope.state_mapping or (masks and methods):
+        raise ValueError(f"'{layer.name}' has a loss, a state, or masks of another kind.")
+    graph = keras.Model([*inputs, *masks], outputs)
+    return _with_masks(graph) if masks and layer.supports_masking else graph
+
+
+def has_hidden_masks(model: keras.Model) -> bool:
+    """Return whether layers in a model make masks of which its symbolic tensors know nothing.
+
+    `ReversibleEmbedding` does, in its `call`.
+    """
+    return any(
+        getattr(x, "mask_zero", False) and type(x) is not keras.layers.Embedding for x in layers_in(model)
+    )
+
+
+def _with_masks(graph: keras.Model) -> keras.Model:
+    """Return a graph in which masks pass sums, as they pass the layer that the graph is in."""
+
+    def instead(operation: Any) -> Any:
+        if name_of(type(operation)) != "ops.Add":
+            return operation
+        return lambda x, y: keras.layers.Add()([x, y]) if _are_alike(x, y) else operation(x, y)
+
+    masked = keras.Model(graph.inputs, call_again(graph, graph.inputs, instead))
+    if _masks_read(masked) != _masks_read(graph):
+        raise ValueError("A layer would be given a mask that it was not given before.")
+    return masked
+
+
+def _masks_read(graph: keras.Model) -> list[list[bool]]:
+    """Return which tensors carry masks, for each call of a layer that takes masks."""
+    return [
+        [mask_of(tensor) is not None for tensor in call.input_tensors]
+        for call in calls_in(graph)
+        if any(name.endswith("mask") for name in inspect.signature(call.operation.call).parameters)
+    ]
+
+
+def _are_alike(*values: Any) -> bool:
+    return len({getattr(value, "shape", None) for value in values}) == 1
+
+
+def _is_whole(graph: keras.Model, node: Call) -> bool:
+    """Return whether a graph has all that its outputs are made of, and their shapes and masks."""
+    pairs = list(zip(graph.outputs, node.outputs, strict=False))
+    same = len(graph.outputs) == len(node.outputs) and all(
+        tuple(x.shape) == tuple(y.shape) and (mask_of(x) is None) == (mask_of(y) is None) for x, y in pairs
+    )
+    return same and not any(map(has_arrays, calls_in(graph)))

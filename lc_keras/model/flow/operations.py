@@ -1,0 +1,112 @@
+"""Describe operations of `keras.ops` that take each element by itself, or sum over axes without units."""
+
+import keras
+import numpy as np
+
+from lc_keras.model.flow.elementwise import Add, EachUnit, Merge
+from lc_keras.model.flow.kinds import describes
+from lc_keras.model.flow.units import ELEMENTWISE, Signal, is_array
+
+
+@describes(*ELEMENTWISE)
+class Elementwise(Merge):
+    """An operation on elements of one tensor, or of several and of numbers."""
+
+    takes_arguments = True
+
+    def forward(self) -> list[Signal]:
+        given = [*self.arguments.values(), *vars(self.layer).values()]
+        if not self.inputs or any(map(is_array, keras.tree.flatten(given))):
+            # A part for each unit may be in it.
+            return self._pinned("is given an array")
+        return super().forward()
+
+    def constant(self, values: list[np.ndarray]) -> np.ndarray:
+        """Return what comes out where all that goes in is known."""
+        known = ~np.isnan(values).any(axis=0)
+        result = np.full(known.shape, np.nan)
+        if known.any():
+            numbers = iter(keras.ops.convert_to_tensor(value[known], "float32") for value in values)
+            given = [next(numbers) if isinstance(v, Signal) else v for v in self.arguments.values()]
+            try:
+                result[known] = keras.ops.convert_to_numpy(self.layer.call(*given))
+            except Exception:  # not of floats
+                return result
+        return np.where(np.isfinite(result), result, np.nan)
+
+
+@describes("ops.Add")
+class AddOperation(Elementwise, Add):
+    """A sum of two tensors, or of one and a number."""
+
+
+@describes("ops.Multiply")
+class MultiplyOperation(Elementwise):
+    """A product, which is zero where one factor is."""
+
+    def constant(self, values: list[np.ndarray]) -> np.ndarray:
+        zero = np.any([value == 0 for value in values], axis=0)
+        return np.where(zero, 0.0, super().constant(values))
+
+
+class OverAxes(EachUnit):
+    """An operation along some axes, of which that of the units is none."""
+
+    def forward(self) -> list[Signal]:
+        (x,) = self.inputs
+        axis = self.layer.axis
+        axes = range(len(x.shape)) if axis is None else axis if isinstance(axis, (list, tuple)) else [axis]
+        self.along_axes = {a % len(x.shape) for a in axes}
+        if x.axis in self.along_axes:
+            self.along_axes = {*range(len(x.shape))}
+            self.pin(x, "goes over units")
+            return [self.fresh(s, len(s) - 1, pinned="goes over units") for s in self.shapes]
+        return super().forward()
+
+    def backward(self) -> None:
+        if self.outputs[0].ids is self.inputs[0].ids:
+            super().backward()
+
+
+@describes("ops.LogSoftmax", "ops.Softmax", "ops.Sort")
+class Along(OverAxes):
+    def constant(self, value: np.ndarray) -> np.ndarray:
+        return np.full_like(value, np.nan)
+
+
+@describes("ops.Cumprod", "ops.Cumsum")
+class Cumulated(OverAxes):
+    def constant(self, value: np.ndarray) -> np.ndarray:
+        return np.where(value == 0, value, np.nan)
+
+
+class Reduction(OverAxes):
+    """A reduction of other axes than that of the units."""
+
+    def axes(self) -> tuple[int, int]:
+        before = self.inputs[0].axis
+        gone = 0 if getattr(self.layer, "keepdims", False) else sum(a < before for a in self.along_axes)
+        return before, before - gone
+
+
+@describes(*(f"ops.{name}" for name in "Amax Amin Max Mean Median Min".split()))
+class Middle(Reduction):
+    """A reduction of what is the same everywhere to that."""
+
+
+@describes(*(f"ops.{name}" for name in "All Any CountNonzero Prod Sum".split()))
+class Total(Reduction):
+    def constant(self, value: np.ndarray) -> np.ndarray:
+        return np.where(value == 0, value, np.nan)
+
+
+@describes("ops.Std", "ops.Var")
+class Deviation(Reduction):
+    def constant(self, value: np.ndarray) -> np.ndarray:
+        return value * 0
+
+
+@describes("ops.Argmax", "ops.Argmin", "ops.Logsumexp")
+class Other(Reduction):
+    def constant(self, value: np.ndarray) -> np.ndarray:
+        return np.full_like(value, np.nan)
