@@ -23,6 +23,9 @@ import tensorflow as tf
 from lc_keras.costs.budgets import Product, choose
 from lc_keras.costs.layout import Layout
 
+# More than three operations in single precision lose.
+_ROUNDING = 5e-7
+
 
 class Class(NamedTuple):
     """Units that the same tensors make and read.
@@ -123,11 +126,12 @@ def choose_pieces(
     piece = tf.constant(np.repeat(np.arange(len(widths)), widths))
     energy = tf.square(tf.cast(tf.gather(magnitudes, order), tf.float64))
     norms = tf.cast(tf.sqrt(tf.math.unsorted_segment_sum(energy, piece, len(widths))), magnitudes.dtype)
-    kept = choose(norms, costs, budget, parts)
-    # By rounding a piece may come before one of its class that holds as much.
-    gone = tf.cumsum(tf.cast(~kept, tf.int32))
     counts = [len(c.widths) for c in classes]
     first = np.repeat(np.cumsum([0, *counts[:-1]]), counts)
+    # By rounding a piece could come before one of its class that holds as much.
+    norms *= tf.constant(1 - _ROUNDING * (np.arange(len(widths)) - first), norms.dtype)
+    kept = choose(norms, costs, budget, parts)
+    gone = tf.cumsum(tf.cast(~kept, tf.int32))
     kept &= gone == tf.gather(tf.concat([[0], gone], 0), tf.constant(first))
     return tf.scatter_nd(order[:, None], tf.cast(tf.gather(kept, piece), tf.int32), magnitudes.shape) > 0
 

@@ -14,8 +14,9 @@ import lc_keras
 from lc_keras import Blocks, L0Constraint, Neurons
 from lc_keras.algorithm.tasks import Task, bind_tasks
 from lc_keras.baselines import compress_directly
+from lc_keras.costs.budgets import Product
 from lc_keras.costs.layout import Layout
-from lc_keras.costs.multiples import classes_of
+from lc_keras.costs.multiples import choose_pieces, classes_of, in_pieces, least_pieces
 from lc_keras.model.macs import macs
 
 
@@ -73,6 +74,20 @@ def test_it_never_cuts_a_piece_where_units_are_equal():
     for keep in range(24):
         kept = [part.any(axis=0).sum() for part in theta(neurons(keep, 4), *weights)]
         assert sum(kept) <= keep and is_fit(kept, 4, (10, 13))
+
+
+@pytest.mark.parametrize(
+    "multiple, count, magnitude, price",
+    [(7, 20, 2.80586648, 27), (6, 15, 1.85000145, 32), (5, 14, 2.78219223, 21)],
+)
+def test_a_whole_piece_goes_before_what_is_left_over(multiple, count, magnitude, price):
+    """Rounding alone would have the last piece first."""
+    units = np.arange(count)
+    classes = classes_of([Layout((1, count), units=units, count=count)], multiple)
+    cost = in_pieces(Product(price, np.ones(count, int), np.zeros(count, int), 0, 1), classes)
+    magnitudes = tf.fill([count], np.float32(magnitude))
+    kept = choose_pieces(magnitudes, [cost], multiple * price, least_pieces([], classes), classes)
+    assert np.count_nonzero(kept) == multiple
 
 
 def test_a_unit_with_a_place_in_each_gate_is_one_channel_and_a_head_many():
