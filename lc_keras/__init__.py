@@ -1,5 +1,10 @@
 """Learning-Compression pruning for Keras 3: an exact budget, inside `fit`."""
 
+from lc_keras import startup
+
+if startup.is_command_line():
+    startup.import_quietly()
+
 from lc_keras import baselines
 from lc_keras.algorithm import Alternation, Exponential, Geometric, LCPenalty, Task
 from lc_keras.costs import (

@@ -10,6 +10,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
+import examples  # noqa: F401, I001  # first: it imports TensorFlow quietly
 import keras
 import pytest
 import tensorflow as tf

@@ -1,5 +1,8 @@
 """Each example, once through with little of everything."""
 
+import contextlib
+import importlib
+import io
 import json
 import math
 import os
@@ -18,18 +21,15 @@ from examples import resnet_cifar10 as resnet
 ROOT = Path(__file__).parent.parent
 
 
-def run(script, output, *options, **environment):
-    """Runs an example and returns its points by method and what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"examples.{script}", "--output", output, *options],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-    )
-    assert done.returncode == 0, done.stderr
+def run(script, output, *options):
+    """Runs an example in this process and returns its points by method and what it printed."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(printed):
+        patched.setattr(sys, "argv", [script, "--output", str(output), *options])
+        importlib.import_module(f"examples.{script}").main()
     assert (output / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
     points = json.loads((output / "tradeoff.json").read_text())["points"]
-    return points, done.stdout
+    return points, printed.getvalue()
 
 
 def methods(points):
@@ -73,7 +73,9 @@ def test_lenet5_on_validation_images(tmp_path, mnist_dir):
     assert len(list(tmp_path.glob("reference-*.weights.h5"))) == 1
 
 
-@pytest.mark.parametrize("depth, weights", [(32, 461_872), (56, 848_944), (110, 1_719_856)])
+@pytest.mark.parametrize(
+    "depth, weights", [(32, 461_872), (56, 848_944), pytest.param(110, 1_719_856, marks=pytest.mark.slow)]
+)
 def test_resnets_have_the_weights_of_the_paper(depth, weights):
     model = resnet.build(depth)
     kernels = [w for w in model.trainable_weights if w.path.endswith("kernel")]
@@ -124,6 +126,7 @@ def test_a_resnet_of_another_depth():
         resnet.build(10)
 
 
+@pytest.mark.slow
 def test_a_resnet_loads_without_lc_keras(tmp_path):
     model = resnet.build(8)
     model.save(tmp_path / "resnet.keras")

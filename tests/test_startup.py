@@ -1,0 +1,24 @@
+"""What programs of the package print before they begin, and that importing it leaves alone."""
+
+import subprocess
+import sys
+
+from lc_keras import startup
+
+
+def test_the_command_line_starts_without_a_word():
+    run = subprocess.run([sys.executable, "-m", "lc_keras", "--help"], capture_output=True, text=True)
+    assert run.returncode == 0 and run.stderr == ""
+
+
+def test_only_the_command_line_is_one(monkeypatch):
+    for argv, original, expected in (
+        (["-m"], ["python", "-m", "lc_keras", "report"], True),
+        (["/usr/bin/lc-keras", "report"], ["python", "/usr/bin/lc-keras"], True),
+        (["-m"], ["python", "-m", "trainer"], False),
+        (["train.py"], ["python", "train.py"], False),
+        ([""], ["python"], False),
+    ):
+        monkeypatch.setattr(sys, "argv", argv)
+        monkeypatch.setattr(sys, "orig_argv", original)
+        assert startup.is_command_line() == expected
