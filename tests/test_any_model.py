@@ -37,6 +37,15 @@ def test_an_application(name, reloader, tmp_path):
     any_model.survives(any_model.application(any_model.builders()[name]), reloader, tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["BertTextClassifier", "GPT2CausalLM", "ResNetImageClassifier"])
+def test_a_model_of_keras_hub(name, reloader, tmp_path):
+    pytest.importorskip("keras_hub")
+    kind = any_model.models()[name]()
+    any_model.survives(kind, reloader, tmp_path)
+    assert any_model.serves(kind, reloader, tmp_path)["shrunk"] <= 1
+
+
 # What the checks themselves are worth.
 
 

@@ -6,10 +6,13 @@
 Every builder in `keras.applications`, with random weights and small images, and the kinds in
 `kinds.py`. Each is attached, goes through two short L steps, must then keep its budget with w = θ
 and nothing of lc_keras on it, is saved, and reloaded in a process without lc_keras, where its
-outputs must be the same.
+outputs must be the same. So go models of KerasHub (`hub.py`), of the smallest configurations. These
+are exported, too, and called in that process, then lose half of their neurons, and are shrunk,
+saved and reloaded.
 """
 
 import argparse
+import contextlib
 import functools
 import gc
 import inspect
@@ -32,6 +35,8 @@ from benchmarks.robustness.reload import Reloader
 from lc_keras.algorithm.tasks import bind_tasks
 
 KEEP = 0.3
+# Of what is computed in another order, relative to the largest output.
+TOLERANCE = 1e-4
 # Keras' smallest images, from small to large: each builder takes the first that fits.
 SIZES = (32, 71, 75, 96, 224)
 # With two images whose last feature map is one pixel, these diverge (EfficientNetB6 without LC, too).
@@ -43,8 +48,10 @@ HEAD = """# Models that were tried
 
 Written by `benchmarks/robustness/any_model.py`, whose text says what each model goes through. "compressed"
 counts the weights that share the budget, 30 % of them; "kept" those that are not zero at the end. The first
-models are of `benchmarks/robustness/kinds.py`, the others are all builders of
-`keras.applications`, with random weights and the smallest images that each takes.
+models are of `benchmarks/robustness/kinds.py`, the next of KerasHub in its smallest configurations, the
+others are all builders of `keras.applications`, with random weights and the smallest images that each
+takes. "shrunk" says what is left of the parameters when half of the neurons of a model of KerasHub are dead
+and `shrink` has taken them out; they are also reported and exported.
 """
 
 
@@ -125,6 +132,44 @@ def survives(kind, reloader, folder):
     difference = reloader.difference(kind.shipped, kind.x if kind.served is None else kind.served, folder)
     expect(difference == 0, f"outputs differ by {difference}")
     return {"compressed": total, "kept": kept, "frozen": len(frozen)}
+
+
+def serves(kind, reloader, folder):
+    """Reports and exports a model, and takes half of its neurons out.
+
+    Args:
+        kind: `Kind`, compressed.
+        reloader: `Reloader`.
+        folder: Path, a folder to write into.
+
+    Returns:
+        Dictionary of what was found.
+
+    Raises:
+        AssertionError: If something does not hold.
+    """
+    model, x = kind.model, kind.x
+    report = lc_keras.report(model)
+    expect(report.density < 1, f"{report.density} of the kernels is left")
+    expect(not math.isnan(report.macs_density or 0), "no fraction of the multiply-adds")
+    largest = max(float(np.abs(y).max()) for y in outputs_of(model, x))
+    difference = reloader.difference_served(model, x, folder)
+    expect(difference <= TOLERANCE * largest, f"served outputs differ by {difference}")
+    lc_keras.baselines.compress_directly(model, lc_keras.L0Constraint(0.5, lc_keras.Neurons()))
+    before = outputs_of(model, x)
+    largest = max(float(np.abs(y).max()) for y in before)
+    small = lc_keras.shrink(model)
+    difference = max(float(np.abs(y - z).max()) for y, z in zip(before, outputs_of(small, x), strict=True))
+    expect(difference <= TOLERANCE * largest, f"outputs differ by {difference} after shrink")
+    difference = reloader.difference(small, x, folder)
+    expect(difference == 0, f"outputs of the smaller model differ by {difference}")
+    return {"shrunk": small.count_params() / model.count_params()}
+
+
+def outputs_of(model, x):
+    """The outputs of a model for all examples, in a list."""
+    outputs = model(keras.tree.map_structure(keras.ops.convert_to_tensor, x), training=False)
+    return list(map(keras.ops.convert_to_numpy, keras.tree.flatten(outputs)))
 
 
 def values(variables):
@@ -209,6 +254,8 @@ def row_of(name, build, reloader):
             return {**row, "outcome": f"skipped: needs some {needed / 1e9:.0f} GB of memory"}
         with tempfile.TemporaryDirectory() as folder:
             row |= survives(kind, reloader, Path(folder))
+            if kind.served_too:
+                row |= serves(kind, reloader, Path(folder))
         row["outcome"] = "ok"
     except MemoryError:
         row["outcome"] = "skipped: out of memory"
@@ -224,6 +271,10 @@ def row_of(name, build, reloader):
 def models():
     """Returns a dict from the name of each model to what builds it, as a `Kind`."""
     kinds = {kind.__name__.replace("_", " "): kind for kind in KINDS}
+    with contextlib.suppress(ImportError):
+        from benchmarks.robustness import hub
+
+        kinds |= hub.kinds()
     return kinds | {name: functools.partial(application, builder) for name, builder in builders().items()}
 
 
@@ -243,10 +294,11 @@ def _row_of(name):
 
 def table(rows):
     """Returns the rows as a Markdown table."""
-    lines = ["| model | parameters | compressed | kept | outcome |", "|---|---|---|---|---|"]
+    lines = ["| model | parameters | compressed | kept | shrunk | outcome |", "|---|---|---|---|---|---|"]
     for row in rows:
         counts = (f"{row[key]:,}" if key in row else "" for key in ("parameters", "compressed", "kept"))
-        lines.append(f"| {row['model']} | {' | '.join(counts)} | {row['outcome']} |")
+        shrunk = f"{100 * row['shrunk']:.0f} %" if "shrunk" in row else ""
+        lines.append(f"| {row['model']} | {' | '.join(counts)} | {shrunk} | {row['outcome']} |")
     return "\n".join(lines)
 
 

@@ -21,6 +21,7 @@ class Kind:
         shipped: The `keras.Model` that is saved, `model` itself if `None`.
         served: Inputs of that model, `x` if `None`.
         left_out: Names of the layers whose kernels are reported as frozen.
+        served_too: Whether it is exported and shrunk, too.
     """
 
     model: keras.Model
@@ -30,6 +31,7 @@ class Kind:
     shipped: keras.Model | None = None
     served: object = None
     left_out: tuple[str, ...] = field(default=())
+    served_too: bool = False
 
     def __post_init__(self):
         self.shipped = self.shipped or self.model

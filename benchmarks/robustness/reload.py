@@ -1,9 +1,10 @@
 """Reloads saved models where lc_keras cannot be imported, and says whether their outputs are the same.
 
-Reads paths of .keras files from its standard input, a line each. Beside each lies a file of
-inputs and outputs, as `Reloader` writes it.
+Reads paths of .keras files and of SavedModels from its standard input, a line each. Beside each
+lies a file of inputs and outputs, as `Reloader` writes it.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -41,12 +42,22 @@ class Reloader:
         """
         file = folder / "model.keras"
         model.save(file)
+        return self._answer(file, model, x)
+
+    def difference_served(self, model, x, folder):
+        """Exports a model and calls it in the other process; like `difference`."""
+        import lc_keras
+
+        lc_keras.export_saved_model(model, folder / "model", overwrite=True)
+        return self._answer(folder / "model", model, x)
+
+    def _answer(self, file, model, x):
         given = x if isinstance(x, dict) else {"": x}
         expected = {f"output {i}": y for i, y in enumerate(_outputs(model, given))}
         if not all(np.isfinite(y).all() for y in expected.values()):
             raise ValueError("the outputs are not finite")
         inputs = {f"input {name}": array for name, array in given.items()}
-        np.savez(folder / "model.npz", **inputs, **expected)
+        np.savez(file.with_suffix(".npz"), **inputs, **expected)
         print(file, file=self._process.stdin, flush=True)
         answer = json.loads(self._process.stdout.readline() or '"the process died"')
         if isinstance(answer, str):
@@ -66,17 +77,26 @@ def _outputs(model, inputs):
 
 def _difference(file):
     import keras
+    import tensorflow as tf
 
-    model = keras.saving.load_model(file)
     with np.load(file.with_suffix(".npz")) as arrays:
         inputs = {key.removeprefix("input "): arrays[key] for key in arrays if key.startswith("input ")}
         expected = [arrays[key] for key in arrays if key.startswith("output ")]
-    return max(float(np.abs(y - z).max()) for y, z in zip(_outputs(model, inputs), expected, strict=True))
+    if file.is_dir():
+        served = tf.saved_model.load(str(file))
+        packed = {name: tf.constant(x) for name, x in inputs.items()}
+        found = keras.tree.flatten(served.serve(packed if len(packed) > 1 else next(iter(packed.values()))))
+    else:
+        found = _outputs(keras.saving.load_model(file), inputs)
+    return max(float(np.abs(y - z).max()) for y, z in zip(found, expected, strict=True))
 
 
 def main():
     sys.modules["lc_keras"] = None
     from benchmarks.robustness import kinds  # noqa: F401, the classes of its models
+
+    with contextlib.suppress(ImportError):
+        from benchmarks.robustness import hub  # noqa: F401
 
     for line in sys.stdin:
         try:
