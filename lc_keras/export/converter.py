@@ -46,7 +46,7 @@ class Converter:
         found = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CUDA_VISIBLE_DEVICES": "-1"}
         with open(self._path("log"), "w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", converting.__file__, self._folder.name],
+                [sys.executable, "-P", "-W", "ignore", converting.__file__, self._folder.name],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
