@@ -120,7 +120,7 @@ def named(structure: list[Structure], model: keras.Model | None = None) -> list[
         default = "inputs" if len(specs) == 1 else f"inputs_{i}"
         name = key or getattr(spec, "name", None) or own[i] or default
         for part, suffix in _parts_of(spec):
-            given.append(name + suffix)
+            given.append(_joined(name, suffix))
             parts.append(part)
     names = list(map(argument_name, given))
     if len(set(names)) < len(names):
@@ -167,7 +167,7 @@ def named_outputs(model: keras.Model) -> Callable[[Structure], dict[str, tf.Tens
         ]
         unique = len(set(found)) == len(found)
         return {
-            name + suffix: part
+            _joined(name, suffix): part
             for name, tensor in zip(found if unique else defaults, flat, strict=True)
             for part, suffix in _parts_of(tensor)
         }
@@ -237,11 +237,15 @@ def _parts_of(tensor: Any) -> list[tuple[Any, str]]:
     """
     parts = tf.nest.flatten(tensor, expand_composites=True)
     if isinstance(tensor, (tf.RaggedTensor, tf.RaggedTensorSpec)):
-        splits = [f"_row_splits_{i}" for i in range(len(parts) - 1)] if len(parts) > 2 else ["_row_splits"]
-        return list(zip(parts, ["_values", *splits], strict=True))
+        splits = [f"row_splits_{i}" for i in range(len(parts) - 1)] if len(parts) > 2 else ["row_splits"]
+        return list(zip(parts, ["values", *splits], strict=True))
     if isinstance(tensor, (tf.SparseTensor, tf.SparseTensorSpec)):
-        return list(zip(parts, ["_indices", "_values", "_dense_shape"], strict=True))
+        return list(zip(parts, ["indices", "values", "dense_shape"], strict=True))
     return [(tensor, "")]
+
+
+def _joined(name: str, part: str) -> str:
+    return f"{name}_{part}" if part else name
 
 
 def _fixed_batch(model: keras.Model, own_batch: bool) -> int | None:
