@@ -1,6 +1,5 @@
 r"""The augmented Lagrangian of $w = \theta$: the copy θ, the multipliers λ, and the C step."""
 
-import collections
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +11,13 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.algorithm.beside import PullBeside, Reach
+from lc_keras.algorithm.passes import in_place, new_target
 from lc_keras.algorithm.penalty import LCPenalty
 from lc_keras.algorithm.shadows import Shadow, read
 from lc_keras.algorithm.tasks import SharedCost
 from lc_keras.costs import thresholds
 from lc_keras.costs.compression import Map
-from lc_keras.internals import compiled, copies_of, emptied, fused
+from lc_keras.internals import compiled, emptied
 
 # How much is lost where Keras swaps weights and their averages by adding and subtracting, by the bytes of
 # the weights; and where two sums are of the same values.
@@ -371,46 +371,6 @@ class Lagrangian:
             finite = thresholds.finite([tf.convert_to_tensor(v) for v in self.variables])
             tf.cond(tf.reduce_all(finite), update, lambda: tf.constant(False))
         return finite
-
-
-def in_place(update: Callable[..., None], *columns: Sequence[keras.Variable | tf.Variable]) -> None:
-    """Update variables element by element, on each device that holds them.
-
-    Args:
-        update: Called with an index and, from each column, the `tf.Variable` of that index on one device.
-        *columns: Sequences of variables, those of one index on the same devices.
-    """
-    by_device = collections.defaultdict(list)
-    for index, row in enumerate(zip(*columns, strict=True)):
-        for copies in zip(*map(copies_of, row), strict=True):
-            by_device[copies[0].device].append((index, *copies))
-    for device, places in by_device.items():
-
-        def run(places: list[tuple[Any, ...]] = places) -> None:
-            for place in places:
-                update(*place)
-
-        with tf.device(device):
-            fused(run, sum(place[1].shape.num_elements() for place in places))()
-
-
-def new_target(theta: tf.Tensor, shifted: tf.Tensor, ratio: tf.Tensor) -> tf.Tensor:
-    r"""Return the target $\theta + \lambda/\mu'$ of new multipliers $\lambda - \mu (w - \theta)$.
-
-    Args:
-        theta: Tensor, θ.
-        shifted: Tensor, v = w − λ/μ.
-        ratio: float64 scalar ≥ 0, μ/μ'.
-    """
-    theta = _rounded(theta, ratio)
-    return theta + _rounded(tf.cast(ratio, theta.dtype) * (theta - shifted), ratio)
-
-
-def _rounded(product: tf.Tensor, ratio: tf.Tensor) -> tf.Tensor:
-    """Return a product as it is; XLA would add to it before it is rounded, and the sum had other digits."""
-    bits = tf.int32 if product.dtype == tf.float32 else tf.int64
-    nothing = tf.cast(ratio < 0, bits)
-    return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(product, bits), nothing), product.dtype)
 
 
 def _constrained(part: SharedCost, solves: Sequence[Map]) -> list[Map]:

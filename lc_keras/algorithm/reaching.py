@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.algorithm.beside import PullBeside, Reach
-from lc_keras.algorithm.lagrangian import CStep, Lagrangian, Slot, new_target
+from lc_keras.algorithm.lagrangian import CStep, Lagrangian, Slot
+from lc_keras.algorithm.passes import new_target
 from lc_keras.algorithm.shadows import Shadow
 from lc_keras.algorithm.tasks import SharedCost
 from lc_keras.costs import thresholds
