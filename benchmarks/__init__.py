@@ -8,4 +8,4 @@ from pathlib import Path
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-runpy.run_path(str(Path(__file__).parents[1] / "lc_keras/startup.py"))["import_quietly"]()
+runpy.run_path(str(Path(__file__).parents[1] / "lc_keras/internals/startup.py"))["import_quietly"]()

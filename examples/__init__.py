@@ -6,4 +6,4 @@ from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 # By its path: what serves a model does without the package.
-runpy.run_path(str(Path(__file__).parents[1] / "lc_keras/startup.py"))["import_quietly"]()
+runpy.run_path(str(Path(__file__).parents[1] / "lc_keras/internals/startup.py"))["import_quietly"]()

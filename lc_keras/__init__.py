@@ -1,6 +1,6 @@
 """Learning-Compression pruning for Keras 3: an exact budget, inside `fit`."""
 
-from lc_keras import startup
+from lc_keras.internals import startup
 
 if startup.is_command_line():
     startup.import_quietly()

@@ -11,8 +11,10 @@ import tensorflow as tf
 
 import lc_keras
 from helpers import sequential
-from lc_keras import internals
-from lc_keras.internals import compiled, emptied, kept_with_trace, replaced
+from lc_keras.internals import keras as of_keras
+from lc_keras.internals import tensorflow as of_tensorflow
+from lc_keras.internals.keras import replaced
+from lc_keras.internals.tensorflow import compiled, emptied, kept_with_trace
 
 ROOT = Path(lc_keras.__file__).parent
 
@@ -139,7 +141,8 @@ def private_names(path):
             name, of_self = node.value.partition(".")[0], False
         else:
             continue
-        if re.fullmatch(r"_[a-z]\w*", name) and name not in (inherited if of_self else own):
+        # A named tuple's `_replace` is public.
+        if re.fullmatch(r"_[a-z]\w*", name) and name not in {*(inherited if of_self else own), "_replace"}:
             yield name
 
 
@@ -154,7 +157,7 @@ def defined(path):
             yield from [node.attr] if ast.unparse(node.value) in ("self", "cls") else []
 
 
-# Where each private name that `lc_keras/internals.py` uses is to be found.
+# Where each private name that `lc_keras/internals` uses is to be found.
 def distributed_iterator():
     strategy = tf.distribute.MirroredStrategy(["CPU:1", "CPU:2"])
     return iter(strategy.experimental_distribute_dataset(tf.data.Dataset.range(4).batch(2)))
@@ -211,23 +214,23 @@ def test_keras_and_tensorflow_still_have(name):
 )
 def test_moments(optimizer, second, corrected):
     optimizer = updating(optimizer)
-    assert len(internals.second_moments_of(optimizer)) == second
-    assert len(internals.corrected_moments_of(optimizer)) == corrected
+    assert len(of_keras.second_moments_of(optimizer)) == second
+    assert len(of_keras.corrected_moments_of(optimizer)) == corrected
 
 
 def test_an_optimizer_in_its_own_words():
     optimizer = updating("Adam", gradient_accumulation_steps=2, use_ema=True)
-    (weight,) = internals.updated_by(optimizer)
+    (weight,) = of_keras.updated_by(optimizer)
     for _ in range(2):
         optimizer.apply([tf.constant([1.0, 1.0])])
-    assert (int(internals.batches_seen_by(optimizer)), int(optimizer.iterations)) == (2, 1)
-    assert internals.moving_averages_of(optimizer)[0].shape == weight.shape
-    rate = internals.learning_rate_of(optimizer)
-    internals.set_learning_rate(optimizer, lambda: tf.constant(0.5))
+    assert (int(of_keras.batches_seen_by(optimizer)), int(optimizer.iterations)) == (2, 1)
+    assert of_keras.moving_averages_of(optimizer)[0].shape == weight.shape
+    rate = of_keras.learning_rate_of(optimizer)
+    of_keras.set_learning_rate(optimizer, lambda: tf.constant(0.5))
     assert float(optimizer.learning_rate) == 0.5
-    internals.set_learning_rate(optimizer, rate)
+    of_keras.set_learning_rate(optimizer, rate)
     assert optimizer.learning_rate is rate
-    assert not internals.updated_by(keras.optimizers.SGD()) and not internals.moving_averages_of(
+    assert not of_keras.updated_by(keras.optimizers.SGD()) and not of_keras.moving_averages_of(
         updating("SGD")
     )
 
@@ -239,7 +242,7 @@ def test_the_states_of_two_optimizers_in_pairs(name, scaled):
     for optimizer in pair:
         whole = keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer
         whole.build([keras.Variable(np.ones((2, 3)), name="w")])
-    paired = list(internals.paired_state(*pair))
+    paired = list(of_keras.paired_state(*pair))
     assert {one.name for one, _ in paired} >= {"iteration", "learning_rate"} and len(paired) > 2
     assert all(one is not two and one.name == two.name for one, two in paired)
 
@@ -247,28 +250,28 @@ def test_the_states_of_two_optimizers_in_pairs(name, scaled):
 def test_what_a_model_was_compiled_with():
     model = compiled_model()
     model.optimizer.learning_rate = 0.25
-    again = internals.compiled_with(model)
+    again = of_keras.compiled_with(model)
     assert again["optimizer"] is not model.optimizer and float(again["optimizer"].learning_rate) == 0.25
     (metric,) = again["metrics"]
     assert metric.get_config()["threshold"] == 0.2
-    assert again["loss"] == internals.compiled_with(model)["loss"]  # the user's own function
+    assert again["loss"] == of_keras.compiled_with(model)["loss"]  # the user's own function
     keras.Sequential().compile(**again)
 
 
 def test_the_first_epoch_of_a_fit():
     model = sequential((3,), keras.layers.Dense(1))
     model.compile(loss="mse")
-    assert internals.first_epoch_of(model) is None
-    internals.set_first_epoch(model, 2)
+    assert of_keras.first_epoch_of(model) is None
+    of_keras.set_first_epoch(model, 2)
     history = model.fit(np.ones((2, 3)), np.ones(2), epochs=4, verbose=0)
-    assert internals.first_epoch_of(model) == 2 and history.epoch == [2, 3]
+    assert of_keras.first_epoch_of(model) == 2 and history.epoch == [2, 3]
 
 
 def test_the_dataset_behind_an_iterator():
     dataset = tf.data.Dataset.range(4).batch(2)
-    assert internals.dataset_of(iter(dataset)) is dataset
-    assert internals.dataset_of(iter([1])) is None
-    assert [list(part) for part in internals.dataset_of(distributed_iterator())] == [[0], [1], [2], [3]]
+    assert of_tensorflow.dataset_of(iter(dataset)) is dataset
+    assert of_tensorflow.dataset_of(iter([1])) is None
+    assert [list(part) for part in of_tensorflow.dataset_of(distributed_iterator())] == [[0], [1], [2], [3]]
 
 
 @pytest.mark.parametrize("inside", [False, True])
@@ -277,17 +280,18 @@ def test_datasets_of_generators(inside):
         return tf.data.Dataset.from_generator(lambda: iter([1]), output_signature=tf.TensorSpec((), "int64"))
 
     plain = tf.data.Dataset.range(4).flat_map(tf.data.Dataset.range).map(lambda x: x + 1).prefetch(2)
-    assert not internals.is_generated(plain)
+    assert not of_tensorflow.is_generated(plain)
     made = tf.data.Dataset.range(4).interleave(generated) if inside else generated()
-    assert internals.is_generated(tf.data.Dataset.zip(plain, made.batch(2)))
+    assert of_tensorflow.is_generated(tf.data.Dataset.zip(plain, made.batch(2)))
 
 
 def test_every_private_name_is_listed():
-    assert set(private_names(ROOT / "internals.py")) - {"_lc_keras_variables"} == set(OWNERS)
+    found = set().union(*map(private_names, (ROOT / "internals").glob("*.py")))
+    assert found - {"_lc_keras_variables"} == set(OWNERS)
 
 
 # Those of KerasHub are in a file of their own.
-PATHS = [path for path in ROOT.rglob("*.py") if path.name not in ("internals.py", "keras_hub.py")]
+PATHS = [path for path in ROOT.rglob("*.py") if "internals" not in path.parts and path.name != "keras_hub.py"]
 
 
 def test_kerashub_still_has():

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from lc_keras import startup
+from lc_keras.internals import startup
 
 
 def test_the_command_line_starts_without_a_word():

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from lc_keras.costs import thresholds
-from lc_keras.internals import kept_with_trace
+from lc_keras.internals.tensorflow import kept_with_trace
 
 
 @dataclass(frozen=True)

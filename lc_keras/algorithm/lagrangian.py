@@ -17,7 +17,7 @@ from lc_keras.algorithm.shadows import Shadow, read
 from lc_keras.algorithm.tasks import SharedCost
 from lc_keras.costs import thresholds
 from lc_keras.costs.compression import Map
-from lc_keras.internals import compiled, emptied
+from lc_keras.internals.tensorflow import compiled, emptied
 
 # How much is lost where Keras swaps weights and their averages by adding and subtracting, by the bytes of
 # the weights; and where two sums are of the same values.

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from lc_keras.internals import copies_of, fused
+from lc_keras.internals.tensorflow import copies_of, fused
 
 
 def in_place(update: Callable[..., None], *columns: Sequence[keras.Variable | tf.Variable]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.arguments import non_negative, switch
-from lc_keras.internals import kept_with_trace
+from lc_keras.internals.tensorflow import kept_with_trace
 
 Gradient = Callable[[tf.Tensor], tuple[tf.Tensor, None, None]]
 

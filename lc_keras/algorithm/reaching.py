@@ -16,7 +16,7 @@ from lc_keras.algorithm.shadows import Shadow
 from lc_keras.algorithm.tasks import SharedCost
 from lc_keras.costs import thresholds
 from lc_keras.costs.compression import Map
-from lc_keras.internals import compiled
+from lc_keras.internals.tensorflow import compiled
 
 
 class ReachingLagrangian(Lagrangian):

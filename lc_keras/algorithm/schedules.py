@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lc_keras.arguments import above_one, in_single_precision, is_number, positive, whole
-from lc_keras.serialization import Serializable
+from lc_keras.costs.serialization import Serializable
 
 
 @dataclass(frozen=True)

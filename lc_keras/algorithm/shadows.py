@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.costs import thresholds
-from lc_keras.internals import compiled
+from lc_keras.internals.tensorflow import compiled
 
 
 class Shadow:

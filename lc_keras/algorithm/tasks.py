@@ -12,12 +12,12 @@ from lc_keras.algorithm.neurons import Makers
 from lc_keras.arguments import keras_model, switch
 from lc_keras.costs import Compression
 from lc_keras.costs.layout import Layout
+from lc_keras.costs.serialization import Serializable
 from lc_keras.model.flow.graph import is_graph
 from lc_keras.model.kernels import bytes_of, is_kernel, is_table, output_axes, owners_of
 from lc_keras.model.latency import known
 from lc_keras.model.macs import count_uses
 from lc_keras.model.signatures import Structure, named
-from lc_keras.serialization import Serializable
 
 Single: TypeAlias = (
     "str | re.Pattern[str] | keras.Layer | keras.Variable | Callable[[keras.Variable], object] | None"

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from lc_keras.algorithm.tasks import SharedCost
 from lc_keras.costs import L0Constraint, thresholds
-from lc_keras.internals import emptied, kept_with_trace
+from lc_keras.internals.tensorflow import emptied, kept_with_trace
 
 # Weights below it count as zeros, and zeros that may train rank above those that were removed.
 _LEAST = 1e-15

@@ -16,7 +16,7 @@ from lc_keras.fit.attachment import Logs, Run, TrainFunction
 from lc_keras.fit.optimizers import begin_anew, optimizers_of
 from lc_keras.fit.statistics import Statistics
 from lc_keras.fit.verdict import FEW_PERCENT
-from lc_keras.internals import first_epoch_of
+from lc_keras.internals.keras import first_epoch_of
 
 
 class Pruning(Attached):

@@ -11,8 +11,8 @@ import tensorflow as tf
 from lc_keras.arguments import non_negative, strength
 from lc_keras.costs import thresholds
 from lc_keras.costs.layout import Layout
-from lc_keras.internals import compiled, fused
-from lc_keras.serialization import Serializable
+from lc_keras.costs.serialization import Serializable
+from lc_keras.internals.tensorflow import compiled, fused
 
 Map = Callable[[tf.Tensor], tf.Tensor]
 Tensors = Sequence[tf.Tensor]

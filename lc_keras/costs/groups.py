@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from lc_keras.costs import thresholds
 from lc_keras.costs.layout import Layout
-from lc_keras.serialization import Serializable
+from lc_keras.costs.serialization import Serializable
 
 
 class Groups(Serializable):

@@ -15,7 +15,7 @@ from lc_keras.export.directories import check_parents
 from lc_keras.export.exported import LiteRTExport
 from lc_keras.export.saved_model import export_saved_model
 from lc_keras.export.warmup import Request, as_request
-from lc_keras.internals import layers_in
+from lc_keras.internals.keras import layers_in
 from lc_keras.model.signatures import Structure, input_signature_of, named, of_batch
 
 Batches = list[dict[str, np.ndarray]]

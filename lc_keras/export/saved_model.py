@@ -17,7 +17,8 @@ from lc_keras.export.resources import resources_of, save_tracked
 from lc_keras.export.sparse import as_matrix, pays, sparse_layers, sparse_methods
 from lc_keras.export.stored import LoadOnce, StoredSparse, StoredWeight
 from lc_keras.export.warmup import Requests, as_requests, prediction_log, write_warmup
-from lc_keras.internals import in_silence, layers_in, replaced
+from lc_keras.internals.keras import layers_in, replaced
+from lc_keras.internals.tensorflow import in_silence
 from lc_keras.measuring.counting import REPORT_FILE, measure, size_of
 from lc_keras.measuring.packing import Packed, pack
 from lc_keras.model.macs import count_uses

@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.export.stored import StoredSparse
-from lc_keras.internals import in_vectorized_map, layers_in
+from lc_keras.internals.keras import layers_in
+from lc_keras.internals.tensorflow import in_vectorized_map
 from lc_keras.model.flow.kinds import is_altered
 
 # Rows up to which multiplying entry by entry is faster than in compressed rows: both sides of it are among

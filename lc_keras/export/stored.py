@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import tensorflow as tf
 
-from lc_keras.internals import unsaved
+from lc_keras.internals.tensorflow import unsaved
 from lc_keras.measuring.packing import Packed, positions_of, unpack
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.algorithm.shadows import fingerprint_of
-from lc_keras.internals import first_epoch_of, set_first_epoch
+from lc_keras.internals.keras import first_epoch_of, set_first_epoch
 
 # What Keras makes for `fit`: a function of an iterator over batches, which returns the metrics.
 Logs = dict[str, tf.Tensor]

@@ -9,7 +9,7 @@ from keras.optimizers import Optimizer
 from lc_keras.algorithm.lagrangian import Lagrangian
 from lc_keras.algorithm.shadows import Shadow
 from lc_keras.fit.optimizers import averages_of, parts_of
-from lc_keras.internals import compiled
+from lc_keras.internals.tensorflow import compiled
 
 
 class Averages:

@@ -9,11 +9,10 @@ import tensorflow as tf
 from keras.optimizers import Optimizer
 
 from lc_keras.fit.checkpoints import Resumable
-from lc_keras.internals import (
+from lc_keras.internals.keras import (
     Rate,
     batches_seen_by,
     corrected_moments_of,
-    kept_with_trace,
     learning_rate_of,
     moving_averages_of,
     paired_state,
@@ -21,6 +20,7 @@ from lc_keras.internals import (
     set_learning_rate,
     updated_by,
 )
+from lc_keras.internals.tensorflow import kept_with_trace
 
 _LOOKS = 20
 

@@ -12,7 +12,7 @@ from lc_keras.fit.averages import Averages
 from lc_keras.fit.checkpoints import Checkpoint, Facts
 from lc_keras.fit.optimizers import inner_optimizer, wrapped_optimizers_of
 from lc_keras.fit.statistics import Statistics
-from lc_keras.internals import updated_by
+from lc_keras.internals.keras import updated_by
 
 _SHOWN = 5
 

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from lc_keras.algorithm.shadows import Shadow
-from lc_keras.internals import dataset_of, is_generated
+from lc_keras.internals.tensorflow import dataset_of, is_generated
 from lc_keras.model.statistics import BATCHES, Estimator
 
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from lc_keras.internals import created_by, layers_in
+from lc_keras.internals.keras import created_by, layers_in
 from lc_keras.model.flow.kinds import kind_of
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.arguments import keras_model
-from lc_keras.internals import layers_in, replaced
+from lc_keras.internals.keras import layers_in, replaced
 from lc_keras.model.kernels import is_kernel, owners_of
 from lc_keras.model.products import Made, Products
 from lc_keras.model.signatures import Structure, input_signature_of, is_built, named, of_batch

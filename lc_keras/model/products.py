@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from lc_keras.internals import function_graphs
+from lc_keras.internals.tensorflow import function_graphs
 
 # The weights that a tensor was made of, by their keys; `None`: of examples, too.
 Made = frozenset[int] | None

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import keras
 import tensorflow as tf
 
-from lc_keras.internals import as_functional, call_again, calls_in, functional_class, layers_in
+from lc_keras.internals.keras import as_functional, call_again, calls_in, functional_class, layers_in
 
 # What a model takes or returns, or the specification of that.
 Structure: TypeAlias = "tf.Tensor | tf.TensorSpec | Sequence[Structure] | Mapping[str, Structure]"

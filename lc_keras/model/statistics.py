@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.arguments import keras_model, whole
-from lc_keras.internals import compiled, global_seed, layers_in, replaced, states_of
+from lc_keras.internals.keras import global_seed, layers_in, replaced, states_of
+from lc_keras.internals.tensorflow import compiled
 
 BATCHES = 20
 

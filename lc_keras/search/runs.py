@@ -16,7 +16,7 @@ from lc_keras.algorithm.direct import compress_again
 from lc_keras.algorithm.tasks import Task, Tasks, as_tasks
 from lc_keras.fit import LearningCompression
 from lc_keras.fit.attached import Attached
-from lc_keras.internals import compiled_with
+from lc_keras.internals.keras import compiled_with
 from lc_keras.search.curve import Point
 
 Fit = Callable[[keras.Model, list[keras.callbacks.Callback]], Any]

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from lc_keras.internals import (
+from lc_keras.internals.keras import (
     as_functional,
     call_again,
     copied_together,

@@ -17,7 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.arguments import keras_model, positive, whole
-from lc_keras.internals import as_functional, compiled
+from lc_keras.internals.keras import as_functional
+from lc_keras.internals.tensorflow import compiled
 from lc_keras.model.flow import Graph
 from lc_keras.model.flow.units import find
 from lc_keras.model.latency import Latency, known, remember

@@ -14,19 +14,19 @@ from lc_keras import (
     Neurons,
     NMConstraint,
     Task,
-    internals,
 )
 from lc_keras.algorithm.beside import Reach
 from lc_keras.algorithm.lagrangian import Lagrangian
 from lc_keras.algorithm.reaching import ReachingLagrangian
 from lc_keras.algorithm.tasks import bind_tasks
+from lc_keras.internals import tensorflow as of_tensorflow
 
 REACHES = [Reach(0.1, 0.0, 0.5, True), Reach(0.2, 0.7, 0.3, True), Reach(0.3, 0.9)]
 
 
 def arrays_of(cost, dtype, scope, many, monkeypatch, kind):
     """θ and t after each of a few C steps."""
-    monkeypatch.setattr(internals, "_MANY", many)
+    monkeypatch.setattr(of_tensorflow, "_MANY", many)
     rng = np.random.default_rng(0)
     with scope:
         layers = [keras.layers.Dense(n, use_bias=False, dtype=dtype) for n in (7, 6)]
@@ -42,7 +42,7 @@ def arrays_of(cost, dtype, scope, many, monkeypatch, kind):
             else:
                 lagrangian.direct_compression(1.0, **reach)
             for held in [*lagrangian.thetas, *lagrangian.targets]:
-                found += [copy.numpy() for copy in internals.copies_of(held)]
+                found += [copy.numpy() for copy in of_tensorflow.copies_of(held)]
         if kind is ReachingLagrangian:
             lagrangian.moved()
             found += [float(lagrangian.project().gap), *(theta.numpy() for theta in lagrangian.thetas)]

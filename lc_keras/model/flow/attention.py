@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from lc_keras.internals import is_gated
+from lc_keras.internals.keras import is_gated
 from lc_keras.model.flow.keras_hub import without_cache
 from lc_keras.model.flow.kinds import Flow, describes
 from lc_keras.model.flow.units import Along, Signal, Weight, last

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from lc_keras.internals import Call, as_functional, calls_in, functional_class, layers_in, mask_of
+from lc_keras.internals.keras import Call, as_functional, calls_in, functional_class, layers_in, mask_of
 from lc_keras.model.flow.kinds import Flow, Wall, exact_kind_of, is_altered
 from lc_keras.model.flow.opening import has_hidden_masks, opened, tensors_of
 from lc_keras.model.flow.units import Shape, Signal, Units, last

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from lc_keras.internals import layers_in
+from lc_keras.internals.keras import layers_in
 from lc_keras.model.flow.units import name_of
 
 

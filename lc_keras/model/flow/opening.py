@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from lc_keras.internals import (
+from lc_keras.internals.keras import (
     Call,
     call_again,
     calls_in,

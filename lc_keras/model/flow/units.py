@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from lc_keras.internals import Call, calls_in
+from lc_keras.internals.keras import Call, calls_in
 
 Shape = tuple[int | None, ...]
 

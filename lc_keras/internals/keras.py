@@ -1,126 +1,18 @@
-"""Reach what Keras and TensorFlow keep to themselves, and what they trace.
-
-Every private name of theirs that the library uses is in this file, behind a function that says why; all
-were seen in Keras 3.14 and 3.15, and in TensorFlow 2.21. `tests/test_internals.py` lists them: where it fails
-with a new Keras, change this file.
-"""
+"""Reach what Keras keeps to itself."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import keras
 import tensorflow as tf
 from keras.src.random.seed_generator import global_seed_generator
 from keras.src.saving.serialization_lib import ObjectSharingScope
-from tensorflow.python.framework.func_graph import FuncGraph
-from tensorflow.python.framework.function_def_to_graph import function_def_to_graph_def, get_function_def
-from tensorflow.python.ops import handle_data_util
-
-F = TypeVar("F", bound=Callable[..., object])
 
 # A call of a layer in a graph, which has no public class.
 Call: TypeAlias = Any
 # What an optimizer takes as a learning rate.
 Rate: TypeAlias = "keras.Variable | keras.optimizers.schedules.LearningRateSchedule | Callable[[], tf.Tensor]"
-
-
-# Traced functions.
-
-# From here on compiling a C step is worth its time, a tenth of a second for each tensor.
-_MANY = 2**16
-
-
-def compiled(function: F, reduce_retracing: bool = False) -> F:
-    """Return a `tf.function` without AutoGraph, one of many with the same code.
-
-    TensorFlow counts traces by code, and would take those of a sixth object for needless ones of the first.
-    `Function._omit_frequent_tracing_warning`.
-    """
-    made = tf.function(function, autograph=False, reduce_retracing=reduce_retracing)
-    made._omit_frequent_tracing_warning = True
-    return made
-
-
-def fused(function: F, size: int) -> F:
-    """Return a function of which XLA makes one pass over memory, in place where it assigns to a variable.
-
-    One operation after the other makes buffers as large as its tensors, whose memory the system must first
-    give. With few elements compiling takes longer than that is worth: they are computed one after the other.
-
-    Args:
-        function: Function of tensors, called in a `tf.function`.
-        size: Int, how many elements it goes through.
-
-    Returns:
-        Function.
-    """
-    return tf.function(function, autograph=False, jit_compile=True) if size >= _MANY else function
-
-
-def kept_with_trace(*variables: tf.Variable) -> None:
-    """Keep variables for as long as there is the graph that is being traced and reads them.
-
-    A function that a `train_step` calls may be called long after the `fit` in which it was traced. The memory
-    of the variables is freed with `emptied`. The attribute of the graph is this library's own.
-    """
-    if not tf.executing_eagerly():
-        graph = tf.compat.v1.get_default_graph()
-        graph._lc_keras_variables = [*getattr(graph, "_lc_keras_variables", ()), *variables]
-
-
-def copies_of(variable: keras.Variable | tf.Variable) -> Sequence[tf.Variable]:
-    """Return the `tf.Variable`s of a variable, one for each replica that holds it."""
-    value = variable.value if isinstance(variable, keras.Variable) else variable
-    return value.values if isinstance(value, tf.distribute.DistributedValues) else [value]
-
-
-def emptied(variable: tf.Variable, value: float | bool) -> None:
-    """Put one value in the place of all that a variable holds, and free their memory.
-
-    TensorFlow keeps the graph of a train function for good, and with it the values of the variables that it
-    reads. Where such a function runs again after all, the one value is broadcast.
-    """
-    for part in copies_of(variable):
-        single = tf.cast(value, part.dtype)
-        tf.raw_ops.AssignVariableOp(resource=part.handle, value=single, validate_shape=False)
-
-
-def function_graphs(op: tf.Operation, attribute: str, inputs: Sequence[tf.Tensor]) -> list[tf.Graph]:
-    """Return the graphs of the functions that an operation calls, with shapes that follow from its inputs.
-
-    One that was traced earlier may have been so for inputs of other shapes, or of unknown ones.
-    `tensorflow.python.framework.function_def_to_graph` makes a graph of a function, and
-    `handle_data_util` knows the shape of a variable by its handle.
-    `attribute` names the function or a list of these, `inputs` are like what the functions take.
-    """
-    named, graphs = op.get_attr(attribute), []
-    for function in named if isinstance(named, list) else [named]:
-        definition = get_function_def(function.name, op.graph)
-        content, names = function_def_to_graph_def(definition)
-        signature, graph = definition.signature, FuncGraph(function.name)
-        with graph.as_default():
-            graph.inputs = [tf.compat.v1.placeholder(tensor.dtype, tensor.shape) for tensor in inputs]
-            for tensor, own in zip(inputs, graph.inputs, strict=True):
-                handle_data_util.copy_handle_data(tensor, own)
-            graph.outputs = tf.graph_util.import_graph_def(
-                content,
-                {names[arg.name]: own for arg, own in zip(signature.input_arg, graph.inputs, strict=True)},
-                [names[definition.ret[arg.name]] for arg in signature.output_arg],
-                name="in",
-            )
-            controls = (definition.control_ret[name] for name in signature.control_output)
-            graph.control_outputs = [graph.get_operation_by_name(f"in/{name}") for name in controls]
-        graphs.append(graph)
-    return graphs
-
-
-def in_vectorized_map() -> bool:
-    """Return whether the graph that is being traced is that of a `tf.vectorized_map`.
-
-    Of some operations it makes what cannot be loaded from a SavedModel. The scope `loop_body`.
-    """
-    return "loop_body" in tf.compat.v1.get_default_graph().get_name_scope().split("/")
 
 
 @contextlib.contextmanager
@@ -135,9 +27,6 @@ def replaced(attributes: Iterable[tuple[keras.Layer, str, object]]) -> Iterator[
                 stack.callback(object.__delattr__, layer, name)
             object.__setattr__(layer, name, value)
         yield
-
-
-# Layers.
 
 
 def layers_in(layer: keras.Layer, include_self: bool = True) -> list[keras.Layer]:
@@ -202,9 +91,6 @@ def copied_together(objects: Sequence[keras.Layer]) -> list[keras.Layer]:
         return [keras.saving.deserialize_keras_object(config, named) for config in configs]
 
 
-# Graphs of layers.
-
-
 def mask_of(tensor: keras.KerasTensor) -> keras.KerasTensor | None:
     """Return the mask that a tensor carries. `KerasTensor._keras_mask`."""
     return getattr(tensor, "_keras_mask", None)
@@ -264,30 +150,6 @@ def call_again(
 def source_of(tensor: keras.KerasTensor) -> keras.Layer:
     """Return the layer, or `InputLayer`, of a symbolic tensor: `KerasTensor._keras_history`."""
     return tensor._keras_history.operation
-
-
-# Training.
-
-
-def dataset_of(iterator: Any) -> tf.data.Dataset | None:
-    """Return the dataset behind the iterator that Keras gives its train function, `None` if there is none.
-
-    Under a `tf.distribute` strategy it is that of this worker, of which each replica in turn takes an
-    element. Nothing public leads back to it. `OwnedIterator._dataset`, `DistributedIterator._iterators`.
-    """
-    workers = getattr(iterator, "_iterators", [iterator])
-    return getattr(workers[0], "_dataset", None) if len(workers) == 1 else None
-
-
-def is_generated(dataset: tf.data.Dataset) -> bool:
-    """Return whether a Python generator is anywhere behind a dataset: a second iterator takes its elements.
-
-    `Dataset._inputs`, `Dataset._functions`: of `from_generator` nothing is left but an
-    operation in a function.
-    """
-    graphs = [wrapper.function.graph.as_graph_def() for wrapper in dataset._functions()]
-    nodes = [n for g in graphs for part in [g.node, *(f.node_def for f in g.library.function)] for n in part]
-    return any(n.op == "GeneratorDataset" for n in nodes) or any(map(is_generated, dataset._inputs()))
 
 
 def first_epoch_of(model: keras.Model) -> Any:
@@ -388,38 +250,3 @@ def compiled_with(model: keras.Model) -> dict[str, Any]:
 
     config = dict(model._compile_config.config)
     return {name: keras.tree.map_structure(anew, value, none_is_leaf=True) for name, value in config.items()}
-
-
-# SavedModels.
-
-
-@contextlib.contextmanager
-def in_silence() -> Iterator[None]:
-    """Return a context in which TensorFlow does not say twice where it writes assets."""
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel("WARNING")
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def unsaved(shape: Sequence[int], dtype: str | tf.DType) -> tf.Variable:
-    """Return a variable of which a SavedModel holds nothing but its shape.
-
-    TensorFlow has no public way to leave a value out. `BaseResourceVariable._serialize_to_tensors` gives what
-    a checkpoint holds of it, `_export_to_saved_model_graph` makes the copy that is exported. It is emptied.
-    """
-    variable = tf.Variable(tf.zeros(shape, dtype), trainable=False)
-    export = variable._export_to_saved_model_graph
-
-    def export_unsaved(object_map: dict[Any, Any], *args: Any, **kwargs: Any) -> Any:
-        resources = export(object_map, *args, **kwargs)
-        object_map[variable]._serialize_to_tensors = dict
-        return resources
-
-    variable._serialize_to_tensors = dict
-    variable._export_to_saved_model_graph = export_unsaved
-    emptied(variable, 0)
-    return variable
