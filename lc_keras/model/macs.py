@@ -177,7 +177,7 @@ def _trace(model: keras.Model, signature: list[Structure]) -> tuple[Products, in
     """Return the multiply-adds of a batch, and its size."""
     batches = (spec.shape[0] for spec in keras.tree.flatten(signature) if spec.shape.rank)
     examples = next((size for size in batches if size), 1)
-    signature = keras.tree.map_structure(lambda spec: of_batch(spec, examples), signature)
+    signature = keras.tree.map_structure(lambda spec: _dense(of_batch(spec, examples)), signature)
     layers, lost = layers_in(model, include_self=False), set[int]()
     changed: list[tuple[keras.Layer, str, object]] = [
         (layer, "call", _with_batch(layer, examples, lost)) for layer in layers
@@ -208,6 +208,11 @@ def _trace(model: keras.Model, signature: list[Structure]) -> tuple[Products, in
     products.count(traced.graph, made)
     products.by_weight |= dict.fromkeys(lost)
     return products, examples
+
+
+def _dense(spec: tf.TypeSpec) -> tf.TypeSpec:
+    """Return the specification of a sparse input as that of a dense one, for which its products count."""
+    return tf.TensorSpec(spec.shape, spec.dtype) if isinstance(spec, tf.SparseTensorSpec) else spec
 
 
 def _with_batch(layer: keras.Layer, examples: int, lost: set[int]) -> Callable[..., Any]:
