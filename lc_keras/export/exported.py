@@ -18,7 +18,8 @@ class ExportedWeight:
 
     Attributes:
         path: String, the variable's path in the model.
-        encoding: String, `"dense"`, `"gaps8"`, `"gaps16"` or `"bitmask"`.
+        encoding: String, `"dense"`, `"gaps4"`, `"gaps8"`, `"gaps16"` or `"bitmask"`, with the bits of each
+            value after a slash where these are coded, as in `"gaps8/4"`.
         compute: String, `"dense"` or `"sparse"`.
         nbytes: Int, the bytes of its values and places in the file.
         dense_nbytes: Int, its bytes in the model.
@@ -129,7 +130,7 @@ class SavedModelExport(_Export):
         )
         yield f"Inputs: {'; '.join(self.inputs)}."
         if not packed:
-            yield "Nothing is gained by packing: no weight has enough zeros."
+            yield "Nothing is gained by packing: no weight has enough zeros, or few enough values."
         rounded = max(self.weights, key=lambda weight: weight.error, default=None)
         if rounded is not None and rounded.error:
             yield f"Stored values are off by at most {rounded.error:.2g} ({rounded.path})."
@@ -158,4 +159,4 @@ def exported_as(
         finite = array[np.isfinite(array)]
         error = float(np.abs(finite - finite.astype(packed.values.dtype).astype(array.dtype)).max(initial=0))
     compute = "sparse" if isinstance(weight, StoredSparse) else "dense"
-    return ExportedWeight(variable.path, packed.encoding, compute, packed.nbytes, array.nbytes, error)
+    return ExportedWeight(variable.path, packed.name, compute, packed.nbytes, array.nbytes, error)

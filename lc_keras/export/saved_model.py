@@ -216,7 +216,7 @@ def _store(
             stored[id(variable)] = packed, StoredSparse(packed, variable.dtype)
             continue
         packed = pack(kept) if storage == "packed" else Packed("dense", kept.shape, kept)
-        if narrow or packed.encoding != "dense":
+        if narrow or packed.name != "dense":
             stored[id(variable)] = packed, StoredWeight(packed, variable.dtype)
     return stored
 

@@ -5,7 +5,36 @@ from collections.abc import Iterable
 import tensorflow as tf
 
 from lc_keras.internals.tensorflow import unsaved
-from lc_keras.measuring.packing import Packed, positions_of, unpack
+from lc_keras.measuring.coding import decode
+from lc_keras.measuring.packing import Packed, positions_of, spread
+
+
+class StoredValues(tf.Module):
+    """The values of a packed weight, as they are or coded.
+
+    Args:
+        packed: `Packed`.
+        dtype: The type to read them in.
+    """
+
+    def __init__(self, packed: Packed, dtype: str | tf.DType) -> None:
+        super().__init__()
+        self._dtype, self._codes, self._count = tf.as_dtype(dtype), packed.codes, packed.values.size
+        self._columns = packed.shape[-1] if packed.shape else 1
+        held = [packed.values] if packed.codes is None else [packed.codes.numbers, packed.codes.table]
+        if packed.codes is not None and packed.codes.steps is not None:
+            held.append(packed.codes.steps)
+        self.held = [tf.Variable(array, trainable=False) for array in held]
+
+    def read(self, positions: tf.Tensor | None) -> tf.Tensor:
+        """Return the values, at places in the flattened weight; `None`: at all places."""
+        values, *rest = (variable.value() for variable in self.held)
+        if self._codes is not None:
+            steps = rest[1] if len(rest) > 1 else None
+            places = tf.range(self._count) if positions is None else positions
+            columns = places % tf.constant(self._columns, places.dtype)
+            values = decode(self._codes.bits, values, rest[0], steps, columns, self._count)
+        return tf.cast(values, self._dtype)
 
 
 class StoredWeight(tf.Module):
@@ -13,8 +42,8 @@ class StoredWeight(tf.Module):
 
     def __init__(self, packed: Packed, dtype: str | tf.DType) -> None:
         super().__init__()
-        self._encoding, self._shape, self._dtype = packed.encoding, packed.shape, tf.as_dtype(dtype)
-        self.values = tf.Variable(packed.values, trainable=False)
+        self._encoding, self._shape, self._count = packed.encoding, packed.shape, packed.values.size
+        self.values = StoredValues(packed, dtype)
         self.places = None if packed.places is None else tf.Variable(packed.places, trainable=False)
         self.dense = unsaved(packed.shape, dtype)
 
@@ -24,10 +53,12 @@ class StoredWeight(tf.Module):
 
     def load(self) -> None:
         """Unpack the weight."""
-        values = tf.cast(self.values, self._dtype)
-        if self.places is not None:
-            values = unpack(self._encoding, values, self.places, self._shape)
-        _fill(self.dense, values)
+        if self.places is None:
+            dense = tf.reshape(self.values.read(None), self._shape)
+        else:
+            positions = positions_of(self._encoding, self.places, self._count)
+            dense = spread(positions, self.values.read(positions), self._shape)
+        _fill(self.dense, dense)
 
 
 class StoredSparse(tf.Module):
@@ -35,8 +66,8 @@ class StoredSparse(tf.Module):
 
     def __init__(self, packed: Packed, dtype: str | tf.DType) -> None:
         super().__init__()
-        self._encoding, self.shape, self._dtype = packed.encoding, packed.shape, tf.as_dtype(dtype)
-        self.values = tf.Variable(packed.values, trainable=False)
+        self._encoding, self.shape, self._count = packed.encoding, packed.shape, len(packed.values)
+        self.values = StoredValues(packed, dtype)
         self.places = tf.Variable(packed.places, trainable=False)
         self.indices = unsaved((len(packed.values), 2), tf.int64)
         self.entries = unsaved((len(packed.values),), dtype)
@@ -47,10 +78,10 @@ class StoredSparse(tf.Module):
 
     def load(self) -> None:
         """Unpack the places."""
-        positions = positions_of(self._encoding, self.places)
+        positions = positions_of(self._encoding, self.places, self._count)
         columns = tf.constant(self.shape[1], tf.int64)
         _fill(self.indices, tf.stack([positions // columns, positions % columns], axis=1))
-        _fill(self.entries, tf.cast(self.values, self._dtype))
+        _fill(self.entries, self.values.read(positions))
 
 
 class LoadOnce(tf.saved_model.experimental.TrackableResource):

@@ -120,7 +120,7 @@ def _variable_report(
         encoding, nbytes = stored[id(variable)]
     else:
         packed = pack(value) if floating else None
-        encoding, nbytes = (packed.encoding, packed.nbytes) if packed else ("dense", value.nbytes)
+        encoding, nbytes = (packed.name, packed.nbytes) if packed else ("dense", value.nbytes)
     return VariableReport(
         path=variable.path,
         shape=tuple(value.shape),

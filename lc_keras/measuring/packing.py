@@ -1,9 +1,11 @@
-"""Pack weights with many zeros in few bytes: the values that are not zero, and where they are."""
+"""Pack weights in few bytes: the values that are not zero, coded where they are few, and where they are."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tensorflow as tf
+
+from lc_keras.measuring.coding import Codes, code, from_bits, steps_of, to_bits
 
 # A bound on what unpacking a weight adds to a SavedModel, in bytes: with TensorFlow 2.21 about 8,000 for the
 # first and 4,300 for each further one.
@@ -16,23 +18,31 @@ class Packed:
     """A weight as it is stored.
 
     Attributes:
-        encoding: String. `"gaps8"`, `"gaps16"`: the values, and for each the number of
-            zeros before it, in one byte or in two; a gap too long for it is bridged by
+        encoding: String. `"gaps4"`, `"gaps8"`, `"gaps16"`: the values, and for each the number of
+            zeros before it, in so many bits; a gap too long for it is bridged by
             stored zeros. `"bitmask"`: the values, and a bit for each place. `"dense"`:
             each value in its place.
         shape: Tuple of ints.
         values: NumPy array: one-dimensional, and of that shape if `"dense"`.
         places: NumPy array of the gaps or the bits, or `None` if `"dense"`.
+        codes: `Codes` in which the values are stored, or `None`: they are as they are.
     """
 
     encoding: str
     shape: tuple[int, ...]
     values: np.ndarray
     places: np.ndarray | None = None
+    codes: Codes | None = None
 
     @property
     def nbytes(self) -> int:
-        return self.values.nbytes + (0 if self.places is None else self.places.nbytes)
+        values = self.values if self.codes is None else self.codes
+        return values.nbytes + (0 if self.places is None else self.places.nbytes)
+
+    @property
+    def name(self) -> str:
+        """Return the encoding, with the bits of a coded value: `"gaps8/4"`."""
+        return self.encoding if self.codes is None else f"{self.encoding}/{self.codes.bits}"
 
     @property
     def kept(self) -> int:
@@ -64,44 +74,83 @@ def pack(array: np.ndarray, dense: bool = True) -> Packed:
     ```
     """
     flat = array.ravel()
-    positions = np.flatnonzero(flat)
-    smallest = min(
-        _with_gaps(array, flat, positions, np.uint8),
-        _with_gaps(array, flat, positions, np.uint16),
+    positions, steps = np.flatnonzero(flat), steps_of(array)
+    plain = [
+        *(_with_gaps(array, flat, positions, bits) for bits in (4, 8, 16)),
         _with_bits(array, flat, positions),
-        key=lambda packed: packed.nbytes,
-    )
+        Packed("dense", array.shape, array),
+    ]
+    smallest = min((_coded(packed, steps) for packed in plain[: None if dense else -1]), key=_size)
     pays = smallest.nbytes + _UNPACKING < array.nbytes
-    return smallest if pays or not dense else Packed("dense", array.shape, array)
+    return smallest if pays or not dense else plain[-1]
 
 
-def positions_of(encoding: str, places: tf.Tensor) -> tf.Tensor:
-    """Return the places of the stored values in the flattened weight, ascending, as TensorFlow operations."""
+def _size(packed: Packed) -> int:
+    return packed.nbytes
+
+
+def _coded(packed: Packed, steps: np.ndarray | None) -> Packed:
+    """Return the weight with its values coded, if that is smaller."""
+    if packed.places is None:
+        places = np.arange(packed.values.size)
+    else:
+        places = positions_of(packed.encoding, packed.places, len(packed.values)).numpy()
+    codes = code(packed.values.ravel(), places % max(1, packed.shape[-1] if packed.shape else 1), steps)
+    smaller = codes is not None and codes.nbytes < packed.values.nbytes
+    return replace(packed, codes=codes) if smaller else packed
+
+
+def positions_of(encoding: str, places: tf.Tensor, count: int) -> tf.Tensor:
+    """Return the places of the stored values of a packed weight, as TensorFlow operations.
+
+    Args:
+        encoding: String, as in `Packed`, not `"dense"`.
+        places: Integer tensor, one-dimensional.
+        count: Int, how many values are stored.
+
+    Returns:
+        int64 tensor, the places in the flattened weight, ascending.
+    """
     if encoding == "bitmask":
         bits = tf.bitwise.right_shift(places[:, tf.newaxis], _BITS) & 1
         return tf.where(tf.reshape(bits, [-1]) > 0)[:, 0]
-    return tf.cumsum(tf.cast(places, tf.int64) + 1) - 1
+    gaps = from_bits(places, 4, count) if encoding == "gaps4" else places
+    return tf.cumsum(tf.cast(gaps, tf.int64) + 1) - 1
 
 
 def unpack(encoding: str, values: tf.Tensor, places: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
-    """Undo `pack`, as TensorFlow operations."""
-    positions = positions_of(encoding, places)
+    """Undo `pack`, as TensorFlow operations.
+
+    Args:
+        encoding: String, as in `Packed`, not `"dense"`.
+        values: Tensor of shape `(n,)`.
+        places: Integer tensor, one-dimensional.
+        shape: Tuple of ints, the shape of the weight.
+
+    Returns:
+        Tensor of the given shape and the type of `values`.
+    """
+    positions = positions_of(encoding, places, values.shape[0])
+    return spread(positions, values, shape)
+
+
+def spread(positions: tf.Tensor, values: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
+    """Return a tensor with values at places of it, flattened, and zeros elsewhere."""
     size = tf.constant([np.prod(shape, dtype="int64")], tf.int64)
     return tf.reshape(tf.scatter_nd(positions[:, tf.newaxis], values, size), shape)
 
 
-def _with_gaps(
-    array: np.ndarray, flat: np.ndarray, positions: np.ndarray, dtype: type[np.unsignedinteger]
-) -> Packed:
+def _with_gaps(array: np.ndarray, flat: np.ndarray, positions: np.ndarray, bits: int) -> Packed:
     gaps = np.diff(positions, prepend=-1) - 1
-    longest = np.iinfo(dtype).max
+    longest = 2**bits - 1
     bridges, rest = np.divmod(gaps, longest + 1)
     last = np.cumsum(bridges + 1) - 1
-    places = np.full(len(positions) + bridges.sum(), longest, dtype)
+    places = np.full(len(positions) + bridges.sum(), longest)
     places[last] = rest
     values = np.zeros(len(places), flat.dtype)
     values[last] = flat[positions]
-    return Packed(f"gaps{8 * places.itemsize}", array.shape, values, places)
+    stored = to_bits(places, bits) if bits < 8 else places.astype(f"uint{bits}")
+    return Packed(f"gaps{bits}", array.shape, values, stored)
 
 
 def _with_bits(array: np.ndarray, flat: np.ndarray, positions: np.ndarray) -> Packed:

@@ -24,8 +24,9 @@ class VariableReport:
         shape: Tuple of ints.
         weights: Int, how many weights it has.
         kept: Int, how many of them are not zero.
-        encoding: String, `"dense"`, `"bitmask"`, `"gaps8"` or `"gaps16"`: how
-            `export_saved_model` stores it to be computed dense, or has stored it.
+        encoding: String, `"dense"`, `"bitmask"`, `"gaps4"`, `"gaps8"` or `"gaps16"`, with the bits of each
+            value after a slash where these are coded, as in `"gaps8/4"`: how `export_saved_model`
+            stores it to be computed dense, or has stored it.
         dense_bits: Int, its size with every weight stored.
         bits: Int, its size in that encoding.
         gzip_bits: Int, the size of the dense weight compressed by gzip at its fastest,

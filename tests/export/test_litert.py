@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from lc_keras import Grid, L0Constraint
+from lc_keras.baselines import compress_directly
 from lc_keras.export import converter, export_litert, litert
 from lc_keras.export.converter import Converter
 
@@ -339,3 +341,23 @@ def test_without_the_package(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r"lc_keras\[litert\]"):
         export_litert(mlp(), tmp_path / "net.tflite")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("build", [mlp, pytest.param(convolutions, marks=pytest.mark.slow)])
+def test_weights_on_the_grid_are_taken_as_they_are(tmp_path, build):
+    """Those of dense layers and convolutions, in LiteRT and in Keras; zeros stay zeros."""
+    model, path = build(), tmp_path / "net.tflite"
+    compress_directly(model, L0Constraint(0.5, values=Grid(8)))
+    kernels = [layer.kernel.numpy() for layer in model.layers if hasattr(layer, "kernel")]
+    x = np.random.normal(size=(20, *model.input_shape[1:]))
+    export_litert(model, path, quantize="int8", representative_data=[x])
+    stored = [w.ravel() for w in weights(path) if w.dtype == "int8"]
+    for kernel in kernels:
+        steps = np.abs(kernel).max(tuple(range(kernel.ndim - 1))) / np.float32(127)
+        numbers = np.moveaxis(np.rint(kernel / np.where(steps, steps, 1)), -1, 0).ravel()
+        assert any(np.array_equal(w, numbers) for w in stored)
+    if build is mlp:
+        model.quantize("int8")
+        for layer, kernel in zip(model.layers, kernels, strict=True):
+            found = np.float32(layer._kernel) / np.asarray(layer.kernel_scale)
+            np.testing.assert_allclose(found, kernel, rtol=1e-5, atol=1e-9)

@@ -9,6 +9,8 @@ import pytest
 import tensorflow as tf
 
 from c_api import CSession
+from lc_keras import Codebook, Grid, L0Constraint, Task
+from lc_keras.baselines import compress_directly
 from lc_keras.export import export_saved_model
 
 # Runs in a process of its own, where importing keras or lc_keras fails.
@@ -706,3 +708,30 @@ def test_a_model_with_states_serves_as_many_examples_as_it_has_states_for(tmp_pa
 def test_a_signature_without_inputs(tmp_path):
     with pytest.raises(ValueError, match="Expected `input_signature` to hold a tf.TensorSpec"):
         export_saved_model(dense_net(), tmp_path / "1", input_signature=[])
+
+
+@pytest.mark.parametrize(
+    "cost, part, compute",
+    [
+        (Codebook(16), 1 / 7, "dense"),
+        (Grid(8), 1 / 3.5, "dense"),
+        (L0Constraint(0.1, values=Codebook(16)), 1 / 20, "dense"),
+        (L0Constraint(0.1, values=Codebook(4)), 1 / 20, "sparse"),
+    ],
+    ids=str,
+)
+def test_few_values_are_written_in_few_bits_and_read_bit_for_bit(cost, part, compute, tmp_path):
+    keras.utils.set_random_seed(0)
+    model, x = dense_net(), tf.random.normal((5, 200))
+    compress_directly(model, Task(cost, weights=model.layers[0]))
+    exported = export_saved_model(model, tmp_path / "model", compute=compute)
+    kernel = exported.weights[0]
+    assert kernel.encoding.partition("/")[2] in ("2", "3", "4", "5", "8") and kernel.error == 0
+    assert kernel.nbytes < part * kernel.dense_nbytes
+    # Unpacking is in the graph.
+    assert exported.nbytes < sum(weight.nbytes for weight in exported.weights) + 60_000
+    served = serve(exported.path, x)
+    if compute == "dense":
+        np.testing.assert_array_equal(served, model.predict(x, verbose=0))
+    else:
+        np.testing.assert_allclose(served, model(x), rtol=1e-4, atol=1e-5)

@@ -4,7 +4,9 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lc_keras.measuring.packing import pack, unpack
+from lc_keras.costs import Grid
+from lc_keras.measuring.coding import decode, from_bits, to_bits
+from lc_keras.measuring.packing import pack, positions_of, unpack
 
 
 def unpacked(packed):
@@ -88,3 +90,71 @@ def test_what_bridges_a_gap_is_not_kept():
     value[[0, 70_000]] = 1
     packed = pack(value.reshape(1, -1), dense=False)
     assert packed.kept == 2 < len(packed.values)
+
+
+# Weights of few values.
+
+
+def coded(packed):
+    """The values as they are read back."""
+    codes, count = packed.codes, packed.values.size
+    if packed.places is None:
+        places = np.arange(count)
+    else:
+        places = positions_of(packed.encoding, packed.places, count).numpy()
+    numbers, columns = tf.constant(codes.numbers), places % packed.shape[-1]
+    return decode(codes.bits, numbers, codes.table, codes.steps, columns, count).numpy()
+
+
+@pytest.mark.parametrize("density", [1.0, 0.5, 0.2, 0.02])
+@pytest.mark.parametrize("values", [2, 5, 16, 200])
+def test_few_values_are_stored_in_their_bits(values, density):
+    random = np.random.default_rng(0)
+    table = random.normal(size=values).astype("float32")
+    array = random.choice(table, (300, 200)) * (random.random((300, 200)) < density).astype("float32")
+    array += 0.0  # no negative zeros
+    packed = pack(array)
+    assert packed.codes is not None and packed.codes.bits <= int(values).bit_length()
+    np.testing.assert_array_equal(coded(packed), packed.values.ravel())
+    if packed.places is not None:
+        np.testing.assert_array_equal(unpacked(packed), array)
+    # A bit for each place and the bits of each value is one of the choices.
+    bits = int(np.ceil(np.log2(values)))
+    assert packed.nbytes <= array.size // 8 + 1 + bits * np.count_nonzero(array) // 8 + 1 + 4 * values
+
+
+def test_gaps_of_four_bits():
+    array = np.zeros(100_000, "float32")
+    array[::8] = 1.0
+    packed = pack(array)
+    assert packed.name == "gaps4/1" and packed.nbytes == 12_500 // 2 + 12_500 // 8 + 1 + 4
+    np.testing.assert_array_equal(unpacked(packed), array)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("density", [1.0, 0.1])
+def test_a_grid_is_stored_in_its_bits(bits, density):
+    random = np.random.default_rng(0)
+    weights = random.normal(size=(300, 200)) * (random.random((300, 200)) < density)
+    array = Grid(bits).c_step([weights.astype("float32")], 1.0)[0].numpy()
+    packed = pack(array)
+    assert packed.codes is not None and packed.codes.bits == bits
+    assert packed.codes.steps is not None
+    np.testing.assert_array_equal(coded(packed), packed.values.ravel())
+    assert (coded(packed).view("int32") == packed.values.ravel().view("int32"))[
+        packed.values.ravel() != 0
+    ].all()
+
+
+def test_many_values_stay_as_they_are():
+    random = np.random.default_rng(0)
+    assert pack(random.normal(size=(100, 100)).astype("float32")).codes is None
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 5, 7, 8])
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 1001])
+def test_bits_come_back(bits, count):
+    numbers = np.random.default_rng(0).integers(0, 2**bits, count)
+    packed = to_bits(numbers, bits)
+    assert packed.nbytes == -(-bits * count // 8)
+    np.testing.assert_array_equal(from_bits(tf.constant(packed), bits, count), numbers)

@@ -1,0 +1,120 @@
+"""Code values that are few, or whole numbers of steps, in few bits each."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+_MOST_BITS, _SOME = 8, 2**16
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Values as numbers of a few bits each: $v_i = t_{n_i}$, or $t_{n_i}$ steps of the column that it is in.
+
+    Attributes:
+        bits: Int, how many bits a number has.
+        numbers: uint8 array, the numbers, one after the other, from the lowest bit up.
+        table: One-dimensional array, what each number stands for.
+        steps: One-dimensional array of a step for each column, or `None`.
+    """
+
+    bits: int
+    numbers: np.ndarray
+    table: np.ndarray
+    steps: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        steps = 0 if self.steps is None else self.steps.nbytes
+        return self.numbers.nbytes + self.table.nbytes + steps
+
+
+def code(values: np.ndarray, columns: np.ndarray, steps: np.ndarray | None) -> Codes | None:
+    """Code values in as few bits as they take.
+
+    Args:
+        values: One-dimensional floating array.
+        columns: int array of the same shape, the column of each value.
+        steps: As `steps_of` gives them.
+
+    Returns:
+        `Codes`, or `None` if more than 8 bits would be needed.
+    """
+    if not len(values):
+        return None
+    # Most weights have many values in any part of them; and the sign of a zero would be lost.
+    few = len(np.unique(values[:_SOME])) <= 2**_MOST_BITS and not np.signbit(values[values == 0]).any()
+    table, numbers = np.unique(values, return_inverse=True) if few else (values, values)
+    if len(table) <= 2**_MOST_BITS and few:
+        bits = max(1, int(len(table) - 1).bit_length())
+        return Codes(bits, to_bits(numbers, bits), table)
+    if steps is None:
+        return None
+    with np.errstate(invalid="ignore"):
+        whole = np.rint(np.nan_to_num(values / steps[columns])).astype(int)
+    largest = int(np.abs(whole).max(initial=0))
+    bits = largest.bit_length() + 1
+    levels = np.arange(-largest, largest + 1, dtype=values.dtype)
+    return Codes(bits, to_bits(whole + largest, bits), levels, steps)
+
+
+def steps_of(array: np.ndarray) -> np.ndarray | None:
+    """Return the step of each place of the last axis, if all values are whole numbers of them.
+
+    Args:
+        array: Floating array of two axes or more, such as `Grid` leaves it.
+
+    Returns:
+        One-dimensional array, or `None`: the largest of a column is not the end of a grid of 2 to 8 bits.
+    """
+    if array.ndim < 2 or not array.size or not np.isfinite(array).all():
+        return None
+    largest = np.abs(array).max(axis=tuple(range(array.ndim - 1)))
+    for bits in range(2, _MOST_BITS + 1):
+        steps = largest / largest.dtype.type(2 ** (bits - 1) - 1)
+        whole = np.rint(np.divide(array, steps, out=np.zeros_like(array), where=steps > 0))
+        if np.array_equal(whole * steps, array):
+            return steps
+    return None
+
+
+def decode(
+    bits: int, numbers: tf.Tensor, table: tf.Tensor, steps: tf.Tensor | None, columns: tf.Tensor, count: int
+) -> tf.Tensor:
+    """Undo `code`, as TensorFlow operations.
+
+    Args:
+        bits: Int, as in `Codes`.
+        numbers: uint8 tensor, as in `Codes`.
+        table: Tensor, as in `Codes`.
+        steps: Tensor or `None`, as in `Codes`.
+        columns: Integer tensor, the column of each value.
+        count: Int, how many values there are.
+
+    Returns:
+        One-dimensional tensor of the type of `table`.
+    """
+    values = tf.gather(table, from_bits(numbers, bits, count))
+    return values if steps is None else values * tf.gather(steps, columns)
+
+
+def to_bits(numbers: np.ndarray, bits: int) -> np.ndarray:
+    """Return whole numbers below 2**bits as bytes, one after the other."""
+    flags = np.asarray(numbers).ravel().astype("uint8")[:, None] >> np.arange(bits, dtype="uint8") & 1
+    return np.packbits(flags.astype(bool), bitorder="little")
+
+
+def from_bits(packed: tf.Tensor, bits: int, count: int | tf.Tensor) -> tf.Tensor:
+    """Undo `to_bits` of at most 8 bits, as TensorFlow operations.
+
+    Returns:
+        int32 vector of `count` numbers.
+    """
+    flags = tf.bitwise.right_shift(packed[:, tf.newaxis], np.arange(8, dtype="uint8")) & 1
+    rows = tf.reshape(tf.reshape(flags, [-1])[: count * bits], [-1, bits])
+    # One place after the other, as bytes: whole numbers would take many times the memory.
+    total = rows[:, 0]
+    for place in range(1, bits):
+        total += tf.bitwise.left_shift(rows[:, place], tf.constant(place, tf.uint8))
+    return tf.cast(total, tf.int32)
