@@ -27,7 +27,7 @@ class ReachingLagrangian(Lagrangian):
     `project`, which is for whoever shows the model.
 
     Args:
-        shared: List of `SharedCost`, whose costs can be loosened.
+        shared: List of `SharedCost`, whose costs have budgets.
         multipliers: Bool, default `True`.
     """
 
@@ -43,7 +43,7 @@ class ReachingLagrangian(Lagrangian):
     @property
     def is_loose(self) -> bool:
         """Tell if θ may keep more than the budget, or other values than the weights have now."""
-        return self._reach.slack > 0 or self._reach.frees
+        return bool(self._reach.slack) or self._reach.frees
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "reach": asdict(self._reach)}
@@ -97,19 +97,27 @@ class ReachingLagrangian(Lagrangian):
         return self._found(finite, self.is_loose)
 
     def _solve(self, reach: Reach, ratio: float, retargets: bool) -> tf.Tensor:
-        numbers = tf.constant(ratio, tf.float64), tf.constant(reach.slack), tf.constant(reach.part)
-        return self._reaching(*numbers, *map(tf.constant, (self._reach.frees, reach.frees, retargets)))
+        costs = [cost.compression for cost in self.shared]
+        same = all(cost.can_loosen and cost.keeps_values for cost in costs)
+        # Where that is the same, one graph serves all.
+        slack = 0.0 if reach.slack is None and same else reach.slack
+        numbers = tf.constant(ratio, tf.float64), None if slack is None else tf.constant(slack)
+        flags = map(tf.constant, (reach.part, self._reach.frees, reach.frees, retargets))
+        return self._reaching(*numbers, *flags)
 
     def _reaching(
         self,
         ratio: tf.Tensor,
-        slack: tf.Tensor,
+        slack: tf.Tensor | None,
         part: tf.Tensor,
         freed: tf.Tensor,
         frees: tf.Tensor,
         retargets: tf.Tensor,
     ) -> tf.Tensor:
         def maps(part: SharedCost, values: Sequence[tf.Tensor]) -> list[Map]:
+            if slack is None:
+                # A budget does not depend on μ.
+                return part.compression.maps(values, tf.constant(1.0), part.layouts)
             return part.compression.loosened(values, slack, part.layouts)
 
         def offset(theta: tf.Tensor, target: tf.Tensor) -> tf.Tensor:

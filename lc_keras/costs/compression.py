@@ -32,7 +32,9 @@ class Compression(Serializable):
     Attributes:
         has_budget: Bool, whether weights can be said to keep it: it is a constraint.
         keeps_values: Bool, whether the C step keeps each weight bit for bit or zeroes it.
-        can_loosen: Bool, whether it has a budget that can be `loosened`; it keeps values then.
+        can_loosen: Bool, whether it has a budget that can be `loosened`; values are kept then.
+        pulls_beside: Bool, whether `mu="auto"` pulls its weights beside the optimizer, as to a budget that
+            can be loosened.
         needs_units: Bool, whether its `Layout`s should say which units of a model's graph weights make.
         needs_macs: Bool, whether its `Layout`s must say how many multiply-adds weights take.
         needs_time: Bool, whether they must say how many nanoseconds.
@@ -41,6 +43,7 @@ class Compression(Serializable):
     has_budget: ClassVar[bool] = False
     keeps_values: ClassVar[bool] = False
     can_loosen: ClassVar[bool] = False
+    pulls_beside: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -78,7 +78,7 @@ class L0Constraint(Grouped):
     multiple_of: int = dataclasses.field(default=1, metadata={"check": whole})
     values: Values | None = None
 
-    has_budget = True
+    has_budget = can_loosen = pulls_beside = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,10 +102,6 @@ class L0Constraint(Grouped):
 
     @property
     def keeps_values(self) -> bool:  # type: ignore[override]  # of this one
-        return self.values is None
-
-    @property
-    def can_loosen(self) -> bool:  # type: ignore[override]  # of this one
         return self.values is None
 
     @property

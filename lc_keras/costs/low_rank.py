@@ -1,7 +1,6 @@
 """Matrices of low rank, of a rank that is given or chosen by what it costs."""
 
 import dataclasses
-import functools
 import math
 from typing import Literal
 
@@ -94,23 +93,29 @@ class Factored(Compression):
             Matrix.of(layout)
 
     def maps(self, weights: Tensors, mu: float | tf.Tensor, layouts: Layouts) -> list[Map]:
-        return [functools.partial(self._theta, tf.cast(mu, tf.float64), layout) for layout in layouts]
+        pairs = zip(weights, layouts, strict=True)
+        return [self._solved(tf.convert_to_tensor(w), tf.cast(mu, tf.float64), layout) for w, layout in pairs]
 
-    def _theta(self, mu: tf.Tensor, layout: Layout, value: tf.Tensor) -> tf.Tensor:
-        wide, found = tf.cast(value, tf.float64), []
+    def _solved(self, weight: tf.Tensor, mu: tf.Tensor, layout: Layout) -> Map:
+        """Return the map of one tensor, whose ranks and directions are found here."""
+        ways, objectives = [], []
         for matrix in Matrix.of(layout):
-            unfolded = matrix.unfold(wide)
-            energies, vectors = _decomposed(unfolded)
+            energies, vectors = _decomposed(matrix.unfold(tf.cast(weight, tf.float64)))
             tails = tf.concat([tf.cumsum(energies, reverse=True), [0.0]], 0)
             objective = self.objective(tails, matrix, layout, mu)
             rank = tf.argmin(objective, output_type=tf.int32)
-            found.append((matrix, unfolded, vectors, rank, tf.reduce_min(objective)))
-        *first, least = found[0]
-        theta = functools.partial(_truncated, value, *first)
-        for *other, objective in found[1:]:
-            better, second = objective < least, functools.partial(_truncated, value, *other)
-            return tf.cond(better, second, theta)
-        return theta()
+            chosen = vectors * tf.cast(tf.range(matrix.rank) < rank, tf.float64)
+            ways.append((matrix, tf.matmul(chosen, vectors, transpose_b=True), rank < matrix.rank))
+            objectives.append(tf.reduce_min(objective))
+        best = tf.argmin(tf.stack(objectives))
+
+        def theta(value: tf.Tensor) -> tf.Tensor:
+            found = _projected(value, *ways[0])
+            for index, way in enumerate(ways[1:], 1):
+                found = tf.where(best == index, _projected(value, *way), found)
+            return found
+
+        return theta
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -138,7 +143,7 @@ class LowRank(Factored):
 
     rank: int = dataclasses.field(metadata={"check": whole})
 
-    has_budget = True
+    has_budget = pulls_beside = True
 
     def check(self, layouts: Layouts) -> None:
         for layout in layouts:
@@ -215,16 +220,9 @@ def _decomposed(matrix: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.nn.relu(energies[::-1]), vectors[:, ::-1]
 
 
-def _truncated(
-    value: tf.Tensor, matrix: Matrix, unfolded: tf.Tensor, vectors: tf.Tensor, rank: tf.Tensor
-) -> tf.Tensor:
-    """Return the tensor whose matrix is the nearest one of a rank; of full rank, itself."""
-
-    def theta() -> tf.Tensor:
-        chosen = vectors * tf.cast(tf.range(matrix.rank) < rank, tf.float64)
-        projector = tf.matmul(chosen, vectors, transpose_b=True)
-        tall = matrix.rows >= matrix.columns
-        nearest = tf.matmul(unfolded, projector) if tall else tf.matmul(projector, unfolded)
-        return tf.cast(matrix.fold(nearest), value.dtype)
-
-    return tf.cond(rank < matrix.rank, theta, lambda: tf.identity(value))
+def _projected(value: tf.Tensor, matrix: Matrix, projector: tf.Tensor, truncates: tf.Tensor) -> tf.Tensor:
+    """Return the tensor whose matrix is projected on some directions; of full rank, itself."""
+    unfolded = matrix.unfold(tf.cast(value, tf.float64))
+    tall = matrix.rows >= matrix.columns
+    nearest = tf.matmul(unfolded, projector) if tall else tf.matmul(projector, unfolded)
+    return tf.where(truncates, tf.cast(matrix.fold(nearest), value.dtype), value)

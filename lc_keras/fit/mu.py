@@ -134,6 +134,9 @@ class Beside(Pull):
     Args:
         plan: `Plan` of the run.
         by_gradient: Bool, whether all steps of the optimizers are as SGD's or Muon's.
+        is_fixed: Bool, default `False`: whether a budget cannot be loosened, so that all are fixed.
+        settles: Bool, default `False`: whether what is kept must also come to other values, in the last
+            quarter.
     """
 
     _REMOVING, _FALLING = 0.75, 0.9
@@ -142,10 +145,11 @@ class Beside(Pull):
 
     held = ("_is_fixed", "_far", "_strength")
 
-    def __init__(self, plan: Plan, by_gradient: bool) -> None:
+    def __init__(self, plan: Plan, by_gradient: bool, is_fixed: bool = False, settles: bool = False) -> None:
         super().__init__(plan)
+        self._settles = settles
         self._by_gradient = by_gradient
-        self._is_fixed = False
+        self._is_fixed = is_fixed
         self._far = 0
         self._strength = 0.0
 
@@ -166,16 +170,18 @@ class Beside(Pull):
 
     def next(self, step: int, gap: float) -> tuple[float, Reach | None]:
         progress, before = step / self._plan.steps, self._strength
+        path, slack = progress / self._REMOVING, None
         if self._is_fixed:
             (first, last), length = _PULL, min(self._batches, _MOST_BATCHES)
-            slack = 0.0
+        elif self._settles and path >= 1:
+            (first, last), length = _PULL, (1 - self._REMOVING) * self._batches
+            progress = (progress - self._REMOVING) / (1 - self._REMOVING)
         else:
             (first, last), length = self._PATH, self._REMOVING * self._batches
-            progress /= self._REMOVING
-            slack = max(0.0, 1 - progress / self._FALLING) ** 3
+            progress, slack = path, max(0.0, 1 - path / self._FALLING) ** 3
         self._strength = first * (last / first) ** min(progress, 1.0) / length
-        if not self._is_fixed and progress >= 1:
-            return self._strength, Reach(part=1.0, frees=True)
+        if slack is not None and progress >= 1:
+            return self._strength, Reach(part=1.0, slack=0.0, frees=True)
         # Not above 1, as where an epoch turns out to be longer than it was taken to be.
         part, ratio = -math.expm1(-self._strength), min(1.0, before / self._strength)
-        return self._strength, Reach(part, ratio, slack, frees=not self._is_fixed)
+        return self._strength, Reach(part, ratio, slack, frees=slack is not None)

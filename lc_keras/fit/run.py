@@ -55,8 +55,11 @@ class CompressionRun(Run, Resumable):
         self._model = model = callback.model
         self._params: dict[str, Any] = callback.params
         shared = bind_tasks(callback.tasks, model)
-        # Where no budget can be loosened, the pull is the paper's, through the loss.
-        self._beside = is_automatic(callback.mu) and all(part.compression.can_loosen for part in shared)
+        costs = [part.compression for part in shared]
+        # Where one does not fit beside the optimizer, the pull is the paper's, through the loss.
+        self._beside = is_automatic(callback.mu) and all(cost.pulls_beside for cost in costs)
+        self._is_fixed = not all(cost.can_loosen for cost in costs)
+        self._settles = not all(cost.keeps_values for cost in costs)
         self._limits_rate = callback.limit_learning_rate and not self._beside
         with model.distribute_strategy.scope():
             self._steps = Steps(model, shared, callback.multipliers, self._beside)
@@ -239,7 +242,7 @@ class CompressionRun(Run, Resumable):
         lengths = given.steps, given.epochs_per_step, given.first_step_epochs
         self._plan = Plan.of(*lengths, epochs, batches, execution, self._beside)
         if self._beside:
-            self._pull = Beside(self._plan, self._rate.is_by_gradient)
+            self._pull = Beside(self._plan, self._rate.is_by_gradient and not self._settles, self._is_fixed, self._settles)
         elif is_automatic(given.mu):
             self._pull = ThroughLoss(self._plan, self._rate)
         else:

@@ -111,10 +111,9 @@ def from_bits(packed: tf.Tensor, bits: int, count: int | tf.Tensor) -> tf.Tensor
     Returns:
         int32 vector of `count` numbers.
     """
-    flags = tf.bitwise.right_shift(packed[:, tf.newaxis], np.arange(8, dtype="uint8")) & 1
-    rows = tf.reshape(tf.reshape(flags, [-1])[: count * bits], [-1, bits])
-    # One place after the other, as bytes: whole numbers would take many times the memory.
-    total = rows[:, 0]
-    for place in range(1, bits):
-        total += tf.bitwise.left_shift(rows[:, place], tf.constant(place, tf.uint8))
-    return tf.cast(total, tf.int32)
+    if bits < 8:
+        flags = tf.bitwise.right_shift(packed[:, tf.newaxis], np.arange(8, dtype="uint8")) & 1
+        rows = tf.reshape(tf.reshape(flags, [-1])[: count * bits], [-1, bits])
+        # As bytes: whole numbers would take many times the memory.
+        packed = tf.reduce_sum(tf.bitwise.left_shift(rows, np.arange(bits, dtype="uint8")), 1)
+    return tf.cast(packed, tf.int32)

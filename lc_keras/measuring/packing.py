@@ -10,6 +10,8 @@ from lc_keras.measuring.coding import Codes, code, from_bits, steps_of, to_bits
 # A bound on what unpacking a weight adds to a SavedModel, in bytes: with TensorFlow 2.21 about 8,000 for the
 # first and 4,300 for each further one.
 _UNPACKING = 12288
+# What decoding its values adds, or its gaps of four bits.
+_DECODING = 8192
 _BITS = np.arange(8, dtype="uint8")
 
 
@@ -81,12 +83,13 @@ def pack(array: np.ndarray, dense: bool = True) -> Packed:
         Packed("dense", array.shape, array),
     ]
     smallest = min((_coded(packed, steps) for packed in plain[: None if dense else -1]), key=_size)
-    pays = smallest.nbytes + _UNPACKING < array.nbytes
+    pays = _size(smallest) + _UNPACKING < array.nbytes
     return smallest if pays or not dense else plain[-1]
 
 
 def _size(packed: Packed) -> int:
-    return packed.nbytes
+    """Return the bytes that a weight takes, with what unpacks it more than others."""
+    return packed.nbytes + _DECODING * ((packed.codes is not None) + (packed.encoding == "gaps4"))
 
 
 def _coded(packed: Packed, steps: np.ndarray | None) -> Packed:
@@ -96,8 +99,7 @@ def _coded(packed: Packed, steps: np.ndarray | None) -> Packed:
     else:
         places = positions_of(packed.encoding, packed.places, len(packed.values)).numpy()
     codes = code(packed.values.ravel(), places % max(1, packed.shape[-1] if packed.shape else 1), steps)
-    smaller = codes is not None and codes.nbytes < packed.values.nbytes
-    return replace(packed, codes=codes) if smaller else packed
+    return min(packed, replace(packed, codes=codes), key=_size)
 
 
 def positions_of(encoding: str, places: tf.Tensor, count: int) -> tf.Tensor:

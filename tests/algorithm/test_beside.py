@@ -186,7 +186,7 @@ def test_c_steps_against_numpy(case, multipliers):
             result = lagrangian.c_step(1.0, 2.0, reach)
         w = values(variables)
         shifted = [a - offset for a, offset in zip(w, offsets, strict=True)]
-        theta = loose(shares, shifted, reach.slack)
+        theta = loose(shares, shifted, reach.slack or 0)
         ratio = reach.ratio if multipliers and step else 0
         offsets = [ratio * (t - v) for t, v in zip(theta, shifted, strict=True)]
         free = [reach.frees & (t != 0) for t in theta]
@@ -197,7 +197,7 @@ def test_c_steps_against_numpy(case, multipliers):
             np.testing.assert_allclose(
                 lagrangian.targets[i], np.where(free[i], np.nan, theta[i] + offsets[i]), **near
             )
-        assert lagrangian.is_loose == (reach.slack > 0 or reach.frees)
+        assert lagrangian.is_loose == bool(reach.slack or reach.frees)
         away = sum(np.sum((a - t) ** 2) for a, t in zip(w, theta, strict=True))
         gap = -1 if lagrangian.is_loose else np.sqrt(away / sum(np.sum(a**2) for a in w))
         np.testing.assert_allclose(result.gap, gap, rtol=1e-4, atol=1e-7)

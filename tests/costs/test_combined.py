@@ -104,9 +104,12 @@ def test_given_values_are_kept_where_that_gains_most():
     assert away([v], theta) == pytest.approx(best)
 
 
-def test_a_budget_of_values_keeps_none_and_cannot_be_loosened():
+def test_a_budget_of_values_keeps_none_unless_it_is_loosened():
     cost = L0Constraint(0.1, values=Grid(8))
-    assert cost.has_budget and not cost.keeps_values and not cost.can_loosen
+    assert cost.has_budget and not cost.keeps_values and cost.can_loosen
+    value = tf.constant(drawn(0)[0])
+    loose = cost.loosened([value], tf.constant(0.5), [Layout(value.shape)])[0](value)
+    assert np.count_nonzero(loose) == 15 and np.array_equal(loose[loose != 0], value[loose != 0])
     assert eval(repr(cost), {**globals(), "Weights": lambda: None}) == cost
     theta = cost.c_step([tf.cast(drawn(0)[0], tf.float16)], MU)[0]
     assert theta.dtype == tf.float16 and np.count_nonzero(theta) == 2

@@ -722,14 +722,15 @@ def test_a_signature_without_inputs(tmp_path):
 )
 def test_few_values_are_written_in_few_bits_and_read_bit_for_bit(cost, part, compute, tmp_path):
     keras.utils.set_random_seed(0)
-    model, x = dense_net(), tf.random.normal((5, 200))
+    layers = [keras.Input((600,), name="pixels"), keras.layers.Dense(500, "tanh"), keras.layers.Dense(10)]
+    model, x = keras.Sequential(layers), tf.random.normal((5, 600))
     compress_directly(model, Task(cost, weights=model.layers[0]))
     exported = export_saved_model(model, tmp_path / "model", compute=compute)
     kernel = exported.weights[0]
     assert kernel.encoding.partition("/")[2] in ("2", "3", "4", "5", "8") and kernel.error == 0
     assert kernel.nbytes < part * kernel.dense_nbytes
     # Unpacking is in the graph.
-    assert exported.nbytes < sum(weight.nbytes for weight in exported.weights) + 60_000
+    assert exported.nbytes < sum(weight.nbytes for weight in exported.weights) + 80_000
     served = serve(exported.path, x)
     if compute == "dense":
         np.testing.assert_array_equal(served, model.predict(x, verbose=0))

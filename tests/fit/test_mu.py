@@ -190,7 +190,8 @@ def test_where_weights_move_far_three_times_in_a_row_the_budget_is_fixed():
         strength, reach = pull.next(step, np.nan)
         assert strength == pytest.approx(fixed(step))
         # λ begins from 0, as it was of a stronger pull.
-        same_reach(reach, part=1 - np.exp(-fixed(step)), ratio=before / fixed(step), slack=0, frees=False)
+        same_reach(reach, part=1 - np.exp(-fixed(step)), ratio=before / fixed(step), frees=False)
+        assert reach.slack is None
         before = fixed(step)
 
 
@@ -249,3 +250,24 @@ def test_nothing_is_seen_of_no_batch():
     pull = Beside(plan(STEPS), True)
     pull.look(0, 1.0, 0)
     assert pull.looks(1)
+
+
+def test_a_budget_that_cannot_be_loosened_is_fixed_from_the_start():
+    pull = Beside(plan(STEPS), True, is_fixed=True)
+    assert not pull.looks(0)
+    for step in (0, STEPS - 1):
+        strength, reach = pull.next(step, np.nan)
+        assert strength == pytest.approx(fixed(step))
+        assert reach.slack is None and not reach.frees
+
+
+def test_what_is_kept_comes_to_other_values_in_the_last_quarter():
+    pull, path = Beside(plan(STEPS), False, settles=True), Beside(plan(STEPS), False)
+    for step in range(STEPS):
+        strength, reach = pull.next(step, np.nan)
+        if step < 0.75 * STEPS:
+            assert (strength, reach) == path.next(step, np.nan)
+        else:
+            grown = 1.5 * (80 / 1.5) ** (4 * step / STEPS - 3) / (EPOCHS * BATCHES / 4)
+            assert strength == pytest.approx(grown)
+            assert reach.slack is None and not reach.frees and 0 < reach.part < 1 and reach.ratio > 0

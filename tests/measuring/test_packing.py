@@ -111,7 +111,7 @@ def coded(packed):
 def test_few_values_are_stored_in_their_bits(values, density):
     random = np.random.default_rng(0)
     table = random.normal(size=values).astype("float32")
-    array = random.choice(table, (300, 200)) * (random.random((300, 200)) < density).astype("float32")
+    array = random.choice(table, (1000, 800)) * (random.random((1000, 800)) < density).astype("float32")
     array += 0.0  # no negative zeros
     packed = pack(array)
     assert packed.codes is not None and packed.codes.bits <= int(values).bit_length()
@@ -120,14 +120,15 @@ def test_few_values_are_stored_in_their_bits(values, density):
         np.testing.assert_array_equal(unpacked(packed), array)
     # A bit for each place and the bits of each value is one of the choices.
     bits = int(np.ceil(np.log2(values)))
-    assert packed.nbytes <= array.size // 8 + 1 + bits * np.count_nonzero(array) // 8 + 1 + 4 * values
+    count = np.count_nonzero(array)
+    assert packed.nbytes <= array.size // 8 + 1 + bits * count // 8 + 1 + 4 * values + 8192
 
 
 def test_gaps_of_four_bits():
-    array = np.zeros(100_000, "float32")
+    array = np.zeros(800_000, "float32")
     array[::8] = 1.0
     packed = pack(array)
-    assert packed.name == "gaps4/1" and packed.nbytes == 12_500 // 2 + 12_500 // 8 + 1 + 4
+    assert packed.name == "gaps4/1" and packed.nbytes == 100_000 // 2 + 100_000 // 8 + 4
     np.testing.assert_array_equal(unpacked(packed), array)
 
 
@@ -135,7 +136,7 @@ def test_gaps_of_four_bits():
 @pytest.mark.parametrize("density", [1.0, 0.1])
 def test_a_grid_is_stored_in_its_bits(bits, density):
     random = np.random.default_rng(0)
-    weights = random.normal(size=(300, 200)) * (random.random((300, 200)) < density)
+    weights = random.normal(size=(1000, 800)) * (random.random((1000, 800)) < density)
     array = Grid(bits).c_step([weights.astype("float32")], 1.0)[0].numpy()
     packed = pack(array)
     assert packed.codes is not None and packed.codes.bits == bits

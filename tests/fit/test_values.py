@@ -1,0 +1,98 @@
+"""Few values, low rank and sums, through `fit`."""
+
+import keras
+import numpy as np
+import pytest
+
+import lc_keras
+from lc_keras import Codebook, Geometric, Grid, L0Constraint, LowRank, RankSelection, Sum, Task
+
+
+def data():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 12)).astype("float32")
+    return x, np.argmax(x[:, :4], 1)
+
+
+def net(seed=0):
+    keras.utils.set_random_seed(seed)
+    layers = [keras.Input((12,)), keras.layers.Dense(10, "tanh"), keras.layers.Dense(4)]
+    model = keras.Sequential(layers)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
+    return model
+
+
+def kernels(model):
+    return [layer.kernel.numpy() for layer in model.layers]
+
+
+def distinct(model):
+    return len(np.unique(np.concatenate([k.ravel() for k in kernels(model)])))
+
+
+CASES = {
+    "codebook": (Codebook(3), lambda m: distinct(m) <= 3),
+    "sparse": (
+        L0Constraint(40, values=Codebook(4)),
+        lambda m: distinct(m) <= 5 and sum(map(np.count_nonzero, kernels(m))) <= 40,
+    ),
+    "grid": (Grid(3), lambda m: all(len(np.unique(c)) <= 7 for k in kernels(m) for c in k.T)),
+    "rank": (LowRank(2), lambda m: all(np.linalg.matrix_rank(k, 1e-4) <= 2 for k in kernels(m))),
+    "sum": (
+        [Task(Sum(LowRank(1), L0Constraint(5)), weights=r"dense(_\d+)?/kernel")],
+        lambda m: np.linalg.matrix_rank(kernels(m)[0], 1e-4) <= 6,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case == "sparse" else case for case in CASES]
+)
+def test_fit_leaves_a_model_that_is_under_its_cost(case):
+    tasks, is_under = CASES[case]
+    model, seen = net(), []
+    compress = lc_keras.LearningCompression(tasks)
+    shown = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: seen.append(is_under(model)))
+    history = model.fit(*data(), batch_size=4, epochs=8, verbose=0, callbacks=[compress, shown]).history
+    # From the first epoch on others meet the compressed model.
+    assert seen == [True] * 8 and is_under(model)
+    assert history["gap"][-1] < 0.1 and history["accuracy"][-1] > 0.5
+
+
+def test_the_rank_that_pays_goes_through_the_loss():
+    model = net()
+    compress = lc_keras.LearningCompression(RankSelection(0.2), mu=Geometric(0.1, 30.0), steps=8)
+    model.fit(*data(), batch_size=4, epochs=compress.epochs, verbose=0, callbacks=[compress])
+    assert all(0 < np.linalg.matrix_rank(k, 1e-4) < min(k.shape) + (k.shape[1] == 4) for k in kernels(model))
+
+
+def test_a_loop_of_ones_own():
+    model = net()
+    alternation = lc_keras.Alternation(model, Codebook(2), mu=1.0)
+    alternation.c_step()
+    with alternation.compressed():
+        assert distinct(model) == 2
+    assert distinct(model) > 2
+    alternation.finish()
+    assert distinct(model) == 2
+
+
+def test_a_restart_goes_on_bit_for_bit(tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 3:
+                raise KeyboardInterrupt
+
+    def fit(model, folder, *more):
+        compress = lc_keras.LearningCompression(Grid(3), checkpoint_dir=folder)
+        model.fit(*data(), batch_size=4, epochs=8, shuffle=False, verbose=0, callbacks=[compress, *more])
+
+    whole, cut = net(), net()
+    fit(whole, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match="interrupted"):
+        fit(cut, tmp_path / "cut", Stop())
+    resumed = net(seed=1)
+    fit(resumed, tmp_path / "cut")
+    for a, b in zip(kernels(whole), kernels(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
