@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.costs import thresholds
-from lc_keras.costs.compression import Layouts, Tensors
+from lc_keras.costs.compression import Layouts, Map, Tensors
 from lc_keras.costs.layout import Layout
 from lc_keras.costs.values import Values
 
@@ -72,9 +72,9 @@ class Grid(Values):
                 steps.append(self._best_step(wide, layout))
         return steps
 
-    def nearest(self, value: tf.Tensor, learned: tf.Tensor) -> tf.Tensor:
-        learned = tf.cast(learned, value.dtype)
-        return self._numbers(value, learned) * learned
+    def nearest(self, learned: tf.Tensor, dtype: tf.DType) -> Map:
+        steps = tf.cast(learned, dtype)
+        return lambda value: self._numbers(value, steps) * steps
 
     def _numbers(self, value: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         numbers = tf.round(tf.math.divide_no_nan(value, step))
@@ -89,7 +89,7 @@ class Grid(Values):
 
         def better(best: tuple[tf.Tensor, tf.Tensor], step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             step = _with_few_digits(tf.minimum(step, most), self.bits - 1)
-            error = sums(tf.square(value - self.nearest(value, step)))
+            error = sums(tf.square(value - self._numbers(value, step) * step))
             return tf.where(error < best[1], step, best[0]), tf.minimum(error, best[1])
 
         def try_part(i: tf.Tensor, *best: tf.Tensor) -> tuple[tf.Tensor, ...]:

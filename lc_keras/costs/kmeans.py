@@ -99,34 +99,42 @@ def best_codes(weights: Sequence[tf.Tensor], size: int, sparse: bool = False) ->
     return tf.cond(is_fine, lambda: _means(weights, codes, sparse), lambda: codes, name="fine")
 
 
-@tf.autograph.experimental.do_not_convert
-def nearest_code(value: tf.Tensor, codes: tf.Tensor) -> tf.Tensor:
-    """Return the index of the code that is nearest to each element of a tensor.
+def nearest_code(codes: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return a function that finds the nearest of some codes for each element of a tensor.
 
     Args:
-        value: float32 or float64 tensor.
-        codes: Vector of codes of the same type, ascending.
+        codes: Vector of codes, ascending.
 
     Returns:
-        int32 tensor of the shape of `value`.
+        Function of a tensor of the type of the codes; returns the indices, int32, of its shape.
     """
-    if codes.shape[0] == 1:
-        return tf.zeros_like(value, tf.int32)
+    last = codes.shape[0] - 1
+    if not last:
+        return lambda value: tf.zeros_like(value, tf.int32)
     middles = codes[1:] / 2 + codes[:-1] / 2
     # Looked up in a table: to bisect for each element takes many times longer.
     bins = Bins.between(codes[0], codes[-1], max(_TABLE, _BINS_EACH * codes.shape[0]))
     places = bins.place(middles)
     before = tf.searchsorted(places, tf.range(bins.count))
-    middles_and_end = tf.concat([middles, tf.fill([1], tf.constant(value.dtype.max, value.dtype))], 0)
+    middles_and_end = tf.concat([middles, tf.fill([1], tf.constant(codes.dtype.max, codes.dtype))], 0)
+    crowded = tf.reduce_any(places[1:] == places[:-1])
 
-    def looked_up() -> tf.Tensor:
-        below = tf.gather(before, bins.place(value))
-        return below + tf.cast(value > tf.gather(middles_and_end, below), tf.int32)
+    def find(value: tf.Tensor) -> tf.Tensor:
+        def looked_up() -> tf.Tensor:
+            below = tf.gather(before, bins.place(value))
+            return below + tf.cast(value > tf.gather(middles_and_end, below), tf.int32)
 
-    def bisected() -> tf.Tensor:
-        return tf.reshape(tf.searchsorted(middles, tf.reshape(value, [-1])), value.shape)
+        def bisected() -> tf.Tensor:
+            index = tf.zeros_like(value, tf.int32)
+            for power in reversed(range(last.bit_length())):
+                further = index + 2**power
+                above = value > tf.gather(middles, tf.minimum(further, last) - 1)
+                index = tf.where((further <= last) & above, further, index)
+            return index
 
-    return tf.cond(tf.reduce_any(places[1:] == places[:-1]), bisected, looked_up, name="crowded")
+        return tf.cond(crowded, bisected, looked_up, name="crowded")
+
+    return find
 
 
 def range_of(
@@ -229,12 +237,12 @@ def _lloyd(counts: tf.Tensor, centres: tf.Tensor, codes: tf.Tensor) -> tuple[tf.
 
 def _means(weights: Sequence[tf.Tensor], codes: tf.Tensor, sparse: bool) -> tf.Tensor:
     """Return the means of the numbers that are nearest to each code; of none, the code."""
-    size = codes.shape[0]
+    size, nearest = codes.shape[0], nearest_code(codes)
     wide = tf.cast(codes, tf.float64)
 
     def update(sums: tuple[tf.Tensor, tf.Tensor], chunk: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         chunk = tf.cast(chunk, codes.dtype)
-        index = nearest_code(chunk, codes)
+        index = nearest(chunk)
         # What lies off the code, as sums of that lose no digits.
         off, one = tf.cast(chunk, tf.float64) - tf.gather(wide, index), tf.ones_like(chunk, tf.float64)
         # A negative index is dropped.

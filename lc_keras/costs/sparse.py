@@ -44,12 +44,14 @@ def sparse_values(
         return [tf.where(keep(m) != 0, v, tf.zeros_like(v)) for keep, m, v in maps]
 
     def kept_with(learned: Tensors) -> Tensors:
-        return kept([_gain(v, values.nearest(v, found)) for v, found in zip(wide, learned, strict=True)])
+        return kept(
+            [_gain(v, values.nearest(found, v.dtype)(v)) for v, found in zip(wide, learned, strict=True)]
+        )
 
     def distance(kept: Tensors, learned: Tensors) -> tf.Tensor:
         return thresholds.l2_norm(
             [
-                tf.where(k != 0, v - values.nearest(v, found), v)
+                tf.where(k != 0, v - values.nearest(found, v.dtype)(v), v)
                 for k, v, found in zip(kept, wide, learned, strict=True)
             ]
         )
@@ -77,9 +79,11 @@ def sparse_values(
     )
 
     def of(kept: tf.Tensor, found: tf.Tensor) -> Map:
+        nearest = values.nearest(found, kept.dtype)
+
         def theta(value: tf.Tensor) -> tf.Tensor:
             wide = tf.cast(value, kept.dtype)
-            theta = tf.where(kept != 0, values.nearest(wide, found), tf.zeros_like(wide))
+            theta = tf.where(kept != 0, nearest(wide), tf.zeros_like(wide))
             return tf.cast(theta, value.dtype)
 
         return theta

@@ -1,7 +1,5 @@
 """The base of costs that let each weight have one of a few values."""
 
-import functools
-
 import tensorflow as tf
 
 from lc_keras.costs import thresholds
@@ -30,23 +28,25 @@ class Values(Compression):
         """
         raise NotImplementedError
 
-    def nearest(self, value: tf.Tensor, learned: tf.Tensor) -> tf.Tensor:
-        """Return for each weight the nearest of the values.
+    def nearest(self, learned: tf.Tensor, dtype: tf.DType) -> Map:
+        """Return a function that takes each weight to the nearest of the values.
 
         Args:
-            value: float32 or float64 tensor.
-            learned: What `learn` found for it: a vector of values, ascending.
+            learned: What `learn` found for a tensor: a vector of values, ascending.
+            dtype: `tf.float32` or `tf.float64`, the type of the tensor.
 
         Returns:
-            Tensor of the same shape and type.
+            Function of the tensor.
         """
-        codes = tf.cast(learned, value.dtype)
-        return tf.gather(codes, nearest_code(value, codes))
+        codes = tf.cast(learned, dtype)
+        find = nearest_code(codes)
+        return lambda value: tf.gather(codes, find(value))
 
-    def maps(self, weights: Tensors, mu: float | tf.Tensor, layouts: Layouts) -> list[Map]:
-        learned = self.learn([tf.convert_to_tensor(weight) for weight in weights], layouts)
-        return [functools.partial(self._theta, found) for found in learned]
+    def maps(self, weights: Tensors, mu: tf.Tensor, layouts: Layouts) -> list[Map]:
+        given = [tf.convert_to_tensor(weight) for weight in weights]
+        dtypes = [thresholds.common_dtype([weight]) for weight in given]
+        return [self._theta(*pair) for pair in zip(self.learn(given, layouts), dtypes, strict=True)]
 
-    def _theta(self, learned: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
-        wide = tf.cast(value, thresholds.common_dtype([value]))
-        return tf.cast(self.nearest(wide, learned), value.dtype)
+    def _theta(self, learned: tf.Tensor, dtype: tf.DType) -> Map:
+        nearest = self.nearest(learned, dtype)
+        return lambda value: tf.cast(nearest(tf.cast(value, dtype)), value.dtype)

@@ -242,7 +242,9 @@ class CompressionRun(Run, Resumable):
         lengths = given.steps, given.epochs_per_step, given.first_step_epochs
         self._plan = Plan.of(*lengths, epochs, batches, execution, self._beside)
         if self._beside:
-            self._pull = Beside(self._plan, self._rate.is_by_gradient and not self._settles, self._is_fixed, self._settles)
+            self._pull = Beside(
+                self._plan, self._rate.is_by_gradient and not self._settles, self._is_fixed, self._settles
+            )
         elif is_automatic(given.mu):
             self._pull = ThroughLoss(self._plan, self._rate)
         else:

@@ -66,7 +66,7 @@ class TestSparseValues:
             pruned = compressed(L0Constraint(kappa), weights)
             learned = values.learn([tf.constant(p) for p in pruned], [Layout(p.shape) for p in pruned], True)
             other = [
-                np.where(p != 0, values.nearest(tf.constant(p), c), 0)
+                np.where(p != 0, values.nearest(c, tf.float32)(tf.constant(p)), 0)
                 for p, c in zip(pruned, learned, strict=True)
             ]
             assert away(weights, theta) <= away(weights, other) * (1 + 1e-6)

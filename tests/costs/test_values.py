@@ -92,7 +92,7 @@ def test_given_values_are_taken_as_they_are():
 def test_codes_that_share_a_place_of_the_table_are_told_apart():
     codes = tf.constant([-1.0, 1e-6, 2e-6, 3e-6, 1.0])
     v = tf.constant([1.4e-6, 1.6e-6, 2.4e-6, 2.6e-6, 0.4, 0.6])
-    assert kmeans.nearest_code(v, codes).numpy().tolist() == [1, 2, 2, 3, 3, 4]
+    assert kmeans.nearest_code(codes)(v).numpy().tolist() == [1, 2, 2, 3, 3, 4]
 
 
 def test_binary_is_the_mean_of_the_magnitudes():
