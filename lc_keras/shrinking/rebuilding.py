@@ -98,6 +98,7 @@ class Rebuilt:
         self._wholes: list[tuple[keras.Layer, keras.Layer]] = []
         # The layers inside of which layers are being made, by name.
         self._path: list[str] = []
+        self._names: dict[str, keras.Layer] = {}
         try:
             made = copied_together(graph.tied)
         except Exception:  # of layers of the user's own, which are then in both models
@@ -220,7 +221,11 @@ class Rebuilt:
         return call
 
     def _name(self, layer: keras.Layer) -> str:
-        return "_".join([*self._path, layer.name])
+        name = "_".join([*self._path, layer.name])
+        # "a_b" may be b in a, and another layer's name.
+        while self._path and self._names.setdefault(name, layer) is not layer:
+            name += "_1"
+        return name
 
     def _is_shared(self, model: keras.Model) -> bool:
         """Return whether layers in a nested model are called outside of it, too, which Keras cannot load."""

@@ -29,8 +29,9 @@ def gpt2():
     return hub.models.GPT2CausalLM(hub.models.GPT2Backbone(**TEXT))
 
 
-def llama():
-    sizes = {"vocabulary_size": 20, "num_layers": 1, "num_query_heads": 2, "num_key_value_heads": 1}
+def llama(key_value_heads=1):
+    sizes = {"vocabulary_size": 20, "num_layers": 1, "num_query_heads": 2}
+    sizes["num_key_value_heads"] = key_value_heads
     return hub.models.LlamaCausalLM(hub.models.LlamaBackbone(hidden_dim=8, intermediate_dim=16, **sizes))
 
 
@@ -158,8 +159,9 @@ def test_a_model_in_which_nothing_goes_keeps_its_class_and_loads(build, tmp_path
     assert_same(model, keras.saving.load_model(tmp_path / "small.keras"))
 
 
-def test_feed_forward_units_of_llama_go():
-    model = filled(llama())
+@pytest.mark.parametrize("key_value_heads", [1, 2])
+def test_feed_forward_units_of_llama_go(key_value_heads):
+    model = filled(llama(key_value_heads))
     gate = next(v for v in model.trainable_variables if "feedforward_gate_dense" in v.path)
     gate.assign(gate * np.float32(np.arange(16) > 5))
     with pytest.warns(UserWarning, match="'llama_rotary_embedding.*' cannot be made anew"):
