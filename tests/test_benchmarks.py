@@ -133,6 +133,8 @@ def check(script, rows, printed, folder):
         assert all(row["ratio"] > 0 for row in rows)
     elif script == "shrink":
         assert rows[0]["macs_fraction"] <= 0.5
+    elif script == "milliseconds":
+        assert all(row["part_of_the_time"] > 0 and row["error_of_the_fit"] >= 0 for row in rows)
     else:
         assert rows[0]["l_step_ratio"] > 0 and rows[0]["c_step_ms"] > 0
 
