@@ -130,7 +130,7 @@ class SavedModelExport(_Export):
         )
         yield f"Inputs: {'; '.join(self.inputs)}."
         if not packed:
-            yield "Nothing is gained by packing: no weight has enough zeros, or few enough values."
+            yield "No weight is packed: dense storage was asked for, or none has enough zeros or few values."
         rounded = max(self.weights, key=lambda weight: weight.error, default=None)
         if rounded is not None and rounded.error:
             yield f"Stored values are off by at most {rounded.error:.2g} ({rounded.path})."

@@ -562,8 +562,8 @@ def test_size_of_lenet300_at_5_percent(tmp_path):
 
 
 def test_nothing_to_gain_is_said(tmp_path):
-    assert "Nothing is gained" in str(export_saved_model(mlp(), tmp_path / "full"))
-    assert "Nothing is gained" not in str(export_saved_model(prune(mlp(), 0.05), tmp_path / "pruned"))
+    assert "No weight is packed" in str(export_saved_model(mlp(), tmp_path / "full"))
+    assert "No weight is packed" not in str(export_saved_model(prune(mlp(), 0.05), tmp_path / "pruned"))
 
 
 def test_weights_that_are_not_numbers(tmp_path):
