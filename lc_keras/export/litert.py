@@ -180,10 +180,10 @@ def _check_runtime() -> None:
 
 
 def _batches(representative_data: Iterable[Request] | None, specs: list[tf.TensorSpec]) -> Batches:
-    """Return the representative data, cut into dictionaries of batches of the size of the file."""
+    """Return the representative data, cut into batches as large as those of the file, where open of one."""
     cut = []
     any_size = [of_batch(spec, None) for spec in specs]
-    size = specs[0].shape[0]
+    size = specs[0].shape[0] or 1
     for given in representative_data if representative_data is not None else ():
         inputs = as_request(given, any_size, "representative_data")
         lengths = {name: len(array) for name, array in inputs.items()}

@@ -117,6 +117,23 @@ def test_the_smaller_of_sparse_and_dense(tmp_path, density):
     np.testing.assert_allclose(run(tmp_path / "auto.tflite", x), model(x), rtol=1e-4, atol=1e-5)
 
 
+def test_a_quantised_file_takes_any_batch(tmp_path):
+    model = mlp()
+    x = np.random.default_rng(0).normal(size=(20, 200)).astype("float32")
+    path = tmp_path / "net.tflite"
+    export_litert(model, path, quantize="int8", representative_data=[x], batch_size="any", sparse=False)
+    interpreter = Interpreter(str(path))
+    interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], [5, 200])
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x[:5])
+    interpreter.invoke()
+    answers, expected = (
+        interpreter.get_tensor(interpreter.get_output_details()[0]["index"]),
+        np.asarray(model(x[:5])),
+    )
+    assert np.abs(answers - expected).max() < 0.1 * np.abs(expected).max()
+
+
 def test_zeros_stay_zero_under_quantisation(tmp_path):
     model = prune(mlp(), 0.1)
     x = np.random.normal(size=(20, 200))
