@@ -340,6 +340,7 @@ def test_one_line_of_progress(capsys):
     assert "epoch 0/0" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_to_keep_is_sought_in_three_ways(tmp_path):
     options = ("--trials", "2", "--epochs", "1", "--reference-epochs", "2", "--output", tmp_path)
     done = subprocess.run(
