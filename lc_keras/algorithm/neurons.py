@@ -29,9 +29,7 @@ class Makers:
         self.none_goes = False
         graph = Graph(model, dead=True)
         groups = graph.units.groups()
-        made = (s for flow in graph.flows if flow.weights for s in (*flow.outputs, *flow.hidden))
-        alive = (unit for signal in made for unit in signal.ids[~signal.constant].tolist())
-        self._stay = set(groups[[*graph.units.pinned, *graph.units.held, *alive]].tolist())
+        self._stay = set(graph.lasting().tolist())
         why = "is of a kind whose units are not known"
         walls = [layer for layer in graph.walls if isinstance(layer, keras.Layer)]
         self._walls = {id(v): f"'{layer.name}' {why}" for layer in walls for v in layer.variables}

@@ -1,4 +1,4 @@
-"""What time a model takes at other widths, as it was fitted, and for which models that is known."""
+"""Hold the time of models at other widths, as it was fitted, for them and their copies."""
 
 import dataclasses
 import json

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from lc_keras.arguments import keras_model
 from lc_keras.internals.keras import layers_in, replaced
+from lc_keras.internals.tensorflow import copies_of
 from lc_keras.model.kernels import is_kernel, owners_of
 from lc_keras.model.products import Made, Products
 from lc_keras.model.signatures import Structure, input_signature_of, is_built, named, of_batch
@@ -161,7 +162,7 @@ def count_uses(model: keras.Model, input_signature: list[Structure] | None = Non
 
 @dataclass(frozen=True)
 class Uses:
-    """How often each weight is multiplied by.
+    """Count of the multiplications by each weight, for one example.
 
     Attributes:
         uses: Dictionary from the id of a variable to `KernelMacs.uses`, for each kernel and whatever else is
@@ -197,9 +198,7 @@ def _trace(model: keras.Model, signature: list[Structure]) -> tuple[Products, in
         # The state of random numbers multiplies nothing.
         if variable.dtype != "uint32":
             sizes[id(variable)] = math.prod(variable.shape)
-            value = variable.value
-            mirrored = isinstance(value, tf.distribute.DistributedValues)
-            for part in value.values if mirrored else [value]:
+            for part in copies_of(variable):
                 keys[id(part.handle)] = id(variable)
     captured = traced.captured_inputs
     made: list[Made] = [None] * (len(traced.graph.inputs) - len(captured))

@@ -81,7 +81,7 @@ class Products:
         place = next((place for place in places if given[place]), None)
         if place is None:
             if any(given[p] is None for p in places):
-                self.others = None if self.others is None or count is None else self.others + count
+                self.others = _plus(self.others, count)
             return
         weights = sorted(given[place] or (), key=self._sizes.__getitem__)
         if sum(map(self._sizes.__getitem__, weights)) != op.inputs[place].shape.num_elements():
@@ -92,9 +92,7 @@ class Products:
             self._add_to(weight, None if count is None else count * self._sizes[weight] // whole)
 
     def _add_to(self, weight: int, count: int | None) -> None:
-        so_far = self.by_weight.get(weight, 0)
-        # Unknown once is unknown in all.
-        self.by_weight[weight] = None if so_far is None or count is None else so_far + count
+        self.by_weight[weight] = _plus(self.by_weight.get(weight, 0), count)
 
     def _count_loop(self, op: tf.Operation, given: list[Made], times: int | None) -> list[Made]:
         (body,) = function_graphs(op, "body", op.inputs)
@@ -125,7 +123,7 @@ class Products:
         )
         for weight, count in most.by_weight.items():
             self._add_to(weight, count)
-        self.others = None if self.others is None or most.others is None else self.others + most.others
+        self.others = _plus(self.others, most.others)
         return [_together(*made) for made in zip(*outputs, strict=True)]
 
 
@@ -151,6 +149,11 @@ def _times(*numbers: int | None) -> int | None:
     """Return the product of numbers, `None` if one is not known."""
     known = [n for n in numbers if n is not None]
     return math.prod(known) if len(known) == len(numbers) else None
+
+
+def _plus(one: int | None, other: int | None) -> int | None:
+    """Return the sum of two numbers, `None` if one is not known: unknown once is unknown in all."""
+    return None if one is None or other is None else one + other
 
 
 def _steps(most: tf.Tensor) -> int | None:

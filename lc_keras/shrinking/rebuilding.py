@@ -149,7 +149,7 @@ class Rebuilt:
         flows = self._graph.inside[id(model)]
         if any(flow.bypasses(self._kept(flow)) for flow in flows):
             return True
-        signals = [s for f in flows for s in (*f.inputs, *f.outputs, *f.hidden)]
+        signals = [s for flow in flows for s in flow.all_signals]
         return not all(self._stays[s.ids].all() for s in (*signals, *self._graph.models[id(model)]))
 
     def _copy(self, model: keras.Model) -> keras.Model | None:

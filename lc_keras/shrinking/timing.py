@@ -119,12 +119,9 @@ class _Widths:
     def __init__(self, model: keras.Model) -> None:
         self.graph = graph = Graph(model, dead=True)
         self.groups = graph.units.groups()
-        signals = [s for flow in graph.flows if flow.weights for s in (*flow.outputs, *flow.hidden)]
-        alive = [unit for s in signals for unit in s.ids[~s.constant].tolist()]
-        stay = self.groups[[*graph.units.pinned, *graph.units.held, *alive]]
         # Units of each layer that can be removed, each in the first layer that has it.
-        self._layers, seen = [], np.unique(stay)
-        for signal in signals:
+        self._layers, seen = [], graph.lasting()
+        for signal in graph.made:
             new = np.setdiff1d(self.groups[signal.ids], seen)
             seen = np.union1d(seen, new)
             self._layers.append(new)

@@ -1,4 +1,4 @@
-"""How units flow through single layers, and through calls that are not plain."""
+"""Units that flow through single layers, and through calls that are not plain."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""What an entry of the table of layer kinds says of kernels, and who asks for it."""
+"""Kernels as entries of the table of layer kinds describe them, and those who ask for them."""
 
 import inspect
 import re

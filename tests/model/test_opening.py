@@ -207,6 +207,8 @@ def test_half_precision_inside():
     kill(block.up, [0])
     small = shrink(model)
     assert small.get_layer("block_up").units == 7
+    # The sum, too, is one of halves.
+    assert small.get_layer("head").input.dtype == model.get_layer("head").input.dtype == "bfloat16"
     assert_same_outputs(model, small, 0.05)
 
 

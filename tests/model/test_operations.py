@@ -1,4 +1,4 @@
-"""How units flow through operations of `keras.ops` in functional graphs."""
+"""Units that flow through operations of `keras.ops` in functional graphs."""
 
 import keras
 import numpy as np

@@ -159,9 +159,7 @@ class Merge(Flow):
 
     def _pinned(self, why: str = "merges tensors of unlike shapes") -> list[Signal]:
         self.signals = []
-        for x in self.inputs:
-            self.pin(x, why)
-        return [self.fresh(s, last(s), pinned=why) for s in self.shapes]
+        return self.closed(why)
 
 
 @describes(layers.Add)

@@ -29,7 +29,7 @@ class Graph:
         inside: Dict of the list of the `Flow`s in the model and in each nested one, by the model's id.
         opened: Dict of the model that calls the layers in a layer, by the layer's id; `None` if it is closed.
         callers: Dict of the ids of the models in whose graph a layer is called, by the layer's id.
-        tied: List of the layers that share weights with others, which one that holds another does.
+        tied: List of the layers that share weights with others, as one does that holds another.
         walls: List of the layers whose units are not known.
 
     Raises:
@@ -75,10 +75,18 @@ class Graph:
 
     @property
     def signals(self) -> list[Signal]:
-        found = [s for f in self.flows for s in (*f.inputs, *f.outputs, *f.hidden)]
-        return list(
-            {id(s): s for s in (*found, *(s for signals in self.models.values() for s in signals))}.values()
-        )
+        lists = [*(flow.all_signals for flow in self.flows), *self.models.values()]
+        return list({id(s): s for signals in lists for s in signals}.values())
+
+    @property
+    def made(self) -> list[Signal]:
+        """Return the signals that come out of layers with weights, or stay in them."""
+        return [s for flow in self.flows if flow.weights for s in flow.made]
+
+    def lasting(self) -> np.ndarray:
+        """Return the groups of the units that stay in a graph of units that count as dead."""
+        alive = [unit for signal in self.made for unit in signal.ids[~signal.constant].tolist()]
+        return np.unique(self.units.groups()[[*self.units.pinned, *self.units.held, *alive]])
 
     def kept(self) -> np.ndarray:
         """Return whether each unit stays, by number.
@@ -129,7 +137,7 @@ class Graph:
                 flows.setdefault(id(variable), []).append(flow)
         tied = {id(flow): flow for some in flows.values() if len(some) > 1 for flow in some}
         for flow in tied.values():
-            for signal in (*flow.inputs, *flow.outputs, *flow.hidden):
+            for signal in flow.all_signals:
                 flow.pin(signal, "shares weights with another layer")
         return [flow.layer for flow in tied.values()]
 

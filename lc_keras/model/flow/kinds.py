@@ -78,6 +78,16 @@ class Flow:
         self.outputs = self.forward()
 
     @property
+    def made(self) -> list[Signal]:
+        """Return the signals that come out, and those that never do."""
+        return [*self.outputs, *self.hidden]
+
+    @property
+    def all_signals(self) -> list[Signal]:
+        """Return all signals, those of the inputs first."""
+        return [*self.inputs, *self.made]
+
+    @property
     def is_sized(self) -> bool:
         """Return whether the layer itself changes with the number of its units."""
         return bool(self.weights) or type(self).config is not Flow.config
@@ -144,6 +154,12 @@ class Flow:
             self.pin(signal, pinned)
         return signal
 
+    def closed(self, why: str) -> list[Signal]:
+        """Return outputs of new units, where all that goes in and comes out stays."""
+        for signal in self.inputs:
+            self.pin(signal, why)
+        return [self.fresh(shape, last(shape), pinned=why) for shape in self.shapes]
+
     def pin(self, signal: Signal, why: str) -> None:
         """Make units stay, since the layer depends on them in a way that does not follow them."""
         self.units.pin(signal.ids, f"'{self.layer.name}' {why}")
@@ -173,10 +189,7 @@ class Wall(Flow):
     """A layer of which nothing is known: what goes in and comes out stays."""
 
     def forward(self) -> list[Signal]:
-        why = "is of a kind whose units are not known"
-        for signal in self.inputs:
-            self.pin(signal, why)
-        return [self.fresh(shape, last(shape), pinned=why) for shape in self.shapes]
+        return self.closed("is of a kind whose units are not known")
 
     def backward(self) -> None:
         pass

@@ -17,7 +17,7 @@ from lc_keras.internals.keras import (
     without_traces,
 )
 from lc_keras.model.flow.keras_hub import symbolic_methods
-from lc_keras.model.flow.kinds import KINDS
+from lc_keras.model.flow.kinds import Wall, exact_kind_of
 from lc_keras.model.flow.units import has_arrays, name_of
 
 
@@ -41,7 +41,7 @@ def opened(node: Call) -> keras.Model | None:
     layer = node.operation
     if not isinstance(layer, keras.Layer) or isinstance(layer, keras.Model):
         return None
-    known = type(layer) in KINDS or name_of(type(layer)) in KINDS
+    known = exact_kind_of(layer) is not Wall
     if known or type(layer).__module__.startswith("keras.") or not layer.built:
         return None
     if created_by(layer) or layer.activity_regularizer or node.arguments.kwargs.get("training"):

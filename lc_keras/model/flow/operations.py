@@ -58,9 +58,7 @@ class OverAxes(EachUnit):
         axes = range(len(x.shape)) if axis is None else axis if isinstance(axis, (list, tuple)) else [axis]
         self.along_axes = {a % len(x.shape) for a in axes}
         if x.axis in self.along_axes:
-            self.along_axes = {*range(len(x.shape))}
-            self.pin(x, "goes over units")
-            return [self.fresh(s, len(s) - 1, pinned="goes over units") for s in self.shapes]
+            return self.closed("goes over units")
         return super().forward()
 
     def backward(self) -> None:

@@ -88,7 +88,7 @@ class Recurrent(Flow):
 
 @describes(layers.SimpleRNN)
 class SimpleRNN(Recurrent):
-    pass
+    """A layer without gates but the candidate."""
 
 
 @describes(layers.GRU)

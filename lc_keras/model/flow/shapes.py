@@ -198,6 +198,7 @@ class GetItem(Moved):
             return None
 
     def config(self, count: Callable[[str], int]) -> dict[str, object]:
+        # It is sized all the same, by the key that it is called with.
         return {}
 
     def called(self, made: Any, kept: dict[str, np.ndarray]) -> Any:

@@ -152,7 +152,7 @@ _MIXING = (
     keras.activations.sparsemax,
     keras.activations.glu,
 )
-_ELEMENTWISE = {
+_ACTIVATIONS = {
     f
     for name in dir(keras.activations)
     if not name.startswith("_") and name not in ("get", "serialize", "deserialize")
@@ -192,7 +192,7 @@ ELEMENTWISE = {
 def is_elementwise(activation: Callable[[tf.Tensor], tf.Tensor]) -> bool:
     """Return whether a function is made of operations that take each element by itself."""
     # `in` would ask what may not be hashed, such as an object of the user's, for its hash.
-    if any(activation is function for function in _ELEMENTWISE):
+    if any(activation is function for function in _ACTIVATIONS):
         return True
     if isinstance(activation, keras.Layer):
         return False
