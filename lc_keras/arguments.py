@@ -51,6 +51,18 @@ def strength(name: str, value: float) -> float:
     return _number(name, value, what, in_single_precision)
 
 
+def one_of(*options: str) -> Callable[[str, str], str]:
+    """Return a check that a string is one of some."""
+
+    def check(name: str, value: str) -> str:
+        if not isinstance(value, str) or value not in options:
+            what = " or ".join(f'"{option}"' for option in options)
+            raise ValueError(f"Expected `{name}` to be {what}. Received: {name}={value!r}")
+        return value
+
+    return check
+
+
 def optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
     """Return a check that lets `None` pass."""
     return lambda name, value: None if value is None else check(name, value)

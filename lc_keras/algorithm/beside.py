@@ -62,7 +62,7 @@ class PullBeside(keras.constraints.Constraint):
         self.pulls = True
         kept_with_trace(self.target, self.part)
         weight = tf.convert_to_tensor(weight if self.constraint is None else self.constraint(weight))
-        wide = tf.cast(weight, thresholds.common_dtype([weight]))
+        wide = thresholds.read(weight)
         target, part = self.target.value(), tf.cast(self.part.value(), wide.dtype)
         pulled = tf.where(tf.math.is_nan(target), wide, wide - part * (wide - target))
         return tf.cast(pulled, weight.dtype)

@@ -13,10 +13,11 @@ import tensorflow as tf
 from lc_keras.algorithm.beside import PullBeside, Reach
 from lc_keras.algorithm.passes import in_place, new_target
 from lc_keras.algorithm.penalty import LCPenalty
-from lc_keras.algorithm.shadows import Shadow, read
+from lc_keras.algorithm.shadows import Shadow
 from lc_keras.algorithm.tasks import SharedCost
 from lc_keras.costs import thresholds
 from lc_keras.costs.compression import Map
+from lc_keras.costs.thresholds import read
 from lc_keras.internals.tensorflow import compiled, emptied
 
 # How much is lost where Keras swaps weights and their averages by adding and subtracting, by the bytes of

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from lc_keras.costs import thresholds
 from lc_keras.internals.tensorflow import copies_of, fused
 
 
@@ -45,6 +46,6 @@ def new_target(theta: tf.Tensor, shifted: tf.Tensor, ratio: tf.Tensor) -> tf.Ten
 
 def _rounded(product: tf.Tensor, ratio: tf.Tensor) -> tf.Tensor:
     """Return a product as it is; XLA would add to it before it is rounded, and the sum had other digits."""
-    bits = tf.int32 if product.dtype == tf.float32 else tf.int64
+    bits = thresholds.bits_type(product.dtype)
     nothing = tf.cast(ratio < 0, bits)
     return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(product, bits), nothing), product.dtype)

@@ -61,14 +61,7 @@ def fingerprint_of(variables: Sequence[keras.Variable]) -> Callable[[], np.ndarr
     return lambda: outlines().numpy()
 
 
-def read(variable: keras.Variable | tf.Variable) -> tf.Tensor:
-    """Return the value of a floating variable, at least in float32."""
-    # tf.cast of a variable to its own dtype would not read it yet.
-    value = tf.convert_to_tensor(variable)
-    return tf.cast(value, thresholds.common_dtype([value]))
-
-
 def _copy_of(variable: keras.Variable, name: str, widen: bool) -> tf.Variable:
     with tf.device(variable.value.device):
-        value = read(variable) if widen else tf.convert_to_tensor(variable)
+        value = thresholds.read(variable) if widen else tf.convert_to_tensor(variable)
         return tf.Variable(value, trainable=False, name=name)

@@ -39,8 +39,7 @@ class Masked(keras.constraints.Constraint):
 
     def ranks(self) -> tf.Tensor:
         """Return magnitudes that are zero only where the mask is false."""
-        value = tf.convert_to_tensor(self.variable)
-        magnitudes = tf.abs(tf.cast(value, thresholds.common_dtype([value])))
+        magnitudes = tf.abs(thresholds.read(self.variable))
         return tf.where(self.mask, tf.maximum(magnitudes, _LEAST), tf.zeros([], magnitudes.dtype))
 
     def keep(self, kept: tf.Tensor) -> None:

@@ -118,7 +118,7 @@ def allocate(
     budget = tf.cast(budget, tf.float64)
     all_fit = sum(float(prices[i]) * sizes[i] for i in priced) <= budget
     dtype = thresholds.common_dtype(tensors)
-    bits = tf.int32 if dtype == tf.float32 else tf.int64
+    bits = thresholds.bits_type(dtype)
     ratios = {i: tf.constant(prices[i] ** -0.5, dtype) for i in priced}
     above, ties = dict.fromkeys(priced, tf.constant(0)), {}
     prefix, top = tf.constant(0, bits), bits.size * 8 - 16

@@ -6,13 +6,23 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from lc_keras.arguments import is_number, whole
+from lc_keras.arguments import is_number, optional, whole
 from lc_keras.costs import thresholds
 from lc_keras.costs.compression import Layouts, Tensors
 from lc_keras.costs.kmeans import best_codes
 from lc_keras.costs.values import Values
 
 _MOST, _LARGEST = 2**16, float(np.finfo(np.float32).max)
+
+
+def _numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    given = values.tolist() if isinstance(values, np.ndarray) else values
+    if isinstance(given, str) or not isinstance(given, Sequence) or not all(map(is_number, given)):
+        raise TypeError(f"Expected `{name}` to be a list of numbers. Received: {name}={values!r}")
+    numbers = tuple(sorted({float(value) for value in given}))
+    if not numbers or not all(abs(number) <= _LARGEST for number in numbers):
+        raise ValueError(f"Expected `{name}` that are finite. Received: {name}={values!r}")
+    return numbers
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -40,26 +50,16 @@ class Codebook(Values):
     array([ 2. ,  2. , -1.5, -1.5], dtype=float32)
     """
 
-    size: int | None = None
-    values: Sequence[float] | None = None
+    size: int | None = dataclasses.field(default=None, metadata={"check": optional(whole)})
+    values: Sequence[float] | None = dataclasses.field(default=None, metadata={"check": optional(_numbers)})
 
     def __post_init__(self) -> None:
         if (self.size is None) == (self.values is None):
             raise ValueError(f"Expected `size` or `values`. Received: size={self.size}, values={self.values}")
-        given = whole("size", self.size) if self.size is not None else self._numbers()
-        count = given if isinstance(given, int) else len(given)
+        super().__post_init__()
+        count = self.size or len(self.values or ())
         if count > _MOST:
             raise ValueError(f"Expected at most {_MOST} values. Received: {count}")
-        object.__setattr__(self, "values" if self.size is None else "size", given)
-
-    def _numbers(self) -> tuple[float, ...]:
-        given = self.values.tolist() if isinstance(self.values, np.ndarray) else self.values
-        if isinstance(given, str) or not isinstance(given, Sequence) or not all(map(is_number, given)):
-            raise TypeError(f"Expected `values` to be a list of numbers. Received: values={self.values!r}")
-        numbers = tuple(sorted({float(value) for value in given}))
-        if not numbers or not all(abs(number) <= _LARGEST for number in numbers):
-            raise ValueError(f"Expected `values` that are finite. Received: values={self.values!r}")
-        return numbers
 
     def learn(self, weights: Tensors, layouts: Layouts, sparse: bool = False) -> list[tf.Tensor]:
         if self.size is not None:

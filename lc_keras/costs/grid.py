@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 import tensorflow as tf
 
+from lc_keras.arguments import one_of
 from lc_keras.costs import thresholds
 from lc_keras.costs.compression import Layouts, Map, Tensors
 from lc_keras.costs.layout import Layout
@@ -14,6 +15,12 @@ from lc_keras.costs.values import Values
 # Scales that are tried, by the number of bits: how many, and the least part of the largest magnitude.
 _TRIED, _LEAST, _LEAST_OF_FEW_BITS = 12, 0.7, 0.25
 _ROUNDS = 2
+
+
+def _from_2_to_8(name: str, value: int) -> int:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not 2 <= value <= 8:
+        raise ValueError(f"Expected `{name}` to be a whole number from 2 to 8. Received: {name}={value!r}")
+    return int(value)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -40,16 +47,10 @@ class Grid(Values):
     array([ 3., -1.,  0.], dtype=float32)
     """
 
-    bits: int = 8
-    per: Literal["channel", "tensor"] = "channel"
-
-    def __post_init__(self) -> None:
-        bits = self.bits
-        if not isinstance(bits, (int, np.integer)) or isinstance(bits, bool) or not 2 <= bits <= 8:
-            raise ValueError(f"Expected `bits` to be a whole number from 2 to 8. Received: bits={bits!r}")
-        object.__setattr__(self, "bits", int(bits))
-        if not isinstance(self.per, str) or self.per not in ("channel", "tensor"):
-            raise ValueError(f'Expected `per` to be "channel" or "tensor". Received: per={self.per!r}')
+    bits: int = dataclasses.field(default=8, metadata={"check": _from_2_to_8})
+    per: Literal["channel", "tensor"] = dataclasses.field(
+        default="channel", metadata={"check": one_of("channel", "tensor")}
+    )
 
     @property
     def _largest(self) -> int:
@@ -68,8 +69,7 @@ class Grid(Values):
         for weight, layout in zip(weights, layouts, strict=True):
             # One after the other: the buffers of one tensor at a time are alive.
             with tf.control_dependencies(steps[-1:]):
-                wide = tf.cast(weight, thresholds.common_dtype([weight]))
-                steps.append(self._best_step(wide, layout))
+                steps.append(self._best_step(thresholds.read(weight), layout))
         return steps
 
     def nearest(self, learned: tf.Tensor, dtype: tf.DType) -> Map:
@@ -108,6 +108,6 @@ class Grid(Values):
 
 def _with_few_digits(step: tf.Tensor, cut: int) -> tf.Tensor:
     """Return steps rounded to fewer bits, so that multiples of them are exact."""
-    bits = tf.int32 if step.dtype == tf.float32 else tf.int64
+    bits = thresholds.bits_type(step.dtype)
     rounded = tf.bitcast(step, bits) + 2 ** (cut - 1)
     return tf.bitcast(tf.bitwise.bitwise_and(rounded, tf.constant(-(2**cut), bits)), step.dtype)

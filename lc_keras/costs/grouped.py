@@ -84,7 +84,7 @@ class Grouped(Compression):
 
         def of(_: int, magnitudes: tf.Tensor, layout: Layout) -> Map:
             def theta(value: tf.Tensor) -> tf.Tensor:
-                wide = tf.cast(value, thresholds.common_dtype([value]))
+                wide = thresholds.read(value)
                 cut = tf.cast(tau, wide.dtype)
                 if self._single:
                     shrunk = wide - tf.clip_by_value(wide, -cut, cut)

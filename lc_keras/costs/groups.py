@@ -182,8 +182,8 @@ def norm(tensor: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
     zero. A norm beyond the largest float is returned as the largest float. The norms of half precision are
     float32.
     """
-    dtype = thresholds.common_dtype([tensor])
-    tensor = tf.cast(tensor, dtype)
+    tensor = thresholds.read(tensor)
+    dtype = tensor.dtype
     largest = tf.reduce_max(tf.abs(tensor), axes)
     ordinary = (largest > 1e-9) & (largest < 1e15)
 

@@ -164,12 +164,9 @@ def counted(tensors: Sequence[tf.Tensor], bins: Bins, places: Callable[[tf.Tenso
     Returns:
         float64 vector.
     """
-
-    def update(counts: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
-        found, none = places(tf.cast(chunk, bins.scale.dtype)), tf.constant([], tf.int32)
-        return counts + tf.raw_ops.DenseBincount(input=found, size=bins.count, weights=none)
-
-    return tf.cast(thresholds.fold(tensors, tf.zeros([bins.count], tf.int32), update), tf.float64)
+    dtype = bins.scale.dtype
+    counts = thresholds.counted(tensors, bins.count, lambda chunk: places(tf.cast(chunk, dtype)))
+    return tf.cast(counts, tf.float64)
 
 
 def _start(counts: tf.Tensor, centres: tf.Tensor, size: int) -> tf.Tensor:
@@ -185,8 +182,8 @@ def _start(counts: tf.Tensor, centres: tf.Tensor, size: int) -> tf.Tensor:
         return tf.gather(centres, tf.minimum(tf.searchsorted(level, at), counts.shape[0] - 1))
     groups = tf.minimum(tf.maximum(number, 1), _GROUPS)
     group = tf.clip_by_value(tf.cast(tf.math.ceil(level * groups - 1e-6), tf.int32) - 1, 0, _GROUPS - 1)
-    sums = (tf.math.unsorted_segment_sum(x, group, _GROUPS) for x in (counts, counts * centres))
-    return _best_partition(next(sums), next(sums), size)
+    inside, total = (tf.math.unsorted_segment_sum(x, group, _GROUPS) for x in (counts, counts * centres))
+    return _best_partition(inside, total, size)
 
 
 def _best_partition(number: tf.Tensor, total: tf.Tensor, size: int) -> tf.Tensor:

@@ -65,8 +65,7 @@ class L2Penalty(Compression):
 
 def _scale(factor: tf.Tensor, unchanged: tf.Tensor) -> Map:
     def theta(value: tf.Tensor) -> tf.Tensor:
-        dtype = thresholds.common_dtype([value])
-        scaled = tf.cast(tf.cast(value, dtype) * tf.cast(factor, dtype), value.dtype)
-        return tf.where(unchanged, value, scaled)
+        wide = thresholds.read(value)
+        return tf.where(unchanged, value, tf.cast(wide * tf.cast(factor, wide.dtype), value.dtype))
 
     return theta

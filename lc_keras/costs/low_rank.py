@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import tensorflow as tf
 
-from lc_keras.arguments import whole
+from lc_keras.arguments import one_of, whole
 from lc_keras.costs.compression import NON_NEGATIVE, Compression, Layouts, Map, Tensors
 from lc_keras.costs.layout import Layout
 from lc_keras.costs.prices import price_of_weight
@@ -186,14 +186,9 @@ class RankSelection(Factored):
     """
 
     alpha: float = dataclasses.field(metadata=NON_NEGATIVE)
-    measure: Literal["parameters", "macs"] = "parameters"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.measure, str) or self.measure not in ("parameters", "macs"):
-            raise ValueError(
-                f'Expected `measure` to be "parameters" or "macs". Received: measure={self.measure!r}'
-            )
+    measure: Literal["parameters", "macs"] = dataclasses.field(
+        default="parameters", metadata={"check": one_of("parameters", "macs")}
+    )
 
     @property
     def needs_macs(self) -> bool:

@@ -105,11 +105,6 @@ class UnitPrices:
         return choose(magnitudes, self.products, budget, self.parts)
 
     @property
-    def at_least(self) -> list[int]:
-        """Return how many units of each layer stay whatever it takes."""
-        return [at_least for _, at_least in self.parts]
-
-    @property
     def total(self) -> int:
         """Return what all units cost."""
         return int(sum(product(np.ones_like(product.makes)) for product in self.products))

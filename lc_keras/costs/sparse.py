@@ -1,24 +1,18 @@
 """Weights that are both few and of few values."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import tensorflow as tf
 
 from lc_keras.costs import thresholds
-from lc_keras.costs.compression import Map
-from lc_keras.costs.layout import Layout
+from lc_keras.costs.compression import Layouts, Map, Tensors
 from lc_keras.costs.values import Values
 
 _ROUNDS = 3
 
-Tensors = list[tf.Tensor]
-
 
 def sparse_values(
-    values: Values,
-    largest: Callable[[Tensors], list[Map]],
-    weights: Sequence[tf.Tensor],
-    layouts: Sequence[Layout],
+    values: Values, largest: Callable[[Tensors], list[Map]], weights: Tensors, layouts: Layouts
 ) -> list[Map]:
     r"""Return the C step of weights that are few and of few values, under one budget.
 
@@ -36,8 +30,7 @@ def sparse_values(
     Returns:
         List of callables, as of `Compression.maps`. Two copies of the weights are made meanwhile.
     """
-    given = [tf.convert_to_tensor(weight) for weight in weights]
-    wide = [tf.cast(weight, thresholds.common_dtype([weight])) for weight in given]
+    wide = [thresholds.read(weight) for weight in weights]
 
     def kept(magnitudes: Tensors) -> Tensors:
         maps = zip(largest(magnitudes), magnitudes, wide, strict=True)

@@ -77,7 +77,7 @@ class Sum(Compression):
             part.check(layouts)
 
     def maps(self, weights: Tensors, mu: float | tf.Tensor, layouts: Layouts) -> list[Map]:
-        values = [tf.cast(tf.convert_to_tensor(w), thresholds.common_dtype([w])) for w in weights]
+        values = [thresholds.read(weight) for weight in weights]
         thetas, _ = self.solve(values, mu, layouts)
 
         def of(*parts: tf.Tensor) -> Map:

@@ -42,6 +42,18 @@ def common_dtype(tensors: Sequence[tf.Tensor]) -> tf.DType:
     return tf.float64 if any(t.dtype == tf.float64 for t in tensors) else tf.float32
 
 
+def read(weight: tf.Tensor | tf.Variable) -> tf.Tensor:
+    """Return the value of a floating tensor or variable, at least in float32."""
+    # tf.cast of a variable to its own dtype would not read it yet.
+    value = tf.convert_to_tensor(weight)
+    return tf.cast(value, common_dtype([value]))
+
+
+def bits_type(dtype: tf.DType) -> tf.DType:
+    """Return the integer type that holds the bits of float32 or float64."""
+    return tf.int32 if dtype == tf.float32 else tf.int64
+
+
 def magnitude_bits(tensor: tf.Tensor, dtype: tf.DType = tf.float32) -> tf.Tensor:
     """Return the bits of |x|, as integers whose order is the order of the magnitudes.
 
@@ -55,7 +67,7 @@ def magnitude_bits(tensor: tf.Tensor, dtype: tf.DType = tf.float32) -> tf.Tensor
     Returns:
         int32 (int64 for float64) tensor of the same shape, non-negative.
     """
-    bits = tf.int32 if dtype == tf.float32 else tf.int64
+    bits = bits_type(dtype)
     return tf.bitwise.bitwise_and(tf.bitcast(tf.cast(tensor, dtype), bits), bits.max)
 
 
@@ -110,6 +122,28 @@ def _update(
         return update(state, *(c[0] if len(c) == 1 else tf.concat(c, 0) for c in columns))
 
 
+def counted(tensors: Sequence[tf.Tensor], size: int, places: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+    """Count the elements of some tensors by their places.
+
+    Args:
+        tensors: Sequence of floating tensors of any shapes.
+        size: Int, how many places there are.
+        places: Called with a flat chunk, returns the number of each element's place, int32 or int64; what is
+            beyond the places is not counted.
+
+    Returns:
+        int32 vector of `size` counts.
+    """
+
+    def update(counts: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
+        found = places(chunk)
+        return counts + tf.raw_ops.DenseBincount(
+            input=found, size=tf.constant(size, found.dtype), weights=tf.constant([], tf.int32)
+        )
+
+    return fold(tensors, tf.zeros([size], tf.int32), update)
+
+
 def histogram(
     tensors: Sequence[tf.Tensor],
     dtype: tf.DType,
@@ -129,19 +163,15 @@ def histogram(
     Returns:
         int32 vector of $2^{16}$ counts, $2^{15}$ for the highest bits.
     """
-    bits = tf.int32 if dtype == tf.float32 else tf.int64
-    size = 2 ** min(16, bits.size * 8 - 1 - low)
+    bits = bits_type(dtype)
 
-    def update(counts: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
+    def places(chunk: tf.Tensor) -> tf.Tensor:
         # Where the higher bits differ from the prefix the result is >= size, and bincount drops it.
         digits = magnitude_bits(chunk if scale is None else tf.cast(chunk, dtype) * scale, dtype)
         digits = digits if prefix is None else tf.bitwise.bitwise_xor(digits, prefix)
-        digits = tf.bitwise.right_shift(digits, tf.constant(low, bits)) if low else digits
-        return counts + tf.raw_ops.DenseBincount(
-            input=digits, size=tf.constant(size, bits), weights=tf.constant([], tf.int32)
-        )
+        return tf.bitwise.right_shift(digits, tf.constant(low, bits)) if low else digits
 
-    return fold(tensors, tf.zeros([size], tf.int32), update)
+    return counted(tensors, 2 ** min(16, bits.size * 8 - 1 - low), places)
 
 
 @tf.autograph.experimental.do_not_convert
@@ -168,7 +198,7 @@ def kth_largest(tensors: Sequence[tf.Tensor], k: int | tf.Tensor) -> Threshold:
     """
     tensors = [tf.convert_to_tensor(t) for t in tensors]
     dtype = common_dtype(tensors)
-    bits = tf.int32 if dtype == tf.float32 else tf.int64
+    bits = bits_type(dtype)
     k = tf.cast(k, tf.int32)
     top = bits.size * 8 - 16
     prefix, above = tf.constant(0, bits), tf.constant(0)
@@ -216,7 +246,7 @@ def l1_ball_threshold(tensors: Sequence[tf.Tensor], radius: float | tf.Tensor) -
     """
     tensors = [tf.convert_to_tensor(t) for t in tensors]
     dtype = common_dtype(tensors)
-    bits = tf.int32 if dtype == tf.float32 else tf.int64
+    bits = bits_type(dtype)
     radius = tf.cast(radius, tf.float64)
     low = bits.size * 8 - 16
     counts = histogram(tensors, dtype, None, low)
@@ -278,7 +308,7 @@ def l2_norm(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
         return tf.sqrt(total) / tf.cast(scale, tf.float64)
 
     def careful() -> tf.Tensor:
-        bits = tf.int32 if dtype == tf.float32 else tf.int64
+        bits = bits_type(dtype)
         largest = fold(
             tensors, tf.constant(0, bits), lambda m, c: tf.maximum(m, tf.reduce_max(magnitude_bits(c, dtype)))
         )

@@ -11,11 +11,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from lc_keras.algorithm.shadows import read
 from lc_keras.algorithm.tasks import Selector, SharedCost, Task, bind_tasks
 from lc_keras.arguments import is_number, keras_model
 from lc_keras.costs import L0Constraint, Weights
 from lc_keras.costs.groups import Groups
+from lc_keras.costs.thresholds import read
 from lc_keras.showing import Shown, Table, new_axes
 
 if TYPE_CHECKING:

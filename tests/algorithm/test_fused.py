@@ -1,4 +1,4 @@
-"""What XLA makes of a C step: one pass in place, and the same bits."""
+"""C steps that XLA compiles: one pass in place, and the same bits."""
 
 import keras
 import numpy as np

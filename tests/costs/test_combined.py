@@ -20,6 +20,7 @@ from lc_keras.costs import (
     Ternary,
 )
 from lc_keras.costs.layout import Layout
+from tensors import assert_compiles, compressed, draw, flat
 
 MU = 1.0
 VALUES = [Codebook(3), Codebook(values=[-2, -0.5, 1]), Binary(), Ternary(), Grid(3)]
@@ -31,20 +32,8 @@ SUMS = [
 
 
 def drawn(seed):
-    rng = np.random.default_rng(seed)
-    kinds = [rng.normal(size=40), rng.standard_t(2, 40), rng.integers(-3, 4, 40), rng.random(40) ** 4]
-    numbers = kinds[seed % 4].astype("float32")
+    numbers = draw(seed, 40)
     return [numbers[:28].reshape(7, 4), numbers[28:].reshape(2, 3, 2)]
-
-
-def compressed(cost, weights):
-    weights = [tf.constant(w) for w in weights]
-    maps = cost.maps(weights, tf.constant(MU), [Layout(w.shape) for w in weights])
-    return [theta(w).numpy() for theta, w in zip(maps, weights, strict=True)]
-
-
-def flat(tensors):
-    return np.concatenate([np.ravel(t).astype("float64") for t in tensors])
 
 
 def away(weights, theta):
@@ -95,7 +84,7 @@ def test_given_values_are_kept_where_that_gains_most():
     """Against all subsets."""
     values, v = Codebook(values=[-2, 1, 4]), np.float32([0.4, -1.1, 3, -4, 0.9, 2.4, -0.6])
     theta = compressed(L0Constraint(3, values=values), [v])
-    quantised = compressed(values, [v])[0]
+    quantised = compressed(values, [v])[0].numpy()
     best = np.inf
     for kept in itertools.combinations(range(7), 3):
         other = np.zeros(7)
@@ -166,9 +155,7 @@ def test_a_sum_declares_what_its_parts_do():
     "cost", [L0Constraint(0.3, values=Binary()), Sum(Binary(), L0Constraint(2))], ids=repr
 )
 def test_compiles(cost):
-    weights = [tf.constant(w) for w in drawn(0)]
-    function = tf.function(lambda v: cost.c_step(v, MU), jit_compile=True)
-    np.testing.assert_allclose(flat(function(weights)), flat(cost.c_step(weights, MU)), rtol=1e-4)
+    assert_compiles(cost, drawn(0), rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_it_is_the_optimum_where_all_cost_the_same():
 
 
 def test_it_never_cuts_a_piece_where_units_are_equal():
-    """What is left over at the end of a layer is smaller than a piece, and as good by weight."""
+    """The rest at the end of a layer is smaller than a piece, and as good by weight."""
     weights = np.full((3, 10), 0.1, "float32"), np.full((7, 13), 0.1 * (3 / 7) ** 0.5, "float32")
     for keep in range(24):
         kept = [part.any(axis=0).sum() for part in theta(neurons(keep, 4), *weights)]

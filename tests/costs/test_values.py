@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from lc_keras.costs import Binary, Codebook, Grid, Ternary, kmeans
 from lc_keras.costs.layout import Layout
+from tensors import assert_compiles, compressed, draw, flat
 
 MU = 1.0
 COSTS = [Codebook(3), Codebook(values=[-1, 0, 0.25, 2]), Binary(), Ternary(), Grid(8), Grid(3, "tensor")]
@@ -14,27 +15,9 @@ EQUIVARIANT = [Codebook(3), Binary(), Ternary(), Grid(3, "tensor")]
 SHAPES = [(5, 4), (2, 3, 2)]
 
 
-def draw(seed, n):
-    """Numbers of a different kind for each of four seeds."""
-    rng = np.random.default_rng(seed)
-    kinds = [rng.normal(size=n), rng.standard_t(2, n), rng.integers(-3, 4, n), rng.random(n) ** 4]
-    return kinds[seed % 4].astype("float32")
-
-
 def drawn(seed):
     numbers = draw(seed, 32)
     return [numbers[:20].reshape(SHAPES[0]), numbers[20:].reshape(SHAPES[1])]
-
-
-def compressed(cost, weights):
-    """The C step without a graph, which takes longer to make than to run."""
-    weights = [tf.constant(w) for w in weights]
-    maps = cost.maps(weights, tf.constant(MU), [Layout(w.shape) for w in weights])
-    return [theta(w) for theta, w in zip(maps, weights, strict=True)]
-
-
-def flat(tensors):
-    return np.concatenate([np.ravel(tf.cast(t, tf.float64)) for t in tensors])
 
 
 def error(v, theta):
@@ -182,9 +165,7 @@ def test_order_and_signs_do_not_matter(cost):
 # Compiling with XLA takes seconds.
 @pytest.mark.parametrize("cost", [pytest.param(Codebook(2), marks=pytest.mark.slow), Grid(4)], ids=repr)
 def test_compiles(cost):
-    v = [tf.constant(x) for x in drawn(1)]
-    compiled = tf.function(lambda v: cost.c_step(v, MU), jit_compile=True)
-    np.testing.assert_allclose(flat(compiled(v)), flat(cost.c_step(v, MU)), rtol=1e-5)
+    assert_compiles(cost, drawn(1), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a callback that takes part in the training adds to a model, and takes away again."""
+"""All that a callback which takes part in the training adds to a model, and takes away again."""
 
 from types import SimpleNamespace
 

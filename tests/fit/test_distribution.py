@@ -266,7 +266,7 @@ def graphs(graph, seen):
 
 
 def kernels_of(op):
-    """What TensorFlow has registered for an operation of these types on a GPU."""
+    """Yield all that TensorFlow has registered for an operation of these types on a GPU."""
     for kernel in kernels.get_registered_kernels_for_op(op.type).kernel:
         types = {c.name: c.allowed_values.list.type for c in kernel.constraint}
         given = {n: op.get_attr(n).as_datatype_enum for n in types if n in op.node_def.attr}

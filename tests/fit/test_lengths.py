@@ -1,4 +1,4 @@
-"""How many L steps a fit has, and how strong the pull is in each."""
+"""The number of L steps of a fit, and the strength of the pull in each."""
 
 import keras
 import numpy as np

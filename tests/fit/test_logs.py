@@ -1,4 +1,4 @@
-"""What logs, validation and saved files show while LC runs."""
+"""Logs, validation and saved files while LC runs."""
 
 import re
 import zipfile
@@ -143,3 +143,13 @@ def test_checkpoints_are_compressed(tmp_path, first, monitor):
         np.testing.assert_allclose(best.evaluate(X, Y, verbose=0), min(logs["val_loss"]), rtol=1e-6)
     with zipfile.ZipFile(path) as archive:
         assert b"lc_keras" not in archive.read("config.json")
+
+
+def test_the_loss_in_the_logs_is_that_of_the_user():
+    plain = fit(net(keras.optimizers.SGD(0.0)), epochs=1).history
+    logs = fit(net(keras.optimizers.SGD(0.0)), [lc()], epochs=1).history
+    assert logs["loss"] == pytest.approx(plain["loss"]) and logs["pull"][0] > 0.1
+    beside = fit(
+        net(keras.optimizers.SGD(0.0)), [lc_keras.LearningCompression(lc_keras.L0Constraint(KEPT))], epochs=1
+    ).history
+    assert "pull" not in beside

@@ -1,4 +1,4 @@
-"""What sets the pull of each L step of a run, by itself."""
+"""The strength of the pull in each L step of a run, by itself."""
 
 import itertools
 import json
