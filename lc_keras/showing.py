@@ -1,16 +1,19 @@
 """Show results to people: tables in a terminal, a pipe or a notebook, and pictures.
 
-It knows nothing of models. What has a table derives from `Shown`.
+It knows nothing of models. What has a table derives from `Shown`, what has a picture too from `Drawn`.
 """
 
 import html
 import io
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from rich.console import Console, ConsoleOptions, RenderableType
 
 # Of a table that no terminal shows.
@@ -95,6 +98,39 @@ class Shown:
         )
         shown = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>" if table.head else ""
         return shown + "".join(f"<div>{html.escape(note)}</div>" for note in table.notes)
+
+
+class Drawn(Shown):
+    """Base class of results that are drawn, too. A subclass overrides `_height` and `_draw`."""
+
+    @property
+    def _height(self) -> float:
+        """The height of a new figure, in inches."""
+        raise NotImplementedError
+
+    def _draw(self, ax: "Axes") -> None:
+        raise NotImplementedError
+
+    def plot(self, path: str | os.PathLike[str] | None = None, ax: "Axes | None" = None) -> "Figure":
+        """Draw the result; its class says how.
+
+        Args:
+            path: String or path-like, the image to write, or `None` (default).
+            ax: Matplotlib axes to draw in. `None` (default): those of a new figure.
+
+        Returns:
+            The matplotlib figure.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        if ax is None:
+            ax = cast("Axes", new_axes(self._height))
+        self._draw(ax)
+        figure = cast("Figure", ax.figure)
+        if path is not None:
+            figure.savefig(path)
+        return figure
 
 
 def _html_row(row: Row, style: str = "") -> str:

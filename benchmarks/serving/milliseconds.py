@@ -8,6 +8,7 @@ take turns to be timed.
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 import keras
@@ -95,17 +96,13 @@ def main():
         args.nets, args.batch_sizes, args.seconds, args.keep = ["tiny"], [1], 0.01, 1.0
     print(f"{'net':12}{'batch':>6}{'asked':>8}{'got':>8}{'by macs':>9}{'fit ±':>8}{'ms':>9}")
     rows = []
-    for name in args.nets:
-        for batch_size in args.batch_sizes:
-            row = measured(name, batch_size, args.keep, args.seconds)
-            rows.append(row)
-            parts = (row["asked"], row["part_of_the_time"], row["part_of_the_time_by_macs"])
-            print(
-                f"{name:12}{batch_size:>6}{parts[0]:>8.2f}{parts[1]:>8.2f}{parts[2]:>9.2f}"
-                f"{100 * row['error_of_the_fit']:>6.1f} %{row['milliseconds']:>9.2f}",
-                flush=True,
-            )
-            record.write(args.output, rows)
+    for name, batch_size in itertools.product(args.nets, args.batch_sizes):
+        row = measured(name, batch_size, args.keep, args.seconds)
+        parts = f"{row['asked']:>8.2f}{row['part_of_the_time']:>8.2f}{row['part_of_the_time_by_macs']:>9.2f}"
+        error = f"{100 * row['error_of_the_fit']:>6.1f} %"
+        print(f"{name:12}{batch_size:>6}{parts}{error}{row['milliseconds']:>9.2f}", flush=True)
+        rows.append(row)
+        record.write(args.output, rows)
 
 
 if __name__ == "__main__":

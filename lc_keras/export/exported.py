@@ -36,7 +36,7 @@ class ExportedWeight:
 
 
 class _Export(Shown):
-    """What an export shows: a table in a notebook, and the notes below it as text."""
+    """Show an export: as a table in a notebook, and by the notes below it as text."""
 
     def __str__(self) -> str:
         return "\n".join(self._table().notes)

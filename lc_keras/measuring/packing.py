@@ -72,7 +72,8 @@ def pack(array: np.ndarray, dense: bool = True) -> Packed:
     kernel[3, ::2] = 1.0
     packed = pack(kernel)
     assert packed.encoding == "gaps8"
-    assert np.array_equal(unpack(packed.encoding, packed.values, packed.places, kernel.shape), kernel)
+    positions = positions_of(packed.encoding, packed.places, len(packed.values))
+    assert np.array_equal(spread(positions, packed.values, kernel.shape), kernel)
     ```
     """
     flat = array.ravel()
@@ -118,22 +119,6 @@ def positions_of(encoding: str, places: tf.Tensor, count: int) -> tf.Tensor:
         return tf.where(tf.reshape(bits, [-1]) > 0)[:, 0]
     gaps = from_bits(places, 4, count) if encoding == "gaps4" else places
     return tf.cumsum(tf.cast(gaps, tf.int64) + 1) - 1
-
-
-def unpack(encoding: str, values: tf.Tensor, places: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
-    """Undo `pack`, as TensorFlow operations.
-
-    Args:
-        encoding: String, as in `Packed`, not `"dense"`.
-        values: Tensor of shape `(n,)`.
-        places: Integer tensor, one-dimensional.
-        shape: Tuple of ints, the shape of the weight.
-
-    Returns:
-        Tensor of the given shape and the type of `values`.
-    """
-    positions = positions_of(encoding, places, values.shape[0])
-    return spread(positions, values, shape)
 
 
 def spread(positions: tf.Tensor, values: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:

@@ -1,16 +1,14 @@
 """Hold what a report says, and show it."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from lc_keras.showing import Bar, Shown, Table, new_axes
+from lc_keras.showing import Bar, Drawn, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _HEAD = ("shape", "kept", "density", "dense B", "packed", "gzip", "MACs", "left")
 
@@ -58,10 +56,10 @@ class VariableReport:
 
 
 @dataclass(frozen=True)
-class PruningReport(Shown):
+class PruningReport(Drawn):
     """The figures of what is left of a model; see `report`.
 
-    `str()` of it is a table of at most 100 columns.
+    `str()` of it is a table of at most 100 columns, `plot()` draws the density of each kernel as a bar.
 
     Attributes:
         rows: Tuple of `VariableReport`, one for each kernel.
@@ -207,28 +205,11 @@ class PruningReport(Shown):
         }
         return json.dumps(content, indent=2)
 
-    def plot(self, path: str | os.PathLike[str] | None = None, ax: "Axes | None" = None) -> "Figure":
-        """Draw the density of each kernel as a bar.
+    @property
+    def _height(self) -> float:
+        return 1.2 + 0.35 * len(self.rows)
 
-        Args:
-            path: String or path-like, the image to write, or `None` (default).
-            ax: Matplotlib axes to draw in. `None` (default): those of a new figure.
-
-        Returns:
-            The matplotlib figure.
-
-        Raises:
-            ImportError: If matplotlib is not installed.
-
-        Example:
-
-        ```python
-        lc_keras.report(model).plot("density.png")
-        ```
-        """
-        if ax is None:
-            ax = new_axes(height=1.2 + 0.35 * len(self.rows))
-        figure = cast("Figure", ax.figure)
+    def _draw(self, ax: "Axes") -> None:
         positions = range(len(self.rows))
         bars = ax.barh(positions, [100 * row.density for row in self.rows])
         ax.bar_label(bars, [f"{100 * r.density:.3g} % of {r.weights:,}" for r in self.rows], padding=3)
@@ -237,9 +218,6 @@ class PruningReport(Shown):
         ax.set_xlim(0, 135)
         ax.set_xticks(range(0, 101, 20))
         ax.set_xlabel(f"kept, % of a kernel's weights ({100 * self.density:.3g} % of all)")
-        if path is not None:
-            figure.savefig(path)
-        return figure
 
 
 def _cells(rows: Sequence[VariableReport]) -> tuple[str | Bar, ...]:

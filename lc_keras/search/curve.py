@@ -1,18 +1,16 @@
 """Hold what a search for a budget found, and show it."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import keras
 
-from lc_keras.showing import Shown, Table, new_axes
+from lc_keras.showing import Drawn, Shown, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,10 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Smallest(Shown):
-    """The smallest budget that reaches a score, and the whole curve; see `smallest`. `str()` is a table.
+class Smallest(Drawn):
+    """The smallest budget that reaches a score, and the whole curve; see `smallest`.
+
+    `str()` is a table, `plot()` draws the score against the budget, on a logarithmic axis.
 
     Attributes:
         model: `keras.Model` under that budget.
@@ -72,22 +72,11 @@ class Smallest(Shown):
         content["points"] = [{**asdict(point), "score": point.score} for point in self.points]
         return json.dumps(content, indent=2)
 
-    def plot(self, path: str | os.PathLike[str] | None = None, ax: "Axes | None" = None) -> "Figure":
-        """Draw the score against the budget, on a logarithmic axis.
+    @property
+    def _height(self) -> float:
+        return 4
 
-        Args:
-            path: String or path-like, the image to write, or `None` (default).
-            ax: Matplotlib axes to draw in. `None` (default): those of a new figure.
-
-        Returns:
-            The matplotlib figure.
-
-        Raises:
-            ImportError: If matplotlib is not installed.
-        """
-        if ax is None:
-            ax = new_axes(height=4)
-        figure = cast("Figure", ax.figure)
+    def _draw(self, ax: "Axes") -> None:
         points = sorted(self.points, key=lambda point: point.budget)
         (line,) = ax.plot([p.budget for p in points], [p.score for p in points], marker="o", fillstyle="none")
         reached = [p for p in points if p.reached]
@@ -98,9 +87,6 @@ class Smallest(Shown):
         ax.set_xlabel(f"budget (smallest: {self.budget:.3g})")
         ax.set_ylabel("score")
         ax.legend()
-        if path is not None:
-            figure.savefig(path)
-        return figure
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, cast
@@ -16,7 +15,7 @@ from lc_keras.arguments import is_number, keras_model
 from lc_keras.costs import L0Constraint, Weights
 from lc_keras.costs.groups import Groups
 from lc_keras.costs.thresholds import read
-from lc_keras.showing import Shown, Table, new_axes
+from lc_keras.showing import Drawn, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,8 +40,10 @@ class LayerSensitivity:
 
 
 @dataclass(frozen=True)
-class Sensitivity(Shown):
-    """The score of a model against what is kept of each layer; see `sensitivity`. `str()` of it is a table.
+class Sensitivity(Drawn):
+    """The score of a model against what is kept of each layer; see `sensitivity`.
+
+    `str()` is a table, `plot()` draws a map of layers and fractions kept, coloured by the score.
 
     Attributes:
         keep: Tuple of floats, the fractions kept.
@@ -63,22 +64,11 @@ class Sensitivity(Shown):
         """Return the scores as JSON: an object with `keep`, `reference` and `rows`; `null` is no number."""
         return json.dumps(numbers_or_none(asdict(self)), indent=2)
 
-    def plot(self, path: str | os.PathLike[str] | None = None, ax: "Axes | None" = None) -> "Figure":
-        """Draw a map of layers and fractions kept, coloured by the score.
+    @property
+    def _height(self) -> float:
+        return 1.5 + 0.35 * len(self.rows)
 
-        Args:
-            path: String or path-like, the image to write, or `None` (default).
-            ax: Matplotlib axes to draw in. `None` (default): those of a new figure.
-
-        Returns:
-            The matplotlib figure.
-
-        Raises:
-            ImportError: If matplotlib is not installed.
-        """
-        if ax is None:
-            ax = new_axes(height=1.5 + 0.35 * len(self.rows))
-        figure = cast("Figure", ax.figure)
+    def _draw(self, ax: "Axes") -> None:
         scores = np.array([row.scores for row in self.rows])
         image = ax.imshow(scores, aspect="auto")
         shades = np.asarray(image.cmap(np.asarray(image.norm(scores))))
@@ -88,10 +78,7 @@ class Sensitivity(Shown):
         ax.set_xticks(range(len(self.keep)), [f"{100 * keep:.3g} %" for keep in self.keep])
         ax.set_yticks(range(len(self.rows)), [row.name for row in self.rows])
         ax.set_xlabel(f"kept of the layer (score as it is: {self.reference:.4g})")
-        figure.colorbar(image, ax=ax, label="score")
-        if path is not None:
-            figure.savefig(path)
-        return figure
+        cast("Figure", ax.figure).colorbar(image, ax=ax, label="score")
 
 
 def sensitivity(

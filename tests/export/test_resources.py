@@ -62,6 +62,13 @@ def by_default(model):
     return lambda text: function(text)
 
 
+def by_keyword(model):
+    def function(text, *, words=vectorization()):  # noqa: B008
+        return model(words(text))
+
+    return function
+
+
 def by_function(model):
     words = vectorization()
     return tf.function(lambda text: model(words(text)))
@@ -74,7 +81,7 @@ def by_module(model):
 
 @pytest.mark.parametrize(
     "make",
-    [by_global, by_closure, by_method, by_partial, by_default, by_function, by_module],
+    [by_global, by_closure, by_method, by_partial, by_default, by_keyword, by_function, by_module],
     ids=lambda f: f.__name__,
 )
 def test_a_signature_with_a_table_that_the_model_does_not_have(tmp_path, make):

@@ -6,11 +6,15 @@ from hypothesis import strategies as st
 
 from lc_keras.costs import Grid
 from lc_keras.measuring.coding import decode, from_bits, to_bits
-from lc_keras.measuring.packing import pack, positions_of, unpack
+from lc_keras.measuring.packing import pack, positions_of, spread
 
 
 def unpacked(packed):
-    return unpack(packed.encoding, packed.values, packed.places, packed.shape)
+    return unpack(packed, packed.values, packed.places)
+
+
+def unpack(packed, values, places):
+    return spread(positions_of(packed.encoding, places, values.shape[0]), values, packed.shape)
 
 
 def sparse_array(size, kept, dtype="float32", seed=0):
@@ -81,7 +85,7 @@ def test_keeps_what_is_not_finite_and_the_shape():
 
 def test_unpacks_in_a_graph():
     packed = pack(sparse_array(100_000, 3_000))
-    function = tf.function(lambda values, places: unpack(packed.encoding, values, places, (100_000,)))
+    function = tf.function(lambda values, places: unpack(packed, values, places))
     np.testing.assert_array_equal(function(packed.values, packed.places), unpacked(packed))
 
 
