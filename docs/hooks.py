@@ -3,8 +3,10 @@
 import html
 import logging
 import re
+from pathlib import Path
 
-from matplotlib.font_manager import FontProperties
+import matplotlib
+from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.textpath import TextPath
 
 # What LaTeX has and matplotlib writes in another way.
@@ -27,9 +29,15 @@ EM = 100
 MATHJAX = re.compile(r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->", re.DOTALL)
 LOG = logging.getLogger("mkdocs.hooks")
 
+# A list of fonts that another environment left behind has not these, and others draw θ as µ.
+for font in Path(matplotlib.get_data_path(), "fonts/ttf").glob("cm*.ttf"):
+    fontManager.addfont(font)
+
 
 def on_page_content(content, **_):
     content = MATHJAX.sub("", content)
+    if '$<span class="arithmatex"' in content:
+        LOG.warning("A formula between $$ must stand by itself, four spaces in where it is of a list.")
     return FORMULA.sub(lambda found: drawn(html.unescape(found[2]), found[1]), content)
 
 

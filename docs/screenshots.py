@@ -1,34 +1,43 @@
 """Takes pictures of the pages in site/ at the widths of a desktop and a phone, and says what is wrong with them.
 
     make docs
+    pip install PySide6
     python docs/screenshots.py            # writes outputs/screenshots/
 
-It needs a Chromium: that of Playwright (`pip install playwright`, `playwright install chromium`), or one on the PATH.
+PySide6 brings QtWebEngine, which is Chromium.
 """
 
 import argparse
 import functools
 import http.server
-import shutil
+import itertools
+import json
+import os
 import sys
 import threading
 from pathlib import Path
 
+# No window, and no sandbox, which a container does not allow.
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+os.environ.setdefault("QTWEBENGINE_CHROMIUM_FLAGS", "--no-sandbox --disable-gpu --hide-scrollbars")
+
 ROOT = Path(__file__).parents[1]
 WIDTHS = {"desktop": 1280, "phone": 390}
-BROWSERS = "chromium", "chromium-browser", "google-chrome", "chrome", "msedge"
+HEIGHT, TALLEST = 900, 6000
+# Until what scripts of the page draw is there, and until a view that has grown is painted.
+WAIT_MS = 900
 
-# What sticks out of the page and of no box that scrolls, and pictures that are not there.
-FAULTS = """() => {
-  const width = document.documentElement.clientWidth, found = [];
+# The height of the page; what sticks out of it and of no box that scrolls, and pictures that are not there.
+FAULTS = """(() => {
+  const width = document.documentElement.clientWidth, found = [document.documentElement.scrollHeight];
   const scrolls = e => e && e !== document.body &&
     (getComputedStyle(e).overflowX !== 'visible' || getComputedStyle(e).position === 'fixed' || scrolls(e.parentElement));
   for (const e of document.querySelectorAll('body *'))
     if (e.getBoundingClientRect().right > width + 1 && !scrolls(e)) found.push('sticks out: ' + e.outerHTML.slice(0, 80));
   for (const i of document.images)
     if (!i.naturalWidth) found.push('no picture: ' + i.src);
-  return found;
-}"""
+  return JSON.stringify(found);
+})()"""
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -43,37 +52,65 @@ def main():
     parser.add_argument("--site", type=Path, default=ROOT / "site")
     parser.add_argument("--output", type=Path, default=ROOT / "outputs/screenshots")
     options = parser.parse_args()
-    pages = sorted(options.site.rglob("*.html"))
+    pages = sorted(path.relative_to(options.site).as_posix() for path in options.site.rglob("*.html"))
     if not pages:
         sys.exit(f"Expected a site in {options.site}: run `make docs` first.")
-    try:
-        from playwright.sync_api import Error, sync_playwright
-    except ImportError:
-        sys.exit("Pictures need Playwright, which is not installed: pip install playwright.")
     server = http.server.ThreadingHTTPServer(
         ("localhost", 0), functools.partial(Quiet, directory=options.site)
     )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     options.output.mkdir(parents=True, exist_ok=True)
-    browser_path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    faults = 0
-    with sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(executable_path=browser_path)
-        except Error as error:
-            sys.exit(f"No Chromium: playwright install chromium. {error.message.splitlines()[0]}")
-        for device, width in WIDTHS.items():
-            page = browser.new_page(viewport={"width": width, "height": 900})
-            for path in pages:
-                name = path.relative_to(options.site).as_posix()
-                page.goto(f"http://localhost:{server.server_port}/{name}", wait_until="load")
-                picture = options.output / f"{device}_{name.replace('/', '_').removesuffix('.html')}.png"
-                page.screenshot(path=picture, full_page=True)
-                for fault in page.evaluate(FAULTS):
-                    faults += 1
-                    print(f"{name}, {device}: {fault}")
-    print(f"{len(pages)} pages, {faults} faults; the pictures are in {options.output}/.")
+    faults = visit(pages, f"http://localhost:{server.server_port}", options.output)
+    for name, device, fault in faults:
+        print(f"{name}, {device}: {fault}")
+    print(f"{len(pages)} pages, {len(faults)} faults; the pictures are in {options.output}/.")
     sys.exit(bool(faults))
+
+
+def visit(pages, address, output):
+    """Takes a picture of each page at each width.
+
+    Args:
+        pages: List of strings, their paths below the address.
+        address: String.
+        output: Path, the folder of the pictures.
+
+    Returns:
+        List of tuples `(page, device, fault)`.
+    """
+    try:
+        from PySide6.QtCore import QEventLoop, Qt, QTimer, QUrl
+        from PySide6.QtWebEngineWidgets import QWebEngineView
+        from PySide6.QtWidgets import QApplication
+    except ImportError as error:
+        sys.exit(f"Pictures need QtWebEngine (pip install PySide6). {error}")
+    app = QApplication(sys.argv[:1])  # noqa: F841, as long as this name lives, there are windows
+    view, faults = QWebEngineView(), []
+
+    def until(begin):
+        """Runs the event loop until what `begin` was given is called; returns what that was called with."""
+        loop, found = QEventLoop(), []
+
+        def done(value=None):
+            found.append(value)
+            loop.quit()
+
+        begin(done)
+        loop.exec()
+        return found[0]
+
+    for (device, width), name in itertools.product(WIDTHS.items(), pages):
+        view.resize(width, HEIGHT)
+        view.show()
+        view.load(QUrl(f"{address}/{name}"))
+        until(lambda done: view.loadFinished.connect(done, Qt.ConnectionType.SingleShotConnection))
+        until(lambda done: QTimer.singleShot(WAIT_MS, done))
+        height, *found = json.loads(until(lambda done: view.page().runJavaScript(FAULTS, done)))
+        faults += [(name, device, fault) for fault in found]
+        view.resize(width, min(int(height), TALLEST))
+        until(lambda done: QTimer.singleShot(WAIT_MS, done))
+        view.grab().save(str(output / f"{device}_{name.replace('/', '_').removesuffix('.html')}.png"))
+    return faults
 
 
 if __name__ == "__main__":
