@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 
 import keras
@@ -28,6 +29,8 @@ class Latency(Shown):
         error: Float, by which part of the time a net is misjudged that was left out of the fit, in the mean.
         largest_error: Float, the same at most.
         nets: Int, how many nets were timed.
+        sizes: Dict from the path of a kernel to its shape, and for how many places of an example it is used.
+        machine: String, where they were timed.
     """
 
     batch_size: int
@@ -37,11 +40,13 @@ class Latency(Shown):
     error: float
     largest_error: float
     nets: int
+    sizes: Mapping[str, tuple[int, ...]]
+    machine: str
 
     def _table(self) -> Table:
         rows = [(path, f"{a:.4f}", f"{b:.4f}") for path, (a, b) in self.kernels.items()]
         head = ("kernel", "ms by both widths", "ms by its own")
-        whole = f"{self.milliseconds:.3f} ms for a batch of {self.batch_size}"
+        whole = f"{self.milliseconds:.3f} ms for a batch of {self.batch_size} on {self.machine}"
         error = f"{100 * self.error:.1f} % in the mean, by {100 * self.largest_error:.1f} % at most"
         said = (
             f"{whole}, {self.fixed:.3f} ms of it at any widths.",
@@ -55,10 +60,28 @@ class Latency(Shown):
 
     @classmethod
     def from_json(cls, text: str) -> "Latency":
-        """Return what `to_json` made a text of."""
-        content = json.loads(text)
-        content["kernels"] = {path: tuple(pair) for path, pair in content["kernels"].items()}
-        return cls(**content)
+        """Return what `to_json` made a text of, or raise a ValueError."""
+        try:
+            content = json.loads(text)
+            for name in ("milliseconds", "fixed", "error", "largest_error"):
+                content[name] = float(content[name])
+            content["kernels"] = {path: (float(a), float(b)) for path, (a, b) in content["kernels"].items()}
+            content["sizes"] = {path: tuple(map(int, size)) for path, size in content["sizes"].items()}
+            found = cls(**content)
+            times = [
+                found.milliseconds,
+                found.fixed,
+                *(time for pair in found.kernels.values() for time in pair),
+            ]
+            if found.kernels.keys() != found.sizes.keys() or not all(0 <= time < math.inf for time in times):
+                raise ValueError("kernels of no size, or times that are negative or no numbers")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            names = ", ".join(field.name for field in dataclasses.fields(cls))
+            raise ValueError(
+                f"Expected what `Latency.to_json` returns, an object with {names}. "
+                f"Received: {text[:80]!r} ({type(error).__name__}: {error})"
+            ) from error
+        return found
 
 
 def remember(model: keras.Model, latency: Latency) -> None:

@@ -1,9 +1,11 @@
 """Run a user's `fit` on copies of a model, and keep what came out on disk."""
 
 import hashlib
+import inspect
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -112,7 +114,7 @@ class Runs:
             "question": self._question,
             "reference": self.reference,
             "best": self._best,
-            "points": [asdict(point) for point in self.points],
+            "points": [asdict(point) | {"cost": self._cost(point.budget)} for point in self.points],
         }
         written = self._record.with_suffix(".tmp")
         written.write_text(json.dumps(content, indent=1))
@@ -151,14 +153,24 @@ class Runs:
 
     def _read(self) -> None:
         content = json.loads(self._record.read_text())
-        for name, value in self._question.items():
-            if content["question"].get(name) != value:
+        found, asked, points = content["question"], dict(self._question), content["points"]
+        for point in points:
+            name = f"cost with a budget of {point['budget']:.4g}"
+            found[name], asked[name] = point.pop("cost", None), self._cost(point["budget"])
+        for name, value in asked.items():
+            if found.get(name) != value:
                 raise ValueError(
                     f"Expected a `directory` of the same search. Received: '{self._folder}', whose {name} is "
-                    f"{content['question'].get(name)!r} and not {value!r}. Give another one, or delete it."
+                    f"{found.get(name)!r} and not {value!r}. Give another one, or delete it."
                 )
         self.reference, self._best = content["reference"], content["best"]
-        self.points = [Point(**{**point, "scores": tuple(point["scores"])}) for point in content["points"]]
+        self.points = [Point(**{**point, "scores": tuple(point["scores"])}) for point in points]
+
+    def _cost(self, budget: float) -> str:
+        """Return what a budget makes as a text, the same in each process."""
+        made = self._compress(budget)
+        text = repr(as_tasks(made)) if not isinstance(made, Attached) else _shown(made)
+        return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
 class _Watch(keras.callbacks.Callback):
@@ -212,6 +224,12 @@ def copy_of(model: keras.Model) -> keras.Model:
             f"Received: '{model.name}' ({error})"
         ) from error
     return copy
+
+
+def _shown(callback: Attached) -> str:
+    """Return a callback with its options."""
+    options = {name: getattr(callback, name, None) for name in inspect.signature(type(callback)).parameters}
+    return f"{type(callback).__name__}({', '.join(f'{name}={value!r}' for name, value in options.items())})"
 
 
 def _fingerprint(model: keras.Model) -> str:

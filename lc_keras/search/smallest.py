@@ -79,7 +79,8 @@ def smallest(
         max_runs: Int ≥ 1, default 20: after so many budgets the search ends.
         max_seconds: Float > 0 or `None` (default): after this time no run begins.
         directory: Path or `None` (default): where to keep what a search that was cut off needs: its points,
-            the best weights, and checkpoints of the run. The same call goes on from there; its points stay.
+            the best weights, and checkpoints of the run. The same call goes on from there; its points stay. A
+            call with another model, cost or callback, or score by another name, is an error.
         verbose: Int, default 1: a bar shows the progress. 0: nothing does.
 
     Returns:
@@ -115,6 +116,7 @@ def smallest(
         )
     target = _Target(_sign(score, mode), non_negative("within", within), non_negative("noise", noise))
     question = asdict(target) | {"warm_start": switch("warm_start", warm_start)}
+    question["score"] = score if isinstance(score, str) else "a function"
     precision, max_runs = above_one("precision", precision), whole("max_runs", max_runs)
     max_seconds = math.inf if max_seconds is None else positive("max_seconds", max_seconds)
     with contextlib.ExitStack() as stack:

@@ -7,6 +7,7 @@ networks: optimizing device-specific inference runtime, ICIP 2021, who fit such 
 
 import math
 import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -50,14 +51,15 @@ def latency(
         nets: Int ≥ 4, default 20: how many nets to time.
         seconds: Float > 0, default 10: for how long to time, ten rounds at least; the lower quartile counts.
         path: Path or `None` (default): a file to read this from, or to write it to if it is not there yet,
-            as for a training that may be cut off.
+            as for a training that may be cut off, or one on another machine than the net is for.
 
     Returns:
         `Latency`.
 
     Raises:
         TypeError: If an argument is of another type, or the model is not a graph of layers.
-        ValueError: If a number is out of range, or no neuron can be removed.
+        ValueError: If a number is out of range, no neuron can be removed, or the file is none of this
+            function, or of another model or batch size.
 
     Example:
 
@@ -68,14 +70,18 @@ def latency(
     """
     batch_size, nets = whole("batch_size", batch_size), whole("nets", nets)
     seconds = positive("seconds", seconds)
+    if nets < 4:
+        raise ValueError(f"Expected `nets` to be at least 4. Received: nets={nets}")
+    widths = _Widths(keras_model(model))
     if path is not None and Path(path).exists():
-        found = Latency.from_json(Path(path).read_text())
+        found = _read(Path(path), batch_size, widths.sizes)
     else:
-        if nets < 4:
-            raise ValueError(f"Expected `nets` to be at least 4. Received: nets={nets}")
-        found = _fitted(keras_model(model), batch_size, nets, seconds)
+        found = _fitted(model, widths, batch_size, nets, seconds)
         if path is not None:
-            Path(path).write_text(found.to_json())
+            # As a whole or not at all.
+            written = Path(path).with_name(Path(path).name + ".tmp")
+            written.write_text(found.to_json())
+            os.replace(written, path)
     remember(model, found)
     return found
 
@@ -86,8 +92,24 @@ def ensure_known(model: keras.Model) -> None:
         latency(model)
 
 
-def _fitted(model: keras.Model, batch_size: int, nets: int, seconds: float) -> Latency:
-    widths = _Widths(model)
+def _read(path: Path, batch_size: int, sizes: dict[str, tuple[int, ...]]) -> Latency:
+    """Return what a file has, if it is of this model and batch size."""
+    try:
+        found = Latency.from_json(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"Expected '{path}' to be a file that `latency` wrote. {error}") from error
+    expected = {"batch_size": batch_size, **sizes}
+    received = {"batch_size": found.batch_size, **found.sizes}
+    for name in {**expected, **received}:
+        if expected.get(name) != received.get(name):
+            raise ValueError(
+                f"Expected the file '{path}' to be of this model and batch size, with {name} "
+                f"{expected.get(name)}. Received: {received.get(name)}. Give another path, or delete it."
+            )
+    return found
+
+
+def _fitted(model: keras.Model, widths: "_Widths", batch_size: int, nets: int, seconds: float) -> Latency:
     generator = np.random.default_rng(0)
     masks = [np.ones(len(widths.groups), bool), *(widths.drawn(generator) for _ in range(nets - 1))]
     models = [widths.model(model, mask) for mask in masks]
@@ -110,6 +132,8 @@ def _fitted(model: keras.Model, batch_size: int, nets: int, seconds: float) -> L
         statistics.mean(errors),
         max(errors),
         nets,
+        widths.sizes,
+        f"{platform.node()} ({platform.machine()}, {os.cpu_count()} cores)",
     )
 
 
@@ -130,7 +154,8 @@ class _Widths:
         uses = count_uses(model).uses
         self.kernels: list[keras.Variable] = []
         self._ports: list[tuple[np.ndarray, np.ndarray | None]] = []
-        self._sizes: list[tuple[float, float]] = []
+        self._times: list[tuple[float, float]] = []
+        self.sizes: dict[str, tuple[int, ...]] = {}
         for flow in graph.layers.values():
             for weight in flow.weights:
                 variable = find(flow.layer, weight.name)
@@ -138,8 +163,9 @@ class _Widths:
                     made = flow.ports[weight.makes.port]
                     read = flow.ports[weight.reads.port] if weight.reads else None
                     self.kernels.append(variable)
+                    self.sizes[variable.path] = (*variable.shape, times)
                     self._ports.append((made, read))
-                    self._sizes.append((float(times * np.prod(variable.shape)), float(times * len(made))))
+                    self._times.append((float(times * np.prod(variable.shape)), float(times * len(made))))
 
     def drawn(self, generator: np.random.Generator) -> np.ndarray:
         """Return which units stay in a net of random widths, a bool for each unit."""
@@ -168,7 +194,7 @@ class _Widths:
         """Return for each feature what its time goes by as a first guess, and which ones share a guess."""
         kinds = np.zeros((1 + 2 * len(self.kernels), 5))
         kinds[0, 0] = 1
-        for i, ((_, read), (macs, outputs)) in enumerate(zip(self._ports, self._sizes, strict=True)):
+        for i, ((_, read), (macs, outputs)) in enumerate(zip(self._ports, self._times, strict=True)):
             # A kernel that reads no units of others, as a depthwise one, waits for memory.
             kinds[1 + 2 * i, 1 if read is not None else 2] = macs
             kinds[2 + 2 * i, 3] = outputs

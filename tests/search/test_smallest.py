@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import keras
 import numpy as np
@@ -152,6 +153,39 @@ def test_it_goes_on_where_it_was_cut_off(light, tmp_path):
     assert len(list(tmp_path.glob("*.h5"))) == 1
     with pytest.raises(ValueError, match="whose within is 0.7 and not 0.5"):
         search(within=0.5, directory=tmp_path)
+
+
+class Slower(AtOnce):
+    def __init__(self, tasks, every=0.25):
+        super().__init__(tasks)
+        self.every = every
+
+
+def neurons(keep):
+    return AtOnce(lc_keras.L0Constraint(keep, lc_keras.Neurons(), measure="parameters"))
+
+
+@pytest.mark.parametrize(
+    "first, other, told",
+    [
+        ({}, {"compress": neurons}, "L0Constraint(keep=0.3162, groups=Neurons()"),
+        ({}, {"compress": lambda keep: Slower(lc_keras.L0Constraint(keep))}, "Slower(tasks="),
+        (
+            {"compress": lambda keep: Slower(lc_keras.L0Constraint(keep))},
+            {"compress": lambda keep: Slower(lc_keras.L0Constraint(keep), every=0.5)},
+            "every=0.5",
+        ),
+        ({}, {"score": "accuracy"}, "score is 'a function' and not 'accuracy'"),
+    ],
+)
+def test_points_of_another_question_are_no_answer(light, tmp_path, first, other, told):
+    search(max_runs=1, directory=tmp_path, **first)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(ValueError, match=rf"of the same search.*{re.escape(told)}"):
+        search(max_runs=1, directory=tmp_path, **other)
+    assert before == {path: path.read_bytes() for path in before}
+    again = search(max_runs=2, directory=tmp_path, **first)
+    assert len(again.points) == 2
 
 
 def test_a_run_of_lc_goes_on_from_its_checkpoint(tmp_path):

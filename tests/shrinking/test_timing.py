@@ -60,12 +60,69 @@ def test_real_times_are_kept_in_a_file_and_known_of_copies(tmp_path):
     assert known(chain(6, 4, 2)) is None
     remember(model, None)
     assert lc_keras.latency(model, path=path) == found == known(model)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def images(size):
+    stack = [layers.Conv2D(4, 3, name="conv"), layers.GlobalAveragePooling2D(), layers.Dense(2, name="head")]
+    return keras.Sequential([keras.Input((size, size, 3)), *stack], name="images")
+
+
+@pytest.mark.parametrize(
+    "make, other, batch_size, message",
+    [
+        (lambda: chain(6, 5, 2), lambda: chain(6, 5, 2), 2, "batch_size 2. Received: 1"),
+        (
+            lambda: chain(6, 5, 2),
+            lambda: chain(6, 4, 2),
+            1,
+            r"chain1/kernel \(6, 4, 1\). Received: \(6, 5, 1\)",
+        ),
+        (lambda: chain(6, 5, 2), lambda: chain(6, 5, 2, 2), 1, r"chain3/kernel \(2, 2, 1\). Received: None"),
+        (lambda: chain(6, 5, 2), lambda: chain(6, 5), 1, r"chain2/kernel None. Received: \(5, 2, 1\)"),
+        (lambda: images(9), lambda: images(12), 1, r"\(3, 3, 3, 4, 100\). Received: \(3, 3, 3, 4, 49\)"),
+    ],
+)
+def test_a_file_of_another_model_or_batch_is_refused(make, other, batch_size, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "quartiles", lambda models, *_: [1e-3 * m.count_params() for m in models])
+    path = tmp_path / "latency.json"
+    lc_keras.latency(make(), nets=4, path=path)
+    model = other()
+    remember(model, None)
+    with pytest.raises(ValueError, match=f"of this model and batch size, with .*{message}"):
+        lc_keras.latency(model, batch_size, path=path)
+    assert known(model) is None
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: "",
+        lambda text: text[:50],
+        lambda text: "[]",
+        lambda text: "{}",
+        lambda text: text.replace('"fixed": ', '"fixed": -'),
+        lambda text: text.replace('"fixed": ', '"fixed": NaN, "fixed_": '),
+        lambda text: text.replace('"kernels": {', '"kernels": {"a": [1.0], '),
+        lambda text: text.replace('"kernels": {', '"kernels": {"a": [1.0, 1.0], '),
+        lambda text: text.replace('"sizes": {', '"sizes": {"a": 1, '),
+    ],
+)
+def test_a_file_that_is_spoilt_says_what_was_expected(spoil, tmp_path):
+    model, path = chain(8, 10, 2), tmp_path / "latency.json"
+    path.write_text(spoil(fitted(model).to_json()))
+    remember(model, None)
+    with pytest.raises(
+        ValueError, match=r"latency.json' to be a file that `latency` wrote.*batch_size, mill"
+    ):
+        lc_keras.latency(model, path=path)
+    assert known(model) is None
 
 
 def fitted(model, fixed=0.5, pairs=((4.0, 1.0), (6.0, 0.5), (2.0, 0.0))):
     kernels = {v.path: pair for v, pair in zip(model.weights[::2], pairs, strict=True)}
     whole = fixed + sum(map(sum, kernels.values()))
-    found = lc_keras.Latency(1, whole, fixed, kernels, 0.0, 0.0, 9)
+    found = lc_keras.Latency(1, whole, fixed, kernels, 0.0, 0.0, 9, dict.fromkeys(kernels, (1,)), "here")
     remember(model, found)
     return found
 
