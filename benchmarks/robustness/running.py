@@ -78,7 +78,7 @@ def measure(cell, contender, *, label, validation, folder, options=None):
     """
     net = NETS[cell.net]
     train, measured = parts(cell.net, validation)
-    model, reference_error = _reference(net, validation, folder)
+    model, reference_error = reference(net, validation, folder)
     budget, said, gap = net.budget(cell.keep), [], None
     began = time.process_time()
     if contender == DIRECT:
@@ -118,7 +118,7 @@ def _fit(model, train, cell, callback):
     optimizer = optimizers.make(
         cell.optimizer, net.rate, cell.rate, cell.schedule, cell.batches * cell.epochs
     )
-    _compile(model, optimizer)
+    prepare(model, optimizer)
     data = batches([array[:examples] for array in train], size, cell.seed)
     failed = []
     with warnings.catch_warnings(record=True) as caught:
@@ -131,7 +131,8 @@ def _fit(model, train, cell, callback):
     return [*dict.fromkeys(said), *failed]
 
 
-def _compile(model, optimizer):
+def prepare(model, optimizer):
+    """Compiles a model of logits."""
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 
 
@@ -159,8 +160,14 @@ def error(model, part):
     return 100 * float(np.concatenate(wrong).mean())
 
 
-def _reference(net, validation, folder):
-    """Returns a model and its error: as an earlier run left it, trained elsewhere, or trained."""
+def reference(net, validation, folder):
+    """Returns the reference of a net and its error: as an earlier run left it, trained elsewhere, or trained.
+
+    Args:
+        net: `Net`.
+        validation: Bool, whether the error is that of held-out training examples.
+        folder: `pathlib.Path`, where references are kept.
+    """
     path = folder / f"{net.name}{'-validation' if validation else ''}.weights.h5"
     of_error = path.with_suffix(".json")
     train, measured = parts(net.name, validation)
@@ -174,9 +181,9 @@ def _reference(net, validation, folder):
         data = batches(train, net.batch(net.batches)[0], seed=0)
         total = net.reference_epochs * int(data.cardinality())
         falling = keras.optimizers.schedules.CosineDecay(_REFERENCE_RATE, total)
-        _compile(model, keras.optimizers.Adam(falling))
+        prepare(model, keras.optimizers.Adam(falling))
         model.fit(data, epochs=net.reference_epochs, shuffle=False, verbose=0)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_weights(path)
     of_error.write_text(json.dumps(error(model, measured)))
-    return _reference(net, validation, folder)
+    return reference(net, validation, folder)

@@ -14,7 +14,7 @@ from lc_keras.costs.compression import NON_NEGATIVE, Layouts, Map, Tensors
 from lc_keras.costs.grouped import Decide, Grouped
 from lc_keras.costs.groups import WEIGHTS, Groups
 from lc_keras.costs.multiples import numbered
-from lc_keras.costs.prices import Measure, TensorPrices, UnitPrices
+from lc_keras.costs.prices import Measure, TensorPrices, UnitPrices, rounded
 from lc_keras.costs.sparse import sparse_values
 from lc_keras.costs.values import Values
 
@@ -126,22 +126,21 @@ class L0Constraint(Grouped):
         prices = self._prices(layouts)
         total, least = prices.total, prices.least
         kappa = self._kappa(total)
-        # Time is counted in nanoseconds.
-        unit = 1_000_000 if self.needs_time else 1
-        if kappa > total:
+        # Time is counted in nanoseconds, and may be one off.
+        unit, digits = (1_000_000, 6) if self.needs_time else (1, 12)
+        most, fewest, received = (f"{n / unit:.{digits}g}" for n in (total, least, kappa))
+        if kappa > total + self.needs_time:
             each = self.measure == "groups"
             what = "the number of groups" if each else f"the {self.measure} of all weights"
-            raise ValueError(
-                f"Expected `keep` to be at most {total / unit:.12g}, {what}. Received: {kappa / unit:.12g}"
-            )
+            raise ValueError(f"Expected `keep` to be at most {most}, {what}. Received: {received}")
         if kappa < least:
             at_least = "one unit" if self.keep_at_least is None else self.keep_at_least
             raise ValueError(
-                f"Expected `keep` to be at least {least / unit:.12g} {self.measure}, which may be needed for "
+                f"Expected `keep` to be at least {fewest} {self.measure}, which may be needed for "
                 f"what is kept in any case (of each layer {at_least}, and units that cannot be removed). "
-                f"Received: {kappa / unit:.12g}"
+                f"Received: {received}"
             )
-        return kappa
+        return min(kappa, total)
 
     def check(self, layouts: Layouts) -> None:
         self.budget(layouts)
@@ -198,7 +197,7 @@ class L0Constraint(Grouped):
     def _kappa(self, total: int) -> int:
         # As a decimal, so that 5 % of 266,200 is 13,310 and not a rounding error below.
         if self.needs_time and (isinstance(self.keep, int) or self.keep > 1):
-            return int(self.keep * 1_000_000)
+            return rounded(1e6 * self.keep)
         return int(decimal.Decimal(repr(self.keep)) * total) if isinstance(self.keep, float) else self.keep
 
 

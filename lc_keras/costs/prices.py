@@ -107,7 +107,7 @@ class UnitPrices:
     @property
     def total(self) -> int:
         """Return what all units cost."""
-        return int(sum(product(np.ones_like(product.makes)) for product in self.products))
+        return rounded(sum(product(np.ones_like(product.makes)) for product in self.products))
 
     @property
     def least(self) -> int:
@@ -116,7 +116,14 @@ class UnitPrices:
         def most(places: np.ndarray) -> int:
             return sum(np.sort(places[units])[::-1][:at_least].sum() for units, at_least in self.parts)
 
-        return int(sum(p.price * (p.made + most(p.makes)) * (p.read + most(p.reads)) for p in self.products))
+        return rounded(
+            sum(p.price * (p.made + most(p.makes)) * (p.read + most(p.reads)) for p in self.products)
+        )
+
+
+def rounded(cost: float | np.ndarray) -> int:
+    """Return a cost as a whole number; nanoseconds are rounded up, past what a sum in another order is."""
+    return math.ceil(cost + 0.01) if isinstance(cost, float) else int(cost)
 
 
 def price_of_weight(layout: Layout, measure: Measure) -> int:

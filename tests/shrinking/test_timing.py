@@ -145,6 +145,19 @@ def test_a_budget_in_milliseconds_holds_for_what_is_left(keep, allowed):
     assert 0.75 * allowed <= spent <= allowed + 1e-6
 
 
+@pytest.mark.parametrize("fixed", [0.5, 0.1234567, 1 / 3])
+@pytest.mark.parametrize("multiple_of", [1, 4])
+def test_all_of_the_time_is_all_units(fixed, multiple_of):
+    model = chain(8, 10, 2)
+    found = fitted(model, fixed, ((4 / 3, 1 / 7), (0.6, 0.05), (0.2, 0.0)))
+    for keep in (1.0, found.milliseconds):
+        cost = L0Constraint(keep, Neurons(), measure="milliseconds", multiple_of=multiple_of)
+        before = model.get_weights()
+        compress_directly(model, cost)
+        for one, two in zip(before, model.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
 def test_a_budget_out_of_range_is_told_in_milliseconds():
     model = chain(8, 10, 2)
     fitted(model)
