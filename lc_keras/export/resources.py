@@ -28,10 +28,12 @@ def resources_of(model: keras.Model, functions: Iterable[Callable[..., Any]]) ->
     return [part for part in _reached([model, *functions]) if isinstance(part, kinds)]
 
 
-def save_tracked(module: tf.Module, folder: str, functions: dict[str, Callable[..., Any]]) -> None:
+def save_tracked(module: tf.Module, folder: str, functions: dict[str, Any]) -> None:
     """Write a SavedModel, or say what to do about a resource that nothing tracks."""
     try:
-        tf.saved_model.save(module, folder, signatures=functions)
+        # Functions that are not traced yet TensorFlow would trace once more.
+        traced = {name: function.get_concrete_function() for name, function in functions.items()}
+        tf.saved_model.save(module, folder, signatures=traced)
     except AssertionError as error:
         # A captured tensor has no way back to the object that owns it.
         raise ValueError(

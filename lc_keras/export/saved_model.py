@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from lc_keras.internals.keras import layers_in, replaced
 from lc_keras.internals.tensorflow import in_silence
 from lc_keras.measuring.counting import REPORT_FILE, measure, size_of
 from lc_keras.measuring.packing import Packed, pack
-from lc_keras.model.macs import count_uses
+from lc_keras.model.macs import Uses, count_uses
 from lc_keras.model.signatures import Structure, input_signature_of, named, named_outputs, packed
 
 # Functions of the inputs of a model, or of inputs of their own.
@@ -139,7 +140,8 @@ def export_saved_model(
     if requests:
         prediction_log()
     arrays = _arrays(model)
-    sparse = _sparse_layers(model, compute, batches)
+    uses = count_uses(model, input_signature)
+    sparse = _sparse_layers(model, uses, compute, batches)
     stored = _store(model, arrays, sparse, storage, values)
     module, functions = _module(model, stored, sparse, structure, signatures)
     read = {id(variable) for variable in module.used}
@@ -162,7 +164,7 @@ def export_saved_model(
         save_tracked(module, unfinished, functions)
         if requests:
             write_warmup(unfinished, requests)
-        _write_report(unfinished, model, weights, structure)
+        _write_report(unfinished, model, weights, uses)
         lite = _beside(unfinished, model, structure) if switch("litert", litert) else None
     exported = SavedModelExport(
         path, size_of(path), weights, tuple(functions), tuple(map(described, specs)), lite
@@ -180,16 +182,15 @@ def _arrays(model: keras.Model) -> list[np.ndarray]:
     return arrays
 
 
-def _sparse_layers(model: keras.Model, compute: str, batches: Sequence[int]) -> Sparse:
+def _sparse_layers(model: keras.Model, counted: Uses, compute: str, batches: Sequence[int]) -> Sparse:
     """Return the layers that multiply sparse, by the id of their kernel."""
     found: Sparse = {}
     if compute == "dense":
         return found
-    uses = count_uses(model).uses
     for layer in sparse_layers(model):
         kernel = as_matrix(layer)
         kept = int(np.count_nonzero(kernel))
-        rows = [batch * (uses.get(id(layer.kernel)) or 1) for batch in batches]
+        rows = [batch * (counted.uses.get(id(layer.kernel)) or 1) for batch in batches]
         if compute == "sparse" or all(pays(kernel.shape, kept, n) for n in rows):
             found.setdefault(id(layer.kernel), []).append(layer)
     if compute == "sparse" and not found:
@@ -267,11 +268,11 @@ def _module(
 
         return serve
 
-    serve = tf.function(
-        with_stored_weights(lambda *inputs: model(*inputs, training=False)),
-        input_signature=_with_single_name(structure),
-        autograph=False,
-    )
+    typed = functools.partial(tf.function, input_signature=_with_single_name(structure), autograph=False)
+    traced = typed(with_stored_weights(lambda *inputs: model(*inputs, training=False)))
+    # TensorFlow traces a function that a module holds twice.
+    called = traced.get_concrete_function()
+    serve = typed(lambda *inputs: called(*inputs))
     names = named_outputs(model)
     functions = {"serving_default": _signature(serve, structure, named(structure, model), names)}
     for name, given in further.items():
@@ -336,14 +337,12 @@ def _with_single_name(structure: list[Structure]) -> list[Structure]:
     return structure
 
 
-def _write_report(
-    folder: str, model: keras.Model, weights: Sequence[ExportedWeight], structure: list[Structure]
-) -> None:
+def _write_report(folder: str, model: keras.Model, weights: Sequence[ExportedWeight], uses: Uses) -> None:
     stored = {id(v): (w.encoding, w.nbytes) for v, w in zip(model.variables, weights, strict=True)}
     file = os.path.join(folder, REPORT_FILE)
     tf.io.gfile.makedirs(os.path.dirname(file))
     with tf.io.gfile.GFile(file, "w") as opened:
-        opened.write(measure(model, model.variables, stored, structure).to_json())
+        opened.write(measure(model, model.variables, uses, stored).to_json())
 
 
 def _beside(folder: str, model: keras.Model, structure: list[Structure]) -> LiteRTExport:

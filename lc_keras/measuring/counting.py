@@ -13,7 +13,7 @@ import tensorflow as tf
 from lc_keras.measuring.packing import pack
 from lc_keras.measuring.table import PruningReport, VariableReport
 from lc_keras.model.kernels import default_kernels, frozen_kernels
-from lc_keras.model.macs import count_uses
+from lc_keras.model.macs import Uses, count_uses
 from lc_keras.model.signatures import Structure, is_built
 
 # How variables are stored, by id: the encoding and the bytes.
@@ -72,29 +72,28 @@ def report(
             f"{'has no weights' if model.built else 'is not built'}; call it on data, or "
             "`model.build(input_shape)`, first."
         )
-    return measure(model, model.weights, input_signature=input_signature)
+    return measure(model, model.weights, count_uses(model, input_signature))
 
 
 def measure(
     model: keras.Model,
     variables: Sequence[keras.Variable],
+    counted: Uses,
     stored: Stored | None = None,
-    input_signature: list[Structure] | None = None,
 ) -> PruningReport:
     """Report on variables of a model.
 
     Args:
         model: Built `keras.Model`.
         variables: List of `keras.Variable` of it.
+        counted: `Uses`, of the model.
         stored: Dictionary from the id of a variable to the tuple of the encoding and
             the bytes it was stored in. `None` (default): they are packed to see, and
             compressed by gzip as well.
-        input_signature: As that of `report`.
 
     Returns:
         `PruningReport`.
     """
-    counted = count_uses(model, input_signature)
     kernels = default_kernels(model)
     prunable = {id(variable) for variable in kernels}
     frozen = {id(variable) for variable in frozen_kernels(model)}

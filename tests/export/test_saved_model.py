@@ -736,3 +736,18 @@ def test_few_values_are_written_in_few_bits_and_read_bit_for_bit(cost, part, com
         np.testing.assert_array_equal(served, model.predict(x, verbose=0))
     else:
         np.testing.assert_allclose(served, model(x), rtol=1e-4, atol=1e-5)
+
+
+class Counted(keras.layers.Layer):
+    calls = 0
+
+    def call(self, x):
+        type(self).calls += 1
+        return 2 * x
+
+
+def test_an_export_traces_a_model_once_and_once_to_count(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), Counted()])
+    Counted.calls = 0
+    export_saved_model(model, tmp_path / "1")
+    assert Counted.calls == 2
