@@ -12,7 +12,8 @@ $$f(z) = \sum_k p_k \, \Bigl(\sum_u a_{ku} z_u\Bigr) \Bigl(\sum_u b_{ku} z_u\Big
 
 Units are ranked by $m_u^2$ over what they cost at the margin, $\partial f / \partial z_u$: first where all
 are kept, then where those just found are, which the optimum of the relaxed problem asks for. The best of a
-few rounds is taken. `docs/budgets.md` says how near these are to the optimum.
+few rounds is taken, and what is left of the budget goes to units further down that fit. `docs/costs.md` says
+how near these are to the optimum.
 """
 
 from collections.abc import Sequence
@@ -55,42 +56,79 @@ def choose(
     costs: Sequence[Product],
     budget: float,
     parts: Sequence[tuple[np.ndarray, int]] = (),
+    leaders: np.ndarray | None = None,
 ) -> tf.Tensor:
-    r"""Choose the units to keep, as a bool vector. They are sorted, $O(U \log U)$ for U units.
+    r"""Choose the units to keep, as a bool vector; none is left out that would fit.
+
+    They are sorted, $O(U \log U)$ for U units, in a few rounds.
 
     Args:
         magnitudes: Vector of magnitudes.
         costs: Sequence of `Product`, whose sum is the cost f.
         budget: Number κ, at least what `parts` cost at most.
         parts: Sequence of pairs: the numbers of a layer's units, and how many of them are kept at least.
+        leaders: Array or `None` (default: each is its own): for each unit the first one of those that are
+            kept in their order, one after the other, up to it.
     """
     count = int(magnitudes.shape[0])
     makes, reads = (
         tf.constant(np.array([c[i] for c in costs]).reshape(-1, count), tf.float64) for i in (1, 2)
     )
     price, made, read = (tf.constant([float(c[i]) for c in costs], tf.float64) for i in (0, 3, 4))
+    own = tf.linalg.matvec(makes * reads, price, transpose_a=True)
     energy = tf.square(tf.cast(magnitudes, tf.float64))
+    budget = tf.cast(budget, tf.float64)
+    numbers = np.arange(count)
+    leaders = numbers if leaders is None else leaders
+    least = [(units, at_least) for units, at_least in parts if at_least]
+
+    def places(kept: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return made + tf.linalg.matvec(makes, kept), read + tf.linalg.matvec(reads, kept)
+
+    def margin_of(rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+        margin = tf.linalg.matvec(makes, price * columns, transpose_a=True)
+        return margin + tf.linalg.matvec(reads, price * rows, transpose_a=True)
+
+    def by_ratio(margin: tf.Tensor) -> tf.Tensor:
+        scale = tf.where(margin > 0, tf.math.rsqrt(tf.maximum(margin, 1e-30)), 0)
+        return thresholds.magnitude_bits(magnitudes * tf.cast(scale, magnitudes.dtype), magnitudes.dtype)
+
+    def longest(key: tf.Tensor) -> tf.Tensor:
+        """Return which units come first by a key, as many as the budget takes, as numbers 0 and 1."""
+        order = tf.math.top_k(key, count).indices
+        rows, columns = (tf.cumsum(tf.gather(matrix, order, axis=1), axis=1) for matrix in (makes, reads))
+        spent = tf.linalg.matvec((made[:, None] + rows) * (read[:, None] + columns), price, transpose_a=True)
+        return tf.scatter_nd(order[:, None], tf.cast(spent <= budget, tf.float64), [count])
+
     kept = best = tf.ones([count], tf.float64)
     best_energy = tf.constant(-1.0, tf.float64)
     for _ in range(ROUNDS):
-        rows, columns = made + tf.linalg.matvec(makes, kept), read + tf.linalg.matvec(reads, kept)
-        margin = tf.linalg.matvec(makes, price * columns, transpose_a=True)
-        margin += tf.linalg.matvec(reads, price * rows, transpose_a=True)
-        scale = tf.where(margin > 0, tf.math.rsqrt(tf.maximum(margin, 1e-30)), 0)
-        key = thresholds.magnitude_bits(magnitudes * tf.cast(scale, magnitudes.dtype), magnitudes.dtype)
-        first = margin <= 0
-        for units, at_least in parts:
-            if at_least:
-                top = tf.gather(tf.constant(units), tf.math.top_k(tf.gather(key, units), at_least).indices)
-                first |= tf.scatter_nd(top[:, None], tf.ones([at_least], tf.int32), [count]) > 0
-        order = tf.math.top_k(tf.where(first, key.dtype.max, key), count).indices
-        rows, columns = (tf.cumsum(tf.gather(matrix, order, axis=1), axis=1) for matrix in (makes, reads))
-        spent = tf.linalg.matvec((made[:, None] + rows) * (read[:, None] + columns), price, transpose_a=True)
-        kept = tf.scatter_nd(order[:, None], tf.cast(spent <= budget, tf.float64), [count])
+        margin = margin_of(*places(kept))
+        key, first = by_ratio(margin), margin <= 0
+        for units, at_least in least:
+            top = tf.gather(tf.constant(units), tf.math.top_k(tf.gather(key, units), at_least).indices)
+            first |= tf.scatter_nd(top[:, None], tf.ones([at_least], tf.int32), [count]) > 0
+        kept = longest(tf.where(first, key.dtype.max, key))
         found = tf.reduce_sum(energy * kept)
         best = tf.where(found > best_energy, kept, best)
         best_energy = tf.maximum(found, best_energy)
-    return best > 0
+    # Of those in an order none is kept after one that is not.
+    gone = tf.cumsum(1 - best)
+    before = tf.gather(tf.concat([tf.zeros([1], tf.float64), gone], 0), leaders)
+    best *= tf.cast(gone == before, tf.float64)
+
+    def fill(kept: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        rows, columns = places(kept)
+        more = margin_of(rows, columns) + own
+        is_next = (numbers == leaders) | (tf.roll(kept, 1, 0) > 0)
+        fits = is_next & (tf.tensordot(price, rows * columns, 1) + more <= budget)
+        key = by_ratio(more)
+        filled = longest(tf.where(kept > 0, key.dtype.max, tf.where(fits, key, -1)))
+        # What was behind all that fits may be among them out of its turn.
+        filled = tf.where(is_next, tf.maximum(kept, filled), kept)
+        return filled, tf.reduce_any(filled > kept)
+
+    return tf.while_loop(lambda _, more: more, fill, (best, tf.constant(True)))[0] > 0
 
 
 @tf.autograph.experimental.do_not_convert

@@ -130,9 +130,7 @@ def choose_pieces(
     first = np.repeat(np.cumsum([0, *counts[:-1]]), counts)
     # By rounding a piece could come before one of its class that holds as much.
     norms *= tf.constant(1 - _ROUNDING * (np.arange(len(widths)) - first), norms.dtype)
-    kept = choose(norms, costs, budget, parts)
-    gone = tf.cumsum(tf.cast(~kept, tf.int32))
-    kept &= gone == tf.gather(tf.concat([[0], gone], 0), tf.constant(first))
+    kept = choose(norms, costs, budget, parts, first)
     return tf.scatter_nd(order[:, None], tf.cast(tf.gather(kept, piece), tf.int32), magnitudes.shape) > 0
 
 

@@ -181,14 +181,14 @@ def test_filters_go_for_good_with_all_that_makes_them():
 def test_what_is_removed_does_not_come_back_into_what_is_left_over():
     class Steps(MagnitudePruning):
         def kept(self, total, kappa, progress):
-            return 30 if progress < 0.5 else kappa
+            return 35 if progress < 0.5 else kappa
 
     one, ten = keras.Input((1,)), keras.Input((10,))
     cheap, costly = keras.layers.Dense(3), keras.layers.Dense(3)
     joined = keras.layers.Concatenate()([cheap(one), costly(ten)])
     model = keras.Model([one, ten], keras.layers.Dense(1)(joined))
-    # A unit of `cheap` takes 2 multiply-adds, one of `costly` 11: three fit at first, with 6 left over, then
-    # with 5.
+    # A unit of `cheap` takes 2 multiply-adds, one of `costly` 11: four fit at first, with nothing left over,
+    # then three with 5.
     cheap.kernel.assign([[5.0, 0.01, 0.01]])
     costly.kernel.assign(np.ones((10, 3)) * [9, 8, 7])
     x = [np.random.default_rng(0).normal(size=(8, n)).astype("float32") for n in (1, 10)]

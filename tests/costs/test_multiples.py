@@ -17,6 +17,7 @@ from lc_keras.baselines import compress_directly
 from lc_keras.costs.budgets import Product
 from lc_keras.costs.layout import Layout
 from lc_keras.costs.multiples import choose_pieces, classes_of, in_pieces, least_pieces
+from lc_keras.costs.prices import UnitPrices
 from lc_keras.model.macs import macs
 
 
@@ -58,6 +59,39 @@ def test_of_units_of_layers_by_themselves_it_is_within_its_bound(magnitudes, bud
     ]
     energy = sum(np.square(part, dtype="float64").sum() for part in found)
     assert energy >= best - max(missed, default=0) - 1e-5
+
+
+def test_in_chains_of_layers_it_is_near_the_optimum_and_no_piece_more_would_fit():
+    """Dense layers of 3, 7 and 5 units between 4 inputs and 2 outputs, in multiples of 2."""
+    sizes, multiple, ends = (3, 7, 5), 2, np.cumsum((3, 7, 5))
+    units = [np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    shapes, reads = [(4, 3), (3, 7), (7, 5)], [None, *units]
+    kernels = [
+        Layout(shape, units=own, reads=read, count=15)
+        for shape, own, read in zip(shapes, units, reads, strict=False)
+    ]
+    head = Layout((5, 2), units=np.array([-1, -1]), reads=units[2], count=15)
+    prices = UnitPrices.of([*kernels, head], "parameters", 1).in_multiples(multiple, [*kernels, head])
+    choices = [[n for n in range(1, size + 1) if is_fit([n], multiple, [size])] for size in sizes]
+    solve = tf.function(prices.choose, autograph=False)
+    generator, ratios = np.random.default_rng(0), []
+
+    def spent(widths):
+        return np.dot((4, *widths), (*widths, 2))
+
+    for _ in range(60):
+        m, limit = generator.exponential(size=15).astype("float32"), generator.integers(40, 90)
+        kept = solve(tf.constant(m), tf.constant(limit, tf.float64)).numpy()
+        widths = [int(kept[own].sum()) for own in units]
+        assert is_fit(widths, multiple, sizes) and spent(widths) <= limit
+        for i, allowed in enumerate(choices):
+            wider = [n for n in allowed if n > widths[i]][:1]
+            assert all(spent([*widths[:i], n, *widths[i + 1 :]]) > limit for n in wider)
+        tops = [np.cumsum([0, *np.sort(np.square(m[own], dtype="float64"))[::-1]]) for own in units]
+        feasible = (some for some in itertools.product(*choices) if spent(some) <= limit)
+        best = max(sum(top[n] for top, n in zip(tops, some, strict=True)) for some in feasible)
+        ratios.append(np.square(m[kept], dtype="float64").sum() / best)
+    assert max(ratios) <= 1 + 1e-6 and min(ratios) > 0.95 and np.mean(ratios) > 0.99
 
 
 def test_it_is_the_optimum_where_all_cost_the_same():
