@@ -29,8 +29,10 @@ UNITS = {
     "weights": lc_keras.L0Constraint,
     "neurons": lambda keep: lc_keras.L0Constraint(keep, lc_keras.Neurons(), measure="parameters"),
 }
-# The epochs of a run: few, so that all searches together take an hour or two on a core.
+# The epochs of a run, few, so that all searches together take an hour or two on a core; and its rate at the
+# start, times that of the net.
 EPOCHS = {"tabular": 30, "unet": 10, "lenet5": 6, "resnet": 6}
+RATES = {"tabular": 0.3, "unet": 0.3, "lenet5": 1.0, "resnet": 0.3}
 # Whose images may be mirrored. Without that more epochs do the ResNet harm, with everything kept.
 FLIPPED = ("resnet",)
 _BATCHES = 100
@@ -61,7 +63,9 @@ def row_of(net, contender, units, args):
         total = epochs * int(batches.cardinality())
         if net.name in FLIPPED:
             batches = batches.map(lambda x, y: (tf.image.random_flip_left_right(x), y))
-        running.prepare(model, optimizers.make("SGD", net.rate, args.rate, "cosine", total))
+        running.prepare(
+            model, optimizers.make("SGD", net.rate, args.rate or RATES[net.name], "cosine", total)
+        )
         return model.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
 
     try:
@@ -150,7 +154,7 @@ def main():
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--examples", type=int, default=6400, help="to train on, at most")
-    parser.add_argument("--rate", type=float, default=0.3, help="times the usual learning rate of a net")
+    parser.add_argument("--rate", type=float, help="times the usual learning rate of a net")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tiny", action="store_true", help="one run of an epoch")
     parser.add_argument("--output", type=Path, default=Path("outputs/smallest.json"))

@@ -149,7 +149,7 @@ def optimizers_of(model: keras.Model) -> list[Optimizer]:
 
 def wrapped_optimizers_of(model: keras.Model) -> list[Optimizer]:
     """Return `optimizers_of` a model, with what wraps them."""
-    attributes = [model.optimizer, *vars(model).values()]
+    attributes = [getattr(model, "optimizer", None), *vars(model).values()]
     kept = [item for part in attributes if isinstance(part, (list, tuple)) for item in part]
     kept += [item for part in attributes if isinstance(part, dict) for item in part.values()]
     return _each_once(part for part in attributes + kept if isinstance(part, Optimizer))
@@ -208,11 +208,11 @@ def _second_moments(optimizer: Optimizer, variables: Sequence[keras.Variable]) -
     return [by_variable[id(variable)] for variable in variables if id(variable) in by_variable]
 
 
-def reset_state(optimizer: Optimizer) -> None:
+def reset_state(optimizer: Optimizer, wholly: bool = False) -> None:
     """Give an optimizer the moments of a new one; its step count, rate and averaged weights stay.
 
     Second moments that Adam and its kind correct by the step count stay, too, if they are finite: from zero,
-    with a correction that is over, steps would be several times the learning rate.
+    with a correction that is over, steps would be several times the learning rate. `wholly`: nothing stays.
     """
     optimizer = inner_optimizer(optimizer)
     if not optimizer.built:
@@ -225,7 +225,7 @@ def reset_state(optimizer: Optimizer) -> None:
     if all(bool(tf.reduce_all(tf.math.is_finite(v.value))) for v in second):
         stays |= set(map(id, second))
     for variable, new in paired_state(optimizer, fresh):
-        if id(variable) not in stays:
+        if wholly or id(variable) not in stays:
             variable.assign(new)
 
 

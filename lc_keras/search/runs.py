@@ -20,6 +20,7 @@ from lc_keras.fit import LearningCompression
 from lc_keras.fit.attached import Attached
 from lc_keras.internals.keras import compiled_with
 from lc_keras.search.curve import Point
+from lc_keras.search.scores import restored
 
 Fit = Callable[[keras.Model, list[keras.callbacks.Callback]], Any]
 # What a budget makes: what to compress under it, or a callback that does.
@@ -136,7 +137,8 @@ class Runs:
                 "Expected `fit` to return with the model under its budget. Received: one outside of it, by "
                 f"{100 * gap:.2g} % of the norm of its weights: was it trained on without the callbacks?"
             )
-        score = self._score(model, history)
+        with restored(model):
+            score = self._score(model, history)
         if not math.isfinite(score):
             raise ValueError(f"Expected a finite score. Received: {score}, with the budget {budget:.4g}")
         return score, density

@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import keras
 import numpy as np
@@ -15,13 +15,12 @@ from lc_keras.arguments import is_number, keras_model
 from lc_keras.costs import L0Constraint, Weights
 from lc_keras.costs.groups import Groups
 from lc_keras.costs.thresholds import read
+from lc_keras.search.scores import Score, restored, score_of
 from lc_keras.showing import Drawn, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Score = Callable[[keras.Model], float]
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Sensitivity(Drawn):
 def sensitivity(
     model: keras.Model,
     score: Score,
-    keep: Sequence[float] = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01),
+    keep: float | Iterable[float] = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01),
     groups: Groups | None = None,
     weights: Selector = None,
     verbose: int = 1,
@@ -92,14 +91,15 @@ def sensitivity(
     """Return the score of a model against what is kept of each layer, the others left whole.
 
     Each layer by itself is compressed as it is, without training: what is largest is kept. A layer whose
-    score falls early needs more than an even share of a budget, or is better left out of it. The model is as
-    it was afterwards, also where `score` fails, or changes weights, as `estimate_statistics` does.
+    score falls early needs more than an even share of a budget, or is better left out of it. The model and
+    its optimizer are as they were afterwards, also where `score` fails, trains, or changes weights, as
+    `estimate_statistics` does. It must not compile the model.
 
     Args:
         model: Built `keras.Model`.
         score: Function of the model that returns a float.
-        keep: Sequence of floats in (0, 1], the fractions of a layer's groups to keep, rounded down, but one
-            group at least. Defaults to six from 0.5 to 0.01.
+        keep: Float in (0, 1] or a sequence of these, the fractions of a layer's groups to keep, rounded
+            down, but one group at least. Defaults to six from 0.5 to 0.01.
         groups: `Weights()` (default), `Neurons()` or `Blocks(shape)`. Layers that make neurons together are
             compressed together.
         weights: Which weights, as of `Task`. `None` (default): all kernels.
@@ -124,19 +124,17 @@ def sensitivity(
     keras_model(model)
     if not callable(score):
         raise TypeError(f"Expected `score` to be a function of a model. Received: score={score!r}")
-    fractions = tuple(float(fraction) for fraction in keep)
+    given: tuple[Any, ...] = (keep,) if is_number(keep) or not isinstance(keep, Iterable) else tuple(keep)
+    if not all(map(is_number, given)):
+        raise TypeError(f"Expected `keep` to be a number or a sequence of these. Received: keep={keep!r}")
+    fractions = tuple(map(float, given))
     if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
         raise ValueError(f"Expected `keep` to be numbers above 0 and up to 1. Received: keep={keep!r}")
     parts = bind_tasks([Task(L0Constraint(1.0, groups or Weights()), weights, per_layer=True)], model)
-    held = [(variable, keras.ops.copy(variable)) for variable in model.variables]
     bar = keras.utils.Progbar(len(parts) * len(fractions), verbose=verbose, unit_name="score")
 
-    def restore() -> None:
-        for variable, value in held:
-            variable.assign(value)
-
     rows: list[LayerSensitivity] = []
-    try:
+    with restored(model) as restore:
         reference = score_of(model, score)
         for part in parts:
             restore()
@@ -147,31 +145,9 @@ def sensitivity(
                 restore()
                 bar.update(len(rows) * len(fractions) + len(scores), finalize=False)
             rows.append(LayerSensitivity(_name(part), _cost(part).total(part.layouts), tuple(scores)))
-    finally:
-        restore()
     if verbose:
         bar.update(bar.target, finalize=True)
     return Sensitivity(fractions, reference, tuple(rows))
-
-
-def score_of(model: keras.Model, score: Score, finite: bool = True) -> float:
-    """Return the score of a model, checked.
-
-    Args:
-        model: `keras.Model`.
-        score: Function of it.
-        finite: Bool, default `True`, whether it must be finite.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is not finite.
-    """
-    value = score(model)
-    if not is_number(value):
-        raise TypeError(f"Expected `score` to return a number. Received: {value!r}")
-    if finite and not math.isfinite(value):
-        raise ValueError(f"Expected a finite score of model '{model.name}'. Received: {float(value)}")
-    return float(value)
 
 
 def numbers_or_none(content: object) -> object:

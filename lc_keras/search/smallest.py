@@ -17,7 +17,7 @@ from lc_keras.arguments import above_one, keras_model, non_negative, positive, s
 from lc_keras.costs import L0Constraint
 from lc_keras.search.curve import Point, Smallest, SoFar
 from lc_keras.search.runs import Compress, Fit, Runs, ScoreOf
-from lc_keras.search.sensitivity import Score, score_of
+from lc_keras.search.scores import Score, restored, score_of
 from lc_keras.shrinking.timing import ensure_known
 
 # A budget whose score is within the noise is run so often.
@@ -173,7 +173,8 @@ class _Bisection:
         if score is None:
             self._take(self._runs.point(self._highest, False, self._is_reference))
         elif math.isnan(self._runs.reference):
-            self._runs.reference = score_of(self._model, score)
+            with restored(self._model):
+                self._runs.reference = score_of(self._model, score)
 
     def run(self, warm: bool, max_runs: int, max_seconds: float, verbose: int) -> None:
         """Run budgets until they are near, or a limit is met."""

@@ -45,7 +45,7 @@ def test_neurons_go_with_all_that_makes_them():
 
 def test_weights_select_what_is_compressed():
     model = known(np.ones((2, 2), "float32"), np.ones((2, 1), "float32"))
-    found = lc_keras.sensitivity(model, norm, (0.5,), weights="layer1", verbose=0)
+    found = lc_keras.sensitivity(model, norm, 0.5, weights="layer1", verbose=0)
     assert [row.scores for row in found.rows] == [(5,)]
 
 
@@ -69,6 +69,24 @@ def test_the_model_is_as_it_was_whatever_happens(fails_at):
     assert all(not weights[1].any() for weights in calls)
 
 
+@pytest.mark.parametrize("is_built", [False, True])
+def test_a_score_that_trains_leaves_the_optimizer_as_it_was(is_built):
+    model = helpers.net(keras.optimizers.Adam(0.1), run_eagerly=True)
+    if is_built:
+        model.train_on_batch(helpers.X[:8], helpers.Y[:8])
+    before = {v.path: np.array(v) for part in (model, model.optimizer) for v in part.variables}
+
+    def score(model):
+        return model.train_on_batch(helpers.X[:8], helpers.Y[:8])
+
+    found = lc_keras.sensitivity(model, score, keep=1.0, verbose=0)
+    after = {v.path: np.array(v) for part in (model, model.optimizer) for v in part.variables}
+    for path, value in after.items():
+        np.testing.assert_array_equal(value, before.get(path, 0 * value), err_msg=path)
+    # Nor does one score meet what another left.
+    assert all(row.scores == (found.reference,) for row in found.rows)
+
+
 def test_table_json_and_plot(tmp_path):
     model = known(np.float32([[1, 2], [3, 4]]), np.float32([[5], [6]]))
     scores = iter([1.0, 0.9, 0.5, 0.8, math.nan])
@@ -88,6 +106,10 @@ def test_table_json_and_plot(tmp_path):
         ({"score": lambda _: math.nan}, ValueError, "finite score"),
         ({"keep": ()}, ValueError, "Expected `keep`"),
         ({"keep": (0.5, 2)}, ValueError, "Expected `keep`"),
+        ({"keep": 2}, ValueError, "Expected `keep`"),
+        ({"keep": None}, TypeError, "Received: keep=None"),
+        ({"keep": "0.5"}, TypeError, "Received: keep='0.5'"),
+        ({"keep": (0.5, None)}, TypeError, "Expected `keep`"),
         ({"weights": "nothing"}, ValueError, "matches no trainable weights"),
         ({"model": "net.keras"}, TypeError, "keras.Model"),
     ],

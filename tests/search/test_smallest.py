@@ -286,6 +286,21 @@ def test_bad_input_is_refused_and_the_model_unchanged(change, error, message, re
         np.testing.assert_array_equal(one, two)
 
 
+def test_a_score_that_trains_changes_neither_the_reference_nor_what_is_found(light):
+    model = helpers.net(keras.optimizers.Adam(0.1), run_eagerly=True)
+    before = [np.array(w) for w in model.get_weights()]
+
+    def score(model):
+        model.train_on_batch(helpers.X[:8], helpers.Y[:8])
+        return 1.0
+
+    found = search(model, score=score, max_runs=1)
+    for one, two in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert not model.optimizer.iterations.numpy()
+    assert helpers.nonzeros(found.model) == int(found.budget * helpers.WEIGHTS)
+
+
 def test_a_fit_that_does_harm_is_found_out_in_the_third_run(light):
     seen = []
 
