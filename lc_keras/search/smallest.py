@@ -51,7 +51,7 @@ def smallest(
     bisection in their logarithm: $\sqrt{ab}$ between the largest a that failed and the smallest b that
     reached the score, until $b \le$ `precision` · a. Where the first two fail, the next run keeps all there
     is, to see whether `fit` reaches the score at all. Budgets that the cost itself refuses are passed over.
-    The model itself is never changed.
+    The model itself is as it was afterwards, whatever `fit` and `score` do.
 
     Args:
         model: Built `keras.Model`, the trained reference. If it is compiled, so are its copies, each with an
@@ -121,6 +121,7 @@ def smallest(
     max_seconds = math.inf if max_seconds is None else positive("max_seconds", max_seconds)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory()) if directory is None else directory
+        restore = stack.enter_context(restored(model))
         runs = Runs(model, fit, _scores(score), compress, folder, directory is not None, question)
         tasks = runs.tasks(highest)
         if any(task.compression.needs_time for task in tasks):
@@ -129,6 +130,7 @@ def smallest(
         bisection = _Bisection(model, runs, target, lowest, highest, precision)
         try:
             bisection.measure_reference(None if isinstance(score, str) else score)
+            restore()
             bisection.run(warm_start, max_runs, max_seconds, verbose)
         except BaseException as error:
             if runs.points:
@@ -173,8 +175,7 @@ class _Bisection:
         if score is None:
             self._take(self._runs.point(self._highest, False, self._is_reference))
         elif math.isnan(self._runs.reference):
-            with restored(self._model):
-                self._runs.reference = score_of(self._model, score)
+            self._runs.reference = score_of(self._model, score)
 
     def run(self, warm: bool, max_runs: int, max_seconds: float, verbose: int) -> None:
         """Run budgets until they are near, or a limit is met."""

@@ -250,6 +250,16 @@ def trains_on(model, callbacks):
     return fit(model, [])
 
 
+def takes_one(model, callbacks):
+    return fit(model, callbacks[1:])
+
+
+def leaves_nan(model, callbacks):
+    history = fit(model, callbacks)
+    model.layers[0].kernel.assign(np.full((6, 8), np.nan))
+    return history
+
+
 def fails(model, callbacks):
     raise RuntimeError("out of memory")
 
@@ -261,6 +271,8 @@ def fails(model, callbacks):
         ({"fit": trains_nothing}, ValueError, "trained on no batch"),
         ({"fit": trains_another}, ValueError, "another one"),
         ({"fit": trains_on}, ValueError, "outside of it, by"),
+        ({"fit": takes_one}, ValueError, "outside of it, by"),
+        ({"fit": leaves_nan}, ValueError, "finite"),
         ({"fit": fails}, RuntimeError, "out of memory"),
         ({"fit": None}, TypeError, "Expected `fit` and `score`"),
         ({"score": 0.9}, TypeError, "Expected `fit` and `score`"),
@@ -276,7 +288,7 @@ def fails(model, callbacks):
     ],
 )
 def test_bad_input_is_refused_and_the_model_unchanged(change, error, message, request):
-    if change.get("fit") is not trains_on:
+    if change.get("fit") not in (trains_on, takes_one, leaves_nan):
         request.getfixturevalue("light")
     model = helpers.net(run_eagerly=True)
     before = [np.array(w) for w in model.get_weights()]
@@ -284,6 +296,36 @@ def test_bad_input_is_refused_and_the_model_unchanged(change, error, message, re
         search(model, **change)
     for one, two in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+def test_a_fit_that_trains_the_reference_leaves_it_as_it_was(light):
+    model = helpers.net(run_eagerly=True)
+    model.train_on_batch(helpers.X[:8], helpers.Y[:8])
+    before = [np.array(v) for part in (model, model.optimizer) for v in part.variables]
+    with pytest.raises(ValueError, match="the model that it is given"):
+        search(model, fit=lambda _, callbacks: fit(model, callbacks))
+    after = [np.array(v) for part in (model, model.optimizer) for v in part.variables]
+    for one, two in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("late", [forgets, trains_nothing, fails, None])
+def test_what_was_found_before_an_error_is_not_lost(light, tmp_path, late):
+    """`None`: the score is no number."""
+    runs = []
+
+    def spoilt(model, callbacks):
+        runs.append(1)
+        return (late if late and len(runs) == 3 else fit)(model, callbacks)
+
+    def score(model):
+        return math.nan if late is None and len(runs) == 3 else share(model)
+
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        search(fit=spoilt, score=score, directory=tmp_path)
+    assert "0.3162" in caught.value.__notes__[0] and "0.1778" in caught.value.__notes__[0]
+    found = search(fit=spoilt, directory=tmp_path)
+    assert len(runs) == 1 + len(found.points) and found.budget == search().budget
 
 
 def test_a_score_that_trains_changes_neither_the_reference_nor_what_is_found(light):
