@@ -7,6 +7,7 @@ import math
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -106,7 +107,10 @@ class Runs:
         """Return a model with the weights of the best run, or the reference's if there is none."""
         model = copy_of(self._model)
         if self._best:
-            model.load_weights(self._folder / self._best)
+            with warnings.catch_warnings():
+                # Of the optimizer's state, which a fresh one does not take.
+                warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
+                model.load_weights(self._folder / self._best)
         return model
 
     def save(self) -> None:
@@ -141,7 +145,7 @@ class Runs:
             score = self._score(model, history)
         if not math.isfinite(score):
             raise ValueError(f"Expected a finite score. Received: {score}, with the budget {budget:.4g}")
-        return score, density
+        return score, float(density)
 
     def _add(self, point: Point, model: keras.Model) -> None:
         self.points.append(point)

@@ -80,7 +80,7 @@ def smallest(
         max_seconds: Float > 0 or `None` (default): after this time no run begins.
         directory: Path or `None` (default): where to keep what a search that was cut off needs: its points,
             the best weights, and checkpoints of the run. The same call goes on from there; its points stay. A
-            call with another model, cost or callback, or score by another name, is an error.
+            call with another model, range, cost or callback, or score by another name, is an error.
         verbose: Int, default 1: a bar shows the progress. 0: nothing does.
 
     Returns:
@@ -116,6 +116,7 @@ def smallest(
         )
     target = _Target(_sign(score, mode), non_negative("within", within), non_negative("noise", noise))
     question = asdict(target) | {"warm_start": switch("warm_start", warm_start)}
+    question |= {"lowest": lowest, "highest": highest}
     question["score"] = score if isinstance(score, str) else "a function"
     precision, max_runs = above_one("precision", precision), whole("max_runs", max_runs)
     max_seconds = math.inf if max_seconds is None else positive("max_seconds", max_seconds)
@@ -162,7 +163,7 @@ class _Bisection:
     ) -> None:
         self._model, self._runs, self._target = model, runs, target
         self._low, self._high, self._highest, self._precision = lowest, highest, highest, precision
-        self._below = "none was tried"
+        self._below, self._failures = "none was tried", 0
         self._best: Point | None = None
 
     @property
@@ -207,7 +208,7 @@ class _Bisection:
     def _next(self) -> float | None:
         """Return the budget to run next, `None` if there is none."""
         is_narrow = self._high <= self._low * self._precision
-        if self._best is None and (is_narrow or sum(not p.reached for p in self._runs.points) == 2):
+        if self._best is None and (is_narrow or self._failures == 2):
             return self._highest
         budget = float(f"{math.sqrt(self._low * self._high):.4g}")
         return budget if not is_narrow and self._low < budget < self._high else None
@@ -238,6 +239,7 @@ class _Bisection:
             )
         else:
             self._low, self._below = point.budget, ""
+            self._failures += 1
 
     def _notes(self) -> Iterator[str]:
         if self._best is None:
@@ -248,6 +250,8 @@ class _Bisection:
             yield "Only the budget of everything reaches the score."
         elif self._below:
             yield f"Of budgets below {self._low:.4g} {self._below}."
+        if self._target.sign * self.limit < 0 < self._target.sign * self._runs.reference:
+            yield f"A score of 0 is within {self._target.within:g}, too: it is in the unit of the score."
         if pair := self._target.contradiction(self._runs.points):
             yield (
                 f"The score falls from {pair[0].score:.4g} to {pair[1].score:.4g} as the budget grows from "

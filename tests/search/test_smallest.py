@@ -155,6 +155,25 @@ def test_it_goes_on_where_it_was_cut_off(light, tmp_path):
         search(within=0.5, directory=tmp_path)
 
 
+def test_a_search_that_is_done_runs_nothing_again(light, tmp_path):
+    def never(model, callbacks):
+        raise AssertionError("fit was called")
+
+    whole = search(directory=tmp_path)
+    assert [point.reached for point in whole.points].count(False) == 2
+    again = search(fit=never, directory=tmp_path)
+    assert again.points == whole.points and again.budget == whole.budget
+    assert helpers.nonzeros(again.model) == helpers.nonzeros(whole.model)
+
+
+def test_within_is_in_the_unit_of_the_score(light, recwarn):
+    assert "A score of 0 is within 5, too" in search(within=5, max_runs=1).note
+    found = search(max_runs=2)
+    assert "A score of 0" not in found.note
+    assert all(type(point.density) is float for point in found.points)
+    assert not [w for w in recwarn if "Skipping variable" in str(w.message)]
+
+
 class Slower(AtOnce):
     def __init__(self, tasks, every=0.25):
         super().__init__(tasks)
@@ -176,6 +195,7 @@ def neurons(keep):
             "every=0.5",
         ),
         ({}, {"score": "accuracy"}, "score is 'a function' and not 'accuracy'"),
+        ({}, {"lowest": 0.01}, "lowest is 0.1 and not 0.01"),
     ],
 )
 def test_points_of_another_question_are_no_answer(light, tmp_path, first, other, told):
