@@ -6,6 +6,7 @@ own. It raises a TypeError if that is of another kind, and a ValueError if it is
 
 import math
 import numbers
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -94,8 +95,10 @@ def switch(name: str, value: bool) -> bool:
 def keras_model(model: keras.Model) -> keras.Model:
     """Check the `model` that a user passes."""
     if not isinstance(model, keras.Model):
+        hint = "; load it by `keras.saving.load_model`" if isinstance(model, (str, os.PathLike)) else ""
         raise TypeError(
-            f"Expected `model` to be a keras.Model. Received: {model!r} (of type {type(model).__name__})"
+            "Expected `model` to be a keras.Model. "
+            f"Received: {model!r} (of type {type(model).__name__}){hint}"
         )
     return model
 

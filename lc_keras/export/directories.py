@@ -60,6 +60,10 @@ def version_directory(path: str, version: int | str | None) -> str:
             raise ValueError(f"Expected `version` to be at least 0. Received: {version}")
         return os.path.join(path, str(version))
     versions = _versions(path)
+    if version == "next" and tf.saved_model.contains_saved_model(path):
+        raise ValueError(
+            f"Expected a model's base directory for version=\"next\". Received: '{path}', a SavedModel itself"
+        )
     if versions or version == "next":
         return os.path.join(path, str(max(versions, default=0) + 1))
     return path

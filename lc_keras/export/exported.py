@@ -1,5 +1,6 @@
 """Say what exports wrote."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -129,6 +130,9 @@ class SavedModelExport(_Export):
             f"signatures: {', '.join(self.signatures)}."
         )
         yield f"Inputs: {'; '.join(self.inputs)}."
+        if not os.path.basename(self.path).isdecimal():
+            first = os.path.join(self.path, "1")
+            yield f"A model server looks for numbers: version=\"next\" writes '{first}'."
         if not packed:
             yield "No weight is packed: dense storage was asked for, or none has enough zeros or few values."
         rounded = max(self.weights, key=lambda weight: weight.error, default=None)

@@ -92,6 +92,9 @@ def test_versions(tmp_path):
             version_directory(base, wrong)
     with pytest.raises(ValueError, match="at least 0"):
         version_directory(base, -1)
+    (tmp_path / "2" / "saved_model.pb").touch()
+    with pytest.raises(ValueError, match='base directory for version="next".*, a SavedModel itself'):
+        version_directory(f"{base}/2", "next")
 
 
 def test_free(tmp_path):

@@ -561,9 +561,12 @@ def test_size_of_lenet300_at_5_percent(tmp_path):
     assert graph < 60_000
 
 
-def test_nothing_to_gain_is_said(tmp_path):
-    assert "No weight is packed" in str(export_saved_model(mlp(), tmp_path / "full"))
-    assert "No weight is packed" not in str(export_saved_model(prune(mlp(), 0.05), tmp_path / "pruned"))
+def test_what_a_user_should_know_is_said(tmp_path):
+    nothing_to_gain, no_number = "No weight is packed", "A model server looks for numbers"
+    full = str(export_saved_model(mlp(), tmp_path / "full"))
+    assert nothing_to_gain in full and f"'{tmp_path / 'full' / '1'}'" in full and no_number in full
+    pruned = str(export_saved_model(prune(mlp(), 0.05), tmp_path / "pruned", version="next"))
+    assert nothing_to_gain not in pruned and no_number not in pruned
 
 
 def test_weights_that_are_not_numbers(tmp_path):
