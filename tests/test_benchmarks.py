@@ -132,6 +132,12 @@ def check(script, rows, printed, folder):
         assert all(row["ratio"] > 0 for row in rows)
     elif script == "shrink":
         assert rows[0]["macs_fraction"] <= 0.5
+    elif script == "smallest":
+        assert [(row["net"], row["contender"], row["units"]) for row in rows] == [
+            ("tabular", "magnitude", "weights")
+        ]
+        assert f"{100 * rows[0]['budget']:.2f} %" in printed
+        assert (folder / f"{script}.png").stat().st_size > 5000
     elif script == "milliseconds":
         assert all(row["part_of_the_time"] > 0 and row["error_of_the_fit"] >= 0 for row in rows)
     else:

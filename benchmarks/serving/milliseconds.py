@@ -4,11 +4,13 @@
 
 Filters are removed by magnitude from nets with random weights, to a part of the milliseconds that
 `lc_keras.latency` fitted, and to the same part of the multiply-adds. The whole net and both smaller ones then
-take turns to be timed.
+take turns to be timed. With `--clock processor` other processes disturb it less; set `OMP_NUM_THREADS`,
+`TF_NUM_INTRAOP_THREADS` and `TF_NUM_INTEROP_THREADS` to 1 for that.
 """
 
 import argparse
 import itertools
+import time
 from pathlib import Path
 
 import keras
@@ -52,12 +54,15 @@ def is_in_reach(model, keep):
     return True
 
 
-def measured(name, batch_size, keep, seconds):
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+
+
+def measured(name, batch_size, keep, seconds, clock):
     """Returns a row: what was asked for, and the time of the smaller nets, as parts of the whole one's."""
     keras.utils.set_random_seed(0)
     model = NETS[name]()
     weights = model.get_weights()
-    fitted = lc_keras.latency(model, batch_size, seconds=seconds)
+    fitted = lc_keras.latency(model, batch_size, seconds=seconds, clock=CLOCKS[clock])
     # Where most of the time is the call of each layer, less than that cannot be asked for.
     keep = next(
         part for part in sorted({keep, 0.6, 0.7, 0.8, 0.9, 1.0}) if part >= keep and is_in_reach(model, part)
@@ -67,10 +72,11 @@ def measured(name, batch_size, keep, seconds):
         compress_directly(model, lc_keras.L0Constraint(keep, lc_keras.Neurons(), measure=measure))
         small[measure] = lc_keras.shrink(model)
         model.set_weights(weights)
-    whole, by_time, by_macs = quartiles([model, *small.values()], batch_size, seconds / 2)
+    whole, by_time, by_macs = quartiles([model, *small.values()], batch_size, seconds / 2, CLOCKS[clock])
     return {
         "net": name,
         "batch_size": batch_size,
+        "clock": clock,
         "asked": keep,
         "part_of_the_time": by_time / whole,
         "part_of_the_time_by_macs": by_macs / whole,
@@ -78,6 +84,18 @@ def measured(name, batch_size, keep, seconds):
         "fitted_milliseconds": fitted.milliseconds,
         "error_of_the_fit": fitted.error,
     }
+
+
+def table(rows):
+    """Returns a line for each net and batch size."""
+    lines = [f"{'net':12}{'batch':>6}{'asked':>8}{'got':>8}{'by macs':>9}{'fit ±':>8}{'ms':>9}"]
+    for row in rows:
+        parts = (row[name] for name in ("asked", "part_of_the_time", "part_of_the_time_by_macs"))
+        asked, got, by_macs = (f"{part:.2f}" for part in parts)
+        error = f"{100 * row['error_of_the_fit']:.1f} %"
+        line = f"{row['net']:12}{row['batch_size']:>6}{asked:>8}{got:>8}{by_macs:>9}{error:>8}"
+        lines.append(f"{line}{row['milliseconds']:>9.2f}")
+    return "\n".join(lines)
 
 
 def main():
@@ -88,20 +106,19 @@ def main():
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--keep", type=float, default=0.5)
     parser.add_argument("--seconds", type=float, default=10, help="for which each fit times nets")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--tiny", action="store_true", help="one net of a layer, for a moment")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     if args.tiny:
         # Of a net of a layer most of the time is the call.
         args.nets, args.batch_sizes, args.seconds, args.keep = ["tiny"], [1], 0.01, 1.0
-    print(f"{'net':12}{'batch':>6}{'asked':>8}{'got':>8}{'by macs':>9}{'fit ±':>8}{'ms':>9}")
     rows = []
+    print(table(rows))
     for name, batch_size in itertools.product(args.nets, args.batch_sizes):
-        row = measured(name, batch_size, args.keep, args.seconds)
-        parts = f"{row['asked']:>8.2f}{row['part_of_the_time']:>8.2f}{row['part_of_the_time_by_macs']:>9.2f}"
-        error = f"{100 * row['error_of_the_fit']:>6.1f} %"
-        print(f"{name:12}{batch_size:>6}{parts}{error}{row['milliseconds']:>9.2f}", flush=True)
+        row = measured(name, batch_size, args.keep, args.seconds, args.clock)
         rows.append(row)
+        print(table(rows).splitlines()[-1], flush=True)
         record.write(args.output, rows)
 
 

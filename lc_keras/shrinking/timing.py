@@ -38,6 +38,7 @@ def latency(
     nets: int = 20,
     seconds: float = 10.0,
     path: str | os.PathLike[str] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Latency:
     """Fit what the time of a model depends on, for budgets with `measure="milliseconds"`.
 
@@ -52,6 +53,8 @@ def latency(
         seconds: Float > 0, default 10: for how long to time, ten rounds at least; the lower quartile counts.
         path: Path or `None` (default): a file to read this from, or to write it to if it is not there yet,
             as for a training that may be cut off, or one on another machine than the net is for.
+        clock: Function that returns seconds, default `time.perf_counter`. `time.process_time` is less
+            disturbed by other processes; give TensorFlow one thread then, since it adds up all of them.
 
     Returns:
         `Latency`.
@@ -76,7 +79,7 @@ def latency(
     if path is not None and Path(path).exists():
         found = _read(Path(path), batch_size, widths.sizes)
     else:
-        found = _fitted(model, widths, batch_size, nets, seconds)
+        found = _fitted(model, widths, batch_size, nets, seconds, clock)
         if path is not None:
             # As a whole or not at all.
             written = Path(path).with_name(Path(path).name + ".tmp")
@@ -109,11 +112,18 @@ def _read(path: Path, batch_size: int, sizes: dict[str, tuple[int, ...]]) -> Lat
     return found
 
 
-def _fitted(model: keras.Model, widths: "_Widths", batch_size: int, nets: int, seconds: float) -> Latency:
+def _fitted(
+    model: keras.Model,
+    widths: "_Widths",
+    batch_size: int,
+    nets: int,
+    seconds: float,
+    clock: Callable[[], float],
+) -> Latency:
     generator = np.random.default_rng(0)
     masks = [np.ones(len(widths.groups), bool), *(widths.drawn(generator) for _ in range(nets - 1))]
     models = [widths.model(model, mask) for mask in masks]
-    times = np.array(quartiles(models, batch_size, seconds))
+    times = np.array(quartiles(models, batch_size, seconds, clock))
     features = np.array([widths.features(mask) for mask in masks])
     scales = widths.scales()
     coefficients = _fit(features, times, scales)
@@ -175,6 +185,8 @@ class _Widths:
         for units in self._layers:
             if len(units):
                 part = generator.choice([w for w in _WIDTHS if w >= below])
+                # Multiples of 8, as parts of 64 are, are faster than the widths that a budget comes to.
+                part *= generator.uniform(0.8, 1.2) if part < 1 else 1
                 gone[generator.permutation(units)[max(1, round(part * len(units))) :]] = True
         return ~gone[self.groups]
 
@@ -227,7 +239,12 @@ def _non_negative(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
     return x
 
 
-def quartiles(models: Sequence[keras.Model], batch_size: int, seconds: float = 1.0) -> list[float]:
+def quartiles(
+    models: Sequence[keras.Model],
+    batch_size: int,
+    seconds: float = 1.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
     """Return the lower quartile of the times of a batch, for models that take turns, in milliseconds.
 
     What else runs on the machine makes a batch slower, and never faster.
@@ -239,9 +256,9 @@ def quartiles(models: Sequence[keras.Model], batch_size: int, seconds: float = 1
         # The first round traces, and the second one warms up.
         end = time.monotonic() + seconds if len(times[0]) == 1 else end
         for (call, inputs), measured in zip(calls, times, strict=True):
-            start = time.perf_counter()
+            start = clock()
             keras.tree.map_structure(lambda t: t.numpy(), call(inputs))
-            measured.append(1e3 * (time.perf_counter() - start))
+            measured.append(1e3 * (clock() - start))
     return [float(np.quantile(measured[2:], 0.25)) for measured in times]
 
 

@@ -1,5 +1,7 @@
 """The time of a net at other widths: fitted to what was timed, and a budget in it."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -32,7 +34,7 @@ def test_a_time_that_is_a_sum_over_kernels_is_found(monkeypatch):
     model = keras.Model(inputs, layers.Dense(2)(x))
     seen = []
 
-    def times(models, batch_size, _):
+    def times(models, *_):
         seen.extend(tuple(helpers.widths(model).values()) for model in models)
         slow = {"third": 40.0, "second": 3.0}
         return [
@@ -43,11 +45,30 @@ def test_a_time_that_is_a_sum_over_kernels_is_found(monkeypatch):
     monkeypatch.setattr(timing, "quartiles", times)
     found = lc_keras.latency(model, batch_size=7, nets=30)
     assert found.batch_size == 7 and found.nets == 30 and found.error < 0.03
-    (whole,) = times([model], 7, 0)
+    (whole,) = times([model])
     assert found.milliseconds == pytest.approx(whole, rel=0.02)
     # Widths that an addition ties are the same.
     assert len(set(seen)) > 10 and all(first == second for first, second, *_ in seen)
     assert model.count_params() == 12 * 28 + 12 * 109 + 120 + 13 * 20 + 42
+
+
+def test_most_widths_that_are_timed_are_no_multiples_of_8(monkeypatch):
+    widths = []
+
+    def times(models, *_):
+        widths.extend(width for model in models for width in helpers.widths(model).values())
+        return [1.0] * len(models)
+
+    monkeypatch.setattr(timing, "quartiles", times)
+    lc_keras.latency(chain(64, 64, 2))
+    smaller = [width for width in widths if 2 < width < 64]
+    assert len(smaller) > 20 and np.mean(np.mod(smaller, 8) == 0) < 0.25
+
+
+def test_time_is_that_of_a_clock():
+    ticks = itertools.count()
+    found = lc_keras.latency(chain(6, 2), nets=4, seconds=1e-3, clock=lambda: next(ticks))
+    assert found.milliseconds == pytest.approx(1000, rel=0.01)
 
 
 def test_real_times_are_kept_in_a_file_and_known_of_copies(tmp_path):
