@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,8 +105,11 @@ class Converter:
         how = f"exit status {status}"
         if status < 0:
             how = f"{signal.Signals(-status).name}{', as where memory runs out' if status == -9 else ''}"
-        last = self._read("log").strip().splitlines()[-3:]
-        return f"its converter crashed ({how}). Last it said: {' / '.join(last)}"
+        lines = self._read("log").strip().splitlines()
+        # TensorFlow greets whoever starts it.
+        last = [line for line in lines if not re.match(r"[IW]\d{4} |WARNING: All log messages", line)][-3:]
+        said = f" Last it said: {' / '.join(last)}" if last else ""
+        return f"its converter crashed ({how}).{said}"
 
     def _read(self, name: str) -> str:
         with open(self._path(name), errors="replace") as file:

@@ -56,6 +56,7 @@ class LiteRTExport(_Export):
             output, on the first of `representative_data` or on made-up inputs.
         refused: String, why the sparse encoding was not used though it would have been
             smaller, or empty.
+        answered: String, of which inputs `error` is.
     """
 
     path: str
@@ -64,13 +65,14 @@ class LiteRTExport(_Export):
     sparse: bool
     error: float
     refused: str
+    answered: str = "made-up inputs"
 
     def _table(self) -> Table:
         size, dense = f"{self.nbytes / 1000:,.0f} kB", f"{self.dense_nbytes / 1000:,.0f} kB"
         notes = [
             (
                 f"Wrote '{self.path}': {size}, {'sparse' if self.sparse else 'dense'} ({dense} if dense), "
-                f"outputs within {self.error:.1g} of Keras."
+                f"outputs within {self.error:.1g} of Keras, of the largest, on {self.answered}."
             )
         ]
         if self.refused:

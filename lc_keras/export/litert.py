@@ -54,7 +54,7 @@ def export_litert(
             activations, calibrated on `representative_data`; inputs and outputs stay
             as they are).
         representative_data: Iterable of inputs: arrays, or dictionaries of arrays by
-            the names of the inputs. Needed for `"int8"`. `None` (default): none.
+            the names of the inputs, without targets. Needed for `"int8"`. `None` (default): none.
         batch_size: Int, the batch that the file is made for. `None` (default): that of the inputs of the
             model or of `input_signature`, or 1 if they leave it open. `"any"`: it stays open, for a runtime
             that resizes inputs, such as TensorFlow Serving.
@@ -93,8 +93,9 @@ def export_litert(
     structure = _of_batch(model, input_signature, batch_size)
     specs = named(structure)
     batches = _batches(representative_data, specs)
-    # Where any size will do, the smallest, or one that a few convolutions leave something of.
-    samples = batches[:1] or [_made_up(specs, size) for size in (1, 32)]
+    # Where any size will do, the smallest, or one that a few convolutions leave something of. Ones, of which
+    # masks hide nothing, unless that is no entry of a table.
+    samples = batches[:1] or [_made_up(specs, size, whole) for size in (1, 32) for whole in (1, 0)]
     names = ["dense"] if sparse is False else ["dense", "sparse"]
     with Converter() as converter:
         export_saved_model(
@@ -126,6 +127,7 @@ def export_litert(
         sparse=chosen.sparse,
         error=_difference(chosen.answers, expected),
         refused=refused,
+        answered="the first of `representative_data`" if batches else "made-up inputs",
     )
     if verbose:
         print(exported)
@@ -206,13 +208,13 @@ def _batches(representative_data: Iterable[Request] | None, specs: list[tf.Tenso
     return cut
 
 
-def _made_up(specs: list[tf.TensorSpec], open_size: int) -> dict[str, np.ndarray]:
+def _made_up(specs: list[tf.TensorSpec], open_size: int, whole: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     shapes = {spec.name: [size or open_size for size in spec.shape] for spec in specs}
     return {
         spec.name: random.normal(size=shapes[spec.name]).astype(spec.dtype.as_numpy_dtype)
         if spec.dtype.is_floating
-        else np.full(shapes[spec.name], b"" if spec.dtype == tf.string else 0, spec.dtype.as_numpy_dtype)
+        else np.full(shapes[spec.name], b"" if spec.dtype == tf.string else whole, spec.dtype.as_numpy_dtype)
         for spec in specs
     }
 
@@ -253,10 +255,13 @@ def _of_batch(
 
 
 def _difference(answers: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
-    """Return the largest difference, relative to the largest output."""
-    largest = max(np.abs(output).max(initial=0) for output in expected.values())
+    """Return the largest difference, relative to the largest output; what is no number both times is alike."""
+    pairs = [(answers[name].astype(float), output.astype(float)) for name, output in expected.items()]
+    largest = max(np.abs(output[np.isfinite(output)]).max(initial=0) for _, output in pairs)
+    unlike = [~np.isclose(answer, output, rtol=0, atol=0, equal_nan=True) for answer, output in pairs]
     difference = max(
-        np.abs(answers[name].astype(float) - output).max(initial=0) for name, output in expected.items()
+        np.abs(answer[where] - output[where]).max(initial=0)
+        for (answer, output), where in zip(pairs, unlike, strict=True)
     )
     return float(difference / largest) if largest else float(difference)
 

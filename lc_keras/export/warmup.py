@@ -59,7 +59,7 @@ def as_request(given: Request, specs: list[tf.TensorSpec], argument: str) -> dic
         if len(specs) > 1:
             raise ValueError(
                 f"Expected each request of `{argument}` to be a dictionary with the keys {', '.join(names)}. "
-                f"Received: {type(given).__name__}"
+                f"Received: {_named(given)}"
             )
         given = {names[0]: given}
     given = {argument_name(str(name)): array for name, array in given.items()}
@@ -71,12 +71,14 @@ def as_request(given: Request, specs: list[tf.TensorSpec], argument: str) -> dic
     request = {}
     for spec in specs:
         try:
-            array = np.asarray(given[spec.name])
-        except ValueError as error:
+            array = None if isinstance(given[spec.name], tuple) else np.asarray(given[spec.name])
+        except ValueError:
+            array = None
+        if array is None:
             raise ValueError(
                 f"Expected `{argument}` for input '{spec.name}' to be an array. "
-                f"Received: {type(given[spec.name]).__name__}, of which none can be made: {error}"
-            ) from error
+                f"Received: {_named(given[spec.name])}"
+            )
         if not spec.shape.is_compatible_with(array.shape):
             raise ValueError(
                 f"Expected `{argument}` for input '{spec.name}' of shape {tuple(spec.shape)}. "
@@ -89,6 +91,16 @@ def as_request(given: Request, specs: list[tf.TensorSpec], argument: str) -> dic
             )
         request[spec.name] = array.astype(spec.dtype.as_numpy_dtype)
     return request
+
+
+def _named(given: object) -> str:
+    """Return the type of what was given instead of an array, and what to do with it."""
+    if isinstance(given, tuple):
+        return (
+            f"a tuple of {len(given)}; if that is (inputs, targets), pass the inputs alone, as "
+            "`dataset.map(lambda inputs, targets: inputs)` does"
+        )
+    return type(given).__name__
 
 
 def write_warmup(folder: str, requests: Iterable[dict[str, np.ndarray]]) -> None:

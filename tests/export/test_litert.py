@@ -200,6 +200,22 @@ def test_sizes_that_are_open(tmp_path):
     assert export_litert(need, tmp_path / "long.tflite", representative_data=[long]).error < 1e-5
 
 
+def test_answers_that_are_no_numbers_are_alike(tmp_path):
+    words = keras.Input((6,), dtype="int32")
+    layers = [keras.layers.Dense(200), keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(20)]
+    x = keras.layers.Embedding(10, 200, mask_zero=True)(words)
+    for layer in layers:
+        x = layer(x)
+    model = prune(keras.Model(words, x), 0.05)
+    # Of made-up inputs nothing is masked.
+    made_up = export_litert(model, tmp_path / "net.tflite", sparse=True)
+    assert made_up.error < 1e-5 and "of the largest, on made-up inputs" in str(made_up)
+    padding = [np.zeros((1, 6), "int32")]
+    assert np.isnan(model(padding[0])).all()
+    empty = export_litert(model, tmp_path / "empty.tflite", sparse=True, representative_data=padding)
+    assert empty.error == 0 and "on the first of `representative_data`" in str(empty)
+
+
 def test_what_it_cannot_express(tmp_path):
     inputs = keras.Input((4,))
     model = keras.Model(inputs, keras.layers.Lambda(lambda x: tf.linalg.expm(tf.linalg.diag(x)))(inputs))
@@ -214,9 +230,10 @@ def test_what_it_cannot_express(tmp_path):
 )
 def test_a_converter_that_crashes_takes_nothing_along(child, tmp_path, monkeypatch, crash, how):
     script = tmp_path / "converting.py"
-    script.write_text(f"import os, sys; print('scale out of range', flush=True); sys.stdin.read(); {crash}")
+    last = "print('scale out of range\\nI0000 greetings', flush=True)"
+    script.write_text(f"import os, sys; {last}; sys.stdin.read(); {crash}")
     monkeypatch.setattr(converter.converting, "__file__", str(script))
-    with pytest.raises(RuntimeError, match=f"its converter crashed .*{how}.*scale out of range"):
+    with pytest.raises(RuntimeError, match=f"its converter crashed .*{how}.*scale out of range$"):
         export_litert(mlp(), tmp_path / "net.tflite")
     assert os.listdir(tmp_path) == ["converting.py"]
 
@@ -299,7 +316,12 @@ def test_bad_arguments(tmp_path):
         (model, {"quantize": "int8"}, "Expected `representative_data`"),
         (model, {"representative_data": []}, "at least 1 examples"),
         (model, {"representative_data": np.ones((2, 200))}, "`representative_data` for input 'pixels'"),
-        (model, {"representative_data": [(np.ones((2, 200)), [1, 2])]}, "'pixels' to be an array"),
+        (
+            model,
+            {"representative_data": [(np.ones((2, 200)), [1, 2])]},
+            r"'pixels' to be an array. Received: a tuple of 2; if that is \(inputs, targets\)",
+        ),
+        (two, {"representative_data": [({"a": 1, "b": 2}, 3)]}, "keys a, b. Received: a tuple of 2"),
         (
             model,
             {"representative_data": [np.ones((2, 200), complex)]},
