@@ -255,7 +255,7 @@ def _of_batch(
 
 
 def _difference(answers: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
-    """Return the largest difference, relative to the largest output; what is no number both times is alike."""
+    """Return the largest difference, relative to the largest output; NaN is like NaN."""
     pairs = [(answers[name].astype(float), output.astype(float)) for name, output in expected.items()]
     largest = max(np.abs(output[np.isfinite(output)]).max(initial=0) for _, output in pairs)
     unlike = [~np.isclose(answer, output, rtol=0, atol=0, equal_nan=True) for answer, output in pairs]

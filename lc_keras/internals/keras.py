@@ -1,6 +1,7 @@
 """Reach what Keras keeps to itself."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -96,7 +97,7 @@ def mask_of(tensor: keras.KerasTensor) -> keras.KerasTensor | None:
     return getattr(tensor, "_keras_mask", None)
 
 
-def set_mask(tensor: keras.KerasTensor, mask: keras.KerasTensor) -> None:
+def set_mask(tensor: keras.KerasTensor, mask: keras.KerasTensor | None) -> None:
     tensor._keras_mask = mask
 
 
@@ -144,7 +145,38 @@ def call_again(
 
     `keras.models.clone_model` makes models, not layers, anew. `Function._run_through_graph`.
     """
-    return functional._run_through_graph(inputs, operation_fn=instead)
+    return functional._run_through_graph(inputs, operation_fn=lambda layer: with_masks(instead(layer)))
+
+
+def with_masks(layer: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what calls a layer with the masks that its inputs carry as arguments by name.
+
+    Keras finds them itself, and leaves no record of it in the graph where there are other arguments by name.
+    When the graph runs, the inputs may have lost them: attention takes them off. `Layer.__call__`.
+    """
+    if not isinstance(layer, keras.Layer):
+        return layer
+    signature = inspect.signature(layer.call)
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        tensors = {name: value for name, value in given.items() if _is_symbolic(value)}
+        masks = {
+            "mask" if len(tensors) == 1 else f"{name}_mask": keras.tree.map_structure(mask_of, value)
+            for name, value in tensors.items()
+        }
+        missing = {
+            name: mask
+            for name, mask in masks.items()
+            if name in signature.parameters and given.get(name) is None and _is_symbolic(mask)
+        }
+        return layer(*args, **kwargs | missing)
+
+    return called
+
+
+def _is_symbolic(value: Any) -> bool:
+    return any(isinstance(part, keras.KerasTensor) for part in keras.tree.flatten(value))
 
 
 def source_of(tensor: keras.KerasTensor) -> keras.Layer:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from lc_keras.measuring.packing import pack
 from lc_keras.measuring.table import PruningReport, VariableReport
-from lc_keras.model.kernels import default_kernels, frozen_kernels
+from lc_keras.model.kernels import default_kernels, frozen_kernels, is_table
 from lc_keras.model.macs import Uses, count_uses
 from lc_keras.model.signatures import Structure, is_built
 
@@ -29,7 +29,8 @@ def report(
     """Report what is left of a model, and what that takes to store and to compute.
 
     Any model with zeros in it will do, however they came there. The kernels are those
-    that a `Task` takes by default. Sizes are of the values, at their own types, without
+    that a `Task` takes by default, and tables of embeddings, which it takes with `embeddings=True`, count
+    among them where they have zeros and are trainable. Sizes are of the values, at their own types, without
     the graph around them. A weight is packed as `export_saved_model` packs it: as the
     values that are not zero, and for each the number of zeros before it in 8 or 16
     bits or else a bit for each place, unless it is smaller as it is. What is gained by
@@ -94,15 +95,16 @@ def measure(
     Returns:
         `PruningReport`.
     """
-    kernels = default_kernels(model)
-    prunable = {id(variable) for variable in kernels}
     frozen = {id(variable) for variable in frozen_kernels(model)}
     # What nothing multiplies by is added or looked up.
     rows = {
         id(v): _variable_report(v, counted.uses.get(id(v), 0), id(v) in frozen, stored) for v in variables
     }
+    kernels = {id(variable) for variable in default_kernels(model)}
+    tables = {id(v) for v in model.trainable_variables if is_table(v) and rows[id(v)].density < 1}
+    prunable = [id(v) for v in model.trainable_variables if id(v) in kernels | tables]
     return PruningReport(
-        rows=tuple(rows[id(variable)] for variable in kernels),
+        rows=tuple(rows[key] for key in prunable),
         others=tuple(row for key, row in rows.items() if key not in prunable),
         attention_macs=counted.attention,
     )

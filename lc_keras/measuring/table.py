@@ -62,7 +62,7 @@ class PruningReport(Drawn):
     `str()` of it is a table of at most 100 columns, `plot()` draws the density of each kernel as a bar.
 
     Attributes:
-        rows: Tuple of `VariableReport`, one for each kernel.
+        rows: Tuple of `VariableReport`, one for each kernel, and each table of embeddings with zeros.
         others: Tuple of `VariableReport`, one for each other variable: biases,
             normalisation, embeddings, frozen kernels.
         attention_macs: Int, the multiply-adds of activations by one another, as in

@@ -20,7 +20,7 @@ from lc_keras.internals.keras import (
 from lc_keras.model.flow import Graph
 from lc_keras.model.flow.graph import in_order
 from lc_keras.model.flow.kinds import Flow, Wall
-from lc_keras.model.flow.opening import tensors_of
+from lc_keras.model.flow.opening import tensors_of, with_shown_mask
 from lc_keras.model.flow.units import Signal, Weight, find
 from lc_keras.shrinking.stand_ins import stand_in
 
@@ -119,7 +119,7 @@ class Rebuilt:
             if all(isinstance(layer, keras.Layer) for layer in stack):
                 return kind([*inputs, *stack], name=self._name(model), trainable=model.trainable)
             kind = keras.Model
-        outputs = call_again(functional, inputs, self._operation)
+        outputs = call_again(functional, inputs, lambda op: with_shown_mask(op, self._operation(op)))
         inputs = keras.tree.pack_sequence_as(functional.input, inputs)
         new = kind(inputs, outputs, name=self._name(model))
         if not model.trainable:

@@ -8,21 +8,36 @@ import keras
 from lc_keras.model.flow.units import name_of
 
 
-def stand_in(layer: keras.Layer, name: str) -> Callable[[keras.KerasTensor], keras.KerasTensor] | None:
-    """Return a function that calls other layers instead of one, with its weights.
+def stand_in(layer: keras.Layer, name: str) -> Callable[..., keras.KerasTensor] | None:
+    """Return another layer for one, or a function that calls others, with its weights.
 
     Args:
         layer: The layer.
         name: String, with which the names of the others begin.
 
     Returns:
-        Function of a symbolic tensor, `None` if no others are known to do the same.
+        Layer or function of a symbolic tensor, `None` if no others are known to do the same.
     """
     make = _KNOWN.get(name_of(type(layer)))
-    return (lambda x: make(layer, name, x)) if make else None
+    return make(layer, name) if make else None
 
 
-def _patches(layer: keras.Layer, name: str, images: keras.KerasTensor) -> keras.KerasTensor:
+def _rotary(layer: keras.Layer, name: str) -> keras.Layer | None:
+    """Return a rotary embedding for one of Llama, which does the same unless it changes frequencies.
+
+    The config of `LlamaRotaryEmbedding` of KerasHub 0.32 has entries that its constructor does not take.
+    """
+    if layer.frequency_adjustment_factor is not None or layer.position_scaling_factor != 1:
+        return None
+    kind = importlib.import_module("keras_hub").layers.RotaryEmbedding
+    return kind.from_config(kind.get_config(layer) | {"name": name})
+
+
+def _patches(layer: keras.Layer, name: str) -> Callable[[keras.KerasTensor], keras.KerasTensor]:
+    return lambda images: _embedded(layer, name, images)
+
+
+def _embedded(layer: keras.Layer, name: str, images: keras.KerasTensor) -> keras.KerasTensor:
     """Return the patches of images, a class token before them, with embeddings of their positions.
 
     The config of `ViTPatchingAndEmbedding` of KerasHub 0.32 has entries that its constructor does not take. A
@@ -48,4 +63,7 @@ def _patches(layer: keras.Layer, name: str, images: keras.KerasTensor) -> keras.
     return x
 
 
-_KNOWN = {"ViTPatchingAndEmbedding": _patches}
+_KNOWN: dict[str, Callable[..., Callable[..., keras.KerasTensor] | None]] = {
+    "ViTPatchingAndEmbedding": _patches,
+    "LlamaRotaryEmbedding": _rotary,
+}

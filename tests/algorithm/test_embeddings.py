@@ -30,9 +30,13 @@ def test_one_budget_is_over_kernels_and_tables(tied):
     compress_directly(model, Task(L0Constraint(50), embeddings=True))
     assert sum(np.count_nonzero(v) for v in selected) == 50
     assert 0 < np.count_nonzero(table_of(model)) < 50
+    report = lc_keras.report(model)
+    assert [row.path for row in report.rows] == [v.path for v in selected] and report.kept == 50
+    assert report.others and "words/embeddings" in str(report)
     untouched = text_net(tied)
     compress_directly(untouched, L0Constraint(10))
     assert np.all(table_of(untouched) != 0)
+    assert "words/embeddings" not in [row.path for row in lc_keras.report(untouched).rows]
 
 
 def test_rows_go_as_wholes():

@@ -6,8 +6,9 @@ import pytest
 from keras import layers
 
 from helpers import assert_same_outputs, kill, randomized, sequential, widths, zero
-from lc_keras import L0Constraint, Neurons
+from lc_keras import L0Constraint, Neurons, Task
 from lc_keras.baselines import compress_directly
+from lc_keras.model import Graph
 from lc_keras.shrinking.rebuilding import shrink
 
 
@@ -127,6 +128,55 @@ def test_a_constant_before_padding_goes_if_nothing_reads_it():
     zero(model.get_layer("a").kernel, [0])
     zero(model.get_layer("b").kernel, [0], 2)
     assert widths(shrink(model))["a"] == 4
+
+
+EINSUMS = {
+    "plain": (("abc,cd->abd", (None, 6), "d"), ("abd,de->abe", (None, 4), "e")),
+    "open": (("...c,cd->...d", 6, "d"), ("...d,de->...e", 4, None)),
+    "turned": (("abc,cd->adb", (6, None), None), ("adb,de->abe", (None, 4), "e")),
+    "heads": (("abc,chd->abhd", (None, 6, 2), "hd"), ("abhd,hde->abe", (None, 4), "e")),
+    "open heads": (("...c,cdh->...hd", (2, 6), "dh"), ("...hd,hde->...e", 4, "e")),
+}
+
+
+@pytest.mark.parametrize("name", EINSUMS)
+def test_units_of_einsums(name, tmp_path):
+    a, b = (
+        layers.EinsumDense(equation, shape, bias_axes=axes, activation="relu", name=n)
+        for n, (equation, shape, axes) in zip("ab", EINSUMS[name], strict=True)
+    )
+    model = sequential((3, 5), a, b, layers.Dense(2))
+    unit = list(a.kernel.shape).index(6) - len(a.kernel.shape)
+    zero(a.kernel, [0, 2, 3], unit)
+    if a.bias is not None:
+        zero(a.bias, [0, 2], list(a.bias.shape).index(6))
+    small = shrink(model)
+    # Unit 3 is a constant, which is folded where it is one number, and a bias takes it.
+    left = 3 if name in ("plain", "turned") else 4
+    assert small.get_layer("a").kernel.shape[unit] == left
+    assert_same_outputs(model, small)
+    small.save(tmp_path / "small.keras")
+    assert_same_outputs(model, keras.saving.load_model(tmp_path / "small.keras"))
+    task = Task(L0Constraint(0.6, Neurons(), measure="parameters"))
+    compress_directly(model, task)
+    kept, whole = shrink(model).count_params(), model.count_params()
+    assert 0.3 * whole < kept <= 0.6 * whole + 0.4 * 10
+
+
+@pytest.mark.parametrize(
+    "equation, shape, axes",
+    [
+        ("abc,bcd->abd", (3, 6), "d"),
+        ("abc,cd->abd", (3, 6), "bd"),
+        ("abc,cd->adb", (6, 3), "d"),
+        ("abc,cdef->abdef", (3, 6, 2, 2), None),
+        ("ab...,bc->ac...", 6, None),
+    ],
+)
+def test_einsums_of_other_kinds_are_walls(equation, shape, axes):
+    layer = layers.EinsumDense(equation, shape, bias_axes=axes, name="other")
+    model = sequential((3, 5), layers.Dense(5), layer, layers.Flatten(), layers.Dense(2))
+    assert layer in Graph(model).walls
 
 
 def test_a_product_with_zero_is_zero():

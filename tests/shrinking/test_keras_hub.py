@@ -29,10 +29,12 @@ def gpt2():
     return hub.models.GPT2CausalLM(hub.models.GPT2Backbone(**TEXT))
 
 
-def llama(key_value_heads=1):
+def llama(key_value_heads=1, **options):
     sizes = {"vocabulary_size": 20, "num_layers": 1, "num_query_heads": 2}
     sizes["num_key_value_heads"] = key_value_heads
-    return hub.models.LlamaCausalLM(hub.models.LlamaBackbone(hidden_dim=8, intermediate_dim=16, **sizes))
+    return hub.models.LlamaCausalLM(
+        hub.models.LlamaBackbone(hidden_dim=8, intermediate_dim=16, **sizes, **options)
+    )
 
 
 def resnet():
@@ -49,8 +51,11 @@ def under_a_mask(hidden=False):
         x = keras.layers.Embedding(20, 8, mask_zero=True)(words)
     for normalize_first in (False, True):
         x = hub.layers.TransformerEncoder(16, 4, normalize_first=normalize_first)(x)
-    x = keras.layers.GlobalAveragePooling1D()(x)
-    return keras.Model(words, keras.layers.Dense(3)(x))
+    return keras.Model(words, [keras.layers.Dense(3)(keras.layers.GlobalAveragePooling1D()(x)), x])
+
+
+def under_a_hidden_mask():
+    return under_a_mask(hidden=True)
 
 
 def filled(model):
@@ -96,7 +101,7 @@ def kill(model):
     return gone
 
 
-@pytest.mark.parametrize("build", [vit, bert, gpt2, under_a_mask])
+@pytest.mark.parametrize("build", [vit, bert, gpt2, under_a_mask, under_a_hidden_mask])
 def test_heads_and_units_go_and_the_rest_loads(build, tmp_path):
     model = filled(build())
     gone = kill(model)
@@ -109,7 +114,10 @@ def test_heads_and_units_go_and_the_rest_loads(build, tmp_path):
 
 
 def test_masks_that_no_graph_shows_keep_encoders_closed():
-    model = filled(under_a_mask(hidden=True))
+    words = keras.Input((6,), dtype="int32")
+    embedding = hub.layers.TokenAndPositionEmbedding(20, 6, 8, mask_zero=True)
+    encoder = hub.layers.TransformerEncoder(16, 4)
+    model = filled(keras.Model(words, encoder(keras.Model(words, embedding(words))(words))))
     kill(model)
     small = shrink(model)
     assert small.count_params() == model.count_params()
@@ -160,11 +168,20 @@ def test_a_model_in_which_nothing_goes_keeps_its_class_and_loads(build, tmp_path
 
 
 @pytest.mark.parametrize("key_value_heads", [1, 2])
-def test_feed_forward_units_of_llama_go(key_value_heads):
+def test_feed_forward_units_of_llama_go(key_value_heads, tmp_path):
     model = filled(llama(key_value_heads))
     gate = next(v for v in model.trainable_variables if "feedforward_gate_dense" in v.path)
     gate.assign(gate * np.float32(np.arange(16) > 5))
-    with pytest.warns(UserWarning, match="'llama_rotary_embedding.*' cannot be made anew"):
-        small = shrink(model)
+    small = shrink(model)
     assert small.count_params() == model.count_params() - 6 * 3 * 8
     assert_same(model, small)
+    small.save(tmp_path / "small.keras")
+    assert_same(model, keras.saving.load_model(tmp_path / "small.keras"))
+
+
+def test_positions_that_no_other_layer_embeds_are_in_both_models():
+    model = filled(llama(rope_position_scaling_factor=2.0))
+    gate = next(v for v in model.trainable_variables if "feedforward_gate_dense" in v.path)
+    gate.assign(gate * np.float32(np.arange(16) > 5))
+    with pytest.warns(UserWarning, match="'llama_rotary_embedding.*' cannot be made anew"):
+        assert_same(model, shrink(model))

@@ -53,6 +53,22 @@ def test_units_behind_a_mask_go(name, tmp_path):
     assert [(row.units, row.kept) for row in report.rows if row.name == "d"] == [(8, 5)]
 
 
+@pytest.mark.parametrize("added", [False, True])
+def test_masks_that_attention_takes_off_its_inputs(added):
+    words, d = keras.Input((5,), dtype="int32"), layers.Dense(8, name="d")
+    x = layers.Embedding(10, 6, mask_zero=True)(words)
+    y = layers.MultiHeadAttention(2, 3)(x, x)
+    x = d(layers.LayerNormalization()(layers.Add()([x, y]) if added else y))
+    # Keras makes no record of the masks where there is another argument.
+    x = layers.MultiHeadAttention(2, 3)(x, x, training=False)
+    model = randomized(keras.Model(words, [x, layers.LSTM(3)(x, training=False)]))
+    kill(d, [0, 1, 2])
+    small, padded = shrink(model), np.int32([[1, 2, 3, 0, 0], [4, 0, 5, 6, 0]])
+    assert small.get_layer("d").units == 5
+    for one, other in zip(model(padded), small(padded), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_units_inside_a_model_under_a_mask_go():
     first, inner, last = layers.Embedding(10, 6, mask_zero=True), layers.Dense(8), layers.GlobalMaxPooling1D()
     nested = keras.Sequential([keras.Input((5, 6)), inner, last])

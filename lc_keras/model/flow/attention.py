@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from lc_keras.internals.keras import is_gated
+from lc_keras.internals.keras import is_gated, mask_of, with_masks
 from lc_keras.model.flow.keras_hub import without_cache
 from lc_keras.model.flow.kinds import Flow, describes
 from lc_keras.model.flow.units import Along, Signal, Weight, last
@@ -82,6 +82,19 @@ class MultiHeadAttention(Flow):
         left = left[kept["out"]]
         return {"output_dense.bias": arrays["output_dense.bias"] + left} if left.any() else {}
 
+    def called(self, made: Any, kept: dict[str, np.ndarray]) -> Any:
+        def call(query: Any, *args: Any, **kwargs: Any) -> Any:
+            mask, given = mask_of(query), kwargs.get("attention_mask")
+            if mask is not None:
+                # Keras reads it off the query alone, which may have lost it when the graph runs.
+                rows = keras.ops.expand_dims(mask, -1)
+                kwargs["attention_mask"] = (
+                    rows if given is None else keras.ops.logical_and(keras.ops.cast(given, "bool"), rows)
+                )
+            return with_masks(made)(query, *args, **kwargs)
+
+        return call
+
 
 @describes("keras_hub>CachedMultiHeadAttention")
 class CachedMultiHeadAttention(MultiHeadAttention):
@@ -90,4 +103,4 @@ class CachedMultiHeadAttention(MultiHeadAttention):
     made_as = layers.MultiHeadAttention
 
     def called(self, made: Any, kept: dict[str, np.ndarray]) -> Any:
-        return without_cache(made)
+        return without_cache(super().called(made, kept))

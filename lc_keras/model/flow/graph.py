@@ -9,7 +9,7 @@ import numpy as np
 
 from lc_keras.internals.keras import Call, as_functional, calls_in, functional_class, layers_in, mask_of
 from lc_keras.model.flow.kinds import Flow, Wall, exact_kind_of, is_altered
-from lc_keras.model.flow.opening import has_hidden_masks, opened, tensors_of
+from lc_keras.model.flow.opening import has_hidden_masks, opened, tensors_of, with_shown_masks
 from lc_keras.model.flow.units import Shape, Signal, Units, last
 
 
@@ -111,7 +111,7 @@ class Graph:
 
     def _run(self, model: keras.Model, inputs: list[Signal]) -> list[Signal]:
         """Return the outputs of a model, called on signals."""
-        functional = as_functional(model)
+        functional = with_shown_masks(model)
         inputs = [self._fitting(*pair, model) for pair in zip(functional.inputs, inputs, strict=True)]
         known = self.models.setdefault(id(model), inputs)
         for tensor, first, signal in zip(functional.inputs, known, inputs, strict=True):

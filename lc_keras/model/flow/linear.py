@@ -32,24 +32,30 @@ class Linear(Flow):
 
     # Whether an input that is the same everywhere makes outputs that are.
     spreads_constants = True
+    # Why it does not.
+    unsteady = "pads what is not zero"
+
+    def axes(self) -> tuple[int, int]:
+        """Return the axis of the units in the input and in the output."""
+        return channels(self.layer, self.inputs[0].shape), channels(self.layer, self.shapes[0])
 
     def forward(self) -> list[Signal]:
-        self.x = x = self.along(self.inputs[0], channels(self.layer, self.inputs[0].shape))
-        (shape,) = self.shapes
+        before, after = self.axes()
+        self.x = x = self.along(self.inputs[0], before)
         self.touch = self.touches()
         given = x.constant & (x.value != 0)
         self.steady = given & self.spreads_constants
         # What it leaves behind is not the same everywhere, and no bias can stand for it.
         touched = self.touch.any(axis=1) | self.units.dead
-        self.hold(x, "pads what is not zero", given & ~self.steady & touched)
+        self.hold(x, self.unsteady, given & ~self.steady & touched)
         value = self._bias() + self._sums(self.steady)
         value[self.touch[~x.constant | (given & ~self.steady)].any(axis=0)] = np.nan
         activation = getattr(self.layer, "activation", None)
         mixes = not is_elementwise(activation or keras.activations.linear)
         value = np.full_like(value, np.nan) if mixes else apply(activation or keras.activations.linear, value)
         out = self.fresh(
-            shape,
-            channels(self.layer, shape),
+            self.shapes[0],
+            after,
             value,
             pinned="has an activation across units" if mixes else None,
         )
@@ -61,7 +67,8 @@ class Linear(Flow):
 
     def fold(self, kept: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         left = self._sums(~kept["in"] & self.steady)[kept["out"]]
-        return {"bias": arrays.get("bias", 0) + left} if left.any() else {}
+        bias = arrays.get("bias", np.zeros_like(left))
+        return {"bias": bias + left.reshape(bias.shape)} if left.any() else {}
 
     def _sums(self, where: np.ndarray) -> np.ndarray:
         return self.x.value[where] @ self.totals(where).astype("float64") if where.any() else self._zeros()
@@ -92,8 +99,10 @@ class Dense(Linear):
 
 
 @describes(layers.EinsumDense)
-class EinsumDense(Wall):
-    """A dense layer along any axes, of which only the kernel is known."""
+class EinsumDense(Linear):
+    """A dense layer along any axes; of several that it makes, the first is that of its units, as of heads."""
+
+    unsteady = "has no bias for a constant of all its channels"
 
     @classmethod
     def output_axes(cls, layer: layers.EinsumDense, variable: keras.Variable) -> tuple[int, ...]:
@@ -103,9 +112,67 @@ class EinsumDense(Wall):
         _, kernel, output = cls._labels(layer)
         return tuple(i - len(kernel) for i, label in enumerate(kernel) if label in output)
 
+    @classmethod
+    def fits(cls, layer: layers.EinsumDense) -> bool:
+        labels = cls._labels(layer)
+        given, kernel, output = map(set, labels)
+        made = [label for label in labels[1] if label not in given]
+        if not 1 <= len(made) <= 2:
+            return False
+        plain = kernel == given ^ output and len(labels[1]) == len(kernel) > len(made)
+        # Keras 3.15 takes a bias of sizes such as (3, 1) for one of the last axis if that is of 3, too.
+        biased = layer.bias is None or {made[0], labels[2][-1]} <= {*layer.bias_axes} <= {*made}
+        # Axes that are left open come first.
+        return plain and biased and not re.search(r"\w\.\.\.", layer.equation)
+
     @staticmethod
     def _labels(layer: layers.EinsumDense) -> list[str]:
         return re.split(",|->", layer.equation.replace("...", "").replace(" ", ""))
+
+    def axes(self) -> tuple[int, int]:
+        given, kernel, output = self._labels(self.layer)
+        x, (shape,) = self.inputs[0], self.shapes
+        axes = {n: len(x.shape) - len(given) + given.index(n) for n in kernel if n in given}
+        self.read = next((label for label in axes if axes[label] == x.axis), max(axes, key=axes.__getitem__))
+        self.unit, *self.inside = (label for label in kernel if label in output)
+        self.weights = (
+            Weight("kernel", makes=self._made(kernel), reads=Along(kernel.index(self.read), "in")),
+            Weight("bias", makes=self._made(self._of_bias(output))),
+        )
+        self.spreads_constants = self.layer.bias is not None and not self.inside
+        return axes[self.read], len(shape) - len(output) + output.index(self.unit)
+
+    def touches(self) -> np.ndarray:
+        return self._matrix(np.abs(self.array("kernel"))) != 0
+
+    def totals(self, where: np.ndarray) -> np.ndarray:
+        return self._matrix(self.array("kernel").astype("float64"))[where]
+
+    def config(self, count: Callable[[str], int]) -> dict[str, object]:
+        sizes, output = list(self.layer.partial_output_shape), self._labels(self.layer)[2]
+        sizes[output.index(self.unit) - len(output)] = count("out")
+        return {"output_shape": tuple(sizes)}
+
+    def _of_bias(self, output: str) -> str:
+        """Return the axes of the bias, which are those of the output from its first one on."""
+        return output[min(map(output.index, self.layer.bias_axes or self.unit)) :]
+
+    def _made(self, labels: str) -> Along:
+        inside = next((labels.index(label) for label in self.inside if label in labels), None)
+        return Along(labels.index(self.unit), "out", inside=inside)
+
+    def _matrix(self, kernel: np.ndarray) -> np.ndarray:
+        """Return sums of a kernel for each unit that is read and each that is made."""
+        return np.einsum(f"{self._labels(self.layer)[1]}->{self.read}{self.unit}", kernel)
+
+    def _bias(self) -> np.ndarray:
+        bias = self.optional("bias")
+        if bias is None:
+            return self._zeros()
+        axis = self._of_bias(self._labels(self.layer)[2]).index(self.unit)
+        bias = np.moveaxis(bias, axis, -1).reshape(-1, self.touch.shape[1])
+        # What a unit with channels hands out is the same everywhere only where they agree.
+        return np.where((bias == bias[0]).all(axis=0), bias[0], np.nan).astype("float64")
 
 
 @describes(layers.Conv1D, layers.Conv2D, layers.Conv3D)

@@ -7,6 +7,7 @@ import keras
 
 from lc_keras.internals.keras import (
     Call,
+    as_functional,
     call_again,
     calls_in,
     created_by,
@@ -14,6 +15,7 @@ from lc_keras.internals.keras import (
     mask_of,
     replaced,
     set_mask,
+    with_masks,
     without_traces,
 )
 from lc_keras.model.flow.keras_hub import symbolic_methods
@@ -83,14 +85,60 @@ def _graph(node: Call, training: bool) -> keras.Model:
     return _with_masks(graph) if masks and layer.supports_masking else graph
 
 
-def has_hidden_masks(model: keras.Model) -> bool:
-    """Return whether layers in a model make masks of which its symbolic tensors know nothing.
+# Layers that are made of ids alone, and whose mask is where these are not zero.
+_OF_IDS = ("ReversibleEmbedding", "keras_hub>ReversibleEmbedding", "keras_hub>TokenAndPositionEmbedding")
 
-    `ReversibleEmbedding` does, in its `call`.
-    """
-    return any(
-        getattr(x, "mask_zero", False) and type(x) is not keras.layers.Embedding for x in layers_in(model)
-    )
+
+def has_hidden_masks(model: keras.Model) -> bool:
+    """Return whether layers in a model make masks that `with_shown_mask` does not show."""
+    calls = calls_in(as_functional(model))
+    shown = [x for call in calls if _is_of_ids(call.operation) for x in layers_in(call.operation)]
+    return any(_hides_mask(x) and x not in shown for x in layers_in(model))
+
+
+def with_shown_masks(model: keras.Model) -> keras.Model:
+    """Return the graph of a model, whose symbolic tensors carry the masks that tensors carry when it runs."""
+    functional = as_functional(model)
+    if not any(
+        _is_of_ids(call.operation) or _takes_masks_off(call.operation) for call in calls_in(functional)
+    ):
+        return functional
+    with without_traces(layers_in(functional)):
+        outputs = call_again(functional, functional.inputs, lambda layer: with_shown_mask(layer, layer))
+        return keras.Model(functional.inputs, outputs)
+
+
+def with_shown_mask(layer: keras.Layer, call: Any) -> Any:
+    """Return what calls a layer, or its stand-in, and does to masks what its `call` does to them."""
+    if not (_is_of_ids(layer) or _takes_masks_off(layer)):
+        return call
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        outputs = with_masks(call)(*args, **kwargs)
+        if _takes_masks_off(layer):
+            for tensor in tensors_of(args, kwargs):
+                set_mask(tensor, None)
+        elif not any(value is True for value in (*args, kwargs.get("reverse"))):
+            set_mask(outputs, keras.ops.not_equal(args[0], 0))
+        return outputs
+
+    return called
+
+
+def _takes_masks_off(layer: Any) -> bool:
+    """Return whether a layer takes the masks off its inputs, which what is called next does not see."""
+    attention = keras.layers.MultiHeadAttention
+    return isinstance(layer, attention) and type(layer).call is attention.call
+
+
+def _is_of_ids(layer: Any) -> bool:
+    known = isinstance(layer, keras.Layer) and name_of(type(layer)) in _OF_IDS
+    return known and any(map(_hides_mask, layers_in(layer)))
+
+
+def _hides_mask(layer: keras.Layer) -> bool:
+    """Return whether a layer sets a mask in its `call`, as `ReversibleEmbedding` does."""
+    return getattr(layer, "mask_zero", False) and type(layer) is not keras.layers.Embedding
 
 
 def _with_masks(graph: keras.Model) -> keras.Model:
@@ -110,9 +158,10 @@ def _with_masks(graph: keras.Model) -> keras.Model:
 def _masks_read(graph: keras.Model) -> list[list[bool]]:
     """Return which tensors carry masks, for each call of a layer that takes masks."""
     return [
-        [mask_of(tensor) is not None for tensor in call.input_tensors]
+        [mask_of(value) is not None for value in keras.tree.flatten([call.arguments.args, plain])]
         for call in calls_in(graph)
         if any(name.endswith("mask") for name in inspect.signature(call.operation.call).parameters)
+        for plain in [[v for name, v in call.arguments.kwargs.items() if not name.endswith("mask")]]
     ]
 
 
