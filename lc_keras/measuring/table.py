@@ -64,7 +64,7 @@ class PruningReport(Drawn):
     Attributes:
         rows: Tuple of `VariableReport`, one for each kernel, and each table of embeddings with zeros.
         others: Tuple of `VariableReport`, one for each other variable: biases,
-            normalisation, embeddings, frozen kernels.
+            normalisation, embeddings without zeros, frozen kernels.
         attention_macs: Int, the multiply-adds of activations by one another, as in
             attention, or by constants; `None` if not known.
         file_bits: Int, the size of the SavedModel that was read, or `None`.

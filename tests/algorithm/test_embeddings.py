@@ -70,7 +70,7 @@ def test_they_are_packed_in_a_file(tmp_path):
     model = keras.Model(words, layers.Dense(2)(layers.GlobalAveragePooling1D()(x)))
     compress_directly(model, Task(L0Constraint(0.02), embeddings=True))
     lc_keras.export_saved_model(model, tmp_path / "net")
-    (table,) = [row for row in lc_keras.report(tmp_path / "net").others if "embeddings" in row.path]
+    (table,) = [row for row in lc_keras.report(tmp_path / "net").rows if "embeddings" in row.path]
     assert table.encoding != "dense" and table.bits < 0.1 * table.dense_bits
 
 
