@@ -88,13 +88,12 @@ def measured(name, batch_size, keep, seconds, clock):
 
 def table(rows):
     """Returns a line for each net and batch size."""
-    lines = [f"{'net':12}{'batch':>6}{'asked':>8}{'got':>8}{'by macs':>9}{'fit ±':>8}{'ms':>9}"]
+    lines = [f"{'net':12}{'batch':>6}{'asked':>8}{'got':>8}{'by macs':>9}{'fit ±':>8}"]
     for row in rows:
         parts = (row[name] for name in ("asked", "part_of_the_time", "part_of_the_time_by_macs"))
         asked, got, by_macs = (f"{part:.2f}" for part in parts)
         error = f"{100 * row['error_of_the_fit']:.1f} %"
-        line = f"{row['net']:12}{row['batch_size']:>6}{asked:>8}{got:>8}{by_macs:>9}{error:>8}"
-        lines.append(f"{line}{row['milliseconds']:>9.2f}")
+        lines.append(f"{row['net']:12}{row['batch_size']:>6}{asked:>8}{got:>8}{by_macs:>9}{error:>8}")
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import tensorflow as tf
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 import lc_keras
 from benchmarks import record
@@ -132,7 +133,10 @@ def plot(rows, stem):
                 limit = own[0]["reference_validation_error"] + own[0]["within"]
                 axes.axhline(limit, color="black", linestyle="--")
                 axes.legend(fontsize="small")
-            axes.set(xscale="log", yscale="log", title=f"{net}, {units}")
+            axes.set(xscale="log", title=f"{net}, {units}")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
         line[0].set_ylabel("error of held-out examples, %")
     for axes in figure.axes[-len(nets) :]:
         axes.set_xlabel("kept, % of the weights")

@@ -158,19 +158,27 @@ class Runs:
             (self._folder / before).unlink(missing_ok=True)
 
     def _read(self) -> None:
-        content = json.loads(self._record.read_text())
-        found, asked, points = content["question"], dict(self._question), content["points"]
-        for point in points:
-            name = f"cost with a budget of {point['budget']:.4g}"
-            found[name], asked[name] = point.pop("cost", None), self._cost(point["budget"])
+        try:
+            content = json.loads(self._record.read_text())
+            found, points = content["question"], content["points"]
+            costs = {point["budget"]: point.pop("cost", None) for point in points}
+            self.points = [Point(**{**point, "scores": tuple(point["scores"])}) for point in points]
+            self.reference, self._best = content["reference"], content["best"]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"Expected '{self._record}' to be the record of a search. Received: a file without "
+                f"all that it has ({type(error).__name__}: {error}). Give another `directory`, or delete it."
+            ) from error
+        asked = dict(self._question)
+        for budget, cost in costs.items():
+            name = f"cost with a budget of {budget:.4g}"
+            found[name], asked[name] = cost, self._cost(budget)
         for name, value in asked.items():
             if found.get(name) != value:
                 raise ValueError(
                     f"Expected a `directory` of the same search. Received: '{self._folder}', whose {name} is "
                     f"{found.get(name)!r} and not {value!r}. Give another one, or delete it."
                 )
-        self.reference, self._best = content["reference"], content["best"]
-        self.points = [Point(**{**point, "scores": tuple(point["scores"])}) for point in points]
 
     def _cost(self, budget: float) -> str:
         """Return what a budget makes as a text, the same in each process."""

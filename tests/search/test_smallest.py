@@ -208,6 +208,14 @@ def test_points_of_another_question_are_no_answer(light, tmp_path, first, other,
     assert len(again.points) == 2
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"question": {}, "points": [{"budget": 0.5}]}'])
+def test_a_record_that_is_spoilt_is_told_and_left_alone(tmp_path, text):
+    (tmp_path / "search.json").write_text(text)
+    with pytest.raises(ValueError, match=r"search.json' to be the record of a search"):
+        search(directory=tmp_path)
+    assert (tmp_path / "search.json").read_text() == text
+
+
 def test_a_run_of_lc_goes_on_from_its_checkpoint(tmp_path):
     epochs = []
 
