@@ -170,7 +170,8 @@ class Task(Serializable):
 
         Raises:
             TypeError: If `model` is no `keras.Model`.
-            ValueError: As `select`, or if the budget is out of the weights' range.
+            ValueError: As `select`, or if the budget is out of the weights' range, or of neurons that layers
+                of other kinds keep, where `weights` names none.
         """
         selected, owners, cost = self.select(model), owners_of(model), self.compression
         parts = _by_layer(selected, owners) if self.per_layer else [selected]
@@ -191,6 +192,13 @@ class Task(Serializable):
             ]
             if makers:
                 variables, layouts = makers.with_companions(variables, layouts)
+                if makers.none_goes and makers.kept_by and self.weights is None:
+                    raise ValueError(
+                        f"{self}: Expected a model in which `shrink` can remove neurons. Received: "
+                        f"'{model.name}', of which none can be removed: {_listed(makers.kept_by)}. Prune "
+                        "single weights instead, as L0Constraint(0.1) does, or name layers in `weights`, "
+                        "to have their neurons zeroed all the same."
+                    )
             if cost.needs_time:
                 layouts = _timed(model, variables, layouts)
             try:
@@ -199,14 +207,25 @@ class Task(Serializable):
                 raise ValueError(f"{self}: {error} Its weights are:\n{_listing(variables)}") from error
             shared.append(SharedCost(self, variables, layouts))
         if makers and makers.kept_by:
-            reasons = sorted(makers.kept_by)
-            more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
             warnings.warn(
                 f"{self}: some neurons cannot be removed, {_BUDGETS[makers.none_goes]}: "
-                f"{'; '.join(reasons[:3])}{more}. `shrink_report` lists the layers that nothing goes across.",
+                f"{_listed(makers.kept_by)}. `shrink_report` lists the layers that nothing goes across.",
+                stacklevel=2,
+            )
+        if cost.needs_units and not makers:
+            warnings.warn(
+                f"{self}: model '{model.name}' is no graph of layers, of which alone `shrink` can remove "
+                "neurons: they are zeroed and stay.",
                 stacklevel=2,
             )
         return shared
+
+
+def _listed(reasons: set[str]) -> str:
+    """Return some of the reasons for which neurons stay."""
+    some = sorted(reasons)
+    more = f"; and {len(some) - 3} more" if len(some) > 3 else ""
+    return f"{'; '.join(some[:3])}{more}"
 
 
 def _timed(

@@ -10,6 +10,8 @@ import tensorflow as tf
 
 from lc_keras.export.stored import StoredSparse, StoredWeight
 from lc_keras.measuring.packing import Packed
+from lc_keras.model.flow.graph import Graph, is_graph
+from lc_keras.model.kernels import default_kernels, output_axes, owners_of
 from lc_keras.showing import Bar, Shown, Table
 
 
@@ -57,6 +59,7 @@ class LiteRTExport(_Export):
         refused: String, why the sparse encoding was not used though it would have been
             smaller, or empty.
         answered: String, of which inputs `error` is.
+        dead: Int, how many units `shrink` would have taken out of the model.
     """
 
     path: str
@@ -66,6 +69,7 @@ class LiteRTExport(_Export):
     error: float
     refused: str
     answered: str = "made-up inputs"
+    dead: int = 0
 
     def _table(self) -> Table:
         size, dense = f"{self.nbytes / 1000:,.0f} kB", f"{self.dense_nbytes / 1000:,.0f} kB"
@@ -77,6 +81,7 @@ class LiteRTExport(_Export):
         ]
         if self.refused:
             notes.append(f"Not sparse: {self.refused}")
+        notes += _hint(self.dead)
         rows = [("this", Bar(size, self.nbytes / self.dense_nbytes)), ("dense", Bar(dense, 1.0))]
         return Table(("LiteRT file", "size"), rows, notes=notes)
 
@@ -95,6 +100,7 @@ class SavedModelExport(_Export):
         inputs: Tuple of strings, the name, type and shape of each input of `serving_default`.
         litert: `LiteRTExport` of the file beside it, or `None`.
         dense_nbytes: Int, about the size that it has where every weight is stored.
+        dead: Int, how many units `shrink` would have taken out of the model.
     """
 
     path: str
@@ -103,6 +109,7 @@ class SavedModelExport(_Export):
     signatures: tuple[str, ...]
     inputs: tuple[str, ...]
     litert: LiteRTExport | None = None
+    dead: int = 0
 
     @property
     def dense_nbytes(self) -> int:
@@ -142,6 +149,28 @@ class SavedModelExport(_Export):
             yield f"Stored values are off by at most {rounded.error:.2g} ({rounded.path})."
         if self.litert:
             yield str(self.litert)
+        else:
+            yield from _hint(self.dead)
+
+
+def _hint(dead: int) -> list[str]:
+    some = f"{dead} unit{' is' if dead == 1 else 's are'} dead"
+    return [f"{some}: `lc_keras.shrink` makes a smaller model of the same outputs."] if dead else []
+
+
+def count_dead_units(model: keras.Model) -> int:
+    """Return how many units `shrink` takes out of a model, tied ones as one; 0 if it cannot."""
+    owners = owners_of(model)
+
+    def has_dead(kernel: keras.Variable) -> bool:
+        axes = {a % len(kernel.shape) for a in output_axes(owners.get(id(kernel)), kernel)}
+        others = tuple(a for a in range(len(kernel.shape)) if a not in axes)
+        return not (keras.ops.convert_to_numpy(kernel) != 0).any(axis=others).all()
+
+    if not (is_graph(model) and any(map(has_dead, default_kernels(model)))):
+        return 0
+    graph = Graph(model)
+    return len(np.unique(graph.units.groups()[~graph.kept()]))
 
 
 def described(spec: tf.TensorSpec) -> str:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from lc_keras.arguments import keras_model, switch, whole
 from lc_keras.export.converter import Converter
 from lc_keras.export.directories import check_parents
-from lc_keras.export.exported import LiteRTExport
+from lc_keras.export.exported import LiteRTExport, count_dead_units
 from lc_keras.export.saved_model import export_saved_model
 from lc_keras.export.warmup import Request, as_request
 from lc_keras.internals.keras import layers_in
@@ -128,6 +128,7 @@ def export_litert(
         error=_difference(chosen.answers, expected),
         refused=refused,
         answered="the first of `representative_data`" if batches else "made-up inputs",
+        dead=count_dead_units(model),
     )
     if verbose:
         print(exported)

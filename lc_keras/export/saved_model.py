@@ -13,7 +13,14 @@ import tensorflow as tf
 
 from lc_keras.arguments import keras_model, switch, whole
 from lc_keras.export.directories import appearing, check_free, version_directory
-from lc_keras.export.exported import ExportedWeight, LiteRTExport, SavedModelExport, described, exported_as
+from lc_keras.export.exported import (
+    ExportedWeight,
+    LiteRTExport,
+    SavedModelExport,
+    count_dead_units,
+    described,
+    exported_as,
+)
 from lc_keras.export.resources import resources_of, save_tracked
 from lc_keras.export.sparse import as_matrix, pays, sparse_layers, sparse_methods
 from lc_keras.export.stored import LoadOnce, StoredSparse, StoredWeight
@@ -166,9 +173,8 @@ def export_saved_model(
             write_warmup(unfinished, requests)
         _write_report(unfinished, model, weights, uses)
         lite = _beside(unfinished, model, structure) if switch("litert", litert) else None
-    exported = SavedModelExport(
-        path, size_of(path), weights, tuple(functions), tuple(map(described, specs)), lite
-    )
+    inputs, dead = tuple(map(described, specs)), lite.dead if lite else count_dead_units(model)
+    exported = SavedModelExport(path, size_of(path), weights, tuple(functions), inputs, lite, dead)
     if verbose:
         print(exported)
     return exported

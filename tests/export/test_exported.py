@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
+import lc_keras
 from examples.serving import client
 from lc_keras.export import LiteRTExport, export_saved_model
 
@@ -22,6 +23,20 @@ def net():
     for layer in (model.layers[0], model.layers[-1]):
         layer.kernel.assign(layer.kernel.numpy() * (np.random.random(layer.kernel.shape) < 0.02))
     return model
+
+
+def test_it_says_that_units_are_dead(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)])
+    assert "dead" not in str(export_saved_model(model, tmp_path / "alive"))
+    first, last = model.layers
+    first.kernel.assign(first.kernel * np.float32(np.arange(8) > 1))
+    exported = export_saved_model(model, tmp_path / "dead")
+    assert exported.dead == 2 and "2 units are dead: `lc_keras.shrink`" in str(exported)
+    assert "dead" not in str(export_saved_model(lc_keras.shrink(model), tmp_path / "small"))
+    # Outputs of the model cannot go.
+    first.kernel.assign(np.ones((4, 8)))
+    last.kernel.assign(last.kernel * np.float32([0, 1, 1]))
+    assert "dead" not in str(export_saved_model(model, tmp_path / "outputs"))
 
 
 def test_it_says_its_inputs_and_compares_files(tmp_path):

@@ -8,6 +8,7 @@ from keras import layers, ops
 import lc_keras
 from helpers import assert_same_outputs, kill, randomized
 from lc_keras import L0Constraint, Neurons, Task
+from lc_keras.baselines import compress_directly
 from lc_keras.model import Graph
 from lc_keras.model.macs import macs
 from lc_keras.shrinking.rebuilding import shrink
@@ -215,5 +216,33 @@ def test_half_precision_inside():
 def test_a_budget_that_can_remove_nothing_says_so():
     x = keras.Input((6,))
     model = keras.Model(x, layers.Dense(2)(Weighted(name="block")(x)))
+    before = [v.numpy() for v in model.weights]
+    for per_layer in (False, True):
+        task = Task(L0Constraint(0.5, Neurons()), per_layer=per_layer)
+        with pytest.raises(ValueError, match="'block' is of a kind.*name layers in `weights`"):
+            compress_directly(model, task)
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="none can be removed"):
+        data = np.ones((2, 6)), np.ones((2, 2))
+        model.fit(*data, epochs=2, callbacks=[lc_keras.LearningCompression(task)], verbose=0)
+    assert all(map(np.array_equal, before, model.weights))
     with pytest.warns(UserWarning, match="spent on them all the same.*'block' is of a kind"):
-        Task(L0Constraint(0.5, Neurons())).bind(model)
+        Task(L0Constraint(0.5, Neurons()), "block").bind(model)
+
+
+def test_a_model_that_is_no_graph_says_so():
+    wrapped = WithoutGraph(Nested())
+    wrapped(np.ones((1, 6)))
+    with pytest.warns(UserWarning, match="is no graph of layers.*zeroed and stay"):
+        Task(L0Constraint(0.5, Neurons())).bind(wrapped)
+
+
+class WithoutGraph(keras.Model):
+    """A model whose `call` is Python."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+
+    def call(self, x):
+        return self.inside(x)

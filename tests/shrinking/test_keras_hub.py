@@ -142,6 +142,23 @@ def test_filters_and_residual_widths_of_a_resnet_go(tmp_path):
     assert_same(model, keras.saving.load_model(tmp_path / "small.keras"))
 
 
+@pytest.mark.parametrize("block_type, count", [("basic_block", 2), ("bottleneck_block", 3)])
+def test_residual_blocks_of_a_resnet_whose_inside_is_dead_go(block_type, count, tmp_path):
+    backbone = hub.models.ResNetBackbone([64], [3], [64], [2], [1], block_type, image_shape=(16, 16, 3))
+    model = filled(backbone)
+    last = [x for x in model._flatten_layers() if isinstance(x, keras.layers.BatchNormalization)][-1]
+    last.gamma.assign(np.zeros(last.gamma.shape))
+    last.beta.assign(np.zeros(last.beta.shape))
+    small = shrink(model)
+    convolutions, left = (
+        [x for x in one._flatten_layers() if isinstance(x, keras.layers.Conv2D)] for one in (model, small)
+    )
+    assert len(left) == len(convolutions) - count
+    assert_same(model, small)
+    small.save(tmp_path / "small.keras")
+    assert_same(model, keras.saving.load_model(tmp_path / "small.keras"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("build", [vit, bert, gpt2, resnet])
 def test_a_budget_holds_in_the_smaller_model(build):
