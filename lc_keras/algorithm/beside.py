@@ -16,7 +16,8 @@ class Reach:
     Attributes:
         part: Float from 0 to 1: the part of the way to its target that a weight is pulled in a batch.
         ratio: Float ≥ 0: what is left of λ/μ where μ grows, μ of the L step that ends by that of the next
-            one; 0 starts from λ = 0.
+            one; 0 starts from λ = 0. Where weights are carried (`CarryingLagrangian`), how far they go on
+            for what the optimizer moved them.
         slack: Float from 0, as much as the budget keeps, to 1: θ is that of a looser budget, and only what
             that removes need be pulled. `None` (default): θ is that of the cost itself.
         frees: Bool, whether weights that are kept are left free, instead of pulled to where they are.

@@ -293,16 +293,16 @@ class Lagrangian:
         return Slot(variable, theta, target, pull)
 
     def _c_step(self, mu: tf.Tensor, ratio: tf.Tensor, next_mu: tf.Tensor) -> tf.Tensor:
-        def maps(part: SharedCost, values: Sequence[tf.Tensor]) -> list[Map]:
+        def maps(part: SharedCost, values: Sequence[tf.Tensor], _: Sequence[Slot]) -> list[Map]:
             return part.compression.maps(values, mu, part.layouts)
 
         def target(_: tf.Tensor, theta: tf.Tensor, shifted: tf.Tensor) -> tf.Tensor:
             return new_target(theta, shifted, ratio)
 
-        def offset(theta: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-            return target - theta
+        def shifted(weight: tf.Variable, theta: tf.Variable, target: tf.Variable) -> tf.Tensor:
+            return read(weight) - (target - theta)
 
-        return self._update(maps, offset, target, next_mu)
+        return self._update(maps, shifted, target, next_mu)
 
     def _found(self, finite: tf.Tensor, is_loose: bool = False) -> CStep:
         if is_loose or not np.all(finite):
@@ -310,29 +310,24 @@ class Lagrangian:
         return CStep(finite, *self._measure())
 
     def _measure(self) -> tuple[tf.Tensor, tf.Tensor]:
-        def update(sums: tf.Tensor, weight: tf.Tensor, theta: tf.Tensor) -> tf.Tensor:
-            terms = weight - theta, weight, tf.sign(theta)
-            return sums + tf.cast(tf.stack([tf.nn.l2_loss(term) for term in terms]), tf.float64)
-
         with tf.device(self.thetas[0].device):
-            pairs = [(tf.convert_to_tensor(s.variable), tf.convert_to_tensor(s.theta)) for s in self.slots]
-            sums = thresholds.fold(pairs, tf.zeros([3], tf.float64), update)
-            gap, density = tf.sqrt(tf.math.divide_no_nan(sums[0], sums[1])), 2 * sums[2] / self.size
+            away, all_of_it, kept = tf.unstack(halves_of_squares(self.slots))
+            gap, density = tf.sqrt(tf.math.divide_no_nan(away, all_of_it)), 2 * kept / self.size
             return tf.cast(gap, tf.float32), tf.cast(density, tf.float32)
 
     def _update(
         self,
-        maps: Callable[[SharedCost, Sequence[tf.Tensor]], list[Map]],
-        offset: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+        maps: Callable[[SharedCost, Sequence[tf.Tensor], Sequence[Slot]], list[Map]],
+        shifted: Callable[[tf.Variable, tf.Variable, tf.Variable], tf.Tensor],
         target: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor],
         strength: tf.Tensor,
     ) -> tf.Tensor:
         """Solve for θ, if all weights are finite.
 
         Args:
-            maps: The C step of a cost.
-            offset: Called with θ and t, returns λ/μ.
-            target: Called with t, the new θ and v = w − λ/μ, returns the target of the next L step.
+            maps: The C step of a cost, of the tensors v and their slots.
+            shifted: Called with w, θ and t, returns v = w − λ/μ.
+            target: Called with t, the new θ and v, returns the target of the next L step.
             strength: float32 scalar, of the next L step.
 
         Returns:
@@ -341,7 +336,7 @@ class Lagrangian:
         two_arrays = self._target is not self._theta
 
         def shift(_: int, weight: tf.Variable, theta: tf.Variable, t: tf.Variable) -> None:
-            theta.assign(read(weight) - offset(theta, t))
+            theta.assign(shifted(weight, theta, t))
 
         def update() -> tf.Tensor:
             if two_arrays:
@@ -349,12 +344,12 @@ class Lagrangian:
                 in_place(shift, self.variables, self.thetas, self.targets)
             for part, slots in self._parts:
                 sources = [slot.theta if two_arrays else slot.variable for slot in slots]
-                solves = _constrained(part, maps(part, [read(source) for source in sources]))
+                solves = _constrained(part, maps(part, [read(source) for source in sources], slots))
                 thetas = [slot.theta for slot in slots]
 
                 def aim(index: int, theta: tf.Variable, t: tf.Variable, solves: list[Map] = solves) -> None:
-                    shifted = read(theta)
-                    t.assign(target(t, solves[index](shifted), shifted))
+                    v = read(theta)
+                    t.assign(target(t, solves[index](v), v))
 
                 def solve(
                     index: int, source: tf.Variable, theta: tf.Variable, solves: list[Map] = solves
@@ -372,6 +367,17 @@ class Lagrangian:
             finite = thresholds.finite([tf.convert_to_tensor(v) for v in self.variables])
             tf.cond(tf.reduce_all(finite), update, lambda: tf.constant(False))
         return finite
+
+
+def halves_of_squares(slots: Sequence[Slot]) -> tf.Tensor:
+    """Return half of ‖w − θ‖², of ‖w‖² and of the number of weights that are not zero in θ, a vector."""
+
+    def update(sums: tf.Tensor, weight: tf.Tensor, theta: tf.Tensor) -> tf.Tensor:
+        terms = weight - theta, weight, tf.sign(theta)
+        return sums + tf.cast(tf.stack([tf.nn.l2_loss(term) for term in terms]), tf.float64)
+
+    pairs = [(tf.convert_to_tensor(slot.variable), tf.convert_to_tensor(slot.theta)) for slot in slots]
+    return thresholds.fold(pairs, tf.zeros([3], tf.float64), update)
 
 
 def _constrained(part: SharedCost, solves: Sequence[Map]) -> list[Map]:

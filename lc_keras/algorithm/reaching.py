@@ -114,23 +114,25 @@ class ReachingLagrangian(Lagrangian):
         frees: tf.Tensor,
         retargets: tf.Tensor,
     ) -> tf.Tensor:
-        def maps(part: SharedCost, values: Sequence[tf.Tensor]) -> list[Map]:
+        def maps(part: SharedCost, values: Sequence[tf.Tensor], _: Sequence[Slot]) -> list[Map]:
             if slack is None:
                 # A budget does not depend on μ.
                 return part.compression.maps(values, tf.constant(1.0), part.layouts)
             return part.compression.loosened(values, slack, part.layouts)
 
-        def offset(theta: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+        def shifted(weight: tf.Variable, theta: tf.Variable, target: tf.Variable) -> tf.Tensor:
             # Where weights were freed, those that are pulled go to λ/μ; what is free has no multiplier.
             offset = tf.where(freed, target, target - theta)
-            return tf.where(tf.math.is_nan(offset), tf.zeros([], offset.dtype), offset)
+            return thresholds.read(weight) - tf.where(
+                tf.math.is_nan(offset), tf.zeros([], offset.dtype), offset
+            )
 
         def target(old: tf.Tensor, theta: tf.Tensor, shifted: tf.Tensor) -> tf.Tensor:
             pulled = new_target(theta, shifted, ratio)
             new = tf.where(frees & (theta != 0), tf.constant(np.nan, theta.dtype), pulled)
             return tf.where(retargets, new, old)
 
-        return self._update(maps, offset, target, part)
+        return self._update(maps, shifted, target, part)
 
     def _tighten(self) -> None:
         # A budget does not depend on μ.

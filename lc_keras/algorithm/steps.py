@@ -7,7 +7,6 @@ import keras
 
 from lc_keras.algorithm.beside import Reach
 from lc_keras.algorithm.lagrangian import CStep, Lagrangian
-from lc_keras.algorithm.reaching import ReachingLagrangian
 from lc_keras.algorithm.shadows import Shadow
 from lc_keras.algorithm.tasks import SharedCost
 
@@ -15,14 +14,24 @@ from lc_keras.algorithm.tasks import SharedCost
 class Steps:
     """Run the C steps of a model, and leave it usable where an L step diverges.
 
+    Args:
+        model: `keras.Model`.
+        shared: List of `SharedCost`.
+        multipliers: Bool, as of `Lagrangian`.
+        kind: The class of the Lagrangian, `Lagrangian` itself by default.
+
     Attributes:
-        lagrangian: `Lagrangian` of the compressed weights, with the pull through the loss or `beside` it.
+        lagrangian: `Lagrangian` of the compressed weights.
     """
 
     def __init__(
-        self, model: keras.Model, shared: Sequence[SharedCost], multipliers: bool, beside: bool = False
+        self,
+        model: keras.Model,
+        shared: Sequence[SharedCost],
+        multipliers: bool,
+        kind: type[Lagrangian] = Lagrangian,
     ) -> None:
-        self.lagrangian = (ReachingLagrangian if beside else Lagrangian)(shared, multipliers)
+        self.lagrangian = kind(shared, multipliers)
         compressed = set(map(id, self.lagrangian.variables))
         self._others = Shadow([v for v in model.weights if id(v) not in compressed], "finite")
         self._diverged = False

@@ -35,6 +35,7 @@ class Compression(Serializable):
         can_loosen: Bool, whether it has a budget that can be `loosened`; values are kept then.
         pulls_beside: Bool, whether `mu="auto"` pulls its weights beside the optimizer, as to a budget that
             can be loosened.
+        carries: Bool, whether a map learned of some weights may be used for others.
         needs_units: Bool, whether its `Layout`s should say which units of a model's graph weights make.
         needs_macs: Bool, whether its `Layout`s must say how many multiply-adds weights take.
         needs_time: Bool, whether they must say how many nanoseconds.
@@ -44,6 +45,7 @@ class Compression(Serializable):
     keeps_values: ClassVar[bool] = False
     can_loosen: ClassVar[bool] = False
     pulls_beside: ClassVar[bool] = False
+    carries: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

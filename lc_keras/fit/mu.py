@@ -113,6 +113,24 @@ class ThroughLoss(Pull):
         return self._previous, None
 
 
+class Carrying(Pull):
+    r"""Pull weights of few values all the way to θ in each L step, and let θ change less and less.
+
+    $a = 1 - e^{-5/n}$ in L steps of n batches brings a weight whose value changed to the new one in time. Of
+    what the optimizer moves a weight in a batch, $(1 - a) / a$ is left in the end, so that times $n a / (1 -
+    a)$ it is what n batches move; that falls to 0 after nine tenths of the run. The rest of it trains the
+    values and what is not compressed.
+    """
+
+    _ARRIVES, _FALLING = 5.0, 0.9
+
+    def next(self, step: int, gap: float) -> tuple[float, Reach | None]:
+        batches = max(1.0, self._plan.length * (self._plan.batches or _UNKNOWN_BATCHES))
+        strength = self._ARRIVES / batches
+        falling = max(0.0, 1 - step / self._plan.steps / self._FALLING)
+        return strength, Reach(-math.expm1(-strength), falling * batches * math.expm1(strength))
+
+
 class Beside(Pull):
     r"""Find the reach of the pull beside the optimizer, from the progress of the run and how weights move.
 

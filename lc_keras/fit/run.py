@@ -10,14 +10,15 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.algorithm.beside import Reach
-from lc_keras.algorithm.lagrangian import CStep
+from lc_keras.algorithm.carrying import CarryingLagrangian
+from lc_keras.algorithm.lagrangian import CStep, Lagrangian
 from lc_keras.algorithm.reaching import ReachingLagrangian
 from lc_keras.algorithm.steps import Steps
 from lc_keras.algorithm.tasks import bind_tasks
 from lc_keras.fit.attachment import Logs, Run, TrainFunction
 from lc_keras.fit.averages import Averages
 from lc_keras.fit.checkpoints import Checkpoint, Checkpoints, Facts, Resumable
-from lc_keras.fit.mu import Beside, Pull, Scheduled, ThroughLoss, is_automatic
+from lc_keras.fit.mu import Beside, Carrying, Pull, Scheduled, ThroughLoss, is_automatic
 from lc_keras.fit.optimizers import LearningRateLimit, begin_anew, optimizers_of
 from lc_keras.fit.plan import Plan
 from lc_keras.fit.progress import Saved, check_same
@@ -60,9 +61,11 @@ class CompressionRun(Run, Resumable):
         self._beside = is_automatic(callback.mu) and all(cost.pulls_beside for cost in costs)
         self._is_fixed = not all(cost.can_loosen for cost in costs)
         self._settles = not all(cost.keeps_values for cost in costs)
+        self._carries = self._beside and callback.multipliers and all(cost.carries for cost in costs)
         self._limits_rate = callback.limit_learning_rate and not self._beside
+        beside = CarryingLagrangian if self._carries else ReachingLagrangian
         with model.distribute_strategy.scope():
-            self._steps = Steps(model, shared, callback.multipliers, self._beside)
+            self._steps = Steps(model, shared, callback.multipliers, beside if self._beside else Lagrangian)
             self._lagrangian = self._steps.lagrangian
             self._reaching = self._lagrangian if isinstance(self._lagrangian, ReachingLagrangian) else None
             self.variables = self._lagrangian.variables
@@ -241,7 +244,9 @@ class CompressionRun(Run, Resumable):
         execution, given = self._model.steps_per_execution, self._callback
         lengths = given.steps, given.epochs_per_step, given.first_step_epochs
         self._plan = Plan.of(*lengths, epochs, batches, execution, self._beside)
-        if self._beside:
+        if self._carries:
+            self._pull = Carrying(self._plan)
+        elif self._beside:
             self._pull = Beside(
                 self._plan, self._rate.is_by_gradient and not self._settles, self._is_fixed, self._settles
             )
@@ -284,7 +289,8 @@ class CompressionRun(Run, Resumable):
             self._note(found)
         self.step, self.mu = next_step, next_mu
         # While θ is loose, the gap is that of the last time when the model was shown.
-        self.finished = last or (not self._is_loose and self.logs["gap"] < self._callback.tolerance)
+        settles = not self._is_loose and not self._carries
+        self.finished = last or (settles and self.logs["gap"] < self._callback.tolerance)
         if self.finished:
             self._model.stop_training = True
         else:

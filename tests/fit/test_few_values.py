@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import lc_keras
-from lc_keras import Codebook, Geometric, Grid, L0Constraint, LowRank, RankSelection, Sum, Task
+from lc_keras import Binary, Codebook, Geometric, Grid, L0Constraint, LowRank, RankSelection, Sum, Task
 
 
 def data():
@@ -65,6 +65,13 @@ def test_the_rank_that_pays_goes_through_the_loss():
     compress = lc_keras.LearningCompression(RankSelection(0.2), mu=Geometric(0.1, 30.0), steps=8)
     model.fit(*data(), batch_size=4, epochs=compress.epochs, verbose=0, callbacks=[compress])
     assert all(0 < np.linalg.matrix_rank(k, 1e-4) < min(k.shape) + (k.shape[1] == 4) for k in kernels(model))
+
+
+def test_a_small_gap_is_no_end_where_values_still_change():
+    # Of few values it is small from the start.
+    model, compress = net(), lc_keras.LearningCompression(Binary(), tolerance=0.9)
+    history = model.fit(*data(), batch_size=4, epochs=8, verbose=0, callbacks=[compress]).history
+    assert len(history["gap"]) == 8 and min(history["gap"]) < 0.9
 
 
 def test_a_loop_of_ones_own():

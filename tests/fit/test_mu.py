@@ -9,7 +9,7 @@ import pytest
 
 from lc_keras import Geometric
 from lc_keras.algorithm.beside import Reach
-from lc_keras.fit.mu import Beside, Scheduled, ThroughLoss, is_automatic
+from lc_keras.fit.mu import Beside, Carrying, Scheduled, ThroughLoss, is_automatic
 from lc_keras.fit.plan import Plan
 
 RATE, BATCHES, EPOCHS = 0.2, 50, 4
@@ -271,3 +271,19 @@ def test_what_is_kept_comes_to_other_values_in_the_last_quarter():
             grown = 1.5 * (80 / 1.5) ** (4 * step / STEPS - 3) / (EPOCHS * BATCHES / 4)
             assert strength == pytest.approx(grown)
             assert reach.slack is None and not reach.frees and 0 < reach.part < 1 and reach.ratio > 0
+
+
+# Of few values.
+
+
+def test_what_the_optimizer_moves_is_carried_in_full_and_then_less():
+    pull, batches = Carrying(plan(STEPS)), LENGTH / STEPS
+    for step in range(STEPS):
+        strength, reach = pull.next(step, np.nan)
+        assert strength == pytest.approx(5 / batches) and reach.slack is None
+        # What a batch moves by 1 in each batch.
+        away = 0.0
+        for _ in range(1000):
+            away = (1 - reach.part) * (away + 1)
+        counted = reach.ratio * away
+        assert counted == pytest.approx(batches * max(0, 1 - step / STEPS / 0.9), abs=1e-9)

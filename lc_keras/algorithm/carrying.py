@@ -1,0 +1,93 @@
+"""The C step of weights of few values, which remembers where the optimizer would have carried the weights."""
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from lc_keras.algorithm.beside import PullBeside, Reach
+from lc_keras.algorithm.lagrangian import CStep, Lagrangian, Slot, halves_of_squares
+from lc_keras.algorithm.passes import in_place
+from lc_keras.algorithm.shadows import Shadow
+from lc_keras.algorithm.tasks import SharedCost
+from lc_keras.costs.compression import Map
+from lc_keras.costs.thresholds import read
+from lc_keras.internals.tensorflow import compiled
+
+# 1 / (1 − g²) is no larger.
+_MOST = 3.0
+
+
+class CarryingLagrangian(Lagrangian):
+    r"""Keep θ, and the weights v as the optimizer alone would have carried them.
+
+    A weight on one of two far values seldom leaves it: what moves it in an L step is little, and is pulled
+    back. So it is remembered. The L step pulls w to θ, and the C step is
+
+    $$v \leftarrow v + r (w - \theta), \qquad \theta \leftarrow \Pi(v),$$
+
+    or, with r = 0, that of w itself. The values are learned of w, whose equal weights were moved together.
+    λ/μ is $\theta - v$ here, as it is where μ stays the same; but the pull leaves it out, and it adds up from
+    L step to L step. Where w stays at θ it is BinaryConnect (Courbariaux, Bengio & David, NeurIPS 2015).
+
+    The fewer the values, the smaller is Π(w): of norm $\sqrt{1 - g^2} \lVert w \rVert$ where they are means,
+    with g the gap. θ begins as $\Pi(w) / (1 - g^2)^2$. With one power less it would be as large along w as w
+    itself (Vargaftik et al., DRIVE: one-bit distributed mean estimation, NeurIPS 2021); with two the error of
+    two values was less (`benchmarks/training/error.py`).
+
+    Args:
+        shared: List of `SharedCost`, whose costs carry.
+        multipliers: `True`.
+    """
+
+    def __init__(self, shared: Sequence[SharedCost], multipliers: bool = True) -> None:
+        super().__init__(shared, multipliers)
+        self._carry = compiled(self._carry)  # type: ignore[method-assign]  # compiled
+        self._enlarge = compiled(self._enlarge)  # type: ignore[method-assign]  # compiled
+
+    def direct_compression(self, mu: float, reach: Reach | None = None) -> CStep:
+        found = self._carried(reach, 0.0)
+        if np.all(found.finite):
+            self._enlarge()
+            found = self._found(found.finite)
+        return found
+
+    def c_step(self, mu: float, next_mu: float, reach: Reach | None = None) -> CStep:
+        return self._carried(reach, reach.ratio if reach else 0.0)
+
+    def _made_target(self, variables: Sequence[keras.Variable]) -> Shadow:
+        # v is kept where others keep targets.
+        return Shadow(variables, "carried", widen=True)
+
+    def _slot(self, variable: keras.Variable, theta: tf.Variable, target: tf.Variable) -> Slot:
+        return Slot(variable, theta, target, PullBeside(theta, self._strength))
+
+    def _carried(self, reach: Reach | None, ratio: float) -> CStep:
+        part = reach.part if reach else self.mu
+        return self._found(self._carry(tf.constant(part), tf.constant(ratio)))
+
+    def _carry(self, part: tf.Tensor, ratio: tf.Tensor) -> tf.Tensor:
+        def maps(part: SharedCost, _: Sequence[tf.Tensor], slots: Sequence[Slot]) -> list[Map]:
+            weights = [read(slot.variable) for slot in slots]
+            return part.compression.maps(weights, tf.constant(1.0), part.layouts)
+
+        def carried(weight: tf.Variable, theta: tf.Variable, v: tf.Variable) -> tf.Tensor:
+            # In half precision weights are next to θ at best.
+            now, there = read(weight), tf.cast(tf.cast(theta, weight.dtype), v.dtype)
+            return tf.where(ratio == 0, now, v + tf.cast(ratio, v.dtype) * (now - there))
+
+        return self._update(maps, carried, lambda old, theta, v: v, part)
+
+    def _enlarge(self) -> None:
+        for _, slots in self._parts:
+            away, all_of_it, _ = tf.unstack(halves_of_squares(slots))
+            # 1 − g² of those that share their values.
+            left = tf.maximum(1 - tf.math.divide_no_nan(away, all_of_it), 1 / _MOST)
+
+            def enlarge(_: int, theta: tf.Variable, left: tf.Tensor = left) -> None:
+                theta.assign(theta / tf.cast(left**2, theta.dtype))
+
+            in_place(enlarge, [slot.theta for slot in slots])
+        # Values that are given stay what they are.
+        self.compress(self.thetas, tf.constant(1.0))
