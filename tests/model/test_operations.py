@@ -51,6 +51,9 @@ THROUGH = {
     "parts": lambda x: ops.split(x, (2, 6), axis=3),
     "rows": lambda x: ops.split(x, 2, axis=1),
     "slice": lambda x: x[..., 1:6],
+    "padded": lambda x: ops.pad(x, ((0, 0), (1, 1), (2, 0), (0, 0))),
+    "pooled": lambda x: ops.max_pool(ops.average_pool(x, 2, 1), 2, 1),
+    "resized": lambda x: ops.image.resize(x, (7, 3)),
     "both": lambda x: x[..., :4] * ops.sigmoid(x[:, :, :, 4:]),
 }
 # Of eight units.
@@ -84,6 +87,8 @@ STAY = {
     "of all": lambda x: x / ops.max(x),
     "softmax": lambda x: ops.softmax(x, axis=-1),
     "array": lambda x: x * np.arange(8, dtype="float32"),
+    "padded": lambda x: ops.pad(x, ((0, 0), (0, 0), (0, 0), (1, 1))),
+    "padded images": lambda x: ops.image.resize(x, (7, 3), pad_to_aspect_ratio=True, fill_value=1.0),
     "rolled": lambda x: ops.roll(x, 1, axis=-1),
     "product": lambda x: ops.matmul(x, np.ones((8, 3), "float32")),
     "normalized": lambda x: ops.normalize(x, axis=-1),

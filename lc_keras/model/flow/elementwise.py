@@ -54,9 +54,14 @@ class Same(EachUnit):
 @describes(
     *(getattr(layers, f"{kind}Pooling{n}D") for kind in ("Max", "Average") for n in (1, 2, 3)),
     *(getattr(layers, f"{kind}{n}D") for kind in ("UpSampling", "Cropping") for n in (1, 2, 3)),
+    *("ops.AveragePool", "ops.MaxPool", "ops.Resize"),
 )
 class Spatial(EachUnit):
     """A layer that works on positions, unit by unit; what is the same everywhere stays so."""
+
+    @classmethod
+    def fits(cls, layer: keras.Layer) -> bool:
+        return not getattr(layer, "pad_to_aspect_ratio", False)
 
     def axes(self) -> tuple[int, int]:
         axis = channels(self.layer, self.shapes[0])

@@ -49,6 +49,22 @@ class MultiplyOperation(Elementwise):
         return np.where(zero, 0.0, super().constant(values))
 
 
+@describes("ops.Pad")
+class Pad(EachUnit):
+    """A padding of other axes than that of the units."""
+
+    def forward(self) -> list[Signal]:
+        widths = self.layer.pad_width * (len(self.shapes[0]) if len(self.layer.pad_width) == 1 else 1)
+        return self.closed("pads units") if any(widths[self.inputs[0].axis]) else super().forward()
+
+    def constant(self, value: np.ndarray) -> np.ndarray:
+        return np.where(value == 0, value, np.nan)
+
+    def backward(self) -> None:
+        if self.outputs[0].ids is self.inputs[0].ids:
+            super().backward()
+
+
 class OverAxes(EachUnit):
     """An operation along some axes, of which that of the units is none."""
 
