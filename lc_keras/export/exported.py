@@ -76,7 +76,7 @@ class LiteRTExport(_Export):
         notes = [
             (
                 f"Wrote '{self.path}': {size}, {'sparse' if self.sparse else 'dense'} ({dense} if dense), "
-                f"outputs within {self.error:.1g} of Keras, of the largest, on {self.answered}."
+                f"outputs within {self.error:.1g} of Keras, relative to the largest, on {self.answered}."
             )
         ]
         if self.refused:
