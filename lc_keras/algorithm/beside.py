@@ -20,7 +20,8 @@ class Reach:
             for what the optimizer moved them.
         slack: Float from 0, as much as the budget keeps, to 1: θ is that of a looser budget, and only what
             that removes need be pulled. `None` (default): θ is that of the cost itself.
-        frees: Bool, whether weights that are kept are left free, instead of pulled to where they are.
+        frees: Bool, whether weights that are kept are left free, instead of pulled to their θ. If they are
+            pulled to a looser θ, λ is 0.
     """
 
     part: float

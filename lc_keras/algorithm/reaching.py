@@ -23,8 +23,8 @@ class ReachingLagrangian(Lagrangian):
     r"""Keep θ and λ as a `Lagrangian` does, with a pull that a `Reach` describes.
 
     The C step solves for the budget of the reach, which may be looser. What it removes is pulled; what it
-    keeps is left free, if the reach says so, and has no multiplier then. θ is under the budget itself after
-    `project`, which is for whoever shows the model.
+    keeps is left free, if the reach says so, and has no multiplier then. If all are pulled to a looser θ, none
+    has one. θ is under the budget itself after `project`, which is for whoever shows the model.
 
     Args:
         shared: List of `SharedCost`, whose costs have budgets.
@@ -92,13 +92,18 @@ class ReachingLagrangian(Lagrangian):
         return Slot(variable, theta, target, PullBeside(target, self._strength))
 
     def _reached(self, reach: Reach, ratio: float) -> CStep:
-        finite = self._solve(reach, ratio if self._multipliers else 0.0, retargets=True)
+        has_multipliers = self._multipliers and not any(map(_pulls_to_looser, (self._reach, reach)))
+        finite = self._solve(reach, ratio if has_multipliers else 0.0, retargets=True)
         self._reach = reach
         return self._found(finite, self.is_loose)
 
     def _solve(self, reach: Reach, ratio: float, retargets: bool) -> tf.Tensor:
+        if _pulls_to_looser(self._reach):
+            # λ = 0, and `project` may have changed θ.
+            for slot in self.slots:
+                slot.theta.assign(slot.target)
         costs = [cost.compression for cost in self.shared]
-        same = all(cost.can_loosen and cost.keeps_values for cost in costs)
+        same = all(cost.can_loosen and (cost.keeps_values or cost.shrinks) for cost in costs)
         # Where that is the same, one graph serves all.
         slack = 0.0 if reach.slack is None and same else reach.slack
         numbers = tf.constant(ratio, tf.float64), None if slack is None else tf.constant(slack)
@@ -148,3 +153,7 @@ class ReachingLagrangian(Lagrangian):
             pairs = [(tf.convert_to_tensor(s.variable), tf.convert_to_tensor(s.theta)) for s in self.slots]
             sums = thresholds.fold(pairs, tf.zeros([2], tf.float64), update)
             return tf.sqrt(tf.math.divide_no_nan(sums[0], sums[1]))
+
+
+def _pulls_to_looser(reach: Reach) -> bool:
+    return bool(reach.slack) and not reach.frees

@@ -30,11 +30,12 @@ class Compression(Serializable):
     `check` if it does not fit all weights, and what it declares:
 
     Attributes:
-        has_budget: Bool, whether weights can be said to keep it: it is a constraint.
+        has_budget: Bool, whether weights can be said to keep it: it is a constraint. With `mu="auto"` the pull
+            is then beside the optimizer.
         keeps_values: Bool, whether the C step keeps each weight bit for bit or zeroes it.
-        can_loosen: Bool, whether it has a budget that can be `loosened`; values are kept then.
-        pulls_beside: Bool, whether `mu="auto"` pulls its weights beside the optimizer, as to a budget that
-            can be loosened.
+        can_loosen: Bool, whether it has a budget that can be `loosened`; values are kept then, unless it
+            `shrinks`.
+        shrinks: Bool, whether the C step makes weights smaller that it does not zero.
         carries: Bool, whether a map learned of some weights may be used for others.
         needs_units: Bool, whether its `Layout`s should say which units of a model's graph weights make.
         needs_macs: Bool, whether its `Layout`s must say how many multiply-adds weights take.
@@ -44,7 +45,7 @@ class Compression(Serializable):
     has_budget: ClassVar[bool] = False
     keeps_values: ClassVar[bool] = False
     can_loosen: ClassVar[bool] = False
-    pulls_beside: ClassVar[bool] = False
+    shrinks: ClassVar[bool] = False
     carries: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -78,7 +78,7 @@ class L0Constraint(Grouped):
     multiple_of: int = dataclasses.field(default=1, metadata={"check": whole})
     values: Values | None = None
 
-    has_budget = can_loosen = pulls_beside = True
+    has_budget = can_loosen = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

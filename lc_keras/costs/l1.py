@@ -37,11 +37,15 @@ class L1Constraint(Grouped):
     radius: float = dataclasses.field(metadata=NON_NEGATIVE)
     groups: Groups = WEIGHTS
 
-    has_budget = True
+    has_budget = can_loosen = shrinks = True
 
     def maps(self, weights: Tensors, mu: float | tf.Tensor, layouts: Layouts) -> list[Map]:
+        return self.loosened(weights, tf.constant(0.0), layouts)
+
+    def loosened(self, weights: Tensors, slack: tf.Tensor, layouts: Layouts) -> list[Map]:
         magnitudes = self._magnitudes(weights, layouts)
-        return self._soft(thresholds.l1_ball_threshold(magnitudes, self.radius), magnitudes, layouts)
+        tau = thresholds.l1_ball_threshold(magnitudes, self.radius)
+        return self._soft((1 - tf.cast(slack, tau.dtype)) * tau, magnitudes, layouts)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

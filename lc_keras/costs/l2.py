@@ -29,12 +29,16 @@ class L2Constraint(Compression):
 
     radius: float = dataclasses.field(metadata=NON_NEGATIVE)
 
-    has_budget = True
+    has_budget = can_loosen = shrinks = True
 
     def maps(self, weights: Tensors, mu: float | tf.Tensor, layouts: Layouts) -> list[Map]:
-        norm = thresholds.l2_norm(weights)
+        return self.loosened(weights, tf.constant(0.0), layouts)
+
+    def loosened(self, weights: Tensors, slack: tf.Tensor, layouts: Layouts) -> list[Map]:
+        norm, slack = thresholds.l2_norm(weights), tf.cast(slack, tf.float64)
         inside = norm <= self.radius
-        return [_scale(self.radius / tf.where(inside, tf.ones_like(norm), norm), inside)] * len(weights)
+        factor = self.radius / tf.where(inside, tf.ones_like(norm), norm)
+        return [_scale(slack + (1 - slack) * factor, inside)] * len(weights)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -35,7 +35,7 @@ class NMConstraint(Compression):
     n: int
     m: int
 
-    has_budget = keeps_values = can_loosen = pulls_beside = True
+    has_budget = keeps_values = can_loosen = True
 
     def __post_init__(self) -> None:
         n, m = self.n, self.m

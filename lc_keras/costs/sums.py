@@ -61,10 +61,6 @@ class Sum(Compression):
         return all(part.has_budget for part in self.parts)
 
     @property
-    def pulls_beside(self) -> bool:  # type: ignore[override]  # of these parts
-        return all(part.pulls_beside for part in self.parts)
-
-    @property
     def needs_macs(self) -> bool:
         return any(part.needs_macs for part in self.parts)
 

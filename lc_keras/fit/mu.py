@@ -146,6 +146,10 @@ class Beside(Pull):
     pulled from then on, to θ of the budget itself, with s from 1.5 to 80. Other optimizers move weights that
     do not matter as far as those that do, and a fixed budget then keeps the wrong ones.
 
+    A budget that makes weights smaller, as that of a norm, is not kept by weights that are free. All are
+    pulled then, with s from 5 to 80. The budget falls in 0.4 of the run, as above; multipliers begin where it
+    stops, so that weights which the loss cannot move end as by direct compression.
+
     The constants were chosen in trials on LeNet-300 and a small ResNet; `benchmarks/robustness/matrix.py`
     shows what they come to on these and other nets.
 
@@ -155,17 +159,26 @@ class Beside(Pull):
         is_fixed: Bool, default `False`: whether a budget cannot be loosened, so that all are fixed.
         settles: Bool, default `False`: whether what is kept must also come to other values, in the last
             quarter.
+        shrinks: Bool, default `False`: whether the C step makes what is kept smaller, too.
     """
 
     _REMOVING, _FALLING = 0.75, 0.9
     _PATH = 50.0, 300.0
+    _SHRUNK, _SHRINKING = 0.4, 5.0
     _FAR, _IN_A_ROW, _LOOKS = 0.7, 3, 0.15
 
     held = ("_is_fixed", "_far", "_strength")
 
-    def __init__(self, plan: Plan, by_gradient: bool, is_fixed: bool = False, settles: bool = False) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        by_gradient: bool,
+        is_fixed: bool = False,
+        settles: bool = False,
+        shrinks: bool = False,
+    ) -> None:
         super().__init__(plan)
-        self._settles = settles
+        self._settles, self._shrinks = settles, shrinks
         self._by_gradient = by_gradient
         self._is_fixed = is_fixed
         self._far = 0
@@ -189,8 +202,10 @@ class Beside(Pull):
     def next(self, step: int, gap: float) -> tuple[float, Reach | None]:
         progress, before = step / self._plan.steps, self._strength
         path, slack = progress / self._REMOVING, None
-        if self._is_fixed:
+        if self._is_fixed or self._shrinks:
             (first, last), length = _PULL, min(self._batches, _MOST_BATCHES)
+            if not self._is_fixed:
+                first, slack = self._SHRINKING, max(0.0, 1 - progress / self._SHRUNK) ** 3 or None
         elif self._settles and path >= 1:
             (first, last), length = _PULL, (1 - self._REMOVING) * self._batches
             progress = (progress - self._REMOVING) / (1 - self._REMOVING)
@@ -202,4 +217,4 @@ class Beside(Pull):
             return self._strength, Reach(part=1.0, slack=0.0, frees=True)
         # Not above 1, as where an epoch turns out to be longer than it was taken to be.
         part, ratio = -math.expm1(-self._strength), min(1.0, before / self._strength)
-        return self._strength, Reach(part, ratio, slack, frees=slack is not None)
+        return self._strength, Reach(part, ratio, slack, frees=slack is not None and not self._shrinks)

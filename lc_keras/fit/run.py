@@ -57,10 +57,11 @@ class CompressionRun(Run, Resumable):
         self._params: dict[str, Any] = callback.params
         shared = bind_tasks(callback.tasks, model)
         costs = [part.compression for part in shared]
-        # Where one does not fit beside the optimizer, the pull is the paper's, through the loss.
-        self._beside = is_automatic(callback.mu) and all(cost.pulls_beside for cost in costs)
+        # A penalty's α counts in units of the loss: the pull is the paper's, through the loss.
+        self._beside = is_automatic(callback.mu) and all(cost.has_budget for cost in costs)
         self._is_fixed = not all(cost.can_loosen for cost in costs)
         self._settles = not all(cost.keeps_values for cost in costs)
+        self._shrinks = any(cost.shrinks for cost in costs)
         self._carries = self._beside and callback.multipliers and all(cost.carries for cost in costs)
         self._limits_rate = callback.limit_learning_rate and not self._beside
         beside = CarryingLagrangian if self._carries else ReachingLagrangian
@@ -247,9 +248,8 @@ class CompressionRun(Run, Resumable):
         if self._carries:
             self._pull = Carrying(self._plan)
         elif self._beside:
-            self._pull = Beside(
-                self._plan, self._rate.is_by_gradient and not self._settles, self._is_fixed, self._settles
-            )
+            by_gradient = self._rate.is_by_gradient and not self._settles
+            self._pull = Beside(self._plan, by_gradient, self._is_fixed, self._settles, self._shrinks)
         elif is_automatic(given.mu):
             self._pull = ThroughLoss(self._plan, self._rate)
         else:

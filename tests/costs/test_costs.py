@@ -431,15 +431,15 @@ def test_graphs_go_with_their_cost():
     assert graphs() is None
 
 
-DECLARED = [  # keeps values, has a budget, which can be loosened, needs units, needs multiply-adds
+DECLARED = [  # keeps values or shrinks them, has a budget, which can be loosened, needs units, needs multiply-adds
     (L0Constraint(1), "keeps_values has_budget can_loosen"),
     (L0Constraint(1, Neurons()), "keeps_values has_budget can_loosen needs_units"),
     (L0Constraint(1, measure="bytes"), "keeps_values has_budget can_loosen"),
     (L0Constraint(1, Neurons(), "macs"), "keeps_values has_budget can_loosen needs_units needs_macs"),
     (L0Penalty(1), "keeps_values"),
-    (L1Constraint(1, Neurons()), "has_budget needs_units"),
+    (L1Constraint(1, Neurons()), "shrinks has_budget can_loosen needs_units"),
     (L1Penalty(1, Blocks((1, 2))), ""),
-    (L2Constraint(1), "has_budget"),
+    (L2Constraint(1), "shrinks has_budget can_loosen"),
     (L2Penalty(1), ""),
     (NMConstraint(1, 2), "keeps_values has_budget can_loosen"),
 ]
@@ -447,7 +447,7 @@ DECLARED = [  # keeps values, has a budget, which can be loosened, needs units, 
 
 @pytest.mark.parametrize("cost, declared", DECLARED, ids=repr)
 def test_what_costs_declare(cost, declared):
-    names = ("keeps_values", "has_budget", "can_loosen", "needs_units", "needs_macs")
+    names = ("keeps_values", "shrinks", "has_budget", "can_loosen", "needs_units", "needs_macs")
     assert [name for name in names if getattr(cost, name)] == declared.split()
 
 
@@ -626,7 +626,29 @@ def test_a_looser_pattern_is_a_pattern(slack, n):
     assert [np.count_nonzero(theta) for theta in found] == [3 * (2 * n + min(n, 2)), 2 * 2 * n * 5]
 
 
+@pytest.mark.parametrize("cost", [L1Constraint(2.0), L1Constraint(1.0, Blocks((2, 2))), L2Constraint(0.5)])
+def test_a_looser_norm_is_a_norm(cost):
+    weights, given = [tf.random.normal((4, 3)), tf.random.normal((2, 2, 5))], layouts((4, 3), (2, 2, 5))
+
+    def norm(arrays):
+        if isinstance(cost, L2Constraint):
+            return np.linalg.norm(flat(arrays))
+        pairs = zip(arrays, given, strict=True)
+        return sum(np.sum(np.abs(cost.groups.magnitudes(tf.constant(a), layout))) for a, layout in pairs)
+
+    norms = []
+    for slack in (0.0, 0.3, 0.8):
+        found = loosened(cost, weights, slack, given)
+        norms.append(norm(found))
+        other = dataclasses.replace(cost, radius=float(norms[-1]))
+        expected = applied(other.maps(weights, MU, given), weights)
+        np.testing.assert_allclose(flat(found), flat(expected), rtol=1e-4, atol=1e-6)
+    assert norms[0] == pytest.approx(cost.radius, rel=1e-5) and (np.diff(norms) > 0.1).all()
+    assert same_bits(loosened(cost, weights, 0.0, given), applied(cost.maps(weights, MU, given), weights))
+    assert same_bits(loosened(cost, weights, 1.0, given), weights)
+
+
 def test_other_costs_have_no_looser_budget():
-    for cost in (L0Penalty(1), L1Constraint(1), L2Constraint(1)):
+    for cost in (L0Penalty(1), L1Penalty(1), L2Penalty(1)):
         with pytest.raises(NotImplementedError):
             cost.loosened([tf.zeros((2, 2))], tf.constant(0.5), layouts((2, 2)))

@@ -1,11 +1,23 @@
-"""Few values, low rank and sums, through `fit`."""
+"""Few values, low rank, sums and norms, through `fit`."""
 
 import keras
 import numpy as np
 import pytest
 
 import lc_keras
-from lc_keras import Binary, Codebook, Geometric, Grid, L0Constraint, LowRank, RankSelection, Sum, Task
+from lc_keras import (
+    Binary,
+    Codebook,
+    Geometric,
+    Grid,
+    L0Constraint,
+    L1Constraint,
+    L2Constraint,
+    LowRank,
+    RankSelection,
+    Sum,
+    Task,
+)
 
 
 def data():
@@ -27,6 +39,10 @@ def kernels(model):
     return [layer.kernel.numpy() for layer in model.layers]
 
 
+def norm(model, order):
+    return np.linalg.norm(np.concatenate([k.ravel() for k in kernels(model)]), order)
+
+
 def distinct(model):
     return len(np.unique(np.concatenate([k.ravel() for k in kernels(model)])))
 
@@ -39,6 +55,8 @@ CASES = {
     ),
     "grid": (Grid(3), lambda m: all(len(np.unique(c)) <= 7 for k in kernels(m) for c in k.T)),
     "rank": (LowRank(2), lambda m: all(np.linalg.matrix_rank(k, 1e-4) <= 2 for k in kernels(m))),
+    "sum of magnitudes": (L1Constraint(15.0), lambda m: norm(m, 1) < 15.001),
+    "length": (L2Constraint(2.5), lambda m: norm(m, 2) < 2.5001),
     "sum": (
         [Task(Sum(LowRank(1), L0Constraint(5)), weights=r"dense(_\d+)?/kernel")],
         lambda m: np.linalg.matrix_rank(kernels(m)[0], 1e-4) <= 6,
@@ -85,14 +103,15 @@ def test_a_loop_of_ones_own():
     assert distinct(model) == 2
 
 
-def test_a_restart_goes_on_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("cost", [Grid(3), L1Constraint(15.0)], ids=repr)
+def test_a_restart_goes_on_bit_for_bit(tmp_path, cost):
     class Stop(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             if epoch == 3:
                 raise KeyboardInterrupt
 
     def fit(model, folder, *more):
-        compress = lc_keras.LearningCompression(Grid(3), checkpoint_dir=folder)
+        compress = lc_keras.LearningCompression(cost, checkpoint_dir=folder)
         model.fit(*data(), batch_size=4, epochs=8, shuffle=False, verbose=0, callbacks=[compress, *more])
 
     whole, cut = net(), net()

@@ -146,8 +146,8 @@ def growing(step, length=LENGTH):
     return strength, max(0, 1 - removed / 0.9) ** 3
 
 
-def fixed(step, length=LENGTH):
-    return 1.5 * (80 / 1.5) ** (step / STEPS) / length
+def fixed(step, length=LENGTH, first=1.5):
+    return first * (80 / first) ** (step / STEPS) / length
 
 
 def far(pull, steps, moved=1.0):
@@ -271,6 +271,19 @@ def test_what_is_kept_comes_to_other_values_in_the_last_quarter():
             grown = 1.5 * (80 / 1.5) ** (4 * step / STEPS - 3) / (EPOCHS * BATCHES / 4)
             assert strength == pytest.approx(grown)
             assert reach.slack is None and not reach.frees and 0 < reach.part < 1 and reach.ratio > 0
+
+
+def test_a_budget_that_shrinks_what_is_kept_falls_while_all_are_pulled():
+    pull = Beside(plan(STEPS), False, settles=True, shrinks=True)
+    assert not pull.looks(0)
+    for step in range(STEPS):
+        strength, reach = pull.next(step, np.nan)
+        assert strength == pytest.approx(fixed(step, first=5)) and not reach.frees and 0 < reach.part < 1
+        assert (reach.slack or 0) == pytest.approx(max(0, 1 - step / STEPS / 0.4) ** 3)
+    # Of what does not loosen to itself θ is that of the cost.
+    assert reach.slack is None and reach.ratio > 0.9
+    rigid = Beside(plan(STEPS), False, is_fixed=True, settles=True, shrinks=True)
+    assert rigid.next(0, np.nan)[1].slack is None
 
 
 # Of few values.
