@@ -74,7 +74,8 @@ As above. A penalty, and the constraint on the ℓ1 norm, are not told how many 
 was sought by the number of weights that runs of the first seed kept, not by their error. Where that number
 is not the column's, it stands beside the error. With multipliers the ℓ1 penalty keeps more again where it is
 stronger, so that its search ends off its aim, and found nothing for 1 %. At 1 % the ℓ0 penalty is ahead of
-the constraint, and behind it elsewhere. Per layer: each layer keeps the same fraction.
+the constraint, and behind it elsewhere. Per layer: each layer keeps the same fraction. The ℓ1 constraint was
+pulled through the loss here; by default it is pulled beside the optimizer now.
 """
 
 EPOCHS = """

@@ -23,8 +23,8 @@ class ReachingLagrangian(Lagrangian):
     r"""Keep θ and λ as a `Lagrangian` does, with a pull that a `Reach` describes.
 
     The C step solves for the budget of the reach, which may be looser. What it removes is pulled; what it
-    keeps is left free, if the reach says so, and has no multiplier then. If all are pulled to a looser θ, none
-    has one. θ is under the budget itself after `project`, which is for whoever shows the model.
+    keeps is left free, if the reach says so, and has no multiplier then. If it is pulled, too, to a looser θ,
+    nothing has one. θ is under the budget itself after `project`, which is for whoever shows the model.
 
     Args:
         shared: List of `SharedCost`, whose costs have budgets.

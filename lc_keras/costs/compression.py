@@ -30,8 +30,8 @@ class Compression(Serializable):
     `check` if it does not fit all weights, and what it declares:
 
     Attributes:
-        has_budget: Bool, whether weights can be said to keep it: it is a constraint. With `mu="auto"` the pull
-            is then beside the optimizer.
+        has_budget: Bool, whether weights can be said to keep it: it is a constraint. By default the pull is
+            then beside the optimizer.
         keeps_values: Bool, whether the C step keeps each weight bit for bit or zeroes it.
         can_loosen: Bool, whether it has a budget that can be `loosened`; values are kept then, unless it
             `shrinks`.

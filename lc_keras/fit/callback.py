@@ -45,11 +45,10 @@ class LearningCompression(Attached):
     Args:
         tasks: A compression (over all default kernels jointly), a `Task`, or a list
             of these.
-        mu: `"auto"` (default): for ℓ0 and N:M budgets, few values and given ranks the pull goes beside the
-            optimizer, for other costs through the loss, as strong as the run needs it (see
-            `lc_keras.fit.mu`). Or a schedule such as `Exponential(9e-5, 1.1)` or `Geometric(1e-3, 1e-1)`, a
-            function of the L step's index, or a sequence: the pull then goes through the loss, as in the
-            paper.
+        mu: `"auto"` (default): for budgets the pull goes beside the optimizer, for penalties through the
+            loss, as strong as the run needs it (see `lc_keras.fit.mu`). Or a schedule such
+            as `Exponential(9e-5, 1.1)` or `Geometric(1e-3, 1e-1)`, a function of the L step's index, or a
+            sequence: the pull then goes through the loss, as in the paper.
             μ must be positive and grow.
         steps: Int ≥ 1 or `None` (default). The number of L steps. `None`: as many as
             the epochs that `fit` is given hold, or as `mu` has elements.

@@ -213,9 +213,9 @@ def test_c_steps_against_numpy(case, multipliers):
             np.testing.assert_allclose(v, pulled(before, target.numpy(), reach.part), **near)
 
 
-def begun(reach, cost=L0Constraint(12)):
+def begun(reach, cost=None):
     keras.utils.set_random_seed(0)
-    lagrangian = attach(net(), [Task(cost)])
+    lagrangian = attach(net(), [Task(cost or L0Constraint(12))])
     lagrangian.direct_compression(1.0, reach)
     perturb(lagrangian.variables)
     lagrangian.c_step(1.0, 2.0, reach)
@@ -260,6 +260,9 @@ def test_where_all_are_pulled_to_a_looser_theta_there_are_no_multipliers():
         for found, theta in zip(lagrangian.thetas, expected(tf.constant(0.0)), strict=True):
             np.testing.assert_allclose(found, theta, **near)
     assert bits(values(lagrangian.targets)) == bits(targets)
+    lagrangian.c_step(1.0, 2.0, Reach(0.2, ratio=0.5, slack=0.2))
+    for found, theta in zip(lagrangian.targets, expected(tf.constant(0.2)), strict=True):
+        np.testing.assert_allclose(found, theta, **near)
     # They begin from the first L step towards the budget itself.
     for ratio in (0.0, 0.5):
         lagrangian.c_step(1.0, 2.0, Reach(0.2, ratio=0.5))

@@ -431,7 +431,7 @@ def test_graphs_go_with_their_cost():
     assert graphs() is None
 
 
-DECLARED = [  # keeps values or shrinks them, has a budget, which can be loosened, needs units, needs multiply-adds
+DECLARED = [  # keeps or shrinks values, has a budget, which can be loosened, needs units, multiply-adds
     (L0Constraint(1), "keeps_values has_budget can_loosen"),
     (L0Constraint(1, Neurons()), "keeps_values has_budget can_loosen needs_units"),
     (L0Constraint(1, measure="bytes"), "keeps_values has_budget can_loosen"),

@@ -59,13 +59,15 @@ def trained():
     return weights, losses
 
 
-# Each with its usual rate, and all with a thousandth of it.
-QUICK = [("count", name, 1.0) for name in KINDS] + [("norm", name, 1.0) for name in ("Adam", "Lion", "Plain")]
+# Usual rates, and a thousandth of them.
+QUICK = [("count", name, 1.0) for name in KINDS]
+QUICK += [("norm", "Adam", 1e-3), ("norm", "Lion", 1.0), ("norm", "Plain", 1.0)]
 CASES = list(itertools.product(COSTS, KINDS, (1.0, 1e-3)))
 
 
 @pytest.mark.parametrize(
-    "cost, name, rate", [pytest.param(*case, marks=[pytest.mark.slow] * (case not in QUICK)) for case in CASES]
+    "cost, name, rate",
+    [pytest.param(*case, marks=[pytest.mark.slow] * (case not in QUICK)) for case in CASES],
 )
 def test_no_optimizer_keeps_the_weights_from_theta(cost, name, rate, trained):
     (weights, direct), model = trained, net()
@@ -79,7 +81,7 @@ def test_no_optimizer_keeps_the_weights_from_theta(cost, name, rate, trained):
         assert nonzeros(model) == KEPT
     else:
         assert sum(np.abs(kernel).sum() for kernel in kernels(model)) <= RADIUS * (1 + 1e-6)
-    assert compress.gap < 0.05
+    assert compress.gap < (0.1 if name in FORGETFUL else 0.05)
     assert np.isfinite(logs["loss"]).all()
     if name not in FORGETFUL:
         # What the loss cannot move ends where direct compression would have brought it, or nearly so.
