@@ -44,6 +44,12 @@ def test_every_block_of_the_reference_runs(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_no_module_has_the_name_of_a_public_function():
+    """The site would show it in the function's place."""
+    modules = {path.stem for path in (ROOT / "lc_keras").rglob("*.py")}
+    assert not modules & set(lc_keras.__all__)
+
+
 @pytest.mark.parametrize("name", lc_keras.__all__)
 def test_every_public_name_is_in_the_reference_and_documented(name):
     assert f"`{name}`" in (ROOT / "docs/by-example.md").read_text()

@@ -4,8 +4,8 @@ Here belongs what asks a score again and again. How a single run compresses belo
 model is served, in `export`.
 """
 
+from lc_keras.search.bisection import smallest
+from lc_keras.search.by_layer import LayerSensitivity, Sensitivity, sensitivity
 from lc_keras.search.curve import Point, Smallest
-from lc_keras.search.sensitivity import LayerSensitivity, Sensitivity, sensitivity
-from lc_keras.search.smallest import smallest
 
 __all__ = ["LayerSensitivity", "Point", "Sensitivity", "Smallest", "sensitivity", "smallest"]

@@ -98,7 +98,7 @@ def test_a_metric_is_compared_with_a_run_that_keeps_all(light):
 
 
 def test_the_direction_is_that_of_the_metric():
-    from lc_keras.search.smallest import _sign
+    from lc_keras.search.bisection import _sign
 
     names = ("loss", "val_mean_squared_error", "accuracy", "val_auc", "binary_io_u")
     assert [_sign(name, "auto") for name in names[:4]] == [-1, -1, 1, 1]
