@@ -1,5 +1,6 @@
 """The time of a net at other widths: fitted to what was timed, and a budget in it."""
 
+import dataclasses
 import itertools
 
 import keras
@@ -69,6 +70,17 @@ def test_time_is_that_of_a_clock():
     ticks = itertools.count()
     found = lc_keras.latency(chain(6, 2), nets=4, seconds=1e-3, clock=lambda: next(ticks))
     assert found.milliseconds == pytest.approx(1000, rel=0.01)
+
+
+def test_a_fit_that_is_bad_is_said_to_be(recwarn):
+    model = chain(6, 2)
+    found = lc_keras.latency(model, nets=4, seconds=1e-3)
+    remember(model, dataclasses.replace(found, error=0.09))
+    timing.ensure_known(model)
+    assert not recwarn
+    remember(model, dataclasses.replace(found, error=0.36))
+    with pytest.warns(UserWarning, match="misjudged by 36 % in the mean"):
+        timing.ensure_known(model)
 
 
 def test_real_times_are_kept_in_a_file_and_known_of_copies(tmp_path):
