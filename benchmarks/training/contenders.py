@@ -12,7 +12,17 @@ import lc_keras
 from benchmarks.nets import Net
 from benchmarks.peers import peer
 from examples import tradeoff
-from lc_keras import L0Constraint, L0Penalty, L1Constraint, L1Penalty, LearningCompression, Task
+from lc_keras import (
+    Codebook,
+    L0Constraint,
+    L0Penalty,
+    L1Constraint,
+    L1Penalty,
+    LearningCompression,
+    RankSelection,
+    Sum,
+    Task,
+)
 from lc_keras.baselines import GradualPruning, MagnitudePruning
 from lc_keras.model import default_kernels
 
@@ -100,6 +110,16 @@ CONTENDERS = {
             "LC ℓ1 constraint", lambda part, norm: L1Constraint(part * norm), strength=0.1, slope=1
         )
     ),
+    # Of these the budget is of the weights that are kept, or corrected, if it plays a part at all.
+    "LC 2 values": Contender(lambda keep: LearningCompression(Codebook(2))),
+    "LC 16 values": Contender(lambda keep: LearningCompression(L0Constraint(keep, values=Codebook(16)))),
+    "LC 2 values of what is kept": Contender(
+        lambda keep: LearningCompression(L0Constraint(keep, values=Codebook(2)))
+    ),
+    "LC 2 values, corrected": Contender(
+        lambda keep: LearningCompression(Sum(Codebook(2), L0Constraint(keep)))
+    ),
+    "LC ranks that pay": Contender(lambda keep: LearningCompression(RankSelection(1e-6))),
     "gradual": Contender(
         lambda keep, **settings: GradualPruning(L0Constraint(keep), **settings),
         _options("until", 0.75, 0.5),
@@ -159,7 +179,7 @@ def run(start, name, keep, epochs, settings, strength=None):
         strength: Float, for a contender that is not told what to keep.
 
     Returns:
-        Dict of figures: `kept`, `density`, `error` in %, `density_by_layer` and `seconds`.
+        Dict of figures: `kept`, `density`, `error` in %, `kilobytes`, `density_by_layer` and `seconds`.
     """
     began = time.perf_counter()
     contender = CONTENDERS[name]
@@ -199,5 +219,5 @@ def run(start, name, keep, epochs, settings, strength=None):
         point = tradeoff.measure(name, model, start.measured)
         densities = {row.path: row.density for row in lc_keras.report(model).rows}
         figures = {"kept": point.kept, "density": point.density, "error": point.error}
-        figures["density_by_layer"] = densities
+        figures |= {"kilobytes": point.kilobytes, "density_by_layer": densities}
     return figures | {"seconds": time.perf_counter() - began}

@@ -243,6 +243,17 @@ def table(rows):
     return "\n".join(lines)
 
 
+def sizes(rows):
+    """Mean error over the seeds against what the weights take: a line for each contender and budget."""
+    lines = [f"{'':30}{'budget':>8}{'kept':>10}{'kB':>8}{'error, %':>10}  seeds"]
+    for keep, name in dict.fromkeys((row["keep"], row["contender"]) for row in rows):
+        own = _of(rows, {"contender": name, "keep": keep})
+        kept, size, wrong = (statistics.mean(r[n] for r in own) for n in ("kept", "kilobytes", "error"))
+        seeds = ", ".join(str(row["seed"]) for row in own)
+        lines.append(f"{name:30}{100 * keep:>6g} %{kept:>10,.0f}{size:>8.1f}{wrong:>10.2f}  {seeds}")
+    return "\n".join(lines)
+
+
 def percents(keeps):
     """Returns budgets as text."""
     return ", ".join(f"{100 * keep:g} %" for keep in sorted(keeps, reverse=True))

@@ -36,7 +36,8 @@ class Compression(Serializable):
         can_loosen: Bool, whether it has a budget that can be `loosened`; values are kept then, unless it
             `shrinks`.
         shrinks: Bool, whether the C step makes weights smaller that it does not zero.
-        carries: Bool, whether a map learned of some weights may be used for others.
+        few_values: Bool, whether weights can only be at few places far from one another.
+        maps_others: Bool, whether the maps found for some weights bring others under the cost, too.
         needs_units: Bool, whether its `Layout`s should say which units of a model's graph weights make.
         needs_macs: Bool, whether its `Layout`s must say how many multiply-adds weights take.
         needs_time: Bool, whether they must say how many nanoseconds.
@@ -46,7 +47,8 @@ class Compression(Serializable):
     keeps_values: ClassVar[bool] = False
     can_loosen: ClassVar[bool] = False
     shrinks: ClassVar[bool] = False
-    carries: ClassVar[bool] = False
+    few_values: ClassVar[bool] = False
+    maps_others: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

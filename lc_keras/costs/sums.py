@@ -61,6 +61,10 @@ class Sum(Compression):
         return all(part.has_budget for part in self.parts)
 
     @property
+    def few_values(self) -> bool:  # type: ignore[override]  # of these parts
+        return any(part.few_values for part in self.parts)
+
+    @property
     def needs_macs(self) -> bool:
         return any(part.needs_macs for part in self.parts)
 

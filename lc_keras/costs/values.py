@@ -13,7 +13,7 @@ class Values(Compression):
     A subclass overrides `learn`, and `nearest` if what it learns is no vector of values.
     """
 
-    has_budget = carries = True
+    has_budget = few_values = maps_others = True
 
     def learn(self, weights: Tensors, layouts: Layouts, sparse: bool = False) -> list[tf.Tensor]:
         """Find the values for some weights.

@@ -114,7 +114,7 @@ class ThroughLoss(Pull):
 
 
 class Carrying(Pull):
-    r"""Pull weights of few values all the way to θ in each L step, and let θ change less and less.
+    r"""Pull weights all the way to θ in each L step, and let θ change less and less.
 
     $a = 1 - e^{-5/n}$ in L steps of n batches brings a weight whose value changed to the new one in time. Of
     what the optimizer moves a weight in a batch, $(1 - a) / a$ is left in the end, so that times $n a / (1 -

@@ -62,7 +62,7 @@ class CompressionRun(Run, Resumable):
         self._is_fixed = not all(cost.can_loosen for cost in costs)
         self._settles = not all(cost.keeps_values for cost in costs)
         self._shrinks = any(cost.shrinks for cost in costs)
-        self._carries = self._beside and callback.multipliers and all(cost.carries for cost in costs)
+        self._carries = self._beside and callback.multipliers and all(cost.few_values for cost in costs)
         self._limits_rate = callback.limit_learning_rate and not self._beside
         beside = CarryingLagrangian if self._carries else ReachingLagrangian
         with model.distribute_strategy.scope():

@@ -7,7 +7,7 @@ import pytest
 from lc_keras.algorithm.beside import Reach
 from lc_keras.algorithm.carrying import CarryingLagrangian
 from lc_keras.algorithm.tasks import Task, bind_tasks
-from lc_keras.costs import Binary, Codebook
+from lc_keras.costs import Binary, Codebook, L0Constraint, Sum
 
 
 def net(dtype=None):
@@ -88,3 +88,17 @@ def test_weights_that_rest_on_their_values_are_not_carried(dtype):
         for variable, theta in zip(lagrangian.variables, lagrangian.thetas, strict=True):
             variable.assign(theta)
     np.testing.assert_allclose(flat(lagrangian.targets), v, atol=1e-5)
+
+
+def test_a_sum_is_found_for_where_its_weights_would_be():
+    lagrangian, _ = begun([Task(Sum(Binary(), L0Constraint(6)))])
+    w = flat(lagrangian.variables)
+    grown = flat(lagrangian.targets) / w
+    np.testing.assert_allclose(grown, grown[0], rtol=1e-4)
+    assert grown[0] > 1.01
+    v = flat(lagrangian.targets) + 2 * (w - flat(lagrangian.thetas))
+    lagrangian.c_step(0.5, 0.5, Reach(0.8, 2.0))
+    np.testing.assert_allclose(flat(lagrangian.targets), v, rtol=1e-4, atol=1e-5)
+    values, counts = np.unique(flat(lagrangian.thetas).round(5), return_counts=True)
+    # All but six have one of two values.
+    assert np.sort(counts)[-2:].sum() >= lagrangian.size - 6 and len(values) > 2
