@@ -137,8 +137,8 @@ class L0Constraint(Grouped):
             at_least = "one unit" if self.keep_at_least is None else self.keep_at_least
             part = math.ceil(1000 * least / total) / 1000
             raise ValueError(
-                f"Expected `keep` to be at least {fewest} {self.measure}, {part} of all, which may be needed for "
-                f"what is kept in any case (of each layer {at_least}, and units that cannot be removed). "
+                f"Expected `keep` to be at least {fewest} {self.measure}, {part} of all, which may be needed "
+                f"for what is kept in any case (of each layer {at_least}, and units that cannot be removed). "
                 f"Received: {received}"
             )
         return min(kappa, total)
