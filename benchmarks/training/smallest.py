@@ -34,8 +34,6 @@ UNITS = {
 # start, times that of the net.
 EPOCHS = {"tabular": 30, "unet": 10, "lenet5": 6, "resnet": 6}
 RATES = {"tabular": 0.3, "unet": 0.3, "lenet5": 1.0, "resnet": 0.3}
-# Where the rate is 0 at the end, what LC leaves of neurons does not recover (benchmarks/results.py).
-SCHEDULES = {"weights": "cosine", "neurons": "falling"}
 # Whose images may be mirrored. Without that more epochs do the ResNet harm, with everything kept.
 FLIPPED = ("resnet",)
 _BATCHES = 100
@@ -67,7 +65,7 @@ def row_of(net, contender, units, args):
         if net.name in FLIPPED:
             batches = batches.map(lambda x, y: (tf.image.random_flip_left_right(x), y))
         rate = args.rate or RATES[net.name]
-        running.prepare(model, optimizers.make("SGD", net.rate, rate, SCHEDULES[units], total))
+        running.prepare(model, optimizers.make("SGD", net.rate, rate, "cosine", total))
         return model.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
 
     try:

@@ -144,7 +144,8 @@ class Beside(Pull):
     weights to keep. If the kept weights, going on as in the latest L step, would move by more than 0.7 of
     their norm in the rest of the run, and that three times in a row in the first 15 % of it, all weights are
     pulled from then on, to θ of the budget itself, with s from 1.5 to 80. Other optimizers move weights that
-    do not matter as far as those that do, and a fixed budget then keeps the wrong ones.
+    do not matter as far as those that do, and a fixed budget then keeps the wrong ones. Units are removed in
+    three quarters of the run then, too: what goes with a late one, at a rate that has fallen, is lost.
 
     A budget that makes weights smaller, as that of a norm, is not kept by weights that are free. All are
     pulled then, with s from 5 to 80. The budget falls in 0.4 of the run, as above; multipliers begin where it
@@ -160,6 +161,7 @@ class Beside(Pull):
         settles: Bool, default `False`: whether what is kept must also come to other values, in the last
             quarter.
         shrinks: Bool, default `False`: whether the C step makes what is kept smaller, too.
+        units: Bool, default `False`: whether units of the model's graph are removed, such as neurons.
     """
 
     _REMOVING, _FALLING = 0.75, 0.9
@@ -176,9 +178,10 @@ class Beside(Pull):
         is_fixed: bool = False,
         settles: bool = False,
         shrinks: bool = False,
+        units: bool = False,
     ) -> None:
         super().__init__(plan)
-        self._settles, self._shrinks = settles, shrinks
+        self._settles, self._shrinks, self._units = settles, shrinks, units
         self._by_gradient = by_gradient
         self._is_fixed = is_fixed
         self._far = 0
@@ -206,6 +209,8 @@ class Beside(Pull):
             (first, last), length = _PULL, min(self._batches, _MOST_BATCHES)
             if not self._is_fixed:
                 first, slack = self._SHRINKING, max(0.0, 1 - progress / self._SHRUNK) ** 3 or None
+            elif self._units:
+                progress, length, slack = path, self._REMOVING * length, None if path < 1 else 0.0
         elif self._settles and path >= 1:
             (first, last), length = _PULL, (1 - self._REMOVING) * self._batches
             progress = (progress - self._REMOVING) / (1 - self._REMOVING)

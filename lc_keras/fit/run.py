@@ -62,6 +62,7 @@ class CompressionRun(Run, Resumable):
         self._is_fixed = not all(cost.can_loosen for cost in costs)
         self._settles = not all(cost.keeps_values for cost in costs)
         self._shrinks = any(cost.shrinks for cost in costs)
+        self._units = any(cost.needs_units for cost in costs)
         self._carries = self._beside and callback.multipliers and all(cost.few_values for cost in costs)
         self._limits_rate = callback.limit_learning_rate and not self._beside
         beside = CarryingLagrangian if self._carries else ReachingLagrangian
@@ -249,7 +250,9 @@ class CompressionRun(Run, Resumable):
             self._pull = Carrying(self._plan)
         elif self._beside:
             by_gradient = self._rate.is_by_gradient and not self._settles
-            self._pull = Beside(self._plan, by_gradient, self._is_fixed, self._settles, self._shrinks)
+            self._pull = Beside(
+                self._plan, by_gradient, self._is_fixed, self._settles, self._shrinks, self._units
+            )
         elif is_automatic(given.mu):
             self._pull = ThroughLoss(self._plan, self._rate)
         else:

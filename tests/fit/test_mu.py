@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -250,6 +251,20 @@ def test_nothing_is_seen_of_no_batch():
     pull = Beside(plan(STEPS), True)
     pull.look(0, 1.0, 0)
     assert pull.looks(1)
+
+
+def test_units_of_a_fixed_budget_go_in_three_quarters_of_the_run():
+    pull, weights = (
+        Beside(plan(STEPS), True, is_fixed=True, units=True),
+        Beside(plan(STEPS), True, is_fixed=True),
+    )
+    last = math.ceil(0.75 * STEPS)
+    for step in range(STEPS):
+        (strength, reach), (gentle, _) = pull.next(step, np.nan), weights.next(step, np.nan)
+        if step < last:
+            assert reach.slack is None and not reach.frees and strength > gentle
+        else:
+            assert reach == Reach(part=1.0, slack=0.0, frees=True)
 
 
 def test_a_budget_that_cannot_be_loosened_is_fixed_from_the_start():

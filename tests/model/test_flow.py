@@ -265,7 +265,8 @@ def test_an_array_among_the_inputs_of_a_merge(merge):
     model = randomized(keras.Model(x, layers.Dense(2)(merge()([a(x), np.ones((4, 6), "float32")]))))
     kill(a, [0, 1])
     assert_same_outputs(model, shrink(model))
-    compress_directly(model, L0Constraint(0.6, Neurons()))
+    with pytest.raises(ValueError, match="of which none can be removed"):
+        compress_directly(model, L0Constraint(0.6, Neurons()))
 
 
 def test_a_model_of_a_list_of_inputs_that_is_called_with_a_dictionary():
@@ -308,7 +309,8 @@ def test_an_open_axis_that_is_divided():
     model = sequential((None, 3), *stack)
     small, x = shrink(model), np.ones((1, 4, 3), "float32")
     np.testing.assert_allclose(small(x), model(x), rtol=1e-5)
-    compress_directly(model, L0Constraint(0.6, Neurons()))
+    with pytest.raises(ValueError, match="of which none can be removed"):
+        compress_directly(model, L0Constraint(0.6, Neurons()))
 
 
 def test_a_layer_that_hands_on_a_list():
