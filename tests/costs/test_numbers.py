@@ -312,6 +312,7 @@ print(float(result.density), (before - empty) / held.size, (resident("VmHWM") - 
 """
 
 
+@pytest.mark.slow
 def test_forty_million_weights():
     """The peak of a C step beside w, θ and λ, in bytes a weight, of ten tensors alike."""
     if sys.platform != "linux":

@@ -97,6 +97,7 @@ def test_the_compose_file_fits_the_other_files():
     assert sum("_file=/config/" in line for line in lines) == 2
 
 
+@pytest.mark.slow
 def test_saved_model_cli(tmp_path):
     model, x = net(), np.random.normal(size=(3, 64)).astype("float32")
     export_saved_model(model, tmp_path / "1", compute="sparse")
