@@ -137,8 +137,7 @@ images of the ResNet are mirrored in the runs, and were not for its reference. S
 budgets: the tables above have what more of them reach.
 
 The rate falls to 0 by a cosine. In neurons LC is behind there on the table's net, at a budget that is far
-above those of the others: what a late choice of neurons takes away is not made up for at a rate near 0. Where
-the rate falls by 0.98^40 instead, as elsewhere on this page, all three reach 10 %.
+above those of the others: what a late choice of neurons takes away is not made up for at a rate near 0.
 """
 
 MILLISECONDS = """

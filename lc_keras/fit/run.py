@@ -251,7 +251,12 @@ class CompressionRun(Run, Resumable):
         elif self._beside:
             by_gradient = self._rate.is_by_gradient and not self._settles
             self._pull = Beside(
-                self._plan, by_gradient, self._is_fixed, self._settles, self._shrinks, self._units
+                self._plan,
+                by_gradient,
+                is_fixed=self._is_fixed,
+                settles=self._settles,
+                shrinks=self._shrinks,
+                units=self._units,
             )
         elif is_automatic(given.mu):
             self._pull = ThroughLoss(self._plan, self._rate)
