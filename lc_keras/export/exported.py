@@ -142,6 +142,11 @@ class SavedModelExport(_Export):
         if not os.path.basename(self.path).isdecimal():
             first = os.path.join(self.path, "1")
             yield f"A model server looks for numbers: version=\"next\" writes '{first}'."
+        if grown := [weight.path for weight in sparse if weight.nbytes > weight.dense_nbytes]:
+            yield (
+                f"Larger sparse than dense, with too few zeros: {', '.join(grown)}. Prune further, or export "
+                'with compute="auto".'
+            )
         if not packed:
             yield "No weight is packed: dense storage was asked for, or none has enough zeros or few values."
         rounded = max(self.weights, key=lambda weight: weight.error, default=None)

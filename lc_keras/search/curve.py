@@ -107,5 +107,5 @@ def table_of(points: Sequence[Point], limit: float, *notes: str) -> Table:
         density, reached = f"{100 * p.density:.2f} %", "yes" if p.reached else "no"
         runs, seconds = str(len(p.scores)), f"{p.seconds:.1f}"
         rows.append((f"{p.budget:.4g}", density, f"{p.score:.4g}", reached, runs, seconds))
-    head = ("budget", "weights kept", "score", "reached", "runs", "seconds")
+    head = ("budget", "weights not zero", "score", "reached", "runs", "seconds")
     return Table(head, rows, notes=(f"Asked for: {limit:.4g}", *notes))

@@ -50,6 +50,15 @@ def test_it_says_its_inputs_and_compares_files(tmp_path):
     assert "if every weight" not in str(dense)
 
 
+def test_it_says_what_is_larger_sparse_than_dense(tmp_path):
+    model = net()
+    assert "Larger" not in str(export_saved_model(model, tmp_path / "pruned", compute="sparse"))
+    last = model.layers[-1]
+    last.kernel.assign(np.ones(last.kernel.shape))
+    exported = export_saved_model(model, tmp_path / "full", compute="sparse")
+    assert f"Larger sparse than dense, with too few zeros: {last.kernel.path}." in str(exported)
+
+
 def test_in_a_notebook_it_is_a_table(tmp_path):
     exported = export_saved_model(net(), tmp_path / "1")
     shown = exported._repr_html_()
