@@ -5,7 +5,6 @@ batch of one waits for memory (Idelbayev & Carreira-Perpiñán, Beyond FLOPs in 
 networks: optimizing device-specific inference runtime, ICIP 2021, who fit such a model to timed layers).
 """
 
-import math
 import os
 import platform
 import statistics
@@ -28,7 +27,7 @@ from lc_keras.model.macs import count_uses
 from lc_keras.shrinking.rebuilding import Rebuilt
 
 _WIDTHS = (0.15, 0.3, 0.5, 0.75, 1.0)
-_ROUNDS = 10
+_ROUNDS, _TURN = 10, 5
 # Budgets missed by more are not what was asked for (`benchmarks/serving/milliseconds.py`).
 _BAD = 0.1
 # How much a coefficient of its own costs a kernel, against the squared relative error of a net.
@@ -53,7 +52,8 @@ def latency(
         model: Functional or built Sequential `keras.Model`.
         batch_size: Int ≥ 1, default 1: the examples of a batch.
         nets: Int ≥ 4, default 20: how many nets to time.
-        seconds: Float > 0, default 10: for how long to time, ten rounds at least; the lower quartile counts.
+        seconds: Float > 0, default 10: for how long to time, ten batches of each net at least, of which the
+            lower quartile counts.
         path: Path or `None` (default): a file to read this from, or to write it to if it is not there yet,
             as for a training that may be cut off, or one on another machine than the net is for.
         clock: Function that returns seconds, default `time.perf_counter`. `time.process_time` is less
@@ -259,19 +259,27 @@ def quartiles(
 ) -> list[float]:
     """Return the lower quartile of the times of a batch, for models that take turns, in milliseconds.
 
-    What else runs on the machine makes a batch slower, and never faster.
+    A turn is a few batches, before which one is not timed: a model that is served finds its weights in the
+    cache, which others have emptied. What else runs on the machine makes a batch slower, and never faster.
     """
     calls = [(_call(model), _inputs(model, batch_size)) for model in models]
     times: list[list[float]] = [[] for _ in models]
-    end = math.inf
-    while len(times[0]) < _ROUNDS + 2 or time.monotonic() < end:
-        # The first round traces, and the second one warms up.
-        end = time.monotonic() + seconds if len(times[0]) == 1 else end
-        for (call, inputs), measured in zip(calls, times, strict=True):
-            start = clock()
-            keras.tree.map_structure(lambda t: t.numpy(), call(inputs))
-            measured.append(1e3 * (clock() - start))
-    return [float(np.quantile(measured[2:], 0.25)) for measured in times]
+
+    def run(index: int) -> None:
+        call, inputs = calls[index]
+        keras.tree.map_structure(lambda t: t.numpy(), call(inputs))
+
+    for index in range(len(models)):
+        run(index)  # traces
+    end = time.monotonic() + seconds
+    while len(times[0]) < _ROUNDS or time.monotonic() < end:
+        for index, measured in enumerate(times):
+            run(index)
+            for _ in range(_TURN):
+                start = clock()
+                run(index)
+                measured.append(1e3 * (clock() - start))
+    return [float(np.quantile(measured, 0.25)) for measured in times]
 
 
 def _call(model: keras.Model) -> Callable[[object], object]:

@@ -66,6 +66,23 @@ def test_most_widths_that_are_timed_are_no_multiples_of_8(monkeypatch):
     assert len(smaller) > 20 and np.mean(np.mod(smaller, 8) == 0) < 0.25
 
 
+def test_a_model_is_timed_with_its_weights_in_the_cache(monkeypatch):
+    now, last = [0.0], [None]
+
+    def call(name):
+        def run(_):
+            # The first batch after those of another model takes ten times as long.
+            now[0] += 10.0 * name if last[0] != name else name
+            last[0] = name
+            return np.zeros(1)
+
+        return lambda inputs: keras.tree.map_structure(tf.constant, run(inputs))
+
+    monkeypatch.setattr(timing, "_call", call)
+    monkeypatch.setattr(timing, "_inputs", lambda *_: None)
+    assert timing.quartiles([1, 2], 1, 0.0, lambda: now[0]) == [1000.0, 2000.0]
+
+
 def test_time_is_that_of_a_clock():
     ticks = itertools.count()
     found = lc_keras.latency(chain(6, 2), nets=4, seconds=1e-3, clock=lambda: next(ticks))
