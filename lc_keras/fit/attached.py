@@ -123,7 +123,7 @@ class Attached(keras.callbacks.Callback):
             if logs is not None:
                 logs.update(run.logs)
                 self.history.append({"epoch": epoch + 1, **logs})
-            self._verdict.note(logs)
+            self._verdict.note(logs, self._attachment.first_logs)
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         with self._running() as run:

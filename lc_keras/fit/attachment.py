@@ -78,6 +78,7 @@ class Attachment:
 
     Attributes:
         run: `Run` that is attached, or `None`.
+        first_logs: What the first batch of the `fit` logged, before the model was changed, or `None`.
     """
 
     def __init__(self, callback: keras.callbacks.Callback) -> None:
@@ -89,6 +90,7 @@ class Attachment:
         self._first_epoch: np.int64 | None = None
         self._train_function: Any = None
         self.run: Run | None = None
+        self.first_logs: Logs | None = None
         # Keras would begin every later `fit` where an earlier one was resumed.
         set_first_epoch(self._model, None)
 
@@ -179,12 +181,15 @@ class Attachment:
             self._model.make_train_function(force=True)
             return self._model.train_function(iterator)
         try:
-            return self.run.execute(self._train_function, iterator)
+            logs = self.run.execute(self._train_function, iterator)
         except (StopIteration, tf.errors.OutOfRangeError):
             raise
         except BaseException as error:
             self.fail(error)
             raise
+        if self.first_logs is None:
+            self.first_logs = logs
+        return logs
 
     def _trace(self) -> None:
         if hasattr(self._model.train_step, "python_function"):

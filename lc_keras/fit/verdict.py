@@ -11,8 +11,9 @@ from lc_keras.algorithm.tasks import Task
 
 # What is more than a few per cent.
 FEW_PERCENT = 0.05
-# A metric is far below that of the first epoch: of training data, and of validation data, which are harder.
-_BELOW, _VALIDATION_BELOW = 0.8, 0.6
+# A metric is far below that of the first epoch: of training data, and of validation data, which are harder;
+# or below that of the first batch, which no update has changed yet.
+_BELOW, _VALIDATION_BELOW, _BELOW_BATCH = 0.8, 0.6, 0.5
 # Metrics that are better the larger they are, by a word of their names; `MeanIoU` is "mean_io_u".
 _SCORES = {"acc", "accuracy", "auc", "precision", "recall", "f1", "fbeta", "io", "iou", "r2"}
 
@@ -25,14 +26,15 @@ class Verdict:
     ) -> None:
         self._model, self._tasks, self._variables = model, tasks, variables
         self._trainable = set(map(id, model.trainable_variables))
+        self._batch: dict[str, float] = {}
         self._first: dict[str, float] = {}
         self._last: dict[str, float] = {}
 
-    def note(self, logs: dict[str, float] | None) -> None:
-        """Note the logs of an epoch."""
-        scores = {k: v for k, v in (logs or {}).items() if _SCORES.intersection(k.lower().split("_"))}
-        self._first = self._first or scores
-        self._last = scores
+    def note(self, logs: object, first_batch: object = None) -> None:
+        """Note the logs of an epoch, and of the first batch of the `fit`."""
+        self._batch = self._batch or _scores(first_batch)
+        self._last = _scores(logs)
+        self._first = self._first or self._last
 
     def give(self, gap: float) -> None:
         """Warn, in one line, of what looks bad; `gap` is the last one, 0 where it was said already."""
@@ -51,19 +53,25 @@ class Verdict:
                 f"{_listed(lost)} lost all weights: keep more, leave out these layers by a `Task` of the "
                 "others, or give each its own share (`per_layer`, `keep_at_least`)"
             )
-        for name, first in self._first.items():
-            for last_name, part in ((name, _BELOW), (f"val_{name}", _VALIDATION_BELOW)):
-                last = self._last.get(last_name, first)
-                if not name.startswith("val_") and 0 <= last < part * first:
-                    yield (
-                        f"{last_name} ended at {last:.3g}, where {name} was {first:.3g} in the first epoch: "
-                        "keep more, give `fit` more epochs, or look at the learning rate"
-                    )
+        fallen = [*self._fallen(self._first, _BELOW, _VALIDATION_BELOW, "in the first epoch")]
+        yield from fallen or self._fallen(self._batch, _BELOW_BATCH, _BELOW_BATCH, "before the first update")
         if late := [v.path for v in self._unfrozen()]:
             yield (
                 f"{_listed(late)} became trainable after `fit` had begun and has no budget: make it "
                 "trainable before, or call `fit` once more"
             )
+
+    def _fallen(
+        self, first: dict[str, float], part: float, validation_part: float, when: str
+    ) -> Iterator[str]:
+        for name, before in first.items():
+            for last_name, least in ((name, part), (f"val_{name}", validation_part)):
+                last = self._last.get(last_name, before)
+                if not name.startswith("val_") and 0 <= last < least * before:
+                    yield (
+                        f"{last_name} ended at {last:.3g}, where {name} was {before:.3g} {when}: "
+                        "keep more, give `fit` more epochs, or look at the learning rate"
+                    )
 
     def _unfrozen(self) -> Iterator[keras.Variable]:
         compressed = set(map(id, self._variables))
@@ -73,6 +81,13 @@ class Verdict:
                 for variable in task.select(self._model):
                     if id(variable) not in compressed and id(variable) not in self._trainable:
                         yield variable
+
+
+def _scores(logs: object) -> dict[str, float]:
+    """Return the metrics that are better if larger; of one with a value for each class, the mean."""
+    metrics = logs if isinstance(logs, dict) else {}
+    names = [name for name in metrics if _SCORES.intersection(name.lower().split("_"))]
+    return {name: float(np.mean(metrics[name])) for name in names}
 
 
 def _listed(paths: Sequence[str]) -> str:

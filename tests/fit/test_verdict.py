@@ -6,7 +6,7 @@ import pytest
 
 from helpers import KEPT, fit, lc, net, spy
 from lc_keras import L0Constraint, LearningCompression, Task
-from lc_keras.baselines import MagnitudePruning
+from lc_keras.baselines import GradualPruning, MagnitudePruning
 from lc_keras.fit.verdict import Verdict
 
 
@@ -39,6 +39,30 @@ def test_a_gap(gap, bad, recwarn):
 def test_a_metric_far_below_that_of_the_first_epoch(first, last, named, recwarn):
     found = said(first=first, last=last, recwarn=recwarn)
     assert len(found) == (named is not None) and (named is None or named in found[0])
+
+
+def test_a_metric_with_a_value_for_each_class(recwarn):
+    first, last = {"f1_score": np.array([0.9, 0.5])}, {"f1_score": np.array([0.1, 0.2])}
+    (found,) = said(first=first, last=last, recwarn=recwarn)
+    assert "f1_score ended at 0.15, where f1_score was 0.7 in the first epoch" in found
+
+
+class Forgetful(keras.optimizers.SGD):
+    """What it updates becomes zero, as with Ftrl, whose weights follow from sums that begin at zero."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        self.assign(variable, 0 * gradient)
+
+
+@pytest.mark.parametrize("prune", [lc, lambda: GradualPruning(L0Constraint(KEPT))], ids=["LC", "baseline"])
+def test_what_is_lost_with_the_first_update(prune):
+    y = np.arange(160) % 4
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, use_bias=False)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(Forgetful(), loss, metrics=["accuracy"])
+    model.layers[0].kernel.assign(np.eye(4))
+    with pytest.warns(UserWarning, match=r"accuracy was 1 before the first update"):
+        model.fit(np.eye(4)[y], y, batch_size=4, epochs=2, verbose=0, callbacks=[prune()])
 
 
 @pytest.mark.parametrize("prune", [lc, lambda: MagnitudePruning(L0Constraint(KEPT))], ids=["LC", "baseline"])
