@@ -22,6 +22,8 @@ from lc_keras.model.flow.graph import in_order
 from lc_keras.model.flow.kinds import Flow, Wall
 from lc_keras.model.flow.opening import tensors_of, with_shown_mask
 from lc_keras.model.flow.units import Signal, Weight, find
+from lc_keras.shrinking.configs import config_of, without_fixed_values
+from lc_keras.shrinking.factoring import Factors, Pair, split
 from lc_keras.shrinking.stand_ins import stand_in
 
 
@@ -35,7 +37,10 @@ def shrink(model: keras.Model) -> keras.Model:
     unknown kinds stay as they are, with all that goes in and out of them; those that cannot be made anew from
     their config, as Keras makes them, are in both models.
 
-    Any model with zeros in it will do, however they came there. The model itself is not changed.
+    A dense layer or a convolution whose kernel, as it stays, is of low rank becomes two layers, where these
+    have fewer weights than it has that are not zero; outputs are equal up to rounding then.
+
+    Any model with zeros or low ranks in it will do, however they came there. The model itself is not changed.
 
     Args:
         model: Functional or built Sequential `keras.Model`, of any depth of nesting.
@@ -55,29 +60,23 @@ def shrink(model: keras.Model) -> keras.Model:
     small.save("small.keras")
     ```
     """
-    small, _, _ = rebuild(model)
+    small, _ = rebuild(model)
     return small
 
 
-def rebuild(model: keras.Model) -> tuple[keras.Model, Graph, list[keras.Layer]]:
-    """Return the smaller model, the graph of the model, and the layers of which nothing is left.
+def rebuild(model: keras.Model) -> tuple[keras.Model, "Rebuilt"]:
+    """Return the smaller model, and how it was made.
 
     Args:
         model: As that of `shrink`.
 
-    Returns:
-        `keras.Model`, `Graph` and a list of layers.
-
     Raises:
         TypeError: As `shrink`.
     """
-    graph = Graph(model)
-    rebuilt = Rebuilt(graph)
+    rebuilt = Rebuilt(Graph(model))
     small = rebuilt.model(model)
     rebuilt.set_weights()
-    left = set(map(id, layers_in(small)))
-    weighty = [flow.layer for flow in graph.layers.values() if flow.weights]
-    return small, graph, [layer for layer in weighty if id(rebuilt.instead_of(layer)) not in left]
+    return small, rebuilt
 
 
 class Rebuilt:
@@ -89,11 +88,12 @@ class Rebuilt:
     """
 
     def __init__(self, graph: Graph, stays: np.ndarray | None = None) -> None:
-        self._graph = graph
+        self.graph = graph
         self._stays = graph.kept() if stays is None else stays
         self._made: dict[int, keras.Layer] = {}
         # What is called instead of a layer, which may be a function.
         self._calls: dict[int, Any] = {}
+        self._factors: dict[int, Factors | None] = {}
         self._copies: list[tuple[keras.Layer, keras.Layer]] = []
         self._wholes: list[tuple[keras.Layer, keras.Layer]] = []
         # The layers inside of which layers are being made, by name.
@@ -106,7 +106,7 @@ class Rebuilt:
         self._made.update(zip(map(id, graph.tied), made, strict=True))
 
     def model(self, model: keras.Model) -> keras.Model:
-        functional, signals = as_functional(model), self._graph.models[id(model)]
+        functional, signals = as_functional(model), self.graph.models[id(model)]
         kind = _class_of(model)
         if kind is None:
             copy = None if self._changes(model) else self._copy(model)
@@ -115,7 +115,8 @@ class Rebuilt:
             kind = keras.Sequential if isinstance(model, keras.Sequential) else keras.Model
         inputs = [self._input(*pair) for pair in zip(functional.inputs, signals, strict=True)]
         if issubclass(kind, keras.Sequential):
-            stack = [*map(self._operation, model.layers)]
+            made = map(self._operation, model.layers)
+            stack = [layer for some in made for layer in (some if isinstance(some, Pair) else [some])]
             if all(isinstance(layer, keras.Layer) for layer in stack):
                 return kind([*inputs, *stack], name=self._name(model), trainable=model.trainable)
             kind = keras.Model
@@ -127,30 +128,44 @@ class Rebuilt:
         return new
 
     def instead_of(self, layer: keras.Layer) -> Any:
-        """Return what stands for a layer, `None` if it was not even made."""
-        return self._made.get(id(layer))
+        """Return what stands for a layer, the last of two, `None` if it was not even made."""
+        made = self._made.get(id(layer))
+        return made[-1] if isinstance(made, Pair) else made
+
+    def factors(self, flow: Flow) -> Factors | None:
+        """Return the kernels of two layers to take the place of one, `None` where one stays."""
+        key = id(flow.layer)
+        if key not in self._factors:
+            stays = self.graph.units.dead or not flow.ways or key in map(id, self.graph.tied)
+            self._factors[key] = None if stays else split(self._folded(flow)["kernel"], flow.ways)
+        return self._factors[key]
 
     def set_weights(self) -> None:
         for made, model in self._copies:
             _copy_state(made, model, all_of_it=True)
         for made, layer in self._wholes:
             _restore(made, layer)
-        for flow in self._graph.layers.values():
+        for flow in self.graph.layers.values():
             # What only masks need may be made by Keras itself.
             made = self._made.get(id(flow.layer))
-            if isinstance(made, keras.Layer) and made is not flow.layer:
+            factors = self.factors(flow)
+            if isinstance(made, Pair) and factors:
+                _, *others = self._weights(flow)
+                made[0].set_weights([factors.first])
+                made[1].set_weights([factors.second, *others])
+            elif isinstance(made, keras.Layer) and made is not flow.layer:
                 if isinstance(flow, Wall):
                     _restore(made, flow.layer)
                 else:
                     made.set_weights(self._weights(flow))
 
     def _changes(self, model: keras.Model) -> bool:
-        """Return whether units of anything in a model go."""
-        flows = self._graph.inside[id(model)]
-        if any(flow.bypasses(self._kept(flow)) for flow in flows):
+        """Return whether units of anything in a model go, or two layers take the place of one."""
+        flows = self.graph.inside[id(model)]
+        if any(flow.bypasses(self._kept(flow)) or self.factors(flow) for flow in flows):
             return True
         signals = [s for flow in flows for s in flow.all_signals]
-        return not all(self._stays[s.ids].all() for s in (*signals, *self._graph.models[id(model)]))
+        return not all(self._stays[s.ids].all() for s in (*signals, *self.graph.models[id(model)]))
 
     def _copy(self, model: keras.Model) -> keras.Model | None:
         """Return a copy of a model that its own class makes, `None` if it makes another one of the config."""
@@ -190,12 +205,12 @@ class Rebuilt:
     def _again(self, operation: keras.Layer) -> Any:
         if id(operation) in self._made:
             return self._made[id(operation)]
-        if id(operation) in self._graph.models:
+        if id(operation) in self.graph.models:
             return self._inline(operation) if self._is_shared(operation) else self.model(operation)
-        inside = self._graph.opened.get(id(operation))
+        inside = self.graph.opened.get(id(operation))
         if inside is None:
             made = self._made[id(operation)] = self._layer(operation)
-            flow = self._graph.layers.get(id(operation))
+            flow = self.graph.layers.get(id(operation))
             return flow.called(made, self._kept(flow)) if flow else made
         whole = None if self._changes(inside) else self._whole(operation)
         return self._opened(operation, inside) if whole is None else whole
@@ -227,10 +242,17 @@ class Rebuilt:
             name += "_1"
         return name
 
+    def _name_of_first(self, name: str) -> str:
+        """Return a name for the first of two layers."""
+        taken, name = {flow.layer.name for flow in self.graph.layers.values()}, f"{name}_factor"
+        while name in taken:
+            name += "_1"
+        return name
+
     def _is_shared(self, model: keras.Model) -> bool:
         """Return whether layers in a nested model are called outside of it, too, which Keras cannot load."""
-        callers = self._graph.callers
-        return any(len(callers.get(id(f.layer), ())) > 1 for f in self._graph.inside[id(model)])
+        callers = self.graph.callers
+        return any(len(callers.get(id(f.layer), ())) > 1 for f in self.graph.inside[id(model)])
 
     def _inline(self, model: keras.Model) -> Callable[..., Any]:
         """Return a function that calls the layers in a nested model as if they were in the outer one."""
@@ -251,12 +273,17 @@ class Rebuilt:
                 name=self._name(layer),
                 dtype=layer.dtype_policy,
             )
-        if id(layer) not in self._graph.layers:
+        if id(layer) not in self.graph.layers:
             wrapped = self._operation(layer.layer)
-            return keras.layers.TimeDistributed(
-                wrapped, name=self._name(layer), dtype=layer.dtype_policy, trainable=layer.trainable
-            )
-        flow = self._graph.layers[id(layer)]
+            name, options = self._name(layer), {"dtype": layer.dtype_policy, "trainable": layer.trainable}
+            if isinstance(wrapped, Pair):
+                names = self._name_of_first(name), name
+                return Pair(
+                    keras.layers.TimeDistributed(half, name=n, **options)
+                    for n, half in zip(names, wrapped, strict=True)
+                )
+            return keras.layers.TimeDistributed(wrapped, name=name, **options)
+        flow = self.graph.layers[id(layer)]
         if isinstance(flow, Wall):
             try:
                 return type(layer).from_config(layer.get_config() | self._renamed(layer))
@@ -271,11 +298,14 @@ class Rebuilt:
                     )
                 return instead or layer
         kept = self._kept(flow)
-        config = _config(layer) | self._renamed(layer)
+        config = config_of(layer) | self._renamed(layer)
         if not all(stays.all() for stays in kept.values()):
-            config = _without_fixed_values(config) | flow.config(lambda port: int(kept[port].sum()))
+            config = without_fixed_values(config) | flow.config(lambda port: int(kept[port].sum()))
             if "bias" in self._folded(flow) and flow.optional("bias") is None:
                 config["use_bias"] = True
+        if factors := self.factors(flow):
+            config = without_fixed_values(config)
+            return factors.layers(type(layer), config, self._name_of_first(config["name"]))
         return (flow.made_as or type(layer)).from_config(config)
 
     def _renamed(self, layer: keras.Layer) -> dict[str, Any]:
@@ -309,21 +339,6 @@ def _class_of(model: keras.Model) -> type[keras.Model] | None:
     return type(model) if type(model).__init__ is of_keras.__init__ else None  # type: ignore[misc]
 
 
-def _config(layer: keras.Layer) -> dict[str, Any]:
-    """Return the config of a layer, with the user's functions themselves, which it may not hold."""
-    config = layer.get_config()
-    functions = [
-        name
-        for name, value in config.items()
-        if callable(getattr(layer, name, None)) and not isinstance(value, str) and not _is_of_keras(value)
-    ]
-    return config | {name: getattr(layer, name) for name in functions}
-
-
-def _is_of_keras(config: Any) -> bool:
-    return isinstance(config, dict) and str(config.get("module")).startswith("keras")
-
-
 def _restore(made: keras.Layer, layer: keras.Layer) -> None:
     """Give a layer that was made anew as it is all that its config does not say."""
     _alter(made, layer)
@@ -342,18 +357,6 @@ def _alter(made: keras.Layer, layer: keras.Layer) -> None:
             new.quantize(mode)
         if getattr(old, "lora_enabled", False) and not new.lora_enabled:
             new.enable_lora(old.lora_rank)
-
-
-def _without_fixed_values(config: Any) -> Any:
-    """Return a config in which initializers that hold arrays, of the sizes of before, give zeros."""
-    if isinstance(config, list):
-        return [_without_fixed_values(part) for part in config]
-    if not isinstance(config, dict):
-        return config
-    of_keras = (config.get("module"), config.get("class_name")) == ("keras.initializers", "Constant")
-    if of_keras and isinstance(config["config"]["value"], (dict, list, tuple)):
-        return keras.initializers.serialize(keras.initializers.Zeros())
-    return {name: _without_fixed_values(part) for name, part in config.items()}
 
 
 def _copy_state(made: keras.Layer, layer: keras.Layer, all_of_it: bool) -> None:

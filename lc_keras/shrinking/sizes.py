@@ -6,11 +6,11 @@ import keras
 import numpy as np
 
 from lc_keras.arguments import whole
-from lc_keras.model.flow import Graph
+from lc_keras.internals.keras import layers_in
 from lc_keras.model.macs import macs
 from lc_keras.model.signatures import Structure
 from lc_keras.showing import Bar, Shown, Table
-from lc_keras.shrinking.rebuilding import rebuild
+from lc_keras.shrinking.rebuilding import Rebuilt, rebuild
 from lc_keras.shrinking.timing import quartiles
 
 
@@ -24,6 +24,7 @@ class LayerSize:
         kept: Int, how many stay.
         dead: Int, how many of those that stay do nothing.
         why: String, what keeps the first of these; empty if there are none.
+        rank: Int, the rank of the kernel, if two layers take the place of this one; else `None`.
     """
 
     name: str
@@ -31,6 +32,7 @@ class LayerSize:
     kept: int
     dead: int
     why: str
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class ShrinkReport(Shown):
                 before, after = (f"{n:,.2f}" if isinstance(n, float) else f"{n:,}" for n in pair)
                 sizes.append((name, before, Bar(after, pair[1] / pair[0] if pair[0] else 1.0)))
         notes = [f"{row.name}: {row.dead} dead stay: {row.why}" for row in self.rows if row.dead]
+        notes += [f"{row.name}: of rank {row.rank}, it becomes two layers" for row in self.rows if row.rank]
         if self.walls:
             notes.append(f"Of unknown kind, nothing goes across them: {', '.join(self.walls)}")
         rows = [(row.name, f"{row.units:,}", Bar(f"{row.kept:,}", row.kept / row.units)) for row in self.rows]
@@ -91,19 +94,20 @@ def shrink_report(
     ```
     """
     batch_size = None if batch_size is None else whole("batch_size", batch_size)
-    small, graph, gone = rebuild(model)
+    small, rebuilt = rebuild(model)
     counted = macs(model, input_signature), macs(small, input_signature)
     (before, after), unknown = (c.dense for c in counted), counted[0].unknown
     return ShrinkReport(
-        rows=_rows(graph, gone),
-        walls=tuple(dict.fromkeys(layer.name for layer in graph.walls)),
+        rows=_rows(rebuilt, small),
+        walls=tuple(dict.fromkeys(layer.name for layer in rebuilt.graph.walls)),
         parameters=(model.count_params(), small.count_params()),
         macs=None if before is None or after is None or unknown else (before, after),
         milliseconds=_pair(quartiles([model, small], batch_size)) if batch_size else None,
     )
 
 
-def _rows(graph: Graph, gone: list[keras.Layer]) -> tuple[LayerSize, ...]:
+def _rows(rebuilt: Rebuilt, small: keras.Model) -> tuple[LayerSize, ...]:
+    graph, left = rebuilt.graph, set(map(id, layers_in(small)))
     stays, groups = graph.kept(), graph.units.groups()
     reasons: dict[int, str] = {}
     for unit, why in (*graph.units.pinned.items(), *graph.units.held.items()):
@@ -112,14 +116,16 @@ def _rows(graph: Graph, gone: list[keras.Layer]) -> tuple[LayerSize, ...]:
     for flow in graph.layers.values():
         if flow.weights and "out" in flow.ports:
             out = flow.outputs[0]
-            kept = stays[out.ids] & all(layer is not flow.layer for layer in gone)
+            kept = stays[out.ids] & (id(rebuilt.instead_of(flow.layer)) in left)
             dead = np.flatnonzero(kept & ~out.needed)
             why = ""
             if len(dead):
                 why = reasons.get(
                     int(groups[out.ids[dead[0]]]), "tied to units that live, or the last of a layer"
                 )
-            rows.append(LayerSize(flow.layer.name, len(kept), int(kept.sum()), len(dead), why))
+            factors = rebuilt.factors(flow)
+            sizes = len(kept), int(kept.sum()), len(dead)
+            rows.append(LayerSize(flow.layer.name, *sizes, why, factors.rank if factors else None))
     return tuple(rows)
 
 

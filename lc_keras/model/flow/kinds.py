@@ -39,6 +39,9 @@ class Flow:
     weights: tuple[Weight, ...] = ()
     # The argument that is the number of units at the port "out", if there is one.
     width: str | None = None
+    # Where two layers of its class can stand for it if its kernel is of low rank: for each way, the axes of
+    # the kernel's window along which the first of them goes.
+    ways: tuple[tuple[int, ...], ...] = ()
     # The class that it is made anew as, where that is another than its own.
     made_as: type[keras.Layer] | None = None
     # How many inputs it describes; `None`: any number.

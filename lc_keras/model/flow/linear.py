@@ -89,7 +89,7 @@ _IN_OUT = (
 
 @describes(layers.Dense)
 class Dense(Linear):
-    weights, width = _IN_OUT, "units"
+    weights, width, ways = _IN_OUT, "units", ((),)
 
     def touches(self) -> np.ndarray:
         return self.array("kernel") != 0
@@ -184,7 +184,10 @@ class Conv(Linear):
         self.spreads_constants = not _pads(self.layer)
         self.weights = _IN_OUT if self.groups == 1 else (Weight("kernel", makes=Along(-1, "out")), _IN_OUT[1])
         outputs = super().forward()
-        if self.groups > 1:
+        if self.groups == 1:
+            window = tuple(range(len(self.layer.kernel_size)))
+            self.ways = (window, (0,)) if len(window) == 2 else (window,)
+        else:
             for ids in self.ports.values():
                 ids = ids.reshape(self.groups, -1)
                 self.units.tie(ids[:, 1:].ravel(), np.repeat(ids[:, 0], ids.shape[1] - 1))

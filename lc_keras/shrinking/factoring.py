@@ -1,0 +1,112 @@
+"""Make two layers of one whose kernel is of low rank."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+# What a config says of each axis of a window.
+_OF_AXES = "kernel_size", "strides", "dilation_rate"
+# What the second layer does.
+_PLAIN = {"use_bias": False, "activation": None, "activity_regularizer": None}
+
+
+class Pair(tuple[keras.Layer, keras.Layer]):
+    """Two layers, called one after the other."""
+
+    __slots__ = ()
+
+    def __call__(self, x: keras.KerasTensor, *_: Any, **__: Any) -> keras.KerasTensor:
+        first, second = self
+        return second(first(x))
+
+
+class Factors(NamedTuple):
+    """Hold the kernels of two layers that together are one.
+
+    Attributes:
+        first: Array, the kernel of the first.
+        second: Array, that of the second, of as many axes.
+        window: Tuple of bools: whether it is the first one that goes along an axis of the window.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    window: tuple[bool, ...]
+
+    @property
+    def size(self) -> int:
+        """Return how many weights both have."""
+        return self.first.size + self.second.size
+
+    @property
+    def rank(self) -> int:
+        return self.first.shape[-1]
+
+    def layers(self, kind: type[keras.Layer], config: dict[str, Any], name: str) -> Pair:
+        """Return the two layers.
+
+        Args:
+            kind: Class of layers.
+            config: Dict, the config of the one.
+            name: String, that of the first.
+        """
+        width = "units" if "units" in config else "filters"
+        # A bound on the one kernel is none on two.
+        second = {**config, "kernel_constraint": None}
+        first = {**second, **_PLAIN, "name": name, width: self.rank}
+        for part in set(_OF_AXES) & set(config):
+            pairs = list(zip(self.window, config[part], strict=True))
+            first[part] = tuple(n if is_first else 1 for is_first, n in pairs)
+            second[part] = tuple(1 if is_first else n for is_first, n in pairs)
+        return Pair((kind.from_config(first), kind.from_config(second)))
+
+
+def split(kernel: np.ndarray, ways: Sequence[tuple[int, ...]]) -> Factors | None:
+    """Return the kernels of two layers that together are one of low rank, if they are smaller.
+
+    Args:
+        kernel: Floating array; its last two axes are those of the input and output channels, others those of
+            a window.
+        ways: Sequence of tuples of ints: the axes of the window along which the first layer goes. The second
+            goes along the others.
+
+    Returns:
+        `Factors` in the way of the fewest weights; `None` if these are no fewer than the weights of the
+        kernel that are not zero.
+    """
+    best, least = None, int(np.count_nonzero(kernel))
+    *window, read, made = range(kernel.ndim)
+    for way in ways:
+        rows, columns = [*way, read], [*(axis for axis in window if axis not in way), made]
+        matrix = kernel.transpose(*rows, *columns)
+        left, right = matrix.shape[: len(rows)], matrix.shape[len(rows) :]
+        matrix = matrix.reshape(math.prod(left), math.prod(right))
+        if found := _factors(matrix, (least - 1) // sum(matrix.shape)):
+            first, second = found[0].reshape(*left, -1), np.moveaxis(found[1].reshape(-1, *right), 0, -2)
+            others = tuple(axis for axis in window if axis not in way)
+            best = Factors(
+                np.expand_dims(first, others), np.expand_dims(second, way), tuple(a in way for a in window)
+            )
+            least = best.size
+    return best
+
+
+def _factors(matrix: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return two factors of a matrix, `None` if its rank is 0 or above `most`.
+
+    A singular value that rounding the matrix may have made counts as zero.
+    """
+    wide = matrix.astype("float64")
+    if most < 1 or not np.isfinite(wide).all():
+        return None
+    rounding = 2 * float(np.spacing(np.ones([], matrix.dtype))) * np.abs(wide).max()
+    noise = rounding * sum(map(math.sqrt, matrix.shape))
+    rank = int((np.linalg.svd(wide, compute_uv=False) > noise).sum())
+    if not 1 <= rank <= most:
+        return None
+    left, values, right = np.linalg.svd(wide, full_matrices=False)
+    roots = np.sqrt(values[:rank])
+    return left[:, :rank] * roots, roots[:, None] * right[:rank]
