@@ -36,6 +36,8 @@ class Compression(Serializable):
         can_loosen: Bool, whether it has a budget that can be `loosened`; values are kept then, unless it
             `shrinks`.
         shrinks: Bool, whether the C step makes weights smaller that it does not zero.
+        is_smooth: Bool, whether weights can go from any place that keeps the budget to others next to it, in
+            most directions that matter.
         few_values: Bool, whether weights can only be at few places far from one another.
         maps_others: Bool, whether the maps found for some weights bring others under the cost, too.
         needs_units: Bool, whether its `Layout`s should say which units of a model's graph weights make.
@@ -47,6 +49,7 @@ class Compression(Serializable):
     keeps_values: ClassVar[bool] = False
     can_loosen: ClassVar[bool] = False
     shrinks: ClassVar[bool] = False
+    is_smooth: ClassVar[bool] = False
     few_values: ClassVar[bool] = False
     maps_others: ClassVar[bool] = False
 

@@ -143,7 +143,7 @@ class LowRank(Factored):
 
     rank: int = dataclasses.field(metadata={"check": whole})
 
-    has_budget = True
+    has_budget = is_smooth = True
 
     def check(self, layouts: Layouts) -> None:
         for layout in layouts:

@@ -22,7 +22,8 @@ class ExportedWeight:
     Attributes:
         path: String, the variable's path in the model.
         encoding: String, `"dense"`, `"gaps4"`, `"gaps8"`, `"gaps16"` or `"bitmask"`, with the bits of each
-            value after a slash where these are coded, as in `"gaps8/4"`.
+            value after a slash where these are coded, as in `"gaps8/4"`; of `"dense/1+gaps8"` some have
+            values of their own, stored apart.
         compute: String, `"dense"` or `"sparse"`.
         nbytes: Int, the bytes of its values and places in the file.
         dense_nbytes: Int, its bytes in the model.

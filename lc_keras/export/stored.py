@@ -10,16 +10,11 @@ from lc_keras.measuring.packing import Packed, positions_of, spread
 
 
 class StoredValues(tf.Module):
-    """The values of a packed weight, as they are or coded.
+    """The values of a packed weight, as they are or coded."""
 
-    Args:
-        packed: `Packed`.
-        dtype: The type to read them in.
-    """
-
-    def __init__(self, packed: Packed, dtype: str | tf.DType) -> None:
+    def __init__(self, packed: Packed) -> None:
         super().__init__()
-        self._dtype, self._codes, self._count = tf.as_dtype(dtype), packed.codes, packed.values.size
+        self._codes, self._count = packed.codes, packed.values.size
         self._columns = packed.shape[-1] if packed.shape else 1
         held = [packed.values] if packed.codes is None else [packed.codes.numbers, packed.codes.table]
         if packed.codes is not None and packed.codes.steps is not None:
@@ -34,7 +29,30 @@ class StoredValues(tf.Module):
             places = tf.range(self._count) if positions is None else positions
             columns = places % tf.constant(self._columns, places.dtype)
             values = decode(self._codes.bits, values, rest[0], steps, columns, self._count)
-        return tf.cast(values, self._dtype)
+        return values
+
+
+class StoredArray(tf.Module):
+    """An array that is stored packed."""
+
+    def __init__(self, packed: Packed) -> None:
+        super().__init__()
+        self._encoding, self._shape, self._count = packed.encoding, packed.shape, packed.values.size
+        self.values = StoredValues(packed)
+        self.places = None if packed.places is None else tf.Variable(packed.places, trainable=False)
+        self.others = None if packed.others is None else StoredArray(packed.others)
+
+    def unpacked(self) -> tf.Tensor:
+        """Return the array, in the type in which it is stored."""
+        if self.places is None:
+            dense = tf.reshape(self.values.read(None), self._shape)
+        else:
+            positions = positions_of(self._encoding, self.places, self._count)
+            dense = spread(positions, self.values.read(positions), self._shape)
+        if self.others is None:
+            return dense
+        others = self.others.unpacked()
+        return tf.where(others != 0, others, dense)
 
 
 class StoredWeight(tf.Module):
@@ -42,9 +60,7 @@ class StoredWeight(tf.Module):
 
     def __init__(self, packed: Packed, dtype: str | tf.DType) -> None:
         super().__init__()
-        self._encoding, self._shape, self._count = packed.encoding, packed.shape, packed.values.size
-        self.values = StoredValues(packed, dtype)
-        self.places = None if packed.places is None else tf.Variable(packed.places, trainable=False)
+        self.array = StoredArray(packed)
         self.dense = unsaved(packed.shape, dtype)
 
     def read(self) -> tf.Tensor:
@@ -53,12 +69,7 @@ class StoredWeight(tf.Module):
 
     def load(self) -> None:
         """Unpack the weight."""
-        if self.places is None:
-            dense = tf.reshape(self.values.read(None), self._shape)
-        else:
-            positions = positions_of(self._encoding, self.places, self._count)
-            dense = spread(positions, self.values.read(positions), self._shape)
-        _fill(self.dense, dense)
+        _fill(self.dense, tf.cast(self.array.unpacked(), self.dense.dtype))
 
 
 class StoredSparse(tf.Module):
@@ -67,7 +78,7 @@ class StoredSparse(tf.Module):
     def __init__(self, packed: Packed, dtype: str | tf.DType) -> None:
         super().__init__()
         self._encoding, self.shape, self._count = packed.encoding, packed.shape, len(packed.values)
-        self.values = StoredValues(packed, dtype)
+        self.values = StoredValues(packed)
         self.places = tf.Variable(packed.places, trainable=False)
         self.indices = unsaved((len(packed.values), 2), tf.int64)
         self.entries = unsaved((len(packed.values),), dtype)
@@ -81,7 +92,7 @@ class StoredSparse(tf.Module):
         positions = positions_of(self._encoding, self.places, self._count)
         columns = tf.constant(self.shape[1], tf.int64)
         _fill(self.indices, tf.stack([positions // columns, positions % columns], axis=1))
-        _fill(self.entries, self.values.read(positions))
+        _fill(self.entries, tf.cast(self.values.read(positions), self.entries.dtype))
 
 
 class LoadOnce(tf.saved_model.experimental.TrackableResource):

@@ -131,6 +131,20 @@ class Carrying(Pull):
         return strength, Reach(-math.expm1(-strength), falling * batches * math.expm1(strength))
 
 
+class Sliding(Pull):
+    """Leave weights free that each C step puts onto θ, and pull them there, too, in the last quarter.
+
+    The pull grows from 0 to 0.3 of the way in a batch: the closer weights stay to θ, the better is what
+    ships, and what it holds back of them is little by then.
+    """
+
+    _FREE, _LAST = 0.75, 0.3
+
+    def next(self, step: int, gap: float) -> tuple[float, Reach | None]:
+        part = self._LAST * max(0.0, step / self._plan.steps - self._FREE) / (1 - self._FREE)
+        return part, Reach(part)
+
+
 class Beside(Pull):
     r"""Find the reach of the pull beside the optimizer, from the progress of the run and how weights move.
 

@@ -13,12 +13,13 @@ from lc_keras.algorithm.beside import Reach
 from lc_keras.algorithm.carrying import CarryingLagrangian
 from lc_keras.algorithm.lagrangian import CStep, Lagrangian
 from lc_keras.algorithm.reaching import ReachingLagrangian
+from lc_keras.algorithm.sliding import SlidingLagrangian
 from lc_keras.algorithm.steps import Steps
 from lc_keras.algorithm.tasks import bind_tasks
 from lc_keras.fit.attachment import Logs, Run, TrainFunction
 from lc_keras.fit.averages import Averages
 from lc_keras.fit.checkpoints import Checkpoint, Checkpoints, Facts, Resumable
-from lc_keras.fit.mu import Beside, Carrying, Pull, Scheduled, ThroughLoss, is_automatic
+from lc_keras.fit.mu import Beside, Carrying, Pull, Scheduled, Sliding, ThroughLoss, is_automatic
 from lc_keras.fit.optimizers import LearningRateLimit, begin_anew, optimizers_of
 from lc_keras.fit.plan import Plan
 from lc_keras.fit.progress import Saved, check_same
@@ -64,10 +65,12 @@ class CompressionRun(Run, Resumable):
         self._shrinks = any(cost.shrinks for cost in costs)
         self._units = any(cost.needs_units for cost in costs)
         self._carries = self._beside and callback.multipliers and all(cost.few_values for cost in costs)
+        self._slides = self._beside and all(cost.is_smooth for cost in costs)
         self._limits_rate = callback.limit_learning_rate and not self._beside
-        beside = CarryingLagrangian if self._carries else ReachingLagrangian
+        kind: type[Lagrangian] = ReachingLagrangian if self._beside else Lagrangian
+        kind = CarryingLagrangian if self._carries else SlidingLagrangian if self._slides else kind
         with model.distribute_strategy.scope():
-            self._steps = Steps(model, shared, callback.multipliers, beside if self._beside else Lagrangian)
+            self._steps = Steps(model, shared, callback.multipliers, kind)
             self._lagrangian = self._steps.lagrangian
             self._reaching = self._lagrangian if isinstance(self._lagrangian, ReachingLagrangian) else None
             self.variables = self._lagrangian.variables
@@ -248,6 +251,8 @@ class CompressionRun(Run, Resumable):
         self._plan = Plan.of(*lengths, epochs, batches, execution, self._beside)
         if self._carries:
             self._pull = Carrying(self._plan)
+        elif self._slides:
+            self._pull = Sliding(self._plan)
         elif self._beside:
             by_gradient = self._rate.is_by_gradient and not self._settles
             self._pull = Beside(
@@ -297,7 +302,7 @@ class CompressionRun(Run, Resumable):
             self._note(found)
         self.step, self.mu = next_step, next_mu
         # While θ is loose, the gap is that of the last time when the model was shown.
-        settles = not self._is_loose and not self._carries
+        settles = not self._is_loose and not self._carries and not self._slides
         self.finished = last or (settles and self.logs["gap"] < self._callback.tolerance)
         if self.finished:
             self._model.stop_training = True

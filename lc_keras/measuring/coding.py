@@ -59,6 +59,36 @@ def code(values: np.ndarray, columns: np.ndarray, steps: np.ndarray | None) -> C
     return Codes(bits, to_bits(whole + largest, bits), levels, steps)
 
 
+def frequent(values: np.ndarray) -> tuple[Codes | None, np.ndarray]:
+    """Code the most frequent values in few bits each.
+
+    Args:
+        values: One-dimensional floating array.
+
+    Returns:
+        Tuple of `Codes`, in which other values have some number, and a bool array: which these are. `None`
+        for the codes if values that are frequent are not most of them.
+    """
+    none = None, np.zeros(len(values), bool)
+    most = 2**_MOST_BITS
+    if not len(values):
+        return none
+    if np.sort(np.unique(values[:_SOME], return_counts=True)[1])[-most:].sum() < len(values[:_SOME]) / 2:
+        return none
+    found, numbers, counts = np.unique(values, return_inverse=True, return_counts=True)
+    # The sign of a zero would be lost, and what is zero is no other value.
+    if np.signbit(values[values == 0]).any() or not np.isfinite(found).all():
+        return none
+    order = np.lexsort((-counts, found != 0))
+    others = len(values) - np.cumsum(counts[order])
+    places = np.arange(1, _MOST_BITS + 1)
+    sizes = places * len(values) / 8 + others[np.minimum(2**places, len(found)) - 1] * (values.itemsize + 1)
+    bits = int(places[np.argmin(sizes)])
+    rank = np.argsort(order)[numbers]
+    is_other = rank >= 2**bits
+    return Codes(bits, to_bits(np.where(is_other, 0, rank), bits), found[order[: 2**bits]]), is_other
+
+
 def steps_of(array: np.ndarray) -> np.ndarray | None:
     """Return the step of each place of the last axis, if all values are whole numbers of them.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import tensorflow as tf
 
-from lc_keras.measuring.coding import Codes, code, from_bits, steps_of, to_bits
+from lc_keras.measuring.coding import Codes, code, frequent, from_bits, steps_of, to_bits
 
 # A bound on what unpacking a weight adds to a SavedModel, in bytes: with TensorFlow 2.21 about 8,000 for the
 # first and 4,300 for each further one.
@@ -28,6 +28,7 @@ class Packed:
         values: NumPy array: one-dimensional, and of that shape if `"dense"`.
         places: NumPy array of the gaps or the bits, or `None` if `"dense"`.
         codes: `Codes` in which the values are stored, or `None`: they are as they are.
+        others: `Packed` weight of those that have other values, zeros elsewhere, or `None`.
     """
 
     encoding: str
@@ -35,16 +36,19 @@ class Packed:
     values: np.ndarray
     places: np.ndarray | None = None
     codes: Codes | None = None
+    others: "Packed | None" = None
 
     @property
     def nbytes(self) -> int:
         values = self.values if self.codes is None else self.codes
-        return values.nbytes + (0 if self.places is None else self.places.nbytes)
+        others = 0 if self.others is None else self.others.nbytes
+        return values.nbytes + others + (0 if self.places is None else self.places.nbytes)
 
     @property
     def name(self) -> str:
-        """Return the encoding, with the bits of a coded value: `"gaps8/4"`."""
-        return self.encoding if self.codes is None else f"{self.encoding}/{self.codes.bits}"
+        """Return the encoding, with the bits of a coded value and that of others: `"dense/1+gaps8"`."""
+        name = self.encoding if self.codes is None else f"{self.encoding}/{self.codes.bits}"
+        return name if self.others is None else f"{name}+{self.others.name}"
 
     @property
     def kept(self) -> int:
@@ -83,14 +87,19 @@ def pack(array: np.ndarray, dense: bool = True) -> Packed:
         _with_bits(array, flat, positions),
         Packed("dense", array.shape, array),
     ]
-    smallest = min((_coded(packed, steps) for packed in plain[: None if dense else -1]), key=_size)
+    found = [_coded(packed, steps) for packed in plain[: None if dense else -1]]
+    if dense and (corrected := _corrected(array)):
+        found.append(corrected)
+    smallest = min(found, key=_size)
     pays = _size(smallest) + _UNPACKING < array.nbytes
     return smallest if pays or not dense else plain[-1]
 
 
 def _size(packed: Packed) -> int:
     """Return the bytes that a weight takes, with what unpacks it more than others."""
-    return packed.nbytes + _DECODING * ((packed.codes is not None) + (packed.encoding == "gaps4"))
+    unpacking = 0 if packed.others is None else _UNPACKING + _size(packed.others) - packed.others.nbytes
+    decoding = (packed.codes is not None) + (packed.encoding == "gaps4")
+    return packed.nbytes + unpacking + _DECODING * decoding
 
 
 def _coded(packed: Packed, steps: np.ndarray | None) -> Packed:
@@ -101,6 +110,16 @@ def _coded(packed: Packed, steps: np.ndarray | None) -> Packed:
         places = positions_of(packed.encoding, packed.places, len(packed.values)).numpy()
     codes = code(packed.values.ravel(), places % max(1, packed.shape[-1] if packed.shape else 1), steps)
     return min(packed, replace(packed, codes=codes), key=_size)
+
+
+def _corrected(array: np.ndarray) -> Packed | None:
+    """Return the weight with its most frequent values coded and others apart, as of a `Sum`."""
+    flat = array.ravel()
+    codes, is_other = frequent(flat)
+    if codes is None:
+        return None
+    others = pack(np.where(is_other, flat, flat.dtype.type(0)).reshape(array.shape), dense=False)
+    return Packed("dense", array.shape, array, codes=codes, others=others)
 
 
 def positions_of(encoding: str, places: tf.Tensor, count: int) -> tf.Tensor:

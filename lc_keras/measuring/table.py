@@ -23,7 +23,8 @@ class VariableReport:
         weights: Int, how many weights it has.
         kept: Int, how many of them are not zero.
         encoding: String, `"dense"`, `"bitmask"`, `"gaps4"`, `"gaps8"` or `"gaps16"`, with the bits of each
-            value after a slash where these are coded, as in `"gaps8/4"`: how `export_saved_model`
+            value after a slash where these are coded, as in `"gaps8/4"`; of `"dense/1+gaps8"` some have
+            values of their own, stored apart: how `export_saved_model`
             stores it to be computed dense, or has stored it.
         dense_bits: Int, its size with every weight stored.
         bits: Int, its size in that encoding.

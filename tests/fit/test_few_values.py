@@ -85,9 +85,9 @@ def test_the_rank_that_pays_goes_through_the_loss():
     assert all(0 < np.linalg.matrix_rank(k, 1e-4) < min(k.shape) + (k.shape[1] == 4) for k in kernels(model))
 
 
-def test_a_small_gap_is_no_end_where_values_still_change():
-    # Of few values it is small from the start.
-    model, compress = net(), lc_keras.LearningCompression(Binary(), tolerance=0.9)
+@pytest.mark.parametrize("cost", [Binary(), LowRank(2)], ids=repr)
+def test_a_small_gap_is_no_end_where_weights_are_at_their_cost_from_the_start(cost):
+    model, compress = net(), lc_keras.LearningCompression(cost, tolerance=0.9)
     history = model.fit(*data(), batch_size=4, epochs=8, verbose=0, callbacks=[compress]).history
     assert len(history["gap"]) == 8 and min(history["gap"]) < 0.9
 
@@ -103,7 +103,7 @@ def test_a_loop_of_ones_own():
     assert distinct(model) == 2
 
 
-@pytest.mark.parametrize("cost", [Grid(3), L1Constraint(15.0)], ids=repr)
+@pytest.mark.parametrize("cost", [Grid(3), L1Constraint(15.0), LowRank(2)], ids=repr)
 def test_a_restart_goes_on_bit_for_bit(tmp_path, cost):
     class Stop(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):

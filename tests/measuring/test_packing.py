@@ -4,7 +4,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lc_keras.costs import Grid
+from lc_keras.costs import Codebook, Grid, L0Constraint, Sum
+from lc_keras.export.stored import StoredArray
 from lc_keras.measuring.coding import decode, from_bits, to_bits
 from lc_keras.measuring.packing import pack, positions_of, spread
 
@@ -154,6 +155,37 @@ def test_a_grid_is_stored_in_its_bits(bits, density):
 def test_many_values_stay_as_they_are():
     random = np.random.default_rng(0)
     assert pack(random.normal(size=(100, 100)).astype("float32")).codes is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("values", [2, 3, 200])
+def test_few_values_and_corrections_are_stored_apart(values, dtype):
+    random = np.random.default_rng(0)
+    table = random.normal(size=values).astype(dtype)
+    table[0] = 0
+    array = random.choice(table, (700, 800))
+    where = random.random(array.shape) < 0.01
+    array[where] = random.normal(size=where.sum())
+    packed = pack(array)
+    bits = int(np.ceil(np.log2(values)))
+    assert packed.name.startswith(f"dense/{bits}+gaps8") and packed.codes.bits == bits
+    assert packed.nbytes < (bits / 8 + 0.011 * (array.itemsize + 1)) * array.size + 2000
+    np.testing.assert_array_equal(StoredArray(packed).unpacked(), array)
+
+
+def test_corrections_of_a_codebook_are_exact():
+    random = np.random.default_rng(0)
+    kernel = random.normal(size=(300, 400)).astype("float32")
+    (theta,) = Sum(Codebook(4), L0Constraint(0.02)).c_step([kernel], mu=1.0)
+    packed = pack(theta.numpy())
+    assert packed.others is not None and packed.nbytes < kernel.nbytes / 9
+    np.testing.assert_array_equal(StoredArray(packed).unpacked(), theta)
+    array = np.where(kernel > 0, np.float32(0.5), np.float32(-0.25))
+    array[0] = kernel[0]
+    for strange in (np.nan, np.inf, 0.0, -0.0):
+        array[0, 0] = strange
+        packed = pack(array)
+        np.testing.assert_array_equal(StoredArray(packed).unpacked(), array)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 5, 7, 8])
