@@ -21,6 +21,9 @@ from lc_keras.algorithm.lagrangian import Lagrangian
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 3
 )
+# Graphs this small run a few times each: to optimize them takes longer than that gains. Programs that tests
+# start in processes of their own have TensorFlow as it is.
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
 @pytest.fixture

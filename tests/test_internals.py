@@ -1,4 +1,5 @@
 import ast
+import functools
 import gc
 import re
 import weakref
@@ -124,15 +125,14 @@ def updating(name, **options):
     return optimizer
 
 
+@functools.cache
 def parsed(path):
-    return ast.parse(path.read_text())
+    return list(ast.walk(ast.parse(path.read_text())))
 
 
 def private_names(path):
     """The private names that a file has behind a dot, or as strings, but for those that are the library's."""
-    own = set(defined(path))
-    inherited = set().union(*map(defined, ROOT.rglob("*.py")))
-    nodes = list(ast.walk(parsed(path)))
+    own, inherited, nodes = defined(path), everywhere_defined(), parsed(path)
     middles = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values[1:]}
     for node in nodes:
         if isinstance(node, ast.Attribute):
@@ -148,13 +148,20 @@ def private_names(path):
 
 def defined(path):
     """The private names that the functions, classes and objects of a file are given in it."""
-    for node in ast.walk(parsed(path)):
+    names = set()
+    for node in parsed(path):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            yield node.name
+            names.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.id
+            names.add(node.id)
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            yield from [node.attr] if ast.unparse(node.value) in ("self", "cls") else []
+            names |= {node.attr} if ast.unparse(node.value) in ("self", "cls") else set()
+    return names
+
+
+@functools.cache
+def everywhere_defined():
+    return set().union(*map(defined, ROOT.rglob("*.py")))
 
 
 # Where each private name that `lc_keras/internals` uses is to be found.
@@ -304,7 +311,7 @@ def test_kerashub_still_has():
 @pytest.mark.parametrize("path", sorted(PATHS), ids=lambda path: str(path.relative_to(ROOT)))
 def test_private_names_are_used_in_internals_alone(path):
     assert not list(private_names(path))
-    nodes = list(ast.walk(parsed(path)))
+    nodes = parsed(path)
     imports = [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
     names = [
         f"{getattr(node, 'module', None) or ''}.{a.name}".strip(".") for node in imports for a in node.names

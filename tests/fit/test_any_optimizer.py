@@ -59,8 +59,9 @@ def trained():
     return weights, losses
 
 
-# Usual rates, and a thousandth of them.
-QUICK = [("count", name, 1.0) for name in KINDS]
+# One of each family, at usual rates and at a thousandth of them.
+FAMILIES = ("SGD", "Adam", "Adadelta", "Adafactor", "Ftrl", "Lion", "Muon", "Plain", "scaled")
+QUICK = [("count", name, 1.0) for name in FAMILIES]
 QUICK += [("norm", "Adam", 1e-3), ("norm", "Lion", 1.0), ("norm", "Plain", 1.0)]
 CASES = list(itertools.product(COSTS, KINDS, (1.0, 1e-3)))
 
