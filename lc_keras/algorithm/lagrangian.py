@@ -13,7 +13,7 @@ import tensorflow as tf
 from lc_keras.algorithm.beside import PullBeside, Reach
 from lc_keras.algorithm.passes import in_place, new_target
 from lc_keras.algorithm.penalty import LCPenalty
-from lc_keras.algorithm.shadows import Shadow
+from lc_keras.algorithm.shadows import Shadow, fingerprint
 from lc_keras.algorithm.tasks import SharedCost
 from lc_keras.costs import thresholds
 from lc_keras.costs.compression import Map
@@ -237,7 +237,7 @@ class Lagrangian:
         if not self.compressed:
             self._theta.swap()
             self.compressed = True
-            self._shown = self._theta.fingerprint()
+            self._shown = fingerprint(self.variables)
 
     def show_training(self) -> None:
         """Put w back into the model."""
@@ -257,7 +257,7 @@ class Lagrangian:
         """
         if not self.compressed:
             return False
-        changes = np.abs(self._theta.fingerprint() - self._shown)
+        changes = np.abs(fingerprint(self.variables) - self._shown)
         lost = np.array([_SWAPPED[v.value.dtype.size] if swapped else _SAME for v in self.variables])
         return not np.all(changes <= lost[:, None] * self._shown[:, [0, 2, 2, 3]])
 

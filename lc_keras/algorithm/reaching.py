@@ -83,6 +83,7 @@ class ReachingLagrangian(Lagrangian):
         Returns:
             Float, $\lVert w - \theta \rVert / \lVert \theta \rVert$ over the κ largest of θ.
         """
+        self._solve(Reach(self._reach.part), 0.0, retargets=False, of_theta=True)
         return float(self._moved().numpy())
 
     def _made_target(self, variables: Sequence[keras.Variable]) -> Shadow:
@@ -97,8 +98,8 @@ class ReachingLagrangian(Lagrangian):
         self._reach = reach
         return self._found(finite, self.is_loose)
 
-    def _solve(self, reach: Reach, ratio: float, retargets: bool) -> tf.Tensor:
-        if _pulls_to_looser(self._reach):
+    def _solve(self, reach: Reach, ratio: float, retargets: bool, of_theta: bool = False) -> tf.Tensor:
+        if _pulls_to_looser(self._reach) and not of_theta:
             # λ = 0, and `project` may have changed θ.
             for slot in self.slots:
                 slot.theta.assign(slot.target)
@@ -107,7 +108,7 @@ class ReachingLagrangian(Lagrangian):
         # Where that is the same, one graph serves all.
         slack = 0.0 if reach.slack is None and same else reach.slack
         numbers = tf.constant(ratio, tf.float64), None if slack is None else tf.constant(slack)
-        flags = map(tf.constant, (reach.part, self._reach.frees, reach.frees, retargets))
+        flags = map(tf.constant, (reach.part, self._reach.frees, reach.frees, retargets, of_theta))
         return self._reaching(*numbers, *flags)
 
     def _reaching(
@@ -118,6 +119,7 @@ class ReachingLagrangian(Lagrangian):
         freed: tf.Tensor,
         frees: tf.Tensor,
         retargets: tf.Tensor,
+        of_theta: tf.Tensor,
     ) -> tf.Tensor:
         def maps(part: SharedCost, values: Sequence[tf.Tensor], _: Sequence[Slot]) -> list[Map]:
             if slack is None:
@@ -128,9 +130,8 @@ class ReachingLagrangian(Lagrangian):
         def shifted(weight: tf.Variable, theta: tf.Variable, target: tf.Variable) -> tf.Tensor:
             # Where weights were freed, those that are pulled go to λ/μ; what is free has no multiplier.
             offset = tf.where(freed, target, target - theta)
-            return thresholds.read(weight) - tf.where(
-                tf.math.is_nan(offset), tf.zeros([], offset.dtype), offset
-            )
+            offset = tf.where(tf.math.is_nan(offset), tf.zeros([], offset.dtype), offset)
+            return tf.where(of_theta, theta, thresholds.read(weight) - offset)
 
         def target(old: tf.Tensor, theta: tf.Tensor, shifted: tf.Tensor) -> tf.Tensor:
             pulled = new_target(theta, shifted, ratio)
@@ -148,7 +149,6 @@ class ReachingLagrangian(Lagrangian):
             away = tf.where(theta != 0, weight - theta, tf.zeros([], theta.dtype))
             return sums + tf.cast(tf.stack([tf.nn.l2_loss(away), tf.nn.l2_loss(theta)]), tf.float64)
 
-        self._tighten()
         with tf.device(self.thetas[0].device):
             pairs = [(tf.convert_to_tensor(s.variable), tf.convert_to_tensor(s.theta)) for s in self.slots]
             sums = thresholds.fold(pairs, tf.zeros([2], tf.float64), update)

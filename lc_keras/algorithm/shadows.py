@@ -1,6 +1,6 @@
 """Copies of variables that live beside a model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -8,6 +8,9 @@ import tensorflow as tf
 
 from lc_keras.costs import thresholds
 from lc_keras.internals.tensorflow import compiled
+
+# Traced once for each shape, whatever variables are of it.
+_outline = compiled(thresholds.outline)
 
 
 class Shadow:
@@ -24,7 +27,6 @@ class Shadow:
         self.save = compiled(self._save)
         self.swap = compiled(self._swap)
         self._finite = compiled(self._finite_of_each)
-        self.fingerprint = fingerprint_of(self.variables)
 
     def restore(self) -> None:
         """Give the variables the values of the copies."""
@@ -51,14 +53,14 @@ class Shadow:
         return tf.stack([tf.reduce_all(tf.math.is_finite(v.value)) for v in self._floating])
 
 
-def fingerprint_of(variables: Sequence[keras.Variable]) -> Callable[[], np.ndarray]:
-    """Return a function of nothing that returns a row of `thresholds.outline` for each variable."""
+def fingerprint(variables: Sequence[keras.Variable]) -> np.ndarray:
+    """Return a row of `thresholds.outline` for each variable."""
 
-    @compiled
-    def outlines() -> tf.Tensor:
-        return tf.stack([thresholds.outline(tf.convert_to_tensor(v)) for v in variables])
+    def outline(value: tf.Tensor) -> tf.Tensor:
+        with tf.device(value.device):
+            return _outline(value)
 
-    return lambda: outlines().numpy()
+    return tf.stack([outline(tf.convert_to_tensor(v)) for v in variables]).numpy()
 
 
 def _copy_of(variable: keras.Variable, name: str, widen: bool) -> tf.Variable:

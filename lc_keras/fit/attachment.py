@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from lc_keras.algorithm.shadows import fingerprint_of
+from lc_keras.algorithm.shadows import fingerprint
 from lc_keras.internals.keras import first_epoch_of, set_first_epoch
 
 # What Keras makes for `fit`: a function of an iterator over batches, which returns the metrics.
@@ -218,15 +218,14 @@ def have_last_word(
     if history is None:
         act(False)
         return
-    fingerprint = fingerprint_of(variables)
-    left, own = fingerprint(), history.on_train_end
+    left, own = fingerprint(variables), history.on_train_end
 
     def last(logs: dict[str, float] | None = None) -> None:
         vars(history).pop("on_train_end", None)
         own(logs)
         # One that the user put in front of the callback is called in the next `fit` first.
         if history.params is params:
-            act(not np.array_equal(left, fingerprint()))
+            act(not np.array_equal(left, fingerprint(variables)))
 
     # Keras appends it to the callbacks of the user.
     history.on_train_end = last

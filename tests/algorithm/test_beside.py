@@ -282,6 +282,8 @@ def test_how_far_the_kept_weights_moved(slack):
     np.testing.assert_allclose(
         lagrangian.moved(), np.sqrt(away / sum(np.sum(t**2) for _, t in pairs)), rtol=1e-5
     )
+    # The graph of the C step does it, too.
+    assert lagrangian._reaching.experimental_get_tracing_count() == 1
 
 
 def test_a_restart_goes_on_with_the_reach():

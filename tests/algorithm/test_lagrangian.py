@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from lc_keras.algorithm import shadows
 from lc_keras.algorithm.beside import Reach
 from lc_keras.algorithm.lagrangian import Lagrangian
 from lc_keras.algorithm.reaching import ReachingLagrangian
+from lc_keras.algorithm.shadows import fingerprint
 from lc_keras.algorithm.tasks import Task, bind_tasks
 from lc_keras.costs import L0Constraint, L1Penalty, L2Penalty
 from lc_keras.costs.groups import Neurons, Weights
@@ -406,3 +408,10 @@ def test_begin_anew(multipliers, value):
     for found, theta in zip(copies(lagrangian.thetas), thetas, strict=True):
         np.testing.assert_array_equal(found, theta)
     assert not any(np.any(part) for part in lagrangian.multipliers)
+
+
+def test_weights_of_one_shape_are_outlined_by_one_graph():
+    variables = [keras.Variable(np.full((7, 11), value, "float32")) for value in (1.0, -2.0)]
+    before = shadows._outline.experimental_get_tracing_count()
+    assert fingerprint(variables)[:, [0, 2, 3]].tolist() == [[77, 77, 77], [77, 154, 308]]
+    assert shadows._outline.experimental_get_tracing_count() == before + 1
