@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -108,17 +109,21 @@ def test_rates_of_a_resnet_fall():
     assert [round(float(steps(i)), 4) for i in (0, 49, 50, 74, 75)] == [0.1, 0.1, 0.01, 0.01, 0.001]
 
 
-def test_queued_runs_take_turns(tmp_path):
-    args = resnet.options(["--queue", "--output", str(tmp_path / "resnet")])
-    script = (
-        "from examples import resnet_cifar10 as resnet\n"
-        f"args = resnet.options(['--queue', '--output', {str(tmp_path / 'other')!r}])\n"
-        "with resnet.prepared(args): print('turn')"
-    )
-    with resnet.prepared(args):
-        other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-        assert other.stdout.readline() == "Waiting for the run before.\n"
-    assert other.communicate()[0] == "turn\n"
+def test_queued_runs_take_turns(tmp_path, monkeypatch):
+    waits, turns = threading.Event(), []
+    monkeypatch.setattr(resnet, "print", lambda *_, **__: waits.set(), raising=False)
+    first, second = (resnet.options(["--queue", "--output", str(tmp_path / name)]) for name in "ab")
+
+    def take_turn():
+        with resnet.prepared(second):
+            turns.append("second")
+
+    other = threading.Thread(target=take_turn)
+    with resnet.prepared(first):
+        other.start()
+        assert waits.wait(10) and not turns
+    other.join(10)
+    assert turns == ["second"]
 
 
 def test_a_resnet_of_another_depth():

@@ -122,10 +122,12 @@ def widths(model):
     return found
 
 
-SLOW = "sequences", "tokens"
+def often(*names):
+    """The nets, of which some are left to the other test."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in names)) for name in NETS]
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in NETS])
+@pytest.mark.parametrize("name", often("images", "walls"))
 def test_a_budget_of_multiply_adds_holds_in_the_smaller_net(name):
     model = NETS[name]()
     fit(model, L0Constraint(0.6, Neurons(), measure="macs"))
@@ -134,7 +136,7 @@ def test_a_budget_of_multiply_adds_holds_in_the_smaller_net(name):
     assert_same_outputs(model, small)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in NETS])
+@pytest.mark.parametrize("name", often("images", "volumes"))
 def test_half_of_each_layer(name):
     model = NETS[name]()
     for v in model.trainable_variables:

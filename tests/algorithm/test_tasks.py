@@ -681,7 +681,9 @@ FITS = {
 }
 
 
-@pytest.mark.parametrize("kind", FITS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "gru")) for kind in FITS]
+)
 def test_fit_keeps_the_budget_exactly(kind):
     make, tasks, counts = FITS[kind]
     model = make()

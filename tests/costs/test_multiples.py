@@ -152,7 +152,7 @@ def net():
     return helpers.randomized(Model(inputs, layers.Dense(3)(layers.Flatten()(x))))
 
 
-@pytest.mark.parametrize("measure", ["parameters", "macs"])
+@pytest.mark.parametrize("measure", [pytest.param("parameters", marks=pytest.mark.slow), "macs"])
 def test_the_layers_of_a_smaller_net_are_multiples(measure):
     model = net()
     cost = neurons(0.4, 8, measure=measure, keep_at_least=1)

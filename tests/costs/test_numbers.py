@@ -106,7 +106,7 @@ def test_fit_of_a_float64_model(floatx):
     assert values.dtype == np.float64 and not np.any(kept == kept.astype("float32"))
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("policy", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
 def test_mixed_precision_follows_single_precision(policy):
     single, mixed = net(), net(dtype=policy)
     if policy == "mixed_float16":

@@ -156,8 +156,7 @@ def test_a_model_that_is_not_built():
     assert nonzeros(model) == KEPT
 
 
-@pytest.mark.parametrize("name", ["kernel", "bias"])
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name, value", [("kernel", np.nan), ("bias", np.inf)])
 def test_weights_that_are_not_finite(name, value):
     model = net()
     variable = getattr(model.layers[1], name)
@@ -200,8 +199,7 @@ def is_recovered(model):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("batch", [0, pytest.param(3, marks=pytest.mark.slow), 7])
-@pytest.mark.parametrize("validated", [False, True])
+@pytest.mark.parametrize("batch, validated", [(0, False), (3, True), (7, True)])
 def test_a_loss_that_becomes_nan(batch, validated):
     model = net(keras.optimizers.SGD(0.1, momentum=0.9))
     data = {"validation_data": (X, Y)} if validated else {}
@@ -287,9 +285,19 @@ def test_a_loss_that_is_nan_while_weights_are_finite():
 
 # Elsewhere
 
+MORE_BATCHES = [("on_epoch_end", False), ("on_train_batch_end", True)]
 
-@pytest.mark.parametrize("first", [False, True])
-@pytest.mark.parametrize("hook", ["on_epoch_end", "on_train_batch_end", "on_train_end"])
+
+@pytest.mark.parametrize(
+    "hook, first",
+    [
+        ("on_epoch_end", True),
+        ("on_train_batch_end", False),
+        ("on_train_end", True),
+        ("on_train_end", False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_BATCHES),
+    ],
+)
 def test_a_batch_that_another_callback_trains(hook, first):
     model, compress = net(), lc()
     batch = spy(**{hook: lambda *_, **__: model.train_on_batch(X[:8], Y[:8])})
@@ -631,7 +639,7 @@ class LeavesOutLosses(keras.Sequential):
         return {"loss": loss}
 
 
-@pytest.mark.parametrize("validated", [False, True])
+@pytest.mark.parametrize("validated", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_training_step_that_leaves_out_the_losses(validated):
     model = net(kind=LeavesOutLosses)
     data = {"validation_data": (X, Y)} if validated else {}

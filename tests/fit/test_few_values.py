@@ -64,8 +64,12 @@ CASES = {
 }
 
 
+# Norms go the way of other budgets, which `test_any_optimizer.py` takes with an ℓ1 one, too.
+LIKE_OTHERS = "sparse", "sum of magnitudes", "length"
+
+
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.slow) if case == "sparse" else case for case in CASES]
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case in LIKE_OTHERS)) for case in CASES]
 )
 def test_fit_leaves_a_model_that_is_under_its_cost(case):
     tasks, is_under = CASES[case]
@@ -103,16 +107,18 @@ def test_a_loop_of_ones_own():
     assert distinct(model) == 2
 
 
-@pytest.mark.parametrize("cost", [Grid(3), L1Constraint(15.0), LowRank(2)], ids=repr)
+@pytest.mark.parametrize(
+    "cost", [Grid(3), pytest.param(L1Constraint(15.0), marks=pytest.mark.slow), LowRank(2)], ids=repr
+)
 def test_a_restart_goes_on_bit_for_bit(tmp_path, cost):
     class Stop(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 3:
+            if epoch == 2:
                 raise KeyboardInterrupt
 
     def fit(model, folder, *more):
         compress = lc_keras.LearningCompression(cost, checkpoint_dir=folder)
-        model.fit(*data(), batch_size=4, epochs=8, shuffle=False, verbose=0, callbacks=[compress, *more])
+        model.fit(*data(), batch_size=4, epochs=4, shuffle=False, verbose=0, callbacks=[compress, *more])
 
     whole, cut = net(), net()
     fit(whole, tmp_path / "whole")

@@ -48,14 +48,11 @@ def test_epochs(options, epochs):
 @pytest.mark.parametrize(
     "options, fitted, ends",
     [
-        ({}, {"epochs": 1}, [2, 4, 6, 8]),
         ({}, {"epochs": 3, "initial_epoch": 1}, [2, 4, 6, 8, 10, 12, 14, 16]),
-        ({"epochs_per_step": 0.3}, {}, [2, 5, 7, 10, 12, 14, 16]),
-        ({"first_step_epochs": 1}, {}, [8, 10, 12, 14, 16]),
+        ({"epochs_per_step": 0.3, "first_step_epochs": 1}, {}, [8, 10, 13, 15, 16]),
         ({"epochs_per_step": 2}, {"epochs": 5}, [16, 32, 40]),
         ({"epochs_per_step": 9.5}, {}, [16]),
         ({"steps": 3, "epochs_per_step": 0.5}, {"epochs": 9}, [4, 8, 12]),
-        ({"mu": [2.0, 50.0], "epochs_per_step": 1}, {}, [8, 16]),
         # Quarters of an epoch would be 4 L steps.
         ({"epochs_per_step": None}, {"epochs": 1, "batch_size": 1}, [15, 30, 45, 60, 64]),
         ({"steps": 2}, {"epochs": 1, "batch_size": 1}, [16, 32]),

@@ -1,6 +1,7 @@
 """A `fit` that is cut off and started again ends where one that was not ends, bit for bit."""
 
 import contextlib
+import shutil
 
 import keras
 import numpy as np
@@ -87,6 +88,19 @@ def cut_off(folder, epoch=2, hook="on_epoch_begin", **options):
         prune(folder, extra=[CutOff(epoch, hook)], **options)
 
 
+@pytest.fixture(scope="module")
+def cut_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cut off")
+    cut_off(folder)
+    return folder
+
+
+@pytest.fixture
+def begun(cut_once, tmp_path):
+    """The checkpoints of a run that was cut off before the third of 4 epochs, a copy for each test."""
+    return shutil.copytree(cut_once, tmp_path / "begun")
+
+
 def same(model, other):
     for one, two in zip(model.variables, other.variables, strict=True):
         np.testing.assert_array_equal(one.numpy(), two.numpy(), err_msg=one.path)
@@ -109,7 +123,9 @@ OPTIMIZERS = {
     "optimizer, options",
     [
         pytest.param("momentum", {"multipliers": False}, marks=pytest.mark.slow),
-        ("momentum", {"tasks": lc_keras.L0Constraint(0.5, lc_keras.Neurons())}),
+        pytest.param(
+            "momentum", {"tasks": lc_keras.L0Constraint(0.5, lc_keras.Neurons())}, marks=pytest.mark.slow
+        ),
         ("warm-up", {"epochs_per_step": 0.3}),
         pytest.param("loss scale", {"mu": lc_keras.Geometric(0.01, 1.0)}, marks=pytest.mark.slow),
         pytest.param("accumulation", {"known": False}, marks=pytest.mark.slow),
@@ -181,27 +197,23 @@ def test_a_run_that_had_stopped_trains_no_further(tmp_path):
     same(whole, resumed)
 
 
-def test_damaged_checkpoints(tmp_path):
-    whole, _ = prune(tmp_path / "whole")
-    for damaged, left in [(1, 3), (2, 4)]:
-        cut_off(tmp_path / "run")
-        for path in sorted((tmp_path / "run").glob("*.data*"))[-damaged:]:
-            path.write_bytes(path.read_bytes()[:-1])
-        with pytest.warns(UserWarning, match="is damaged"):
-            resumed, history = prune(tmp_path / "run")
-        assert len(history["loss"]) == left
-        same(whole, resumed)
+def test_a_damaged_checkpoint(begun):
+    whole, _ = prune(None)
+    latest = max(begun.glob("*.data*"))
+    latest.write_bytes(latest.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="is damaged"):
+        resumed, history = prune(begun)
+    assert len(history["loss"]) == 3
+    same(whole, resumed)
 
 
-def test_a_later_fit_begins_anew(tmp_path):
-    cut_off(tmp_path)
-    model, history = prune(tmp_path)
+def test_a_later_fit_begins_anew(begun):
+    model, history = prune(begun)
     assert len(history["loss"]) == 2
-    model, history = prune(tmp_path, model=model)
-    assert len(history["loss"]) == 4
+    assert len(prune(begun, model=model)[1]["loss"]) == 4
     # As where an earlier `fit` was resumed by another callback, which Keras does not forget.
     model._initial_epoch = 3
-    assert len(prune(tmp_path, model=model)[1]["loss"]) == 4
+    assert len(prune(begun, model=model)[1]["loss"]) == 4
 
 
 # What is refused
@@ -320,15 +332,13 @@ def test_the_state_of_several_optimizers(tmp_path, keep):
         assert np.all(variable.numpy() == 3)
 
 
-def test_an_interrupt_outside_of_the_training_leaves_no_epoch_behind(tmp_path):
-    cut_off(tmp_path)
-
+def test_an_interrupt_outside_of_the_training_leaves_no_epoch_behind(begun):
     def interrupt(epoch, logs):
         raise KeyboardInterrupt
 
     model = net()
     with pytest.raises(KeyboardInterrupt):
-        prune(tmp_path, model=model, extra=[keras.callbacks.LambdaCallback(on_epoch_end=interrupt)])
+        prune(begun, model=model, extra=[keras.callbacks.LambdaCallback(on_epoch_end=interrupt)])
     assert model._initial_epoch is None
 
 
