@@ -148,18 +148,20 @@ class Sliding(Pull):
 class Beside(Pull):
     r"""Find the reach of the pull beside the optimizer, from the progress of the run and how weights move.
 
-    At first the pull reaches more and more weights, the smallest first, as gradual pruning removes them (Zhu
-    & Gupta, "To prune, or not to prune", 2017), but it brings them to zero little by little. Of the weights
-    beyond the budget, $1 - (1 - q/0.9)^3$ are pulled after the part q of the removing, which takes three
-    quarters of the run. Weights within reach are pulled $1 - e^{-s/E}$ of the way in each of the E batches of
-    the removing, where s grows from 50 to 300. The last quarter trains what is left.
+    The pull reaches more and more weights, the smallest first, as gradual pruning removes them (Zhu & Gupta,
+    "To prune, or not to prune", 2017), but it brings them to zero little by little. Of the weights beyond the
+    budget, $1 - (1 - q/0.9)^3 / 4$ are pulled after the part q of the removing, which takes three quarters of
+    the run: the smallest three quarters of them are next to nothing. Of units it is $1 - (1 - q/0.9)^3$,
+    since each of them is much. Weights within reach are pulled $1 - e^{-s/E}$ of the way in each of the E
+    batches of the removing, where s grows from 50 to 300. The last quarter trains what is left.
 
     Where SGD or Muon carry weights far, a fixed budget is better: then the training itself finds which
     weights to keep. If the kept weights, going on as in the latest L step, would move by more than 0.7 of
     their norm in the rest of the run, and that three times in a row in the first 15 % of it, all weights are
-    pulled from then on, to θ of the budget itself, with s from 1.5 to 80. Other optimizers move weights that
-    do not matter as far as those that do, and a fixed budget then keeps the wrong ones. Units are removed in
-    three quarters of the run then, too: what goes with a late one, at a rate that has fallen, is lost.
+    pulled from then on, to θ of the budget itself, with s from 1.5 to 80; until that is known, only $1 - (1 -
+    q/0.9)^3$ of them are. Other optimizers move weights that do not matter as far as those that do, and a
+    fixed budget then keeps the wrong ones. Units are removed in three quarters of the run then, too: what
+    goes with a late one, at a rate that has fallen, is lost.
 
     A budget that makes weights smaller, as that of a norm, is not kept by weights that are free. All are
     pulled then, with s from 5 to 80. The budget falls in 0.4 of the run, as above; multipliers begin where it
@@ -178,7 +180,7 @@ class Beside(Pull):
         units: Bool, default `False`: whether units of the model's graph are removed, such as neurons.
     """
 
-    _REMOVING, _FALLING = 0.75, 0.9
+    _REMOVING, _FALLING, _AT_FIRST = 0.75, 0.9, 0.25
     _PATH = 50.0, 300.0
     _SHRUNK, _SHRINKING = 0.4, 5.0
     _FAR, _IN_A_ROW, _LOOKS = 0.7, 3, 0.15
@@ -230,7 +232,8 @@ class Beside(Pull):
             progress = (progress - self._REMOVING) / (1 - self._REMOVING)
         else:
             (first, last), length = self._PATH, self._REMOVING * self._batches
-            progress, slack = path, max(0.0, 1 - path / self._FALLING) ** 3
+            most = 1.0 if self._units or self.looks(step) else self._AT_FIRST
+            progress, slack = path, most * max(0.0, 1 - path / self._FALLING) ** 3
         self._strength = first * (last / first) ** min(progress, 1.0) / length
         if slack is not None and progress >= 1:
             return self._strength, Reach(part=1.0, slack=0.0, frees=True)

@@ -140,11 +140,11 @@ def test_automatic_of_one_step():
 STEPS = 40
 
 
-def growing(step, length=LENGTH):
+def growing(step, length=LENGTH, little=False):
     """The strength in a batch and the slack, while the reach grows."""
     removed = step / STEPS / 0.75
     strength = 50 * (300 / 50) ** min(removed, 1) / (0.75 * length)
-    return strength, max(0, 1 - removed / 0.9) ** 3
+    return strength, (1 if little else 0.25) * max(0, 1 - removed / 0.9) ** 3
 
 
 def fixed(step, length=LENGTH, first=1.5):
@@ -161,13 +161,14 @@ def same_reach(reach, **expected):
         assert getattr(reach, name) == pytest.approx(value, rel=1e-9), name
 
 
+@pytest.mark.parametrize("by_gradient, units", [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("batches, counted", [(BATCHES, BATCHES), (None, 100)])
-def test_beside_the_reach_grows(batches, counted):
-    pull, before = Beside(plan(STEPS, batches), True), 0.0
+def test_beside_the_reach_grows(batches, counted, by_gradient, units):
+    pull, before = Beside(plan(STEPS, batches), by_gradient, units=units), 0.0
     pull.begin()
     for step in range(30):
         strength, reach = pull.next(step, np.nan)
-        expected, slack = growing(step, EPOCHS * counted)
+        expected, slack = growing(step, EPOCHS * counted, little=units or (by_gradient and step < 7))
         assert strength == pytest.approx(expected)
         same_reach(reach, part=1 - np.exp(-expected), ratio=before / expected, slack=slack, frees=True)
         before = expected
