@@ -199,7 +199,8 @@ def _load(args: argparse.Namespace) -> "keras.Model":
     import keras
 
     if not os.path.isfile(args.model):
-        raise ValueError(f"Expected a .keras file. Received: '{args.model}', which is not a file.")
+        why = "is a directory" if os.path.isdir(args.model) else "does not exist"
+        raise ValueError(f"Expected a .keras file. Received: '{args.model}', which {why}.")
     # Keras goes by the name, and its safe mode is for this format.
     if not (args.model.endswith(".keras") and zipfile.is_zipfile(args.model)):
         raise ValueError(f"Expected a .keras file. Received: '{args.model}', which is none.")

@@ -38,7 +38,8 @@ def whole(name: str, value: int) -> int:
 def number_or_fraction(name: str, value: float) -> int | float:
     """Check how much is kept: an int ≥ 0, or a float in [0, 1]."""
     scalar, plain = _scalar(value), _plain(value)
-    what, is_int = "a whole number ≥ 0 or a float in [0, 1]", isinstance(plain, int)
+    is_int = isinstance(plain, int)
+    what = "a whole number ≥ 0 or a float in [0, 1], such as 0.05 for 5 %"
     fraction = _number(name, value, what, lambda number: number >= 0 and (is_int or number <= 1))
     if is_int:
         return int(plain)

@@ -116,13 +116,13 @@ def test_what_is_no_model(tmp_path, capsys):
     (tmp_path / "damaged.keras").write_bytes(damaged)
     data = [str(tmp_path / "net.tflite"), "--quantize", "int8", "--data", str(tmp_path / "empty.npy")]
     for arguments, message in (
-        (["report", "missing.keras"], "is not a file"),
+        (["report", "missing.keras"], "which does not exist"),
         (["export", str(tmp_path / "net.keras"), *data], "No data left"),
         (["report", str(tmp_path / "text.keras")], "which is none"),
         (["report", str(tmp_path / "other.keras")], "config.json"),
         (["report", str(tmp_path / "damaged.keras")], "Bad CRC-32"),
         (["report", str(tmp_path / "folder")], "export_saved_model wrote"),
-        (["export", str(tmp_path / "folder"), "out"], "Expected a .keras file"),
+        (["export", str(tmp_path / "folder"), "out"], "Expected a .keras file. Received: '"),
     ):
         assert main(arguments) == 1
         printed = capsys.readouterr()

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from lc_keras.algorithm.shadows import Shadow
@@ -71,8 +72,10 @@ class PruningRun(Run):
         self._finite = Shadow(self._model.weights, "finite")
         self._statistics = Statistics(self._model, self._params.get("steps"))
         self._first_epoch: int | None = None
-        self._epoch = 0
+        self._batches: int | None = self._params.get("steps")
+        self._epoch = self._batch = 0
         self._left: list[int] = []
+        self._ended: np.ndarray | None = None  # the outlines of all weights, once an epoch has ended
 
     def begin_epoch(self, epoch: int) -> None:
         if self._first_epoch is None:
@@ -83,25 +86,39 @@ class PruningRun(Run):
         self._advance(self._epoch)
 
     def begin_batch(self, batch: int, anew: bool) -> None:
-        self._advance(self._epoch + batch / (self._params.get("steps") or math.inf))
+        self._batch, self._ended = batch, None
+        self._advance(self._epoch + batch / (self._batches or math.inf))
 
     def execute(self, train_function: TrainFunction, iterator: Iterator[object]) -> Logs:
         self._statistics.see(iterator)
-        with self._masks.constraining():
-            logs = train_function(iterator)
+        try:
+            with self._masks.constraining():
+                logs = train_function(iterator)
+        except (StopIteration, tf.errors.OutOfRangeError):
+            self._batches = self._batches or self._batch
+            self.end_epoch()
+            raise
         self._masks.check_applied()
+        if self._batch + self._model.steps_per_execution >= (self._batches or math.inf):
+            # Before the epoch is validated.
+            self.end_epoch()
         return {**logs, **self.logs} if isinstance(logs, dict) else logs
 
     def end_epoch(self) -> None:
-        self._check_finite()
-        self._finite.save()
+        if self._ended is None:
+            self._check_finite()
+            self._statistics.estimate()
+            self._finite.save()
+            self._ended = self._finite.fingerprint()
 
     def end(self) -> bool:
         self._check_finite()
         # A budget holds however early the training stops, and averaged weights are not masked.
         norm = self._norm()
         self._prune([budget.kappa for budget in self._masks.budgets])
-        self._statistics.estimate()
+        if self._ended is None or not np.array_equal(self._ended, self._finite.fingerprint()):
+            self._statistics.estimate()
+        self.has_stale_statistics = self._statistics.are_stale
         if self._first_epoch is None:
             # As where a run is restored that had been cut off after its last epoch.
             warnings.warn("`fit` trained no epoch. The model was compressed as it is.", stacklevel=2)

@@ -5,6 +5,7 @@ import decimal
 import functools
 import math
 import typing
+import warnings
 
 import tensorflow as tf
 
@@ -37,7 +38,7 @@ class L0Constraint(Grouped):
 
     With another `measure` groups have costs, which together stay within κ. They are kept in the order of
     energy for cost, $m_g^2 / c_g$, while the budget lasts; it is never exceeded. How near that is to the
-    optimum, the docs page "Budgets of unequal costs" says. Neurons that a `Task` finds in a model's graph
+    optimum, the docs page "Which cost, which budget" says. Neurons that a `Task` finds in a model's graph
     cost what the weights cost that stay in the smaller net: those that make them out of units that stay, and
     none of those that do not.
 
@@ -145,6 +146,14 @@ class L0Constraint(Grouped):
 
     def check(self, layouts: Layouts) -> None:
         self.budget(layouts)
+        is_count = isinstance(self.keep, int) and self.measure in ("groups", "parameters")
+        if is_count and 0 < self.keep <= 100 and 1000 * self.keep < (total := self.total(layouts)):
+            what = "weights" if self._single or self.measure == "parameters" else "groups"
+            warnings.warn(
+                f"keep={self.keep} keeps {self.keep} of {total:,} {what}; for {self.keep} % write "
+                f"keep={self.keep / 100}.",
+                stacklevel=2,
+            )
         if self.values:
             self.values.check(layouts)
 

@@ -73,8 +73,8 @@ def check_free(path: str, overwrite: bool) -> None:
     """Check that a SavedModel may be written to `path`, and replaced there only with `overwrite`.
 
     Raises:
-        ValueError: If `path` does not end in a name, has one that TensorFlow could not load, is a
-            file, or lies in one, or holds anything that may not be replaced.
+        ValueError: If `path` does not end in a name, has one that TensorFlow could not load or one of a
+            file of Keras's, is a file, or lies in one, or holds anything that may not be replaced.
     """
     # What is written appears beside `path` first, and beside ".." is somewhere else.
     if os.path.basename(path) in ("", os.curdir, os.pardir):
@@ -84,6 +84,7 @@ def check_free(path: str, overwrite: bool) -> None:
             f"Expected `path` without {' and '.join(sorted(patterns))}, which TensorFlow takes for a pattern "
             f"when it loads a SavedModel. Received: '{path}'"
         )
+    check_name(path)
     parent = check_parents(path)
     found = sorted(tf.io.gfile.listdir(path)) if parent == path else []
     if not found:
@@ -96,6 +97,15 @@ def check_free(path: str, overwrite: bool) -> None:
         )
     if "saved_model.pb" not in found:
         raise ValueError(f"Expected `path` to hold a SavedModel to replace. Received: {held}.")
+
+
+def check_name(path: str) -> None:
+    """Check that a path has no name of Keras's files, which are read by their names."""
+    if path.lower().endswith((".keras", ".h5", ".hdf5")):
+        raise ValueError(
+            f"Expected a `path` that is no name of a file of Keras's, which `model.save` writes. Received: "
+            f"'{path}'"
+        )
 
 
 def check_parents(path: str) -> str:

@@ -3,7 +3,7 @@
 import os
 import uuid
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from lc_keras.arguments import keras_model, switch, whole
 from lc_keras.export.converter import Converter
-from lc_keras.export.directories import check_parents
+from lc_keras.export.directories import check_name, check_parents
 from lc_keras.export.exported import LiteRTExport, count_dead_units
 from lc_keras.export.saved_model import export_saved_model
 from lc_keras.export.warmup import Request, as_request
@@ -19,6 +19,7 @@ from lc_keras.internals.keras import layers_in
 from lc_keras.model.signatures import Structure, input_signature_of, named, of_batch
 
 Batches = list[dict[str, np.ndarray]]
+Data = Iterable[Request] | Callable[[], Iterable[Request]]
 
 # How far a sparse file may answer from the dense one, relative to the largest output.
 _TOLERANCE = 1e-3
@@ -30,7 +31,7 @@ def export_litert(
     *,
     sparse: bool | Literal["auto"] = "auto",
     quantize: Literal["float16", "int8"] | None = None,
-    representative_data: Iterable[Request] | None = None,
+    representative_data: Data | None = None,
     batch_size: int | Literal["any"] | None = None,
     input_signature: list[Structure] | None = None,
     overwrite: bool = False,
@@ -54,7 +55,8 @@ def export_litert(
             activations, calibrated on `representative_data`; inputs and outputs stay
             as they are).
         representative_data: Iterable of inputs: arrays, or dictionaries of arrays by
-            the names of the inputs, without targets. Needed for `"int8"`. `None` (default): none.
+            the names of the inputs, without targets; or one of these, or a function that returns such an
+            iterable, as TensorFlow's converter takes it. Needed for `"int8"`. `None` (default): none.
         batch_size: Int, the batch that the file is made for. `None` (default): that of the inputs of the
             model or of `input_signature`, or 1 if they leave it open. `"any"`: it stays open, for a runtime
             that resizes inputs, such as TensorFlow Serving.
@@ -73,9 +75,9 @@ def export_litert(
             the file, or not as `sparse=True` asks.
         TypeError: If `model` is not a `keras.Model`, or an argument of another type.
         ValueError: If an argument is out of its range, the model is not built or not in
-            float32, `path` is a directory, lies in a file, or exists and `overwrite` is
-            `False`, or `representative_data` is missing, empty, not finite, of other shapes or types
-            than the inputs, or the model cannot answer it.
+            float32, `path` has the name of a file of Keras's, is a directory, lies in a file, or exists and
+            `overwrite` is `False`, or `representative_data` is missing, empty, not finite, of other shapes
+            or types than the inputs, or the model cannot answer it.
 
     Example:
 
@@ -140,7 +142,7 @@ def _check_arguments(
     path: str,
     sparse: bool | str,
     quantize: str | None,
-    representative_data: Iterable[Request] | None,
+    representative_data: Data | None,
     overwrite: bool,
 ) -> None:
     keras_model(model)
@@ -151,15 +153,17 @@ def _check_arguments(
         raise ValueError(f'Expected `quantize` to be None, "float16" or "int8". Received: {quantize!r}')
     if quantize == "int8" and representative_data is None:
         raise ValueError('Expected `representative_data` for quantize="int8". Received: None')
-    if representative_data is not None and not isinstance(representative_data, Iterable):
+    is_data = callable(representative_data) or isinstance(representative_data, Iterable)
+    if representative_data is not None and not is_data:
         raise TypeError(
-            "Expected `representative_data` to be an iterable of inputs. "
+            "Expected `representative_data` to be an iterable of inputs, or a function that returns one. "
             f"Received: {representative_data!r} (of type {type(representative_data).__name__})"
         )
     if not os.path.basename(path):
         raise ValueError(f"Expected `path` to end in the name of a file. Received: '{path}'")
     if os.path.isdir(path):
         raise ValueError(f"Expected `path` to be a file. Received: the directory '{path}'.")
+    check_name(path)
     check_parents(os.path.dirname(path))
     if os.path.exists(path) and not overwrite:
         raise ValueError(
@@ -182,13 +186,21 @@ def _check_runtime() -> None:
         ) from error
 
 
-def _batches(representative_data: Iterable[Request] | None, specs: list[tf.TensorSpec]) -> Batches:
+def _batches(representative_data: Data | None, specs: list[tf.TensorSpec]) -> Batches:
     """Return the representative data, cut into batches as large as those of the file, where open of one."""
     cut = []
     any_size = [of_batch(spec, None) for spec in specs]
     size = specs[0].shape[0] or 1
-    for given in representative_data if representative_data is not None else ():
-        inputs = as_request(given, any_size, "representative_data")
+
+    def is_request(given: Any) -> bool:
+        is_array = len(specs) == 1 and hasattr(given, "shape")
+        return isinstance(given, dict) or (is_array and any_size[0].shape.is_compatible_with(given.shape))
+
+    data: Any = representative_data() if callable(representative_data) else representative_data
+    for given in [data] if is_request(data) else data if data is not None else ():
+        # A function for TensorFlow's converter yields lists.
+        listed = isinstance(given, (list, tuple)) and len(given) == 1 and is_request(given[0])
+        inputs = as_request(given[0] if listed else given, any_size, "representative_data")
         lengths = {name: len(array) for name, array in inputs.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(

@@ -116,6 +116,11 @@ class Attached(keras.callbacks.Callback):
         with self._running() as run:
             run.begin_batch(batch, self._attachment.renew())
 
+    def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
+        if self._attachment is not None and self._attachment.run is not None:
+            with self._running() as run:
+                run.end_epoch()
+
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         with self._running() as run:
             run.end_epoch()
@@ -129,6 +134,7 @@ class Attached(keras.callbacks.Callback):
         with self._running() as run:
             once_more = run.end()
         variables, mu, gap = run.variables, run.mu, run.last_gap
+        self._verdict.is_stale = run.has_stale_statistics
         self._attachment.detach()
         del run
         if once_more:

@@ -33,12 +33,14 @@ class Run:
         logs: Dict of floats, what the epoch's logs say of the run.
         mu: Float, μ with which weights are compressed that come later. A budget does not depend on it.
         last_gap: Float, ‖w − θ‖ / ‖w‖ at the end, if nothing was said of it.
+        has_stale_statistics: Bool, whether those of batch normalisation are of other weights at the end.
     """
 
     variables: list[keras.Variable]
     logs: dict[str, float]
     mu: float = 1.0
     last_gap: float = 0.0
+    has_stale_statistics: bool = False
 
     def begin_epoch(self, epoch: int) -> None:
         """Prepare for the batches of an epoch."""

@@ -153,11 +153,6 @@ class LearningCompression(Attached):
             self._attachment.begin_at(None)
         super().on_epoch_begin(epoch, logs)
 
-    def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
-        if self._attachment is not None and self._attachment.run is not None:
-            with self._running() as run:
-                run.end_epoch()
-
     def _finish(self, mu: float, gap: float, changed: bool) -> None:
         super()._finish(mu, gap, changed)
         if self.checkpoints and self.model.distribute_strategy.extended.should_checkpoint:

@@ -187,6 +187,7 @@ class CompressionRun(Run, Resumable):
         replaced = self._lagrangian.is_replaced()
         if replaced:
             self._statistics.estimate()
+        self.has_stale_statistics = self._statistics.are_stale
         return replaced
 
     def abandon(self, error: BaseException) -> None:

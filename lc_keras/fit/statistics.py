@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from lc_keras.algorithm.shadows import Shadow
-from lc_keras.internals.tensorflow import dataset_of, is_generated
+from lc_keras.internals.tensorflow import dataset_of, is_read_once
 from lc_keras.model.statistics import BATCHES, Estimator
 
 
@@ -21,6 +21,9 @@ class Statistics:
     Args:
         model: Built `keras.Model`.
         batches: Int or `None`, the number of batches in an epoch, if that is known.
+
+    Attributes:
+        are_stale: Bool, whether the latest ones could not be estimated, of which a warning was given.
     """
 
     def __init__(self, model: keras.Model, batches: int | None) -> None:
@@ -33,7 +36,7 @@ class Statistics:
             # All take the same number, and the last batch of an epoch may not be there for each of them.
             self._batches = min(max(1, batches - 1), BATCHES) if batches else None
         self._dataset: tf.data.Dataset | None = None
-        self._is_known = self._has_failed = False
+        self._is_known = self.are_stale = False
 
     @property
     def trained(self) -> list[tf.Variable]:
@@ -46,7 +49,7 @@ class Statistics:
             return
         self._is_known = True
         dataset = dataset_of(iterator)
-        if dataset is not None and self._batches and not is_generated(dataset):
+        if dataset is not None and self._batches and not is_read_once(dataset):
             self._dataset = dataset
         else:
             self._warn("the data cannot be read a second time, as those of a Python generator")
@@ -68,17 +71,19 @@ class Statistics:
     def estimate(self) -> None:
         """Estimate the statistics of the weights that the model now has, if the data of `fit` allow it."""
         if self._dataset is None:
-            if self.trained and not self._is_known:
+            if self.trained:
                 self._warn("`fit` has read no data")
             return
         try:
             self._estimator.estimate(iter(self._dataset), self._batches or BATCHES)
+            self.are_stale = False
         except Exception as error:  # whatever a model's `call` or its data may raise
-            if not self._has_failed:
-                self._warn(f"the model cannot be called on them ({type(error).__name__}: {error})")
-            self._has_failed = True
+            self._warn(f"the model cannot be called on them ({type(error).__name__}: {error})")
 
     def _warn(self, why: str) -> None:
+        if self.are_stale:
+            return
+        self.are_stale = True
         names = ", ".join(v.path for v in itertools.islice(self._estimator.variables, 2))
         warnings.warn(
             f"The statistics of the model ({names}, …) are those of the trained weights, not of the "

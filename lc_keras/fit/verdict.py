@@ -17,14 +17,24 @@ _BELOW, _VALIDATION_BELOW, _BELOW_BATCH = 0.8, 0.6, 0.5
 # Metrics that are better the larger they are, by a word of their names; `MeanIoU` is "mean_io_u".
 _SCORES = {"acc", "accuracy", "auc", "precision", "recall", "f1", "fbeta", "io", "iou", "r2"}
 
+_STALE = (
+    "its statistics are not those of the compressed weights, so that metrics say little: call "
+    "`lc_keras.estimate_statistics(model, data)`, and `evaluate` then"
+)
+
 
 class Verdict:
-    """Watch the epochs of a `fit`, and warn as it ends if its result looks bad."""
+    """Watch the epochs of a `fit`, and warn as it ends if its result looks bad.
+
+    Attributes:
+        is_stale: Bool, whether statistics are those of other weights, which is no reason by itself.
+    """
 
     def __init__(
         self, model: keras.Model, tasks: Sequence[Task], variables: Sequence[keras.Variable]
     ) -> None:
         self._model, self._tasks, self._variables = model, tasks, variables
+        self.is_stale = False
         self._trainable = set(map(id, model.trainable_variables))
         self._batch: dict[str, float] = {}
         self._first: dict[str, float] = {}
@@ -38,8 +48,9 @@ class Verdict:
 
     def give(self, gap: float) -> None:
         """Warn, in one line, of what looks bad; `gap` is the last one, 0 where it was said already."""
-        reasons = [*self._reasons(gap)]
-        if reasons:
+        if reasons := [*self._reasons(gap)]:
+            if self.is_stale:
+                reasons.insert(0, _STALE)
             warnings.warn("The compressed model may be bad: " + "; ".join(reasons) + ".", stacklevel=4)
 
     def _reasons(self, gap: float) -> Iterator[str]:
@@ -54,7 +65,10 @@ class Verdict:
                 "others, or give each its own share (`per_layer`, `keep_at_least`)"
             )
         fallen = [*self._fallen(self._first, _BELOW, _VALIDATION_BELOW, "in the first epoch")]
-        yield from fallen or self._fallen(self._batch, _BELOW_BATCH, _BELOW_BATCH, "before the first update")
+        fallen = fallen or [*self._fallen(self._batch, _BELOW_BATCH, _BELOW_BATCH, "before the first update")]
+        if fallen:
+            advice = "keep more, give `fit` more epochs, or look at the learning rate"
+            yield f"{', '.join(fallen)}: {advice}"
         if late := [v.path for v in self._unfrozen()]:
             yield (
                 f"{_listed(late)} became trainable after `fit` had begun and has no budget: make it "
@@ -68,10 +82,7 @@ class Verdict:
             for last_name, least in ((name, part), (f"val_{name}", validation_part)):
                 last = self._last.get(last_name, before)
                 if not name.startswith("val_") and 0 <= last < least * before:
-                    yield (
-                        f"{last_name} ended at {last:.3g}, where {name} was {before:.3g} {when}: "
-                        "keep more, give `fit` more epochs, or look at the learning rate"
-                    )
+                    yield f"{last_name} ended at {last:.3g}, where {name} was {before:.3g} {when}"
 
     def _unfrozen(self) -> Iterator[keras.Variable]:
         compressed = set(map(id, self._variables))

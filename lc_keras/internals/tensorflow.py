@@ -1,6 +1,7 @@
 """Trace functions, and reach what TensorFlow keeps to itself."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -8,7 +9,7 @@ import keras
 import tensorflow as tf
 from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.framework.function_def_to_graph import function_def_to_graph_def, get_function_def
-from tensorflow.python.ops import handle_data_util
+from tensorflow.python.ops import handle_data_util, script_ops
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -118,15 +119,20 @@ def dataset_of(iterator: Any) -> tf.data.Dataset | None:
     return getattr(workers[0], "_dataset", None) if len(workers) == 1 else None
 
 
-def is_generated(dataset: tf.data.Dataset) -> bool:
-    """Return whether a Python generator is anywhere behind a dataset: a second iterator takes its elements.
+def is_read_once(dataset: tf.data.Dataset) -> bool:
+    """Return whether Keras has made a dataset of a Python generator or a `PyDataset`.
 
-    `Dataset._inputs`, `Dataset._functions`: of `from_generator` nothing is left but an
-    operation in a function.
+    A second iterator would take the batches of the first. One of the user's own `from_generator` calls its
+    function once more. `Dataset._inputs`, `Dataset._functions`: of `from_generator` nothing is left but the
+    number of a Python function, `script_ops._py_funcs`, which is of a `_GeneratorState`, with `_generator`.
     """
     graphs = [wrapper.function.graph.as_graph_def() for wrapper in dataset._functions()]
     nodes = [n for g in graphs for part in [g.node, *(f.node_def for f in g.library.function)] for n in part]
-    return any(n.op == "GeneratorDataset" for n in nodes) or any(map(is_generated, dataset._inputs()))
+    functions = [script_ops._py_funcs.get(n.attr["token"].s.decode()) for n in nodes if n.op == "PyFunc"]
+    states = [getattr(inspect.unwrap(f), "__self__", None) for f in functions if f]
+    made = [getattr(state, "_generator", None) for state in states]
+    of_keras = any(str(getattr(g, "__module__", None)).partition(".")[0] == "keras" for g in made)
+    return of_keras or any(map(is_read_once, dataset._inputs()))
 
 
 @contextlib.contextmanager

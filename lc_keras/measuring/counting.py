@@ -141,9 +141,17 @@ def _variable_report(
 def _read(path: str) -> PruningReport:
     file = os.path.join(path, REPORT_FILE)
     if not tf.io.gfile.exists(file):
+        if not tf.io.gfile.exists(path):
+            why = "does not exist"
+        elif tf.io.gfile.isdir(path):
+            why = f"holds no {REPORT_FILE}; of versions name one, such as '{os.path.join(path, '1')}'"
+        else:
+            why = (
+                "is a file; of a .keras file load the model, by `keras.saving.load_model`, and report on that"
+            )
         raise ValueError(
             "Expected the path of a SavedModel that export_saved_model wrote. "
-            f"Received: '{path}', which holds no {REPORT_FILE}."
+            f"Received: '{path}', which {why}."
         )
     with tf.io.gfile.GFile(file) as opened:
         text = opened.read()

@@ -30,7 +30,8 @@ def estimate_statistics(model: keras.Model, data: Iterable[Any], batches: int = 
     what these leave in them. All else is as before: random seeds, counters, metrics, the states of RNNs.
 
     Where it is due: after weights were changed without training, as by `lc_keras.baselines.compress`, by
-    averaging, or by `fit` on data from a Python generator. Under a `tf.distribute` strategy each batch is
+    averaging, or by `fit` on a Python generator or a
+    `PyDataset`. Under a `tf.distribute` strategy each batch is
     shared among the replicas of this process; with several workers, each needs data of the same length.
 
     Args:

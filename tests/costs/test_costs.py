@@ -153,6 +153,18 @@ class TestL0Constraint:
     def test_kappa(self, keep, n, kappa):
         assert L0Constraint(keep).budget(layouts((n,))) == kappa
 
+    def test_a_count_that_looks_like_a_percentage(self, recwarn):
+        for keep, shape in ((0.1, (100, 200)), (100, (100, 200)), (101, (1000, 200)), (0, (100, 200))):
+            L0Constraint(keep).check(layouts(shape))
+        assert not recwarn
+        with pytest.warns(
+            UserWarning, match=r"keep=10 keeps 10 of 20,000 weights; for 10 % write keep=0.1\."
+        ):
+            L0Constraint(10).check(layouts((100, 200)))
+        for keep, error in ((10.0, ValueError), ("5%", TypeError)):
+            with pytest.raises(error, match="such as 0.05 for 5 %. Received"):
+                L0Constraint(keep)
+
     def test_check_says_both_numbers(self):
         L0Constraint(12).check(layouts(*SHAPES))
         with pytest.raises(ValueError, match="at most 12.*Received: 13"):

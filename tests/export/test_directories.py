@@ -90,6 +90,8 @@ def test_versions(tmp_path):
     for wrong in (True, 1.0, "newest"):
         with pytest.raises(TypeError, match="Expected `version`"):
             version_directory(base, wrong)
+    with pytest.raises(ValueError, match="no name of a file of Keras's"):
+        check_free(str(tmp_path / "net.keras"), overwrite=False)
     with pytest.raises(ValueError, match="at least 0"):
         version_directory(base, -1)
     (tmp_path / "2" / "saved_model.pb").touch()

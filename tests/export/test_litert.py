@@ -1,6 +1,7 @@
 import dataclasses
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -315,7 +316,7 @@ def test_bad_arguments(tmp_path):
         (model, {"quantize": "int4"}, "Expected `quantize`"),
         (model, {"quantize": "int8"}, "Expected `representative_data`"),
         (model, {"representative_data": []}, "at least 1 examples"),
-        (model, {"representative_data": np.ones((2, 200))}, "`representative_data` for input 'pixels'"),
+        (model, {"representative_data": np.ones(200)}, "`representative_data` for input 'pixels'"),
         (
             model,
             {"representative_data": [(np.ones((2, 200)), [1, 2])]},
@@ -350,6 +351,8 @@ def test_bad_arguments(tmp_path):
             export_litert(given, path, **options)
     with pytest.raises(ValueError, match="name of a file"):
         export_litert(model, "")
+    with pytest.raises(ValueError, match="no name of a file of Keras's"):
+        export_litert(model, tmp_path / "net.keras")
     with pytest.raises(ValueError, match="the directory"):
         export_litert(model, tmp_path)
     path.write_text("mine")
@@ -360,6 +363,14 @@ def test_bad_arguments(tmp_path):
     assert path.read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
     export_litert(model, path, overwrite=True)
     assert len(list(tmp_path.iterdir())) == 1 and path.stat().st_size > 100_000
+
+
+def test_representative_data_as_of_tensorflows_converter():
+    x, batches = np.ones((2, 3), "float32"), partial(litert._batches, specs=[tf.TensorSpec((1, 3), name="x")])
+    expected = batches([x])
+    assert len(expected) == 2
+    for data in (x, tf.constant(x), {"x": x}, lambda: [[x]], lambda: ([row] for row in x), [(x,)]):
+        keras.tree.map_structure(np.testing.assert_array_equal, batches(data), expected)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -10,10 +10,11 @@ from lc_keras.baselines import GradualPruning, MagnitudePruning
 from lc_keras.fit.verdict import Verdict
 
 
-def said(model=None, first=None, last=None, gap=0.0, tasks=(), variables=(), recwarn=None):
+def said(model=None, first=None, last=None, gap=0.0, tasks=(), variables=(), recwarn=None, stale=False):
     verdict = Verdict(model or net(), tasks, variables)
     verdict.note(first)
     verdict.note(last)
+    verdict.is_stale = stale
     verdict.give(gap)
     return [str(w.message) for w in recwarn if "may be bad" in str(w.message)]
 
@@ -21,6 +22,24 @@ def said(model=None, first=None, last=None, gap=0.0, tasks=(), variables=(), rec
 @pytest.mark.parametrize("gap, bad", [(0.04, False), (0.06, True)])
 def test_a_gap(gap, bad, recwarn):
     assert bool(said(gap=gap, recwarn=recwarn)) == bad
+
+
+def test_statistics_that_are_stale_come_first(recwarn):
+    (found,) = said(gap=0.06, recwarn=recwarn, stale=True)
+    assert found.startswith("The compressed model may be bad: its statistics") and "(`gap`)" in found
+    assert "lc_keras.estimate_statistics(model, data)" in found
+    recwarn.clear()
+    assert not said(stale=True, recwarn=recwarn)
+
+
+@pytest.mark.parametrize("method", [LearningCompression, MagnitudePruning])
+def test_statistics_of_a_fit_on_a_generator(method, recwarn):
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8), keras.layers.BatchNormalization()])
+    model.compile("sgd", "mse")
+    model.layers[0].kernel.assign(0 * model.layers[0].kernel)
+    batches = ((np.ones((4, 6)), np.ones((4, 8))) for _ in range(8))
+    fit(model, [method(L0Constraint(0))], x=batches, y=None, batch_size=None, epochs=1)
+    assert any("may be bad: its statistics" in str(w.message) for w in recwarn)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +58,11 @@ def test_a_gap(gap, bad, recwarn):
 def test_a_metric_far_below_that_of_the_first_epoch(first, last, named, recwarn):
     found = said(first=first, last=last, recwarn=recwarn)
     assert len(found) == (named is not None) and (named is None or named in found[0])
+
+
+def test_the_advice_is_given_once(recwarn):
+    (found,) = said(first={"accuracy": 0.9}, last={"accuracy": 0.1, "val_accuracy": 0.2}, recwarn=recwarn)
+    assert "; accuracy" not in found and found.count("ended at") == 2 and found.count("keep more") == 1
 
 
 def test_a_metric_with_a_value_for_each_class(recwarn):

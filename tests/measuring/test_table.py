@@ -88,8 +88,14 @@ def test_an_export_reads_as_the_model(pruned, tmp_path):
     assert read.file_bits == 8 * sum(p.stat().st_size for p in (tmp_path / "net").rglob("*") if p.is_file())
     assert f"the SavedModel {read.file_bits / 8000:,.1f} kB" in str(read)
     assert read.gzip_bits is None and json.loads(read.to_json())["totals"]["file_bits"] == read.file_bits
-    with pytest.raises(ValueError, match="export_saved_model wrote"):
-        report(str(tmp_path))
+    (tmp_path / "net.keras").write_text("")
+    for path, why in (
+        (tmp_path, "holds no .* of versions name one"),
+        (tmp_path / "net.keras", "is a file; .*load_model"),
+        (tmp_path / "missing.keras", "does not exist"),
+    ):
+        with pytest.raises(ValueError, match=f"export_saved_model wrote. Received: '{path}', which {why}"):
+            report(path)
 
 
 @pytest.mark.parametrize("dtype, bits", [("float16", 16), ("bfloat16", 16), ("float64", 64)])
