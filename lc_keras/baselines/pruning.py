@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from lc_keras.algorithm.shadows import Shadow
+from lc_keras.algorithm.shadows import Shadow, fingerprint
 from lc_keras.algorithm.tasks import Tasks, bind_tasks
 from lc_keras.arguments import positive, whole
 from lc_keras.baselines.masks import Masks
@@ -75,7 +75,7 @@ class PruningRun(Run):
         self._batches: int | None = self._params.get("steps")
         self._epoch = self._batch = 0
         self._left: list[int] = []
-        self._ended: np.ndarray | None = None  # the outlines of all weights, once an epoch has ended
+        self._ended: np.ndarray | None = None  # of the weights, a fingerprint, once an epoch has ended
 
     def begin_epoch(self, epoch: int) -> None:
         if self._first_epoch is None:
@@ -109,14 +109,14 @@ class PruningRun(Run):
             self._check_finite()
             self._statistics.estimate()
             self._finite.save()
-            self._ended = self._finite.fingerprint()
+            self._ended = fingerprint(self.variables)
 
     def end(self) -> bool:
         self._check_finite()
         # A budget holds however early the training stops, and averaged weights are not masked.
         norm = self._norm()
         self._prune([budget.kappa for budget in self._masks.budgets])
-        if self._ended is None or not np.array_equal(self._ended, self._finite.fingerprint()):
+        if self._ended is None or not np.array_equal(self._ended, fingerprint(self.variables)):
             self._statistics.estimate()
         self.has_stale_statistics = self._statistics.are_stale
         if self._first_epoch is None:
