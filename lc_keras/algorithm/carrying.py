@@ -74,7 +74,7 @@ class CarryingLagrangian(Lagrangian):
                 values = [read(slot.variable) for slot in slots]
             return part.compression.maps(values, tf.constant(1.0), part.layouts)
 
-        def carried(weight: tf.Variable, theta: tf.Variable, v: tf.Variable) -> tf.Tensor:
+        def carried(weight: tf.Tensor, theta: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
             # In half precision weights are next to θ at best.
             now, there = read(weight), tf.cast(tf.cast(theta, weight.dtype), v.dtype)
             return tf.where(ratio == 0, now, v + tf.cast(ratio, v.dtype) * (now - there))
@@ -87,8 +87,8 @@ class CarryingLagrangian(Lagrangian):
             # 1 − g² of those that share their values.
             left = tf.maximum(1 - tf.math.divide_no_nan(away, all_of_it), 1 / _MOST)
 
-            def enlarge(_: int, array: tf.Variable, left: tf.Tensor = left) -> None:
-                array.assign(array / tf.cast(left**2, array.dtype))
+            def enlarge(array: tf.Tensor, left: tf.Tensor = left) -> tf.Tensor:
+                return array / tf.cast(left**2, array.dtype)
 
             in_place(enlarge, [slot.theta for slot in slots])
             if not part.compression.maps_others:

@@ -227,10 +227,7 @@ class Lagrangian:
             chosen = list(itertools.islice(given, len(slots)))
             solves = _constrained(part, part.compression.maps([read(v) for v in chosen], mu, part.layouts))
 
-            def put(index: int, variable: tf.Variable, solves: list[Map] = solves) -> None:
-                variable.assign(tf.cast(solves[index](read(variable)), variable.dtype))
-
-            in_place(put, chosen)
+            in_place(lambda value, solve: tf.cast(solve(read(value)), value.dtype), chosen, maps=solves)
 
     def show_compressed(self) -> None:
         """Put θ into the model, and w where θ was."""
@@ -299,7 +296,7 @@ class Lagrangian:
         def target(_: tf.Tensor, theta: tf.Tensor, shifted: tf.Tensor) -> tf.Tensor:
             return new_target(theta, shifted, ratio)
 
-        def shifted(weight: tf.Variable, theta: tf.Variable, target: tf.Variable) -> tf.Tensor:
+        def shifted(weight: tf.Tensor, theta: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
             return read(weight) - (target - theta)
 
         return self._update(maps, shifted, target, next_mu)
@@ -318,7 +315,7 @@ class Lagrangian:
     def _update(
         self,
         maps: Callable[[SharedCost, Sequence[tf.Tensor], Sequence[Slot]], list[Map]],
-        shifted: Callable[[tf.Variable, tf.Variable, tf.Variable], tf.Tensor],
+        shifted: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor],
         target: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor],
         strength: tf.Tensor,
     ) -> tf.Tensor:
@@ -335,31 +332,26 @@ class Lagrangian:
         """
         two_arrays = self._target is not self._theta
 
-        def shift(_: int, weight: tf.Variable, theta: tf.Variable, t: tf.Variable) -> None:
-            theta.assign(shifted(weight, theta, t))
-
         def update() -> tf.Tensor:
             if two_arrays:
                 # v waits where θ will be: no third array.
-                in_place(shift, self.variables, self.thetas, self.targets)
+                in_place(
+                    lambda theta, weight, t: shifted(weight, theta, t),
+                    self.thetas,
+                    self.variables,
+                    self.targets,
+                )
             for part, slots in self._parts:
                 sources = [slot.theta if two_arrays else slot.variable for slot in slots]
                 solves = _constrained(part, maps(part, [read(source) for source in sources], slots))
                 thetas = [slot.theta for slot in slots]
-
-                def aim(index: int, theta: tf.Variable, t: tf.Variable, solves: list[Map] = solves) -> None:
-                    v = read(theta)
-                    t.assign(target(t, solves[index](v), v))
-
-                def solve(
-                    index: int, source: tf.Variable, theta: tf.Variable, solves: list[Map] = solves
-                ) -> None:
-                    theta.assign(solves[index](read(source)))
-
                 # One after the other, each array is read and written in place.
                 if two_arrays:
-                    in_place(aim, thetas, [slot.target for slot in slots])
-                in_place(solve, sources, thetas)
+                    targets = [slot.target for slot in slots]
+                    in_place(lambda t, v, solve: target(t, solve(v), v), targets, thetas, maps=solves)
+                    in_place(lambda v, solve: solve(v), thetas, maps=solves)
+                else:
+                    in_place(lambda _, weight, solve: solve(read(weight)), thetas, sources, maps=solves)
             self._strength.assign(strength)
             return tf.constant(True)
 

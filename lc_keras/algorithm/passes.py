@@ -1,35 +1,70 @@
 """Passes over weights in place, and what XLA must not change in them."""
 
-import collections
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from lc_keras.costs import thresholds
-from lc_keras.internals.tensorflow import copies_of, fused
+from lc_keras.costs.compression import Map
+from lc_keras.internals.tensorflow import copies_of, fused, is_large
 
 
-def in_place(update: Callable[..., None], *columns: Sequence[keras.Variable | tf.Variable]) -> None:
+def in_place(
+    update: Callable[..., tf.Tensor],
+    *columns: Sequence[keras.Variable | tf.Variable],
+    maps: Sequence[Map] | None = None,
+) -> None:
     """Update variables element by element, on each device that holds them.
 
+    What is the same for many tensors is traced once, whatever their shapes, and XLA compiles it once for
+    each shape: models have hundreds.
+
     Args:
-        update: Called with an index and, from each column, the `tf.Variable` of that index on one device.
+        update: Returns the new value of a variable of the first column. It is called with the values of one
+            index of all columns and, if there are maps, with the map of that index.
         *columns: Sequences of variables, those of one index on the same devices.
+        maps: Sequence of `Map`, or `None` (default). Those that are `functools.partial` of one function are
+            taken for the same.
     """
-    by_device = collections.defaultdict(list)
+    traced: dict[Hashable, Any] = {}
     for index, row in enumerate(zip(*columns, strict=True)):
+        function, operands = _split(maps[index]) if maps else (None, [])
+        specs = [tf.TensorSpec(None, operand.dtype) for operand in operands]
         for copies in zip(*map(copies_of, row), strict=True):
-            by_device[copies[0].device].append((index, *copies))
-    for device, places in by_device.items():
+            shape, dtypes = copies[0].shape, tuple(copy.dtype for copy in copies)
+            size, known = shape.num_elements(), None if operands or not maps else shape
+            key = function, known, dtypes, tuple(specs), copies[0].device, is_large(size)
+            with tf.device(copies[0].device):
+                if key not in traced:
+                    handles = [tf.TensorSpec([], tf.resource) for _ in copies]
+                    run = functools.partial(_run, update, function, known, dtypes)
+                    traced[key] = fused(run, size, [handles, specs])
+                traced[key]([copy.handle for copy in copies], operands)
 
-        def run(places: list[tuple[Any, ...]] = places) -> None:
-            for place in places:
-                update(*place)
 
-        with tf.device(device):
-            fused(run, sum(place[1].shape.num_elements() for place in places))()
+def _split(solve: Map) -> tuple[Map, list[tf.Tensor]]:
+    """Return what a map has in common with others, and the tensors that are its own."""
+    if isinstance(solve, functools.partial) and not solve.keywords and all(map(tf.is_tensor, solve.args)):
+        return solve.func, list(solve.args)
+    return solve, []
+
+
+def _run(
+    update: Callable[..., tf.Tensor],
+    function: Callable[..., tf.Tensor] | None,
+    shape: tf.TensorShape | None,
+    dtypes: Sequence[tf.DType],
+    handles: Sequence[tf.Tensor],
+    operands: Sequence[tf.Tensor],
+) -> None:
+    values = [tf.raw_ops.ReadVariableOp(resource=h, dtype=d) for h, d in zip(handles, dtypes, strict=True)]
+    for value in values:
+        value.set_shape(shape)
+    solve = [functools.partial(function, *operands)] if function else []
+    tf.raw_ops.AssignVariableOp(resource=handles[0], value=update(*values, *solve))
 
 
 def new_target(theta: tf.Tensor, shifted: tf.Tensor, ratio: tf.Tensor) -> tf.Tensor:

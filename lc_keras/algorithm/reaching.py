@@ -127,7 +127,7 @@ class ReachingLagrangian(Lagrangian):
                 return part.compression.maps(values, tf.constant(1.0), part.layouts)
             return part.compression.loosened(values, slack, part.layouts)
 
-        def shifted(weight: tf.Variable, theta: tf.Variable, target: tf.Variable) -> tf.Tensor:
+        def shifted(weight: tf.Tensor, theta: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
             # Where weights were freed, those that are pulled go to λ/μ; what is free has no multiplier.
             offset = tf.where(freed, target, target - theta)
             offset = tf.where(tf.math.is_nan(offset), tf.zeros([], offset.dtype), offset)

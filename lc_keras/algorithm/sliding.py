@@ -52,7 +52,4 @@ class SlidingLagrangian(Lagrangian):
         return self._update(maps, lambda w, theta, t: w, lambda old, theta, v: theta, part)
 
     def _slide(self) -> None:
-        def slide(_: int, weight: tf.Variable, theta: tf.Variable) -> None:
-            weight.assign(tf.cast(theta, weight.dtype))
-
-        in_place(slide, self.variables, self.thetas)
+        in_place(lambda weight, theta: tf.cast(theta, weight.dtype), self.variables, self.thetas)

@@ -80,7 +80,12 @@ def choose(
     budget = tf.cast(budget, tf.float64)
     numbers = np.arange(count)
     leaders = numbers if leaders is None else leaders
-    least = [(units, at_least) for units, at_least in parts if at_least]
+    part = np.full(count, len(parts))
+    for number, (units, _) in enumerate(parts):
+        part[units] = number
+    # Where those are that each part keeps at least, if its units come in their order, part after part.
+    ranks = np.arange(count) - np.searchsorted(np.sort(part), np.sort(part))
+    least = np.flatnonzero(ranks < np.array([*(at_least for _, at_least in parts), 0])[np.sort(part)])
 
     def places(kept: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return made + tf.linalg.matvec(makes, kept), read + tf.linalg.matvec(reads, kept)
@@ -105,9 +110,10 @@ def choose(
     for _ in range(ROUNDS):
         margin = margin_of(*places(kept))
         key, first = by_ratio(margin), margin <= 0
-        for units, at_least in least:
-            top = tf.gather(tf.constant(units), tf.math.top_k(tf.gather(key, units), at_least).indices)
-            first |= tf.scatter_nd(top[:, None], tf.ones([at_least], tf.int32), [count]) > 0
+        order = tf.math.top_k(key, count).indices
+        order = tf.gather(order, tf.argsort(tf.gather(tf.constant(part), order), stable=True))
+        top = tf.gather(order, least)
+        first |= tf.scatter_nd(top[:, None], tf.ones_like(top), [count]) > 0
         kept = longest(tf.where(first, key.dtype.max, key))
         found = tf.reduce_sum(energy * kept)
         best = tf.where(found > best_energy, kept, best)

@@ -14,6 +14,8 @@ from lc_keras.costs.layout import Layout
 from lc_keras.costs.serialization import Serializable
 from lc_keras.internals.tensorflow import compiled, fused
 
+# One that is the same for several tensors, but for what it is computed with, and whatever their shapes, is a
+# `functools.partial` of one function, with tensors in front of the one that it takes.
 Map = Callable[[tf.Tensor], tf.Tensor]
 Tensors = Sequence[tf.Tensor]
 Layouts = Sequence[Layout]
@@ -159,7 +161,10 @@ class Compression(Serializable):
     def _step(self, tensors: Tensors, mu: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         maps = self.maps(tensors, mu, _layouts(tensors))
         sizes = [tensor.shape.num_elements() for tensor in tensors]
-        thetas = [fused(theta, n)(t) for theta, n, t in zip(maps, sizes, tensors, strict=True)]
+        thetas = [
+            fused(lambda t, theta=theta: theta(t), n)(t)
+            for theta, n, t in zip(maps, sizes, tensors, strict=True)
+        ]
         return thetas, thresholds.finite(tensors)
 
     @functools.cached_property

@@ -1,6 +1,7 @@
 """Costs of the magnitudes of groups of weights."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -9,8 +10,8 @@ from lc_keras.costs.compression import Compression, Layouts, Map, Tensors
 from lc_keras.costs.groups import WEIGHTS, Groups, Weights, hand_out, join
 from lc_keras.costs.layout import Layout
 
-# Which of the magnitudes of a tensor, given by its index, stay.
-Decide = Callable[[int, tf.Tensor], tf.Tensor]
+# Which of the magnitudes of a tensor stay. As a `Map`, it may be a partial of what decides for all tensors.
+Decide = functools.partial[tf.Tensor]
 
 
 class Grouped(Compression):
@@ -55,44 +56,57 @@ class Grouped(Compression):
                 found.append(self.groups.magnitudes(tf.convert_to_tensor(weight), layout))
         return [join(found, layouts)] if self._shared(layouts) else found
 
-    def _spread(self, per_group: tf.Tensor, layout: Layout, otherwise: float | bool) -> tf.Tensor:
-        if self._shared([layout]):
-            per_group = hand_out(per_group, layout, otherwise)
-        return self.groups.spread(per_group, layout)
-
-    def _places(self, magnitudes: Tensors, layouts: Layouts) -> list[tuple[int, tf.Tensor, Layout]]:
-        """Return for each tensor the index of its magnitudes, the magnitudes, and the layout."""
-        if self._shared(layouts):
-            return [(0, magnitudes[0], layout) for layout in layouts]
-        return list(zip(range(len(magnitudes)), magnitudes, layouts, strict=True))
-
-    def _hard(self, decide: Decide, magnitudes: Tensors, layouts: Layouts) -> list[Map]:
-        """Return maps that keep the groups chosen by `decide(index, magnitudes)`, bit for bit."""
-
-        def of(index: int, magnitudes: tf.Tensor, layout: Layout) -> Map:
-            def theta(value: tf.Tensor) -> tf.Tensor:
-                # Single weights are their own magnitudes: taken from the value, nothing is held meanwhile.
-                chosen = decide(index, value if self._single else magnitudes)
-                return tf.where(self._spread(chosen, layout, True), value, tf.zeros([], value.dtype))
-
-            return theta
-
-        return [of(*place) for place in self._places(magnitudes, layouts)]
+    def _hard(self, decides: Sequence[Decide], magnitudes: Tensors, layouts: Layouts) -> list[Map]:
+        """Return maps that keep the groups that `decides`, one for each tensor of magnitudes, choose."""
+        if self._single:
+            # They are their own magnitudes: taken from the value, nothing is held meanwhile.
+            return [functools.partial(_where(decide.func), *decide.args) for decide in decides]
+        chosen = [decide(m) for decide, m in zip(decides, magnitudes, strict=True)]
+        return self._spread(chosen, layouts, True, _kept)
 
     def _soft(self, tau: tf.Tensor, magnitudes: Tensors, layouts: Layouts) -> list[Map]:
         r"""Return maps $(1 - \tau/m)_+ v$."""
+        if self._single:
+            return [functools.partial(_shrunk, tau)] * len(layouts)
+        cuts = [tf.cast(tf.maximum(tau, 0), m.dtype) for m in magnitudes]
+        factors = [
+            tf.where(cut > 0, tf.math.divide_no_nan(tf.nn.relu(m - cut), m), tf.ones_like(m))
+            for m, cut in zip(magnitudes, cuts, strict=True)
+        ]
+        return self._spread(factors, layouts, 1, _scaled)
 
-        def of(_: int, magnitudes: tf.Tensor, layout: Layout) -> Map:
-            def theta(value: tf.Tensor) -> tf.Tensor:
-                wide = thresholds.read(value)
-                cut = tf.cast(tau, wide.dtype)
-                if self._single:
-                    shrunk = wide - tf.clip_by_value(wide, -cut, cut)
-                else:
-                    factor = tf.math.divide_no_nan(tf.nn.relu(magnitudes - cut), magnitudes)
-                    shrunk = wide * self._spread(factor, layout, 1)
-                return tf.where(tau > 0, tf.cast(shrunk, value.dtype), value)
+    def _spread(
+        self, per_group: Tensors, layouts: Layouts, otherwise: float | bool, combine: Callable[..., tf.Tensor]
+    ) -> list[Map]:
+        """Return the maps that combine a value for each group with the weights."""
+        if self._shared(layouts):
+            per_group = hand_out(per_group[0], layouts, otherwise)
 
-            return theta
+        def of(per_group: tf.Tensor, layout: Layout) -> Map:
+            if self.needs_units:
+                # Of the size of an axis.
+                return functools.partial(combine, self.groups.spread(per_group, layout))
+            return lambda value: combine(self.groups.spread(per_group, layout), value)
 
-        return [of(*place) for place in self._places(magnitudes, layouts)]
+        return [of(*pair) for pair in zip(per_group, layouts, strict=True)]
+
+
+@functools.cache
+def _where(decide: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """Return what keeps the weights that are decided for; one function for each that decides."""
+    return lambda *operands: _kept(decide(*operands), operands[-1])
+
+
+def _kept(chosen: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    return tf.where(chosen, value, tf.zeros([], value.dtype))
+
+
+def _scaled(factor: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    wide = thresholds.read(value)
+    return tf.cast(wide * tf.cast(factor, wide.dtype), value.dtype)
+
+
+def _shrunk(tau: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    wide = thresholds.read(value)
+    cut = tf.cast(tau, wide.dtype)
+    return tf.where(tau > 0, tf.cast(wide - tf.clip_by_value(wide, -cut, cut), value.dtype), value)

@@ -5,8 +5,9 @@ factor for the group back to each of its weights.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -15,6 +16,7 @@ import tensorflow as tf
 from lc_keras.costs import thresholds
 from lc_keras.costs.layout import Layout
 from lc_keras.costs.serialization import Serializable
+from lc_keras.internals.tensorflow import traced_once
 
 
 class Groups(Serializable):
@@ -39,7 +41,10 @@ class Groups(Serializable):
         raise NotImplementedError
 
     def spread(self, per_group: tf.Tensor, layout: Layout) -> tf.Tensor:
-        """Return one value for each weight from one for each group, shaped as `magnitudes`, of any dtype."""
+        """Return one value for each weight from one for each group, shaped as `magnitudes`, of any dtype.
+
+        It may be of a shape that broadcasts to that of the weight.
+        """
         raise NotImplementedError
 
 
@@ -92,8 +97,7 @@ class Neurons(Groups):
 
     def spread(self, per_group: tf.Tensor, layout: Layout) -> tf.Tensor:
         outputs = layout.outputs
-        along = [n if a in outputs else 1 for a, n in enumerate(layout.shape)]
-        return tf.broadcast_to(tf.reshape(per_group, along), layout.shape)
+        return tf.reshape(per_group, [n if a in outputs else 1 for a, n in enumerate(layout.shape)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,18 +164,18 @@ class Blocks(Groups):
 def join(parts: Sequence[tf.Tensor], layouts: Sequence[Layout]) -> tf.Tensor:
     """Return the magnitudes of shared units, from those of their parts in each tensor."""
     dtype = thresholds.common_dtype(parts)
-    total = tf.zeros([layouts[0].count], tf.float64)
-    for part, layout in zip(parts, layouts, strict=True):
-        squares = tf.square(tf.cast(tf.reshape(part, [-1]), tf.float64))
-        # What belongs to no unit falls into one more, which is dropped.
-        total += tf.math.unsorted_segment_sum(squares, _or_one_more(layout), layout.count + 1)[:-1]
+    magnitudes = tf.concat([tf.reshape(tf.cast(part, tf.float64), [-1]) for part in parts], 0)
+    # What belongs to no unit falls into one more, which is dropped.
+    units, count = _or_one_more(layouts), layouts[0].count
+    total = tf.math.unsorted_segment_sum(tf.square(magnitudes), units, count + 1)[:-1]
     return tf.cast(tf.minimum(tf.sqrt(total), dtype.max), dtype)
 
 
-def hand_out(per_unit: tf.Tensor, layout: Layout, otherwise: float | bool) -> tf.Tensor:
+def hand_out(per_unit: tf.Tensor, layouts: Sequence[Layout], otherwise: float | bool) -> list[tf.Tensor]:
     """Return one value for each place of the output axes from one for each shared unit, or `otherwise`."""
     rest = tf.fill([1], tf.cast(otherwise, per_unit.dtype))
-    return tf.gather(tf.concat([per_unit, rest], 0), _or_one_more(layout))
+    values = tf.gather(tf.concat([per_unit, rest], 0), _or_one_more(layouts))
+    return tf.split(values, [len(np.asarray(layout.units)) for layout in layouts])
 
 
 def norm(tensor: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
@@ -183,6 +187,19 @@ def norm(tensor: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
     float32.
     """
     tensor = thresholds.read(tensor)
+    found = _norm(tuple(axes), tensor.shape.rank, tensor.dtype)(tensor)
+    found.set_shape([n for a, n in enumerate(tensor.shape) if a not in axes])
+    return found
+
+
+@functools.cache
+def _norm(axes: tuple[int, ...], rank: int, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return `norm` as a function that is traced once for all shapes: models have hundreds."""
+    shape = tf.TensorSpec([None] * rank, dtype)
+    return traced_once(lambda tensor: _careful_norm(tensor, axes), [shape])
+
+
+def _careful_norm(tensor: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
     dtype = tensor.dtype
     largest = tf.reduce_max(tf.abs(tensor), axes)
     ordinary = (largest > 1e-9) & (largest < 1e15)
@@ -227,10 +244,10 @@ def _scaled_norm(tensor: tf.Tensor, axes: Sequence[int], dtype: tf.DType) -> tf.
     return tf.where(root < 1, subnormal, tf.minimum(normal, dtype.max))
 
 
-def _or_one_more(layout: Layout) -> tf.Tensor:
-    """Return the numbers of the units; of what belongs to none, the next number after them."""
-    units = np.asarray(layout.units)
-    return tf.constant(np.where(units < 0, layout.count, units))
+def _or_one_more(layouts: Sequence[Layout]) -> np.ndarray:
+    """Return the numbers of the units of all tensors; of what belongs to none, the next number after them."""
+    units = np.concatenate([layout.units for layout in layouts])
+    return np.where(units < 0, layouts[0].count, units)
 
 
 def _is_positive_int(value: object) -> bool:

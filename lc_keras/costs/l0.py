@@ -173,12 +173,12 @@ class L0Constraint(Grouped):
         magnitudes = self._magnitudes(weights, layouts)
         if isinstance(prices, UnitPrices):
             chosen = prices.choose(magnitudes[0], kappa)
-            return self._hard(lambda *_: chosen, magnitudes, layouts)
+            return self._hard([functools.partial(lambda _: chosen)], magnitudes, layouts)
         if self.measure == "groups" and not any(prices.at_least):
             return self._hard(_largest(magnitudes, kappa), magnitudes, layouts)
         counts = budgets.allocate(magnitudes, prices.prices, kappa, prices.at_least)
-        each = [_largest([m], count) for m, count in zip(magnitudes, counts, strict=True)]
-        return self._hard(lambda index, magnitudes: each[index](0, magnitudes), magnitudes, layouts)
+        each = [_largest([m], count)[0] for m, count in zip(magnitudes, counts, strict=True)]
+        return self._hard(each, magnitudes, layouts)
 
     def _numbered(self, layouts: Layouts) -> Layouts:
         """Return layouts that say which units there are, where these are kept in multiples."""
@@ -240,17 +240,16 @@ class L0Penalty(Grouped):
     def maps(self, weights: Tensors, mu: float | tf.Tensor, layouts: Layouts) -> list[Map]:
         magnitudes = self._magnitudes(weights, layouts)
         tau = tf.sqrt(2 * self.alpha / tf.cast(mu, tf.float64))
-
-        def decide(_: int, magnitudes: tf.Tensor) -> tf.Tensor:
-            # Above τ is at or above the next float.
-            dtype = thresholds.common_dtype([magnitudes])
-            next_float = thresholds.magnitude_bits(tau, dtype) + 1
-            return thresholds.magnitude_bits(magnitudes, dtype) >= next_float
-
-        return self._hard(decide, magnitudes, layouts)
+        return self._hard([functools.partial(_is_above, tau)] * len(magnitudes), magnitudes, layouts)
 
 
-def _largest(tensors: Tensors, kappa: int | tf.Tensor) -> Decide:
+def _is_above(tau: tf.Tensor, magnitudes: tf.Tensor) -> tf.Tensor:
+    # Above τ is at or above the next float.
+    dtype = thresholds.common_dtype([magnitudes])
+    return thresholds.magnitude_bits(magnitudes, dtype) >= thresholds.magnitude_bits(tau, dtype) + 1
+
+
+def _largest(tensors: Tensors, kappa: int | tf.Tensor) -> list[Decide]:
     """Return what decides for the κ largest of all magnitudes together; of equal ones, for the first."""
     dtype = thresholds.common_dtype(tensors)
     kappa = tf.cast(kappa, tf.int32)
@@ -279,10 +278,12 @@ def _largest(tensors: Tensors, kappa: int | tf.Tensor) -> Decide:
 
     # Where in each tensor the last tie is that is kept.
     last = tf.cond(crowded, places, lambda: tf.fill([len(tensors)], tf.int32.max), name="crowded")
+    return [functools.partial(_is_among, threshold.bits, of_tensor) for of_tensor in tf.unstack(last)]
 
-    def decide(index: int, magnitudes: tf.Tensor) -> tf.Tensor:
-        bits = thresholds.magnitude_bits(magnitudes, dtype)
-        place = tf.reshape(tf.range(tf.size(bits)), tf.shape(bits))
-        return (bits > threshold.bits) | ((bits == threshold.bits) & (place <= last[index]))
 
-    return decide
+def _is_among(least: tf.Tensor, last: tf.Tensor, magnitudes: tf.Tensor) -> tf.Tensor:
+    """Return what is above the bits of a magnitude, or equal to it up to a last place."""
+    dtype = tf.float32 if least.dtype == tf.int32 else tf.float64
+    bits = thresholds.magnitude_bits(magnitudes, dtype)
+    place = tf.reshape(tf.range(tf.size(bits)), tf.shape(bits))
+    return (bits > least) | ((bits == least) & (place <= last))

@@ -113,12 +113,17 @@ class UnitPrices:
     def least(self) -> int:
         """Return what the units that stay whatever it takes cost at most, whichever they are."""
 
-        def most(places: np.ndarray) -> int:
-            return sum(np.sort(places[units])[::-1][:at_least].sum() for units, at_least in self.parts)
+        def most(places: list[np.ndarray]) -> np.ndarray:
+            of_parts = (
+                np.sort(np.array(places)[:, units])[:, ::-1][:, :least] for units, least in self.parts
+            )
+            return sum((largest.sum(1) for largest in of_parts), np.zeros(len(places), int))
 
-        return rounded(
-            sum(p.price * (p.made + most(p.makes)) * (p.read + most(p.reads)) for p in self.products)
-        )
+        if not self.products:
+            return 0
+        makes, reads = most([p.makes for p in self.products]), most([p.reads for p in self.products])
+        costs = zip(self.products, makes, reads, strict=True)
+        return rounded(sum(p.price * (p.made + m) * (p.read + r) for p, m, r in costs))
 
 
 def rounded(cost: float | np.ndarray) -> int:

@@ -356,4 +356,9 @@ def finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     def update(so_far: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
         return so_far & tf.reduce_all(tf.math.is_finite(chunk))
 
-    return tf.stack([fold([tf.convert_to_tensor(t)], tf.constant(True), update) for t in tensors])
+    def of(tensor: tf.Tensor) -> tf.Tensor:
+        if tensor.shape.num_elements() and tensor.shape.num_elements() < CHUNK:
+            return tf.reduce_all(tf.math.is_finite(tensor))
+        return fold([tensor], tf.constant(True), update)
+
+    return tf.stack([of(tf.convert_to_tensor(tensor)) for tensor in tensors])

@@ -13,8 +13,8 @@ from tensorflow.python.ops import handle_data_util, script_ops
 
 F = TypeVar("F", bound=Callable[..., object])
 
-# From here on compiling a C step is worth its time, a tenth of a second for each tensor.
-_MANY = 2**16
+# From here on compiling a pass over a tensor is worth its time, some hundredths of a second for each shape.
+_MANY = 2**17
 
 
 def compiled(function: F, reduce_retracing: bool = False) -> F:
@@ -28,7 +28,12 @@ def compiled(function: F, reduce_retracing: bool = False) -> F:
     return made
 
 
-def fused(function: F, size: int) -> F:
+def is_large(size: int) -> bool:
+    """Return whether XLA is worth its time for a pass over so many elements."""
+    return size >= _MANY
+
+
+def fused(function: F, size: int, signature: Sequence[Any] | None = None) -> F:
     """Return a function of which XLA makes one pass over memory, in place where it assigns to a variable.
 
     One operation after the other makes buffers as large as its tensors, whose memory the system must first
@@ -37,11 +42,19 @@ def fused(function: F, size: int) -> F:
     Args:
         function: Function of tensors, called in a `tf.function`.
         size: Int, how many elements it goes through.
+        signature: List of specs of its arguments, or `None` (default). With one it is traced only once.
 
     Returns:
         Function.
     """
-    return tf.function(function, autograph=False, jit_compile=True) if size >= _MANY else function
+    if is_large(size):
+        return tf.function(function, signature, autograph=False, jit_compile=True)
+    return traced_once(function, signature) if signature else function
+
+
+def traced_once(function: F, signature: Sequence[Any]) -> F:
+    """Return a function of which a graph with many calls holds one copy."""
+    return tf.function(function, signature, autograph=False, experimental_attributes={"_noinline": True})
 
 
 def kept_with_trace(*variables: tf.Variable) -> None:

@@ -278,6 +278,7 @@ class TestGroups:
         for v, t in zip(weights, theta, strict=True):
             m = cost.groups.magnitudes(tf.constant(v), Layout(v.shape))
             label = cost.groups.spread(tf.reshape(tf.range(tf.size(m)), m.shape), Layout(v.shape)).numpy()
+            label = np.broadcast_to(label, v.shape)
             groups += [(v[label == g], t.numpy()[label == g]) for g in range(label.max() + 1)]
         norms = np.array([np.linalg.norm(v.astype(np.float64)) for v, _ in groups])
         if isinstance(cost, L0Constraint):
