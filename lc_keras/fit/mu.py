@@ -1,10 +1,12 @@
 """The strength of the pull in each L step."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from lc_keras.algorithm import schedules
 from lc_keras.algorithm.beside import Reach
+from lc_keras.costs.compression import Compression
 from lc_keras.fit.checkpoints import Resumable
 from lc_keras.fit.optimizers import LearningRateLimit
 from lc_keras.fit.plan import Plan
@@ -173,11 +175,7 @@ class Beside(Pull):
     Args:
         plan: `Plan` of the run.
         by_gradient: Bool, whether all steps of the optimizers are as SGD's or Muon's.
-        is_fixed: Bool, default `False`: whether a budget cannot be loosened, so that all are fixed.
-        settles: Bool, default `False`: whether what is kept must also come to other values, in the last
-            quarter.
-        shrinks: Bool, default `False`: whether the C step makes what is kept smaller, too.
-        units: Bool, default `False`: whether units of the model's graph are removed, such as neurons.
+        costs: Sequence of `Compression`s that have budgets.
     """
 
     _REMOVING, _FALLING, _AT_FIRST = 0.75, 0.9, 0.25
@@ -187,19 +185,15 @@ class Beside(Pull):
 
     held = ("_is_fixed", "_far", "_strength")
 
-    def __init__(
-        self,
-        plan: Plan,
-        by_gradient: bool,
-        is_fixed: bool = False,
-        settles: bool = False,
-        shrinks: bool = False,
-        units: bool = False,
-    ) -> None:
+    def __init__(self, plan: Plan, by_gradient: bool, costs: Sequence[Compression]) -> None:
         super().__init__(plan)
-        self._settles, self._shrinks, self._units = settles, shrinks, units
-        self._by_gradient = by_gradient
-        self._is_fixed = is_fixed
+        # A budget that cannot be loosened holds for all.
+        self._is_fixed = not all(cost.can_loosen for cost in costs)
+        # What is kept must come to other values, too.
+        self._settles = not all(cost.keeps_values for cost in costs)
+        self._shrinks = any(cost.shrinks for cost in costs)
+        self._units = any(cost.needs_units for cost in costs)
+        self._by_gradient = by_gradient and not self._settles
         self._far = 0
         self._strength = 0.0
 

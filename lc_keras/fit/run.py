@@ -57,13 +57,9 @@ class CompressionRun(Run, Resumable):
         self._model = model = callback.model
         self._params: dict[str, Any] = callback.params
         shared = bind_tasks(callback.tasks, model)
-        costs = [part.compression for part in shared]
+        self._costs = costs = [part.compression for part in shared]
         # A penalty's α counts in units of the loss: the pull is the paper's, through the loss.
         self._beside = is_automatic(callback.mu) and all(cost.has_budget for cost in costs)
-        self._is_fixed = not all(cost.can_loosen for cost in costs)
-        self._settles = not all(cost.keeps_values for cost in costs)
-        self._shrinks = any(cost.shrinks for cost in costs)
-        self._units = any(cost.needs_units for cost in costs)
         self._carries = self._beside and callback.multipliers and all(cost.few_values for cost in costs)
         self._slides = self._beside and all(cost.is_smooth for cost in costs)
         self._limits_rate = callback.limit_learning_rate and not self._beside
@@ -255,15 +251,7 @@ class CompressionRun(Run, Resumable):
         elif self._slides:
             self._pull = Sliding(self._plan)
         elif self._beside:
-            by_gradient = self._rate.is_by_gradient and not self._settles
-            self._pull = Beside(
-                self._plan,
-                by_gradient,
-                is_fixed=self._is_fixed,
-                settles=self._settles,
-                shrinks=self._shrinks,
-                units=self._units,
-            )
+            self._pull = Beside(self._plan, self._rate.is_by_gradient, self._costs)
         elif is_automatic(given.mu):
             self._pull = ThroughLoss(self._plan, self._rate)
         else:

@@ -140,6 +140,12 @@ def test_automatic_of_one_step():
 STEPS = 40
 
 
+def cost(**kind):
+    """What the rule asks of a cost."""
+    pruning = {"can_loosen": True, "keeps_values": True, "shrinks": False, "needs_units": False}
+    return SimpleNamespace(**pruning | kind)
+
+
 def growing(step, length=LENGTH, little=False):
     """The strength in a batch and the slack, while the reach grows."""
     removed = step / STEPS / 0.75
@@ -164,7 +170,7 @@ def same_reach(reach, **expected):
 @pytest.mark.parametrize("by_gradient, units", [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("batches, counted", [(BATCHES, BATCHES), (None, 100)])
 def test_beside_the_reach_grows(batches, counted, by_gradient, units):
-    pull, before = Beside(plan(STEPS, batches), by_gradient, units=units), 0.0
+    pull, before = Beside(plan(STEPS, batches), by_gradient, [cost(needs_units=units)]), 0.0
     pull.begin()
     for step in range(30):
         strength, reach = pull.next(step, np.nan)
@@ -181,7 +187,7 @@ def test_beside_the_reach_grows(batches, counted, by_gradient, units):
 
 
 def test_where_weights_move_far_three_times_in_a_row_the_budget_is_fixed():
-    pull = Beside(plan(STEPS), True)
+    pull = Beside(plan(STEPS), True, [cost()])
     for step in range(3):
         pull.next(step, np.nan)
         assert pull.looks(step)
@@ -198,7 +204,7 @@ def test_where_weights_move_far_three_times_in_a_row_the_budget_is_fixed():
 
 
 def test_a_fixed_budget_counts_five_thousand_batches_at_most():
-    pull = Beside(plan(STEPS, epochs=200), True)
+    pull = Beside(plan(STEPS, epochs=200), True, [cost()])
     far(pull, range(3), 10.0)
     assert pull.next(3, np.nan)[0] == pytest.approx(fixed(3, 5000))
 
@@ -207,7 +213,7 @@ def test_far_is_what_the_rest_of_the_run_comes_to():
     # After step 2 of 40, of 200 batches 185 are left: 37 times 5.
     just = 0.7 / 37
     for moved, is_fixed in ((1.01 * just, True), (0.99 * just, False)):
-        pull = Beside(plan(STEPS), True)
+        pull = Beside(plan(STEPS), True, [cost()])
         far(pull, [0, 1])
         far(pull, [2], moved)
         assert pull.looks(3) != is_fixed
@@ -218,13 +224,13 @@ def test_far_is_what_the_rest_of_the_run_comes_to():
 
 
 def test_it_looks_in_the_first_part_of_the_run():
-    pull = Beside(plan(STEPS), True)
+    pull = Beside(plan(STEPS), True, [cost()])
     assert [step for step in range(STEPS) if pull.looks(step)] == list(range(7))
 
 
 @pytest.mark.parametrize("looks", [1, 2, 3])
 def test_beside_another_run_goes_on_from_its_state(looks):
-    one, two = Beside(plan(STEPS), True), Beside(plan(STEPS), True)
+    one, two = Beside(plan(STEPS), True, [cost()]), Beside(plan(STEPS), True, [cost()])
     for step in range(3):
         one.next(step, np.nan)
         far(one, range(step, min(step + 1, looks)))
@@ -236,12 +242,12 @@ def test_beside_another_run_goes_on_from_its_state(looks):
 
 
 def test_it_looks_at_optimizers_alone_whose_steps_go_by_the_gradient():
-    assert not any(map(Beside(plan(STEPS), False).looks, range(STEPS)))
+    assert not any(map(Beside(plan(STEPS), False, [cost()]).looks, range(STEPS)))
 
 
 def test_an_epoch_that_is_longer_than_it_was_taken_to_be():
     unknown = plan(STEPS, None)
-    pull = Beside(unknown, True)
+    pull = Beside(unknown, True, [cost()])
     pull.next(0, np.nan)
     unknown.batches = 1000
     strength, reach = pull.next(4, np.nan)
@@ -249,15 +255,15 @@ def test_an_epoch_that_is_longer_than_it_was_taken_to_be():
 
 
 def test_nothing_is_seen_of_no_batch():
-    pull = Beside(plan(STEPS), True)
+    pull = Beside(plan(STEPS), True, [cost()])
     pull.look(0, 1.0, 0)
     assert pull.looks(1)
 
 
 def test_units_of_a_fixed_budget_go_in_three_quarters_of_the_run():
     pull, weights = (
-        Beside(plan(STEPS), True, is_fixed=True, units=True),
-        Beside(plan(STEPS), True, is_fixed=True),
+        Beside(plan(STEPS), True, [cost(can_loosen=False), cost(needs_units=True)]),
+        Beside(plan(STEPS), True, [cost(can_loosen=False)]),
     )
     last = math.ceil(0.75 * STEPS)
     for step in range(STEPS):
@@ -269,7 +275,7 @@ def test_units_of_a_fixed_budget_go_in_three_quarters_of_the_run():
 
 
 def test_a_budget_that_cannot_be_loosened_is_fixed_from_the_start():
-    pull = Beside(plan(STEPS), True, is_fixed=True)
+    pull = Beside(plan(STEPS), True, [cost(can_loosen=False)])
     assert not pull.looks(0)
     for step in (0, STEPS - 1):
         strength, reach = pull.next(step, np.nan)
@@ -278,7 +284,10 @@ def test_a_budget_that_cannot_be_loosened_is_fixed_from_the_start():
 
 
 def test_what_is_kept_comes_to_other_values_in_the_last_quarter():
-    pull, path = Beside(plan(STEPS), False, settles=True), Beside(plan(STEPS), False)
+    pull, path = (
+        Beside(plan(STEPS), True, [cost(keeps_values=False), cost()]),
+        Beside(plan(STEPS), False, [cost()]),
+    )
     for step in range(STEPS):
         strength, reach = pull.next(step, np.nan)
         if step < 0.75 * STEPS:
@@ -290,7 +299,7 @@ def test_what_is_kept_comes_to_other_values_in_the_last_quarter():
 
 
 def test_a_budget_that_shrinks_what_is_kept_falls_while_all_are_pulled():
-    pull = Beside(plan(STEPS), False, settles=True, shrinks=True)
+    pull = Beside(plan(STEPS), True, [cost(keeps_values=False, shrinks=True)])
     assert not pull.looks(0)
     for step in range(STEPS):
         strength, reach = pull.next(step, np.nan)
@@ -298,7 +307,7 @@ def test_a_budget_that_shrinks_what_is_kept_falls_while_all_are_pulled():
         assert (reach.slack or 0) == pytest.approx(max(0, 1 - step / STEPS / 0.4) ** 3)
     # Of what does not loosen to itself θ is that of the cost.
     assert reach.slack is None and reach.ratio > 0.9
-    rigid = Beside(plan(STEPS), False, is_fixed=True, settles=True, shrinks=True)
+    rigid = Beside(plan(STEPS), True, [cost(can_loosen=False), cost(keeps_values=False, shrinks=True)])
     assert rigid.next(0, np.nan)[1].slack is None
 
 
