@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import nets, pictures, results
-from benchmarks.training import error, strength, whole_run
+from benchmarks.training import error, sizes, strength, whole_run
 from lc_keras.algorithm.steps import Steps
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +24,7 @@ UNTRAINED = "training.automatic_mu training.step_length training.tune"
 # Of what the library does in them, a test of its own tells.
 SLOW = """
 robustness.any_model robustness.kill serving.on_device serving.shrink
-training.c_step training.neurons training.resnet training.smallest training.whole_run
+training.c_step training.neurons training.resnet training.sizes training.smallest training.whole_run
 """
 DATASETS = {"training.resnet": "cifar10_dir", "training.neurons": "mnist_dir"}
 
@@ -137,6 +137,11 @@ def check(script, rows, printed, folder):
             ("tabular", "magnitude", "weights")
         ]
         assert f"{100 * rows[0]['budget']:.2f} %" in printed
+        assert (folder / f"{script}.png").stat().st_size > 5000
+    elif script == "sizes":
+        kilobytes = {row["method"]: row["kilobytes"] for row in rows}
+        assert list(kilobytes) == ["reference", *sizes.METHODS]
+        assert all(kilobytes[method] < kilobytes["reference"] for method in sizes.METHODS)
         assert (folder / f"{script}.png").stat().st_size > 5000
     elif script == "milliseconds":
         assert all(row["part_of_the_time"] > 0 and row["error_of_the_fit"] >= 0 for row in rows)

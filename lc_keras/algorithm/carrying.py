@@ -17,6 +17,8 @@ from lc_keras.internals.tensorflow import compiled
 
 # 1 / (1 − g²) is no larger.
 _MOST = 3.0
+# How much of r counts where v is some part of its norm away from θ, times that part.
+_PER_DISTANCE = 1.5
 
 
 class CarryingLagrangian(Lagrangian):
@@ -27,7 +29,10 @@ class CarryingLagrangian(Lagrangian):
 
     $$v \leftarrow v + r (w - \theta), \qquad \theta \leftarrow \Pi(v),$$
 
-    or, with r = 0, that of w itself. The values are learned of w, whose equal weights were moved together.
+    or, with r = 0, that of w itself. Of many values one is always near: v is what trains then, and r, which
+    is that of many batches at once, would carry it too far. So r counts $1.5\,\lVert v - \theta \rVert /
+    \lVert v \rVert$ times, once at most, and as that of four batches at least: of two values nearly whole, of
+    sixteen about a fifth. The values are learned of w, whose equal weights were moved together.
     λ/μ is $\theta - v$ here, as it is where μ stays the same; but the pull leaves it out, and it adds up from
     L step to L step. Where w stays at θ it is BinaryConnect (Courbariaux, Bengio & David, NeurIPS 2015).
 
@@ -48,14 +53,14 @@ class CarryingLagrangian(Lagrangian):
         self._enlarge = compiled(self._enlarge)  # type: ignore[method-assign]  # compiled
 
     def direct_compression(self, mu: float, reach: Reach | None = None) -> CStep:
-        found = self._carried(reach, 0.0)
+        found = self._carried(Reach(reach.part if reach else self.mu))
         if np.all(found.finite):
             self._enlarge()
             found = self._found(found.finite)
         return found
 
     def c_step(self, mu: float, next_mu: float, reach: Reach | None = None) -> CStep:
-        return self._carried(reach, reach.ratio if reach else 0.0)
+        return self._carried(reach or Reach(self.mu))
 
     def _made_target(self, variables: Sequence[keras.Variable]) -> Shadow:
         # v is kept where others keep targets.
@@ -64,11 +69,15 @@ class CarryingLagrangian(Lagrangian):
     def _slot(self, variable: keras.Variable, theta: tf.Variable, target: tf.Variable) -> Slot:
         return Slot(variable, theta, target, PullBeside(theta, self._strength))
 
-    def _carried(self, reach: Reach | None, ratio: float) -> CStep:
-        part = reach.part if reach else self.mu
-        return self._found(self._carry(tf.constant(part), tf.constant(ratio)))
+    def _carried(self, reach: Reach) -> CStep:
+        return self._found(self._carry(*map(tf.constant, (reach.part, reach.ratio, reach.least))))
 
-    def _carry(self, part: tf.Tensor, ratio: tf.Tensor) -> tf.Tensor:
+    def _carry(self, part: tf.Tensor, ratio: tf.Tensor, least: tf.Tensor) -> tf.Tensor:
+        with tf.device(self.thetas[0].device):
+            away, all_of_it, _ = tf.unstack(halves_of_squares(self.slots, "target"))
+        distance = tf.sqrt(tf.math.divide_no_nan(away, all_of_it))
+        ratio = ratio * tf.clip_by_value(_PER_DISTANCE * tf.cast(distance, ratio.dtype), least, 1.0)
+
         def maps(part: SharedCost, values: Sequence[tf.Tensor], slots: Sequence[Slot]) -> list[Map]:
             if part.compression.maps_others:
                 values = [read(slot.variable) for slot in slots]

@@ -361,14 +361,19 @@ class Lagrangian:
         return finite
 
 
-def halves_of_squares(slots: Sequence[Slot]) -> tf.Tensor:
-    """Return half of ‖w − θ‖², of ‖w‖² and of the number of weights that are not zero in θ, a vector."""
+def halves_of_squares(slots: Sequence[Slot], name: str = "variable") -> tf.Tensor:
+    """Return half of ‖w − θ‖², of ‖w‖² and of the number of weights that are not zero in θ, a vector.
+
+    Args:
+        slots: List of `Slot`.
+        name: String, the attribute of these that is w.
+    """
 
     def update(sums: tf.Tensor, weight: tf.Tensor, theta: tf.Tensor) -> tf.Tensor:
         terms = weight - theta, weight, tf.sign(theta)
         return sums + tf.cast(tf.stack([tf.nn.l2_loss(term) for term in terms]), tf.float64)
 
-    pairs = [(tf.convert_to_tensor(slot.variable), tf.convert_to_tensor(slot.theta)) for slot in slots]
+    pairs = [(tf.convert_to_tensor(getattr(s, name)), tf.convert_to_tensor(s.theta)) for s in slots]
     return thresholds.fold(pairs, tf.zeros([3], tf.float64), update)
 
 

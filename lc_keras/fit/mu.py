@@ -120,17 +120,19 @@ class Carrying(Pull):
 
     $a = 1 - e^{-5/n}$ in L steps of n batches brings a weight whose value changed to the new one in time. Of
     what the optimizer moves a weight in a batch, $(1 - a) / a$ is left in the end, so that times $n a / (1 -
-    a)$ it is what n batches move; that falls to 0 after nine tenths of the run. The rest of it trains the
+    a)$ it is what n batches move; that falls to 0 after nine tenths of the run. Of near
+    values less of it counts, but at least what four batches move. The rest of it trains the
     values and what is not compressed.
     """
 
-    _ARRIVES, _FALLING = 5.0, 0.9
+    _ARRIVES, _FALLING, _AT_LEAST = 5.0, 0.9, 4
 
     def next(self, step: int, gap: float) -> tuple[float, Reach | None]:
         batches = max(1.0, self._plan.length * (self._plan.batches or _UNKNOWN_BATCHES))
         strength = self._ARRIVES / batches
         falling = max(0.0, 1 - step / self._plan.steps / self._FALLING)
-        return strength, Reach(-math.expm1(-strength), falling * batches * math.expm1(strength))
+        ratio, least = falling * batches * math.expm1(strength), min(1.0, self._AT_LEAST / batches)
+        return strength, Reach(-math.expm1(-strength), ratio, least=least)
 
 
 class Sliding(Pull):

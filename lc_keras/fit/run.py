@@ -182,6 +182,12 @@ class CompressionRun(Run, Resumable):
             )
         if self.finished:
             self.last_gap = self.logs.get("gap", 0.0)
+            if not self.last_gap and not all(cost.has_budget for cost in self._costs):
+                warnings.warn(
+                    f"The last C step took nothing away at μ = {self.mu:.3g}: the weights are as they were "
+                    "trained. Give the penalty a larger α, or `fit` more epochs, with which μ is smaller.",
+                    stacklevel=4,
+                )
         else:
             self._warn_of_end("Training stopped")
         replaced = self._lagrangian.is_replaced()

@@ -49,9 +49,10 @@ def test_c_steps_against_numpy():
     for ratio in (3.0, 2.0, 0.0, 1.5):
         perturb(lagrangian.variables)
         w = flat(lagrangian.variables)
-        v = v + ratio * (w - theta) if ratio else w
+        counts = min(1, 1.5 * np.linalg.norm(v - theta) / np.linalg.norm(v))
+        v = v + counts * ratio * (w - theta) if ratio else w
         theta = signs(v, np.abs(w).mean())
-        lagrangian.c_step(0.5, 0.5, Reach(0.8, ratio))
+        lagrangian.c_step(0.5, 0.5, Reach(0.8, ratio, least=0.1))
         np.testing.assert_allclose(flat(lagrangian.thetas), theta, **near)
         np.testing.assert_allclose(flat(lagrangian.targets), v, **near)
         with lagrangian.pulling():
@@ -96,8 +97,10 @@ def test_a_sum_is_found_for_where_its_weights_would_be():
     grown = flat(lagrangian.targets) / w
     np.testing.assert_allclose(grown, grown[0], rtol=1e-4)
     assert grown[0] > 1.01
-    v = flat(lagrangian.targets) + 2 * (w - flat(lagrangian.thetas))
-    lagrangian.c_step(0.5, 0.5, Reach(0.8, 2.0))
+    v, theta = flat(lagrangian.targets), flat(lagrangian.thetas)
+    counts = min(1, 1.5 * np.linalg.norm(v - theta) / np.linalg.norm(v))
+    v = v + counts * 2 * (w - theta)
+    lagrangian.c_step(0.5, 0.5, Reach(0.8, 2.0, least=0.1))
     np.testing.assert_allclose(flat(lagrangian.targets), v, rtol=1e-4, atol=1e-5)
     values, counts = np.unique(flat(lagrangian.thetas).round(5), return_counts=True)
     # All but six have one of two values.

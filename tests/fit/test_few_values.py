@@ -89,6 +89,13 @@ def test_the_rank_that_pays_goes_through_the_loss():
     assert all(0 < np.linalg.matrix_rank(k, 1e-4) < min(k.shape) + (k.shape[1] == 4) for k in kernels(model))
 
 
+def test_ranks_of_which_none_pays_are_said_to_take_nothing_away():
+    model, compress = net(), lc_keras.LearningCompression(RankSelection(1e-9))
+    with pytest.warns(UserWarning, match="took nothing away at μ = .*larger α"):
+        model.fit(*data(), batch_size=4, epochs=7, verbose=0, callbacks=[compress])
+    assert [np.linalg.matrix_rank(k) for k in kernels(model)] == [10, 4]
+
+
 @pytest.mark.parametrize("cost", [Binary(), LowRank(2)], ids=repr)
 def test_a_small_gap_is_no_end_where_weights_are_at_their_cost_from_the_start(cost):
     model, compress = net(), lc_keras.LearningCompression(cost, tolerance=0.9)
