@@ -51,7 +51,7 @@ class Task(Serializable):
         compression: `Compression`, such as `L0Constraint(keep=0.05)`.
         weights: The trainable variables. `None` (default): the kernels of dense, convolution, attention and
             recurrent layers, wherever they are nested. A string or compiled pattern: the variables whose
-            `path` the regular expression matches somewhere, such as `r"^dense/kernel"`; `"dense"` is in the
+            `path` the regular expression matches somewhere, such as `r"\bdense/kernel"`; `"dense"` is in the
             paths of `dense_1` and of biases, too. A layer: its kernels, or, if it has none by that
             name, all its weights of two or more axes. A variable: itself. A layer or variable of a copy of
             the model stands for that of the same path and shape. A function of a variable: those for which
