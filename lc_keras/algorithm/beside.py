@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from lc_keras.costs import thresholds
-from lc_keras.internals.tensorflow import fused, kept_with_trace
+from lc_keras.internals.tensorflow import kept_with_trace
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,15 @@ class PullBeside(keras.constraints.Constraint):
         self.part = part
         self.constraint: keras.constraints.Constraint | None = None
         self.pulls = False
-        self._pulled = fused(_pulled, target.shape.num_elements())
 
     def __call__(self, weight: tf.Tensor) -> tf.Tensor:
         self.pulls = True
         kept_with_trace(self.target, self.part)
         weight = tf.convert_to_tensor(weight if self.constraint is None else self.constraint(weight))
-        return self._pulled(weight, self.target.value(), self.part.value())
+        wide = thresholds.read(weight)
+        target, part = self.target.value(), tf.cast(self.part.value(), wide.dtype)
+        pulled = tf.where(tf.math.is_nan(target), wide, wide - part * (wide - target))
+        return tf.cast(pulled, weight.dtype)
 
     def forget(self) -> None:
         """Forget that an update has used it."""
@@ -80,9 +82,3 @@ class PullBeside(keras.constraints.Constraint):
     def detach(self, variable: keras.Variable) -> None:
         """Give a weight its own constraint back."""
         variable.constraint = self.constraint
-
-
-def _pulled(weight: tf.Tensor, target: tf.Tensor, part: tf.Tensor) -> tf.Tensor:
-    wide = thresholds.read(weight)
-    pulled = wide - tf.cast(part, wide.dtype) * (wide - target)
-    return tf.cast(tf.where(tf.math.is_nan(target), wide, pulled), weight.dtype)

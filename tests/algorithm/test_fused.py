@@ -15,7 +15,7 @@ from lc_keras import (
     NMConstraint,
     Task,
 )
-from lc_keras.algorithm.beside import PullBeside, Reach
+from lc_keras.algorithm.beside import Reach
 from lc_keras.algorithm.lagrangian import Lagrangian
 from lc_keras.algorithm.reaching import ReachingLagrangian
 from lc_keras.algorithm.tasks import bind_tasks
@@ -93,18 +93,3 @@ def test_what_tensors_have_in_common_is_traced_once(cost):
     (functions, nodes), (same, more) = graph(2), graph(5)
     assert same == functions
     assert (more - nodes) / 6 < 30  # for each kernel and bias
-
-
-def test_a_large_weight_is_pulled_in_one_pass(monkeypatch):
-    weight = tf.constant([[1.0, 2.0, -3.0]])
-    target, part = tf.Variable([[0.0, np.nan, -1.0]]), tf.Variable(0.25)
-
-    def traced(many):
-        monkeypatch.setattr(of_tensorflow, "_MANY", many)
-        return tf.function(PullBeside(target, part)).get_concrete_function(weight)
-
-    plain, compiled = traced(4), traced(3)
-    np.testing.assert_array_equal(plain(weight), [[0.75, 2.0, -2.5]])
-    np.testing.assert_array_equal(compiled(weight), [[0.75, 2.0, -2.5]])
-    calls = [op for op in compiled.graph.get_operations() if "PartitionedCall" in op.type]
-    assert [op.get_attr("_XlaMustCompile") for op in calls] == [True]
