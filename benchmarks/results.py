@@ -43,9 +43,12 @@ LC with its defaults beside direct compression, magnitude pruning with retrainin
 same reference, the same batches in the same order, the same number of epochs, error in %. A setting names
 the optimizer and all that is not as at the centre of its net. Of the constants of LC's rule the paths of the
 budget and of the pull come from prototypes that were measured on test images of LeNet-300 and a small ResNet,
-the rest from held-out images of LeNet-300; the other nets only show them. Behind: by more than 0.3 points,
-3 % of the error of the best other, or chance between three seeds. One seed. Cells of neurons (mobile) with
-SGD are of the rule before neurons went in three quarters of a run.
+the rest from held-out images of these; the other nets only show them. Behind: by more than 0.3 points, 3 % of
+the error of the best other, or chance between three seeds. One seed, and not all cells of
+`benchmarks/robustness/cells.py`: those that there was time for.
+
+Ftrl ruins whatever it trains here, since it forgets the weights it begins with; a warning says so. LC is
+behind where few batches retrain a recurrent net, by SGD and Muon.
 """
 
 ERROR = """
@@ -146,7 +149,8 @@ References: LeNet-5 has seen all of MNIST but what is held out, the others the s
 images of the ResNet are mirrored in the runs, and were not for its reference. So few epochs make large
 budgets: the tables above have what more of them reach.
 
-The rate falls to 0 by a cosine. In neurons LC is behind there on the table's net, at a budget that is far
+LC is of the rule before three quarters of what is beyond a budget were pulled from the start. The rate falls
+to 0 by a cosine. In neurons LC is behind there on the table's net, at a budget that is far
 above those of the others: what a late choice of neurons takes away is not made up for at a rate near 0.
 """
 

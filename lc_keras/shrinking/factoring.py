@@ -9,6 +9,8 @@ import numpy as np
 
 # What a config says of each axis of a window.
 _OF_AXES = "kernel_size", "strides", "dilation_rate"
+# Ranks from here on are not looked for, since that takes long.
+_HIGH = 1024
 # What the second layer does.
 _PLAIN = {"use_bias": False, "activation": None, "activity_regularizer": None}
 
@@ -95,7 +97,7 @@ def split(kernel: np.ndarray, ways: Sequence[tuple[int, ...]]) -> Factors | None
 
 
 def _factors(matrix: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return two factors of a matrix, `None` if its rank is 0 or above `most`.
+    """Return two factors of a matrix, `None` if its rank is 0 or above `most`, or `_HIGH` at least.
 
     A singular value that rounding the matrix may have made counts as zero.
     """
@@ -104,9 +106,25 @@ def _factors(matrix: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray] | N
         return None
     rounding = 2 * float(np.spacing(np.ones([], matrix.dtype))) * np.abs(wide).max()
     noise = rounding * sum(map(math.sqrt, matrix.shape))
-    rank = int((np.linalg.svd(wide, compute_uv=False) > noise).sum())
-    if not 1 <= rank <= most:
+    if _has_rank(wide, min(most + 1, _HIGH), noise):
         return None
     left, values, right = np.linalg.svd(wide, full_matrices=False)
+    rank = int((values > noise).sum())
+    if not 1 <= rank <= most:
+        return None
     roots = np.sqrt(values[:rank])
     return left[:, :rank] * roots, roots[:, None] * right[:rank]
+
+
+def _has_rank(matrix: np.ndarray, rank: int, noise: float) -> bool:
+    """Return whether random projections show that a matrix has so high a rank: they are faster than its SVD.
+
+    Halko, Martinsson & Tropp, Finding structure with randomness, SIAM Review 2011.
+    """
+    if rank > min(matrix.shape):
+        return False
+    draw = np.random.default_rng(0).normal
+    rows, columns = (draw(size=(n, rank)) for n in matrix.shape)
+    # Of what is noise the projections make no more than this.
+    most = noise * math.prod(math.sqrt(n) + math.sqrt(rank) + 2 for n in matrix.shape)
+    return bool(np.linalg.svd(rows.T @ matrix @ columns, compute_uv=False)[-1] > most)

@@ -136,7 +136,9 @@ class Rebuilt:
         """Return the kernels of two layers to take the place of one, `None` where one stays."""
         key = id(flow.layer)
         if key not in self._factors:
-            stays = self.graph.units.dead or not flow.ways or key in map(id, self.graph.tied)
+            # A class of the user's own may do more than its base, and would do so twice.
+            own = type(flow.layer).__module__.partition(".")[0] != "keras"
+            stays = self.graph.units.dead or not flow.ways or own or key in map(id, self.graph.tied)
             self._factors[key] = None if stays else split(self._folded(flow)["kernel"], flow.ways)
         return self._factors[key]
 

@@ -12,6 +12,8 @@ import lc_keras
 from helpers import assert_same_outputs, kill, sequential, widths
 from lc_keras import LowRank, RankSelection, Task, shrink, shrink_report
 from lc_keras.baselines import compress_directly
+from lc_keras.shrinking import factoring
+from lc_keras.shrinking.factoring import _has_rank
 
 
 def dense(*sizes):
@@ -150,3 +152,22 @@ def test_it_loads_without_lc_keras_and_serves_as_any_model(tmp_path):
     lc_keras.export_saved_model(small, tmp_path / "1")
     lc_keras.export_litert(small, tmp_path / "small.tflite")
     assert lc_keras.report(tmp_path / "1").dense_bits < lc_keras.report(model).dense_bits
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rank", [3, 20, 40])
+def test_projections_tell_a_rank_from_the_next(rank, dtype):
+    draw = np.random.default_rng(rank).normal
+    matrix = (draw(size=(50, rank)) @ draw(size=(rank, 41))).astype(dtype)
+    noise = 2 * np.finfo(dtype).eps * np.abs(matrix).max() * sum(np.sqrt(matrix.shape))
+    found = [_has_rank(matrix.astype("float64"), asked, noise) for asked in (1, rank, rank + 1)]
+    assert found == [True, True, False]
+
+
+def test_high_ranks_are_not_looked_for(monkeypatch):
+    model = dense(60, 50)
+    set_rank(model.layers[0].kernel, 9)
+    monkeypatch.setattr(factoring, "_HIGH", 9)
+    assert len(shrink(model).layers) == 1
+    monkeypatch.setattr(factoring, "_HIGH", 10)
+    assert len(shrink(model).layers) == 2
