@@ -17,14 +17,15 @@ from lc_keras.algorithm.steps import Steps
 ROOT = Path(__file__).parent.parent
 
 SCRIPTS = """
-serving.milliseconds serving.saved_model training.error training.l_step
+serving.milliseconds serving.saved_model training.l_step
 """
-# Their trainings are those of `training.error`.
-UNTRAINED = "training.automatic_mu training.step_length training.tune"
+# Their trainings are those of tests of `fit`.
+UNTRAINED = "training.automatic_mu training.error training.step_length training.tune"
 # Of what the library does in them, a test of its own tells.
 SLOW = """
 robustness.any_model robustness.kill serving.on_device serving.shrink
-training.c_step training.neurons training.resnet training.sizes training.smallest training.whole_run
+training.c_step training.error training.neurons training.resnet training.sizes training.smallest
+training.whole_run
 """
 DATASETS = {"training.resnet": "cifar10_dir", "training.neurons": "mnist_dir"}
 

@@ -324,6 +324,7 @@ def test_what_would_be_taken_to_the_host_is_seen():
 # Several workers
 
 
+@pytest.mark.slow  # two processes, twice; what replicas of one process do is tested above
 def test_workers_agree_and_go_on_after_one_was_killed(monkeypatch, tmp_path):
     command = [sys.executable, "-m", "examples.multi_worker", "--epochs", "3", "--output", tmp_path]
     # Unbuffered, a line and its end are two writes, and those of another worker come between.
