@@ -157,9 +157,9 @@ above those of the others: what a late choice of neurons takes away is not made 
 MILLISECONDS = """
 Filters are removed by magnitude from nets with random weights to a part of the milliseconds that
 `lc_keras.latency` fitted ("asked"), taken out, and timed in turns with the whole net ("got"); the same part
-of the multiply-adds beside it. The time is that of the processor, with one thread, since other work ran
-beside. fit: by how much of its time a net is misjudged, in the mean, that was left out of the fit. Of the
-MobileNet-like net at a batch of 1 no less than 0.8 can be asked for: most of its time goes by at any width.
+of the multiply-adds beside it. Wall clock, two cores, nothing else running. fit: by how much of its time a
+net is misjudged, in the mean, that was left out of the fit. Of the MobileNet-like net at a batch of 1 no less
+than 0.7 can be asked for: most of its time goes by at any width.
 """
 
 WHOLE = """
