@@ -133,6 +133,7 @@ def test_layers_that_share_a_kernel_and_dense_layers_of_half_precision():
     assert small.layers[0].kernel.shape == (64, 2) and small.dtype == half.dtype
 
 
+@pytest.mark.slow  # what is made of ordinary layers loads; test_rebuilding sees that it does
 def test_it_loads_without_lc_keras_and_serves_as_any_model(tmp_path):
     model = sequential(
         (6, 6, 4), layers.Conv2D(12, 3, name="a"), layers.Flatten(), layers.Dense(10, name="b")
