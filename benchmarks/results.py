@@ -33,9 +33,9 @@ HEAD = """# Results
 Written by `python -m benchmarks.results` from `benchmarks/results/`, where the scripts that
 `benchmarks/README.md` lists leave their figures.
 
-Figures of LC are of version 0.1.0, whose `mu="auto"` was another, but for four sections: "Over nets,
-optimizers and lengths of a run", "Few values, and sums", "Error against bytes", and of "Error at each budget"
-LC on LeNet-300 in 20 epochs.
+Figures of LC are of version 0.1.0, whose `mu="auto"` was another, but for five sections: "Over nets,
+optimizers and lengths of a run", "Few values, and sums", "Error against bytes", "How small at half a point",
+and of "Error at each budget" LC on LeNet-300 in 20 epochs.
 """
 
 MATRIX = """
@@ -141,16 +141,15 @@ SMALLEST = """
 The fewest weights, in % of all, at most half a point worse than the reference on held-out examples, and in
 brackets the error on the test, in %. `lc_keras.smallest` seeks them by bisection, each run from the reference
 and with the same batches of at most 6,400 examples: SGD (Nesterov 0.9), 30 epochs of the table, 10 of the
-U-Net, 6 of LeNet-5 and the ResNet. "neurons" counts the weights that stay once neurons are taken out; there
-was no time for those of all nets. One seed, and each budget run once: an error of 1 % of 10,000 examples is
-known to 0.1 points, one near 50 % of 5,000 to 0.7, so that neighbouring budgets of the ResNet are luck.
+U-Net, 6 of LeNet-5 and the ResNet. "neurons" counts the weights that stay once neurons are taken out. One
+seed, and each budget run once: an error of 1 % of 10,000 examples is known to 0.1 points, one near 50 % of
+5,000 to 0.7, so that neighbouring budgets of the ResNet are luck.
 
 References: LeNet-5 has seen all of MNIST but what is held out, the others the same examples as the runs;
 images of the ResNet are mirrored in the runs, and were not for its reference. So few epochs make large
 budgets: the tables above have what more of them reach.
 
-LC is of the rule before three quarters of what is beyond a budget were pulled from the start. The rate falls
-to 0 by a cosine. In neurons LC is behind there on the table's net, at a budget that is far
+The rate falls to 0 by a cosine. In neurons LC is behind there on the table's net, at a budget that is far
 above those of the others: what a late choice of neurons takes away is not made up for at a rate near 0.
 """
 
