@@ -52,10 +52,10 @@ class Task(Serializable):
         weights: The trainable variables. `None` (default): the kernels of dense, convolution, attention and
             recurrent layers, wherever they are nested. A string or compiled pattern: the variables whose
             `path` the regular expression matches somewhere, such as `r"\bdense/kernel"`; `"dense"` is in the
-            paths of `dense_1` and of biases, too. A layer: its kernels, or, if it has none by that
-            name, all its weights of two or more axes. A variable: itself. A layer or variable of a copy of
-            the model stands for that of the same path and shape. A function of a variable: those for which
-            it returns true. An iterable of these: their union.
+            paths of `dense_1` and of biases, too. A layer: its kernels, or, if it has none by that name, all
+            its weights of two or more axes. A variable: itself. A layer or variable of a copy of the model
+            stands for that of the same path and shape. A function of a variable: those for which it returns
+            true. An iterable of these: their union.
         per_layer: Bool, default `False`: one budget over all the weights, so that the training finds how much
             each layer keeps. `True`: the same budget for each layer by itself; of neurons, for layers that
             make them together, and not for those whose neurons all must stay.

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.algorithm.shadows import fingerprint
-from lc_keras.internals.keras import first_epoch_of, set_first_epoch
+from lc_keras.internals.keras import first_epoch_of, is_of_keras, set_first_epoch
 
 # What Keras makes for `fit`: a function of an iterator over batches, which returns the metrics.
 Logs = dict[str, tf.Tensor]
@@ -80,7 +80,7 @@ class Attachment:
 
     Attributes:
         run: `Run` that is attached, or `None`.
-        first_logs: What the first batch of the `fit` logged, before the model was changed, or `None`.
+        first_logs: What the first batch of the `fit` logged, of the model before its first update, or `None`.
     """
 
     def __init__(self, callback: keras.callbacks.Callback) -> None:
@@ -129,8 +129,7 @@ class Attachment:
 
     def renew(self) -> bool:
         """Attach again where another callback has had Keras make the train function anew; tell if so."""
-        made = getattr(self._model.train_function, "__module__", None)
-        if self.run is None or str(made).partition(".")[0] != "keras":
+        if self.run is None or not is_of_keras(self._model.train_function):
             return False
         self._trace()
         return True

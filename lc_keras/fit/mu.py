@@ -120,9 +120,8 @@ class Carrying(Pull):
 
     $a = 1 - e^{-5/n}$ in L steps of n batches brings a weight whose value changed to the new one in time. Of
     what the optimizer moves a weight in a batch, $(1 - a) / a$ is left in the end, so that times $n a / (1 -
-    a)$ it is what n batches move; that falls to 0 after nine tenths of the run. Of near
-    values less of it counts, but at least what four batches move. The rest of it trains the
-    values and what is not compressed.
+    a)$ it is what n batches move; that falls to 0 after nine tenths of the run. The rest of it trains the
+    values and what is not compressed. Of near values less counts, but at least what four batches move.
     """
 
     _ARRIVES, _FALLING, _AT_LEAST = 5.0, 0.9, 4

@@ -16,6 +16,11 @@ Call: TypeAlias = Any
 Rate: TypeAlias = "keras.Variable | keras.optimizers.schedules.LearningRateSchedule | Callable[[], tf.Tensor]"
 
 
+def is_of_keras(made: object) -> bool:
+    """Return whether Keras defines a function, or the class of an object."""
+    return str(getattr(made, "__module__", None)).partition(".")[0] == "keras"
+
+
 @contextlib.contextmanager
 def replaced(attributes: Iterable[tuple[keras.Layer, str, object]]) -> Iterator[None]:
     """Replace attributes of single layers by name, methods by functions without `self`, and put them back."""

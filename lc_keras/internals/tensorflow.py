@@ -11,6 +11,8 @@ from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.framework.function_def_to_graph import function_def_to_graph_def, get_function_def
 from tensorflow.python.ops import handle_data_util, script_ops
 
+from lc_keras.internals.keras import is_of_keras
+
 F = TypeVar("F", bound=Callable[..., object])
 
 # From here on compiling a pass over a tensor is worth its time, some hundredths of a second for each shape.
@@ -144,8 +146,7 @@ def is_read_once(dataset: tf.data.Dataset) -> bool:
     functions = [script_ops._py_funcs.get(n.attr["token"].s.decode()) for n in nodes if n.op == "PyFunc"]
     states = [getattr(inspect.unwrap(f), "__self__", None) for f in functions if f]
     made = [getattr(state, "_generator", None) for state in states]
-    of_keras = any(str(getattr(g, "__module__", None)).partition(".")[0] == "keras" for g in made)
-    return of_keras or any(map(is_read_once, dataset._inputs()))
+    return any(map(is_of_keras, made)) or any(map(is_read_once, dataset._inputs()))
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from lc_keras.internals.keras import (
     call_again,
     copied_together,
     functional_class,
+    is_of_keras,
     layers_in,
     output_shape_of,
     source_of,
@@ -137,9 +138,9 @@ class Rebuilt:
         key = id(flow.layer)
         if key not in self._factors:
             # A class of the user's own may do more than its base, and would do so twice.
-            own = type(flow.layer).__module__.partition(".")[0] != "keras"
-            stays = self.graph.units.dead or not flow.ways or own or key in map(id, self.graph.tied)
-            self._factors[key] = None if stays else split(self._folded(flow)["kernel"], flow.ways)
+            splits = flow.ways and is_of_keras(flow.layer) and not self.graph.units.dead
+            splits = splits and key not in map(id, self.graph.tied)
+            self._factors[key] = split(self._folded(flow)["kernel"], flow.ways) if splits else None
         return self._factors[key]
 
     def set_weights(self) -> None:
