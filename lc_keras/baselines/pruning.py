@@ -70,6 +70,7 @@ class PruningRun(Run):
         self.variables = self._masks.variables
         self.logs = {}
         self._finite = Shadow(self._model.weights, "finite")
+        self._cut = 0.0  # of the norm of the weights, by the last removal
         self._statistics = Statistics(self._model, self._params.get("steps"))
         self._first_epoch: int | None = None
         self._batches: int | None = self._params.get("steps")
@@ -107,6 +108,9 @@ class PruningRun(Run):
     def end_epoch(self) -> None:
         if self._ended is None:
             self._check_finite()
+            if self._epoch + 1 == self._epochs:
+                # What ships is validated.
+                self._keep_budgets()
             self._statistics.estimate()
             self._finite.save()
             self._ended = fingerprint(self.variables)
@@ -114,33 +118,33 @@ class PruningRun(Run):
     def end(self) -> bool:
         self._check_finite()
         # A budget holds however early the training stops, and averaged weights are not masked.
-        norm = self._norm()
-        self._prune([budget.kappa for budget in self._masks.budgets])
+        self._keep_budgets()
         if self._ended is None or not np.array_equal(self._ended, fingerprint(self.variables)):
             self._statistics.estimate()
         self.has_stale_statistics = self._statistics.are_stale
         if self._first_epoch is None:
             # As where a run is restored that had been cut off after its last epoch.
             warnings.warn("`fit` trained no epoch. The model was compressed as it is.", stacklevel=2)
-        elif norm > 0:
-            removed = math.sqrt(max(0.0, 1 - (self._norm() / norm) ** 2))
-            if removed > FEW_PERCENT:
-                warnings.warn(
-                    f"What was removed as training ended had {removed:.0%} of the norm of the weights, and "
-                    "the others were not trained since: expect accuracy to suffer. Training stopped before "
-                    "the budget was reached, the last removal falls on its end (`until`, `every`, `rounds`, "
-                    "data of unknown length), or averaged weights were put into the model.",
-                    stacklevel=3,
-                )
+        elif self._cut > FEW_PERCENT:
+            warnings.warn(
+                f"What was removed as training ended had {self._cut:.0%} of the norm of the weights, and "
+                "the others were not trained since: expect accuracy to suffer. Training stopped before "
+                "the budget was reached, the last removal falls on its end (`until`, `every`, `rounds`, "
+                "data of unknown length), or averaged weights were put into the model.",
+                stacklevel=3,
+            )
         return False
 
     def release(self) -> None:
         self._masks.release()
 
+    @property
+    def _epochs(self) -> int:
+        return self._params["epochs"] - (self._first_epoch or 0)
+
     def _check_length(self) -> None:
-        one_epoch = self._params["epochs"] - (self._first_epoch or 0) == 1
         later = any(self._kept(b.total, b.kappa, 0.0) > b.kappa for b in self._masks.budgets)
-        if self._params.get("steps") is None and one_epoch and later:
+        if self._params.get("steps") is None and self._epochs == 1 and later:
             warnings.warn(
                 "Weights are removed as `fit` goes on, but how many batches an epoch has is not known: the "
                 "last ones are removed when the only epoch ends, and the others not trained since. Expected "
@@ -166,7 +170,7 @@ class PruningRun(Run):
         )
 
     def _advance(self, epochs: float) -> None:
-        progress = self._position(epochs) / (self._params["epochs"] - (self._first_epoch or 0))
+        progress = self._position(epochs) / self._epochs
         left = [self._kept(budget.total, budget.kappa, progress) for budget in self._masks.budgets]
         if left != self._left:
             self._check_finite()
@@ -176,6 +180,13 @@ class PruningRun(Run):
 
     def _prune(self, left: Sequence[int]) -> None:
         self.logs["density"] = self._masks.prune_to(left)
+
+    def _keep_budgets(self) -> None:
+        """Remove what is above the budgets, and note how much that is."""
+        norm = self._norm()
+        self._prune([budget.kappa for budget in self._masks.budgets])
+        if norm > 0:
+            self._cut = max(self._cut, math.sqrt(max(0.0, 1 - (self._norm() / norm) ** 2)))
 
     def _norm(self) -> float:
         return float(thresholds.l2_norm([tf.convert_to_tensor(v) for v in self.variables]))
@@ -224,7 +235,8 @@ class GradualPruning(Pruning):
 
     Args:
         tasks: An `L0Constraint`, a `Task` with one, or a list of these.
-        until: Float in (0, 1], default 0.75: the part of `fit` that the removing takes.
+        until: Float in (0, 1], default 0.75: the part of `fit` that the removing takes. With 1 nothing is
+            trained after the last removal.
         every: Float > 0, default 0.25: how often weights are removed, in epochs.
 
     Raises:

@@ -209,6 +209,14 @@ def test_a_constraint_of_the_user_counts_too():
     assert nonzeros(model) <= KEPT
 
 
+def test_the_last_removal_is_validated():
+    model, seen = net(), []
+    look = spy(on_epoch_end=lambda epoch, logs: seen.append(nonzeros(model)))
+    with pytest.warns(UserWarning, match="not trained since"):
+        fit(model, [GradualPruning(BUDGET, until=1.0, every=1.0), look], epochs=2)
+    assert seen[0] > seen[1] == KEPT
+
+
 def test_averaged_weights_are_pruned():
     model = net(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9))
     with pytest.warns(UserWarning, match="or averaged weights were put"):
