@@ -161,8 +161,7 @@ class Beside(Pull):
     Where SGD or Muon carry weights far, a fixed budget is better: then the training itself finds which
     weights to keep. If the kept weights, going on as in the latest L step, would move by more than 0.7 of
     their norm in the rest of the run, and that three times in a row in the first 15 % of it, all weights are
-    pulled from then on, to θ of the budget itself, with s from 1.5 to 80; until that is known, only $1 - (1 -
-    q/0.9)^3$ of them are. Other optimizers move weights that do not matter as far as those that do, and a
+    pulled from then on, to θ of the budget itself, with s from 1.5 to 80. Other optimizers move weights that do not matter as far as those that do, and a
     fixed budget then keeps the wrong ones. Units are removed in three quarters of the run then, too: what
     goes with a late one, at a rate that has fallen, is lost.
 
@@ -227,7 +226,7 @@ class Beside(Pull):
             progress = (progress - self._REMOVING) / (1 - self._REMOVING)
         else:
             (first, last), length = self._PATH, self._REMOVING * self._batches
-            most = 1.0 if self._units or self.looks(step) else self._AT_FIRST
+            most = 1.0 if self._units else self._AT_FIRST
             progress, slack = path, most * max(0.0, 1 - path / self._FALLING) ** 3
         self._strength = first * (last / first) ** min(progress, 1.0) / length
         if slack is not None and progress >= 1:

@@ -146,11 +146,11 @@ def cost(**kind):
     return SimpleNamespace(**pruning | kind)
 
 
-def growing(step, length=LENGTH, little=False):
+def growing(step, length=LENGTH, units=False):
     """The strength in a batch and the slack, while the reach grows."""
     removed = step / STEPS / 0.75
     strength = 50 * (300 / 50) ** min(removed, 1) / (0.75 * length)
-    return strength, (1 if little else 0.25) * max(0, 1 - removed / 0.9) ** 3
+    return strength, (1 if units else 0.25) * max(0, 1 - removed / 0.9) ** 3
 
 
 def fixed(step, length=LENGTH, first=1.5):
@@ -174,7 +174,7 @@ def test_beside_the_reach_grows(batches, counted, by_gradient, units):
     pull.begin()
     for step in range(30):
         strength, reach = pull.next(step, np.nan)
-        expected, slack = growing(step, EPOCHS * counted, little=units or (by_gradient and step < 7))
+        expected, slack = growing(step, EPOCHS * counted, units=units)
         assert strength == pytest.approx(expected)
         same_reach(reach, part=1 - np.exp(-expected), ratio=before / expected, slack=slack, frees=True)
         before = expected
