@@ -368,12 +368,15 @@ def halves_of_squares(slots: Sequence[Slot], name: str = "variable") -> tf.Tenso
         slots: List of `Slot`.
         name: String, the attribute of these that is w.
     """
+    return _halves([(tf.convert_to_tensor(getattr(s, name)), tf.convert_to_tensor(s.theta)) for s in slots])
 
+
+@compiled
+def _halves(pairs: Sequence[tuple[tf.Tensor, tf.Tensor]]) -> tf.Tensor:
     def update(sums: tf.Tensor, weight: tf.Tensor, theta: tf.Tensor) -> tf.Tensor:
         terms = weight - theta, weight, tf.sign(theta)
         return sums + tf.cast(tf.stack([tf.nn.l2_loss(term) for term in terms]), tf.float64)
 
-    pairs = [(tf.convert_to_tensor(getattr(s, name)), tf.convert_to_tensor(s.theta)) for s in slots]
     return thresholds.fold(pairs, tf.zeros([3], tf.float64), update)
 
 

@@ -145,15 +145,22 @@ class ReachingLagrangian(Lagrangian):
         self.compress(self.thetas, tf.constant(1.0))
 
     def _moved(self) -> tf.Tensor:
-        def update(sums: tf.Tensor, weight: tf.Tensor, theta: tf.Tensor) -> tf.Tensor:
-            away = tf.where(theta != 0, weight - theta, tf.zeros([], theta.dtype))
-            return sums + tf.cast(tf.stack([tf.nn.l2_loss(away), tf.nn.l2_loss(theta)]), tf.float64)
-
         with tf.device(self.thetas[0].device):
             pairs = [(tf.convert_to_tensor(s.variable), tf.convert_to_tensor(s.theta)) for s in self.slots]
-            sums = thresholds.fold(pairs, tf.zeros([2], tf.float64), update)
-            return tf.sqrt(tf.math.divide_no_nan(sums[0], sums[1]))
+            away, kept = tf.unstack(_halves_of_kept(pairs))
+            return tf.sqrt(tf.math.divide_no_nan(away, kept))
 
 
 def _pulls_to_looser(reach: Reach) -> bool:
     return bool(reach.slack) and not reach.frees
+
+
+@compiled
+def _halves_of_kept(pairs: Sequence[tuple[tf.Tensor, tf.Tensor]]) -> tf.Tensor:
+    """Return half of ‖w − θ‖² where θ is not zero, and of ‖θ‖², a vector."""
+
+    def update(sums: tf.Tensor, weight: tf.Tensor, theta: tf.Tensor) -> tf.Tensor:
+        away = tf.where(theta != 0, weight - theta, tf.zeros([], theta.dtype))
+        return sums + tf.cast(tf.stack([tf.nn.l2_loss(away), tf.nn.l2_loss(theta)]), tf.float64)
+
+    return thresholds.fold(pairs, tf.zeros([2], tf.float64), update)

@@ -10,7 +10,7 @@ from lc_keras.costs import thresholds
 from lc_keras.internals.tensorflow import compiled
 
 # Traced once for each shape, whatever variables are of it.
-_outline = compiled(thresholds.outline)
+_outline, _finite = compiled(thresholds.outline), compiled(thresholds.finite)
 
 
 class Shadow:
@@ -50,7 +50,7 @@ class Shadow:
             copy.assign(value)
 
     def _finite_of_each(self) -> tf.Tensor:
-        return tf.stack([tf.reduce_all(tf.math.is_finite(v.value)) for v in self._floating])
+        return _finite([tf.convert_to_tensor(v) for v in self._floating])
 
 
 def fingerprint(variables: Sequence[keras.Variable]) -> np.ndarray:

@@ -18,6 +18,7 @@ from lc_keras.costs.multiples import numbered
 from lc_keras.costs.prices import Measure, TensorPrices, UnitPrices, rounded
 from lc_keras.costs.sparse import sparse_values
 from lc_keras.costs.values import Values
+from lc_keras.internals.tensorflow import compiled
 
 MEASURES = typing.get_args(Measure)
 
@@ -251,8 +252,14 @@ def _is_above(tau: tf.Tensor, magnitudes: tf.Tensor) -> tf.Tensor:
 
 def _largest(tensors: Tensors, kappa: int | tf.Tensor) -> list[Decide]:
     """Return what decides for the κ largest of all magnitudes together; of equal ones, for the first."""
+    find = _least_and_last if tf.executing_eagerly() else _traced_least_and_last
+    least, last = find(tensors, tf.cast(kappa, tf.int32))
+    return [functools.partial(_is_among, least, of_tensor) for of_tensor in tf.unstack(last)]
+
+
+def _least_and_last(tensors: Tensors, kappa: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the bits of the κ-th largest magnitude, and where in each tensor the last kept tie is."""
     dtype = thresholds.common_dtype(tensors)
-    kappa = tf.cast(kappa, tf.int32)
     threshold = thresholds.kth_largest(tensors, kappa)
     left = kappa - threshold.above
     # Of zeros, too: the norm of subnormal weights may be flushed to zero, and the weights are none.
@@ -276,9 +283,11 @@ def _largest(tensors: Tensors, kappa: int | tf.Tensor) -> list[Decide]:
             rest -= ties
         return tf.stack(found)
 
-    # Where in each tensor the last tie is that is kept.
-    last = tf.cond(crowded, places, lambda: tf.fill([len(tensors)], tf.int32.max), name="crowded")
-    return [functools.partial(_is_among, threshold.bits, of_tensor) for of_tensor in tf.unstack(last)]
+    everywhere = tf.fill([len(tensors)], tf.int32.max)
+    return threshold.bits, tf.cond(crowded, places, lambda: everywhere, name="crowded")
+
+
+_traced_least_and_last = compiled(_least_and_last)
 
 
 def _is_among(least: tf.Tensor, last: tf.Tensor, magnitudes: tf.Tensor) -> tf.Tensor:

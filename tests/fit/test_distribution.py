@@ -264,7 +264,7 @@ def graphs(graph, seen):
                     seen.add(called.name)
                     function = graph._get_function(called.name)
                     # What XLA compiles is one kernel.
-                    if not function.cached_definition.attr["_XlaMustCompile"].b:
+                    if "_XlaMustCompile" not in function.cached_definition.attr:
                         yield from graphs(function.graph, seen)
 
 
