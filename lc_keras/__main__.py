@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import zipfile
 import zlib
@@ -30,6 +31,7 @@ _FOR_SAVED_MODEL = {
     "litert": "--litert",
 }
 _FOR_LITERT = {"quantize": "--quantize", "representative_data": "--data"}
+_OPTIONS = _FOR_SAVED_MODEL | _FOR_LITERT | {"overwrite": "--overwrite", "batch_size": "--batch-size"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,9 +47,17 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         args.run(args)
     except (EOFError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        print(f"lc_keras: {error}", file=sys.stderr)
+        print(f"lc_keras: {_with_options(str(error))}", file=sys.stderr)
         return 1
     return 0
+
+
+def _with_options(text: str) -> str:
+    """Return what is said of arguments of functions as it is said of options."""
+    for name, option in _OPTIONS.items():
+        text = re.sub(rf"\b{name}=True\b|`{name}`", option, text)
+        text = re.sub(rf'\b{name}="(\w+)"', rf"{option} \1", text)
+    return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -154,7 +164,8 @@ def _report(args: argparse.Namespace) -> None:
     from lc_keras.measuring.counting import report
     from lc_keras.showing import show
 
-    found = report(args.model if os.path.isdir(args.model) else _load(args))
+    is_export = os.path.isdir(args.model)
+    found = report(args.model if is_export else _load(args, "a .keras file, or the directory of a SavedModel"))
     print(found.to_json()) if args.json else show(found)
     if args.plot:
         found.plot(args.plot)
@@ -189,21 +200,24 @@ def _export(args: argparse.Namespace) -> None:
     if "representative_data" in options:
         options["representative_data"] = [_array(options["representative_data"])]
     try:
-        print(export(_load(args), args.target, overwrite=args.overwrite, **options))
+        print(_with_options(str(export(_load(args), args.target, overwrite=args.overwrite, **options))))
     except tf.errors.OpError as error:
         # As of a directory that cannot be made: TensorFlow has errors of its own for it.
         raise OSError(error.message) from error
 
 
-def _load(args: argparse.Namespace) -> "keras.Model":
+def _load(args: argparse.Namespace, what: str = "a .keras file") -> "keras.Model":
     import keras
 
+    why = ""
     if not os.path.isfile(args.model):
         why = "is a directory" if os.path.isdir(args.model) else "does not exist"
-        raise ValueError(f"Expected a .keras file. Received: '{args.model}', which {why}.")
     # Keras goes by the name, and its safe mode is for this format.
-    if not (args.model.endswith(".keras") and zipfile.is_zipfile(args.model)):
-        raise ValueError(f"Expected a .keras file. Received: '{args.model}', which is none.")
+    elif not (args.model.endswith(".keras") and zipfile.is_zipfile(args.model)):
+        is_lite = args.model.endswith(".tflite")
+        why = "is a LiteRT file: take the model that it was made from" if is_lite else "is none"
+    if why:
+        raise ValueError(f"Expected {what}. Received: '{args.model}', which {why}.")
     try:
         return keras.saving.load_model(args.model, compile=False, safe_mode=not args.unsafe)
     except (KeyError, zipfile.BadZipFile, zlib.error) as error:

@@ -144,6 +144,12 @@ def _html_row(row: Row, style: str = "") -> str:
     return f'<tr style="{style}">{cells}</tr>'
 
 
+def listed(names: Sequence[str], between: str = ", ") -> str:
+    """Return the first three of some names as text, and how many there are besides."""
+    more = [f"and {len(names) - 3} more"] if len(names) > 3 else []
+    return between.join([*names[:3], *more])
+
+
 def show(result: Shown) -> None:
     """Print a result: with the width and the looks of the terminal, or as plain text into a pipe."""
     from rich.console import Console

@@ -49,7 +49,7 @@ def test_export_of_versions(saved, tmp_path, capsys):
     assert main(["export", path, base, "--version", "7", "--compute", "sparse"]) == 0
     assert "multiplied sparse: 2" in capsys.readouterr().out
     assert main(["export", path, base, "--version", "7"]) == 1
-    assert "overwrite" in capsys.readouterr().err
+    assert "pass --overwrite to" in capsys.readouterr().err
     assert main(["export", path, base, "--version", "7", "--overwrite"]) == 0
     for version in (1, 2, 7):
         served = tf.saved_model.load(f"{base}/{version}")
@@ -85,7 +85,7 @@ def test_export_to_litert(saved, tmp_path, capsys):
     np.save(tmp_path / "x.npy", np.random.normal(size=(20, 200)))
     quantised = [str(tmp_path / "net8.tflite"), "--quantize", "int8"]
     assert main(["export", path, *quantised]) == 1
-    assert "representative_data" in capsys.readouterr().err
+    assert "Expected --data for --quantize int8. Received: None" in capsys.readouterr().err
     assert main(["export", path, *quantised, "--data", str(tmp_path / "x.npy")]) == 0
     assert (tmp_path / "net8.tflite").stat().st_size > 0 and "if dense" in capsys.readouterr().out
 
@@ -106,6 +106,7 @@ def test_options_for_another_kind_of_target(saved, tmp_path, capsys, target, opt
 def test_what_is_no_model(tmp_path, capsys):
     (tmp_path / "text.keras").write_text("not a model")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "net.tflite").write_bytes(b"")
     with zipfile.ZipFile(tmp_path / "other.keras", "w") as other:
         other.writestr("readme.txt", "an archive")
     keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "net.keras")
@@ -114,9 +115,10 @@ def test_what_is_no_model(tmp_path, capsys):
     start = zipfile.ZipFile(tmp_path / "net.keras").getinfo("config.json").header_offset
     damaged[start + 60 : start + 70] = b"X" * 10
     (tmp_path / "damaged.keras").write_bytes(damaged)
-    data = [str(tmp_path / "net.tflite"), "--quantize", "int8", "--data", str(tmp_path / "empty.npy")]
+    data = [str(tmp_path / "new.tflite"), "--quantize", "int8", "--data", str(tmp_path / "empty.npy")]
     for arguments, message in (
-        (["report", "missing.keras"], "which does not exist"),
+        (["report", "missing"], ".keras file, or the directory of a SavedModel. Received: 'missing', which does"),
+        (["report", str(tmp_path / "net.tflite")], "is a LiteRT file: take the model"),
         (["export", str(tmp_path / "net.keras"), *data], "No data left"),
         (["report", str(tmp_path / "text.keras")], "which is none"),
         (["report", str(tmp_path / "other.keras")], "config.json"),

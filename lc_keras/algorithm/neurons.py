@@ -33,11 +33,12 @@ class Makers:
         why = "is of a kind whose units are not known"
         walls = [layer for layer in graph.walls if isinstance(layer, keras.Layer)]
         self._walls = {id(v): f"'{layer.name}' {why}" for layer in walls for v in layer.variables}
+        outputs = {int(unit) for signal in graph.outputs for unit in groups[signal.ids]}
         # What keeps units, apart from that the model hands them out or is given them.
         self._reasons = {
             int(groups[unit]): why
             for unit, why in graph.units.pinned.items()
-            if not why.endswith(("put of the model", "looks its input up"))
+            if not (int(groups[unit]) in outputs or why.endswith(("put of the model", "looks its input up")))
         }
         self._trainable = model.trainable_variables
         self._places: dict[int, tuple[int, np.ndarray]] = {}

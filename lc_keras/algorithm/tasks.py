@@ -18,6 +18,7 @@ from lc_keras.model.kernels import bytes_of, is_kernel, is_table, output_axes, o
 from lc_keras.model.latency import known
 from lc_keras.model.macs import count_uses
 from lc_keras.model.signatures import Structure, named
+from lc_keras.showing import listed
 
 Single: TypeAlias = (
     "str | re.Pattern[str] | keras.Layer | keras.Variable | Callable[[keras.Variable], object] | None"
@@ -93,9 +94,11 @@ class Task(Serializable):
         embeddings: bool = False,
     ) -> None:
         if not isinstance(compression, Compression):
+            is_layer = isinstance(compression, keras.Layer)
+            hint = "; no model is wrapped: the callback goes into `model.fit(..., callbacks=[...])`"
             raise TypeError(
                 "Expected `compression` to be a compression such as L0Constraint(keep=0.05). "
-                f"Received: {compression!r} (of type {type(compression).__name__})"
+                f"Received: {compression!r} (of type {type(compression).__name__}){hint if is_layer else ''}"
             )
         self.compression = compression
         if isinstance(weights, Iterable) and not isinstance(weights, (str, keras.Layer, keras.Variable)):
@@ -196,7 +199,7 @@ class Task(Serializable):
                 if makers.none_goes and makers.kept_by and self.weights is None:
                     raise ValueError(
                         f"{self}: Expected a model in which `shrink` can remove neurons. Received: "
-                        f"'{model.name}', of which none can be removed: {_listed(makers.kept_by)}. Prune "
+                        f"'{model.name}', of which none can be removed: {listed(sorted(makers.kept_by), '; ')}. Prune "
                         "single weights instead, as L0Constraint(0.1) does, or name layers in `weights`, "
                         "to have their neurons zeroed all the same."
                     )
@@ -210,7 +213,7 @@ class Task(Serializable):
         if makers and makers.kept_by:
             warnings.warn(
                 f"{self}: some neurons cannot be removed, {_BUDGETS[makers.none_goes]}: "
-                f"{_listed(makers.kept_by)}. `shrink_report` lists the layers that nothing goes across.",
+                f"{listed(sorted(makers.kept_by), '; ')}. `shrink_report` lists the layers that nothing goes across.",
                 stacklevel=2,
             )
         if cost.needs_units and not makers:
@@ -220,13 +223,6 @@ class Task(Serializable):
                 stacklevel=2,
             )
         return shared
-
-
-def _listed(reasons: set[str]) -> str:
-    """Return some of the reasons for which neurons stay."""
-    some = sorted(reasons)
-    more = f"; and {len(some) - 3} more" if len(some) > 3 else ""
-    return f"{'; '.join(some[:3])}{more}"
 
 
 def _timed(

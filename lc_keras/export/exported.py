@@ -102,6 +102,8 @@ class SavedModelExport(_Export):
         litert: `LiteRTExport` of the file beside it, or `None`.
         dense_nbytes: Int, about the size that it has where every weight is stored.
         dead: Int, how many units `shrink` would have taken out of the model.
+        storage: String, `"packed"` or `"dense"`, as it was asked for.
+        warmup_nbytes: Int, the size of the warm-up requests in it.
     """
 
     path: str
@@ -111,6 +113,8 @@ class SavedModelExport(_Export):
     inputs: tuple[str, ...]
     litert: LiteRTExport | None = None
     dead: int = 0
+    storage: str = "packed"
+    warmup_nbytes: int = 0
 
     @property
     def dense_nbytes(self) -> int:
@@ -134,7 +138,9 @@ class SavedModelExport(_Export):
         sparse = [weight for weight in self.weights if weight.compute == "sparse"]
         size = f"{self.nbytes / 1000:,.0f} kB"
         dense = f", about {self.dense_nbytes / 1000:,.0f} kB if every weight were stored" if packed else ""
-        yield f"Wrote '{self.path}': {size}{dense}."
+        parts = {"warm-up requests": self.warmup_nbytes, "model.tflite": self.litert.nbytes if self.litert else 0}
+        some = ", ".join(f"{name} {nbytes / 1000:,.0f} kB" for name, nbytes in parts.items() if nbytes)
+        yield f"Wrote '{self.path}': {size}{dense}{f'; of these {some}' if some else ''}."
         yield (
             f"Weights packed: {len(packed)}; multiplied sparse: {len(sparse)}; "
             f"signatures: {', '.join(self.signatures)}."
@@ -149,7 +155,8 @@ class SavedModelExport(_Export):
                 'with compute="auto".'
             )
         if not packed:
-            yield "No weight is packed: dense storage was asked for, or none has enough zeros or few values."
+            none = "none has enough zeros or few values"
+            yield f"No weight is packed: {'so it was asked' if self.storage == 'dense' else none}."
         rounded = max(self.weights, key=lambda weight: weight.error, default=None)
         if rounded is not None and rounded.error:
             yield f"Stored values are off by at most {rounded.error:.2g} ({rounded.path})."

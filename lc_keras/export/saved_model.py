@@ -169,12 +169,11 @@ def export_saved_model(
     )
     with appearing(path, overwrite) as unfinished, in_silence():
         save_tracked(module, unfinished, functions)
-        if requests:
-            write_warmup(unfinished, requests)
+        warmup_nbytes = write_warmup(unfinished, requests) if requests else 0
         _write_report(unfinished, model, weights, uses)
         lite = _beside(unfinished, model, structure) if switch("litert", litert) else None
     inputs, dead = tuple(map(described, specs)), lite.dead if lite else count_dead_units(model)
-    exported = SavedModelExport(path, size_of(path), weights, tuple(functions), inputs, lite, dead)
+    exported = SavedModelExport(path, size_of(path), weights, tuple(functions), inputs, lite, dead, storage, warmup_nbytes)
     if verbose:
         print(exported)
     return exported

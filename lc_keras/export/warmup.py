@@ -103,12 +103,15 @@ def _named(given: object) -> str:
     return type(given).__name__
 
 
-def write_warmup(folder: str, requests: Iterable[dict[str, np.ndarray]]) -> None:
+def write_warmup(folder: str, requests: Iterable[dict[str, np.ndarray]]) -> int:
     """Write warm-up requests into a SavedModel, as `PredictionLog` records.
 
     Args:
         folder: String, the SavedModel.
         requests: Iterable of dictionaries of arrays by the names of the inputs.
+
+    Returns:
+        Int, the size of the file.
 
     Raises:
         ImportError: If `tensorflow-serving-api` is not installed.
@@ -124,6 +127,7 @@ def write_warmup(folder: str, requests: Iterable[dict[str, np.ndarray]]) -> None
             for name, array in inputs.items():
                 request.inputs[name].CopyFrom(tf.make_tensor_proto(array))
             writer.write(record.SerializeToString())
+    return os.path.getsize(path)
 
 
 def prediction_log() -> ModuleType:

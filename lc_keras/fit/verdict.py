@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from lc_keras.algorithm.tasks import Task
+from lc_keras.showing import listed
 
 # What is more than a few per cent.
 FEW_PERCENT = 0.05
@@ -61,7 +62,7 @@ class Verdict:
             )
         if lost := [v.path for v in self._variables if len(v.shape) > 1 and not np.any(v)]:
             yield (
-                f"{_listed(lost)} lost all weights: keep more, leave out these layers by a `Task` of the "
+                f"{listed(lost)} lost all weights: keep more, leave out these layers by a `Task` of the "
                 "others, or give each its own share (`per_layer`, `keep_at_least`)"
             )
         fallen = [*self._fallen(self._first, _BELOW, _VALIDATION_BELOW, "in the first epoch")]
@@ -71,7 +72,7 @@ class Verdict:
             yield f"{', '.join(fallen)}: {advice}"
         if late := [v.path for v in self._unfrozen()]:
             yield (
-                f"{_listed(late)} became trainable after `fit` had begun and has no budget: make it "
+                f"{listed(late)} became trainable after `fit` had begun and has no budget: make it "
                 "trainable before, or call `fit` once more"
             )
 
@@ -99,8 +100,3 @@ def _scores(logs: object) -> dict[str, float]:
     metrics = logs if isinstance(logs, dict) else {}
     names = [name for name in metrics if _SCORES.intersection(name.lower().split("_"))]
     return {name: float(np.mean(metrics[name])) for name in names}
-
-
-def _listed(paths: Sequence[str]) -> str:
-    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    return ", ".join(paths[:3]) + more

@@ -130,7 +130,7 @@ def _variable_report(
         encoding=encoding,
         dense_bits=8 * value.nbytes,
         bits=8 * nbytes,
-        gzip_bits=8 * len(gzip.compress(value.tobytes(), 1)) if stored is None else None,
+        gzip_bits=8 * min(value.nbytes, len(gzip.compress(value.tobytes(), 1))) if stored is None else None,
         macs=None if uses is None else uses * value.size,
         remaining_macs=None if uses is None else uses * kept,
         finite=not floating or bool(np.isfinite(wide).all()),
@@ -145,6 +145,8 @@ def _read(path: str) -> PruningReport:
             why = "does not exist"
         elif tf.io.gfile.isdir(path):
             why = f"holds no {REPORT_FILE}; of versions name one, such as '{os.path.join(path, '1')}'"
+        elif path.endswith(".tflite"):
+            why = "is a LiteRT file; report on the model that it was made from"
         else:
             why = (
                 "is a file; of a .keras file load the model, by `keras.saving.load_model`, and report on that"

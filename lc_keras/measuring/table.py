@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from lc_keras.showing import Bar, Drawn, Table
+from lc_keras.showing import Bar, Drawn, Table, listed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,8 +28,8 @@ class VariableReport:
             stores it to be computed dense, or has stored it.
         dense_bits: Int, its size with every weight stored.
         bits: Int, its size in that encoding.
-        gzip_bits: Int, the size of the dense weight compressed by gzip at its fastest,
-            or `None` if that was not measured.
+        gzip_bits: Int, the size of the dense weight compressed by gzip at its fastest, or as it is
+            where that is less; `None` if it was not measured.
         macs: Int, multiply-adds by it for one example, or `None` if not known.
         remaining_macs: Int, those by weights that are not zero, or `None`.
         finite: Bool, whether all its weights are numbers.
@@ -162,23 +162,25 @@ class PruningReport(Drawn):
         if self.gzip_bits is not None:
             size += f", {self.gzip_bits / 8000:,.1f} kB by gzip"
         if self.file_bits is not None:
-            size += f"; the SavedModel {self.file_bits / 8000:,.1f} kB"
+            rest = (self.file_bits - self.bits) / 8000
+            size += f"; the SavedModel {self.file_bits / 8000:,.1f} kB, "
+            size += f"with {rest:,.1f} kB of graph, warm-up requests and files beside it"
         yield size
         if self.bits and self.largest:
             share = f"{100 * self.largest.bits / self.bits:.0f} %"
-            yield f"{share} of what is packed: {self.largest.path}"
+            where = "" if self.largest in self.rows else ', in "all else"'
+            yield f"{share} of what is packed: {self.largest.path}{where}"
         if self.macs:
             yield f"{self.macs:,} multiply-adds an example, {self.remaining_macs:,} by weights that are left"
-        if self.rows and self.kept == self.weights:
-            yield "No kernel has zeros: nothing is gained."
+        if self.rows and self.kept == self.weights and all(r.bits >= r.dense_bits for r in self.rows):
+            yield "No kernel has zeros, and none is smaller packed."
         for title, paths in (
             ("Left out, as not trainable", [row.path for row in self.frozen]),
             ("Multiply-adds not known", self.unknown_macs),
             ("Not finite", [row.path for row in self._all if not row.finite]),
         ):
             if paths:
-                more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-                yield f"{title}: {paths[0]}{more}"
+                yield f"{title}: {listed(paths)}"
 
     def to_json(self) -> str:
         """Return the report as JSON.

@@ -1,5 +1,6 @@
 """Report what shrinking takes out of a model, and what keeps it from taking more."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import keras
@@ -7,6 +8,8 @@ import numpy as np
 
 from lc_keras.arguments import whole
 from lc_keras.internals.keras import layers_in
+from lc_keras.model.flow.graph import Graph
+from lc_keras.model.flow.kinds import Wall
 from lc_keras.model.macs import macs
 from lc_keras.model.signatures import Structure
 from lc_keras.showing import Bar, Shown, Table
@@ -45,6 +48,7 @@ class ShrinkReport(Shown):
         parameters: Tuple of two ints, before and after.
         macs: Tuple of two ints, the multiply-adds of one example, or `None` if sizes of inputs are not known.
         milliseconds: Tuple of two floats, the time of a batch, or `None` if it was not asked for.
+        batch_size: Int, how many examples that batch has, or `None`.
     """
 
     rows: tuple[LayerSize, ...]
@@ -52,13 +56,15 @@ class ShrinkReport(Shown):
     parameters: tuple[int, int]
     macs: tuple[int, int] | None
     milliseconds: tuple[float, float] | None
+    batch_size: int | None = None
 
     def _table(self) -> Table:
         sizes = []
         for name in ("parameters", "macs", "milliseconds"):
             if (pair := getattr(self, name)) is not None:
                 before, after = (f"{n:,.2f}" if isinstance(n, float) else f"{n:,}" for n in pair)
-                sizes.append((name, before, Bar(after, pair[1] / pair[0] if pair[0] else 1.0)))
+                unit = f"{name}, batch of {self.batch_size}" if name == "milliseconds" else name
+                sizes.append((unit, before, Bar(after, pair[1] / pair[0] if pair[0] else 1.0)))
         notes = [f"{row.name}: {row.dead} dead stay: {row.why}" for row in self.rows if row.dead]
         notes += [f"{row.name}: of rank {row.rank}, it becomes two layers" for row in self.rows if row.rank]
         if self.walls:
@@ -99,10 +105,11 @@ def shrink_report(
     (before, after), unknown = (c.dense for c in counted), counted[0].unknown
     return ShrinkReport(
         rows=_rows(rebuilt, small),
-        walls=tuple(dict.fromkeys(layer.name for layer in rebuilt.graph.walls)),
+        walls=tuple(dict.fromkeys(_walls(rebuilt.graph))),
         parameters=(model.count_params(), small.count_params()),
         macs=None if before is None or after is None or unknown else (before, after),
         milliseconds=_pair(quartiles([model, small], batch_size)) if batch_size else None,
+        batch_size=batch_size,
     )
 
 
@@ -127,6 +134,17 @@ def _rows(rebuilt: Rebuilt, small: keras.Model) -> tuple[LayerSize, ...]:
             sizes = len(kept), int(kept.sum()), len(dead)
             rows.append(LayerSize(flow.layer.name, *sizes, why, factors.rank if factors else None))
     return tuple(rows)
+
+
+def _walls(graph: Graph) -> Iterator[str]:
+    """Yield the names of the layers of unknown kind that something could have gone across."""
+    groups = graph.units.groups()
+    made = {unit for signal in graph.made for unit in groups[signal.ids].tolist()}
+    for flow in graph.flows:
+        given = {unit for signal in flow.inputs for unit in groups[signal.ids].tolist()}
+        if isinstance(flow, Wall) and (getattr(flow.layer, "weights", ()) or given & made):
+            made |= {unit for signal in flow.outputs for unit in groups[signal.ids].tolist()}
+            yield flow.layer.name
 
 
 def _pair(values: list[float]) -> tuple[float, float]:

@@ -562,11 +562,13 @@ def test_size_of_lenet300_at_5_percent(tmp_path):
 
 
 def test_what_a_user_should_know_is_said(tmp_path):
-    nothing_to_gain, no_number = "No weight is packed", "A model server looks for numbers"
+    nothing_to_gain, no_number = "No weight is packed: none has enough zeros", "A model server looks for numbers"
     full = str(export_saved_model(mlp(), tmp_path / "full"))
     assert nothing_to_gain in full and f"'{tmp_path / 'full' / '1'}'" in full and no_number in full
     pruned = str(export_saved_model(prune(mlp(), 0.05), tmp_path / "pruned", version="next"))
     assert nothing_to_gain not in pruned and no_number not in pruned
+    dense = str(export_saved_model(prune(mlp(), 0.05), tmp_path / "dense", storage="dense"))
+    assert "No weight is packed: so it was asked." in dense
 
 
 def test_weights_that_are_not_numbers(tmp_path):

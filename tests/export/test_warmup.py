@@ -29,8 +29,10 @@ def test_records_replay(tmp_path, compute):
     pytest.importorskip("tensorflow_serving")
     batches = [np.random.normal(size=(n, 5)) for n in (1, 20)]
     model = net()
-    export_saved_model(model, tmp_path, warmup=batches, compute=compute)
+    exported = export_saved_model(model, tmp_path, warmup=batches, compute=compute)
     logs = read(tmp_path)
+    assert exported.warmup_nbytes == sum(log.ByteSize() + 16 for log in logs)
+    assert "; of these warm-up requests 1 kB." in str(exported)
     assert len(logs) == 2
     with CSession(tmp_path) as session:
         for log, batch in zip(logs, batches, strict=True):

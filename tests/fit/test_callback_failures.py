@@ -98,6 +98,13 @@ def test_tasks_of_another_type(tasks):
         LearningCompression(tasks)
 
 
+def test_a_model_is_not_wrapped():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    for make in (LearningCompression, baselines.MagnitudePruning):
+        with pytest.raises(TypeError, match="no model is wrapped: the callback goes into `model.fit"):
+            make(model)
+
+
 def test_no_tasks():
     with pytest.raises(ValueError, match="at least one task"):
         LearningCompression([])

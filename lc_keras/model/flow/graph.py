@@ -25,6 +25,7 @@ class Graph:
         units: `Units`.
         flows: List of `Flow`, one for each call of a layer, in order; those of nested models among them.
         layers: Dict of the first `Flow` of each layer, by the layer's id.
+        outputs: List of the `Signal`s that the model hands out.
         models: Dict of the input `Signal`s of the model and of each nested one, by the model's id.
         inside: Dict of the list of the `Flow`s in the model and in each nested one, by the model's id.
         opened: Dict of the model that calls the layers in a layer, by the layer's id; `None` if it is closed.
@@ -65,9 +66,9 @@ class Graph:
         self._closed = {id(n.operation) for n in _calls(model) if not _is_entered(n)}
         self._settings: dict[int, str] = {}
         inputs = [self._outside(tuple(t.shape), "is an input of the model") for t in functional.inputs]
-        outputs = self._run(model, inputs)
+        self.outputs = self._run(model, inputs)
         self.tied = self._tied()
-        for signal in outputs:
+        for signal in self.outputs:
             self.units.pin(signal.ids, "is an output of the model")
             signal.read[:] = True
         for flow in reversed(self.flows):

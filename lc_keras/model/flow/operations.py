@@ -73,17 +73,23 @@ class OverAxes(EachUnit):
         axis = self.layer.axis
         axes = range(len(x.shape)) if axis is None else axis if isinstance(axis, (list, tuple)) else [axis]
         self.along_axes = {a % len(x.shape) for a in axes}
-        if x.axis in self.along_axes:
-            return self.closed("goes over units")
-        return super().forward()
+        return self.over_units() if x.axis in self.along_axes else super().forward()
+
+    def over_units(self) -> list[Signal]:
+        """Return the outputs where the axis of the units is among them."""
+        return self.closed("goes over units")
 
     def backward(self) -> None:
         if self.outputs[0].ids is self.inputs[0].ids:
             super().backward()
 
 
-@describes("ops.LogSoftmax", "ops.Softmax", "ops.Sort")
+@describes(keras.layers.Softmax, "ops.LogSoftmax", "ops.Softmax", "ops.Sort")
 class Along(OverAxes):
+    def over_units(self) -> list[Signal]:
+        self.pin(self.inputs[0], "goes over units")
+        return EachUnit.forward(self)
+
     def constant(self, value: np.ndarray) -> np.ndarray:
         return np.full_like(value, np.nan)
 
