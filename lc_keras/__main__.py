@@ -165,7 +165,9 @@ def _report(args: argparse.Namespace) -> None:
     from lc_keras.showing import show
 
     is_export = os.path.isdir(args.model)
-    found = report(args.model if is_export else _load(args, "a .keras file, or the directory of a SavedModel"))
+    found = report(
+        args.model if is_export else _load(args, "a .keras file, or the directory of a SavedModel")
+    )
     print(found.to_json()) if args.json else show(found)
     if args.plot:
         found.plot(args.plot)

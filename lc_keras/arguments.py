@@ -1,17 +1,22 @@
-"""Check numbers, switches and models that users pass.
+"""Check numbers, switches and models that users pass, and warn where these lead to something bad.
 
-Each function takes the name of an argument and what was given, and returns the value in a type of Python's
+Each check takes the name of an argument and what was given, and returns the value in a type of Python's
 own. It raises a TypeError if that is of another kind, and a ValueError if it is out of range.
 """
 
 import math
 import numbers
 import os
+import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
+
+# Whose lines no warning points to.
+_INSIDE = {"lc_keras", "keras", "tensorflow", "contextlib"}
 
 
 def positive(name: str, value: float) -> float:
@@ -102,6 +107,14 @@ def keras_model(model: keras.Model) -> keras.Model:
             f"Received: {model!r} (of type {type(model).__name__}){hint}"
         )
     return model
+
+
+def warn(message: str) -> None:
+    """Warn of a line of the user's, however deep in this library or in Keras it is noticed."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _INSIDE:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def _number(name: str, value: float, what: str, fits: Callable[[float], bool]) -> float:

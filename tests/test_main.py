@@ -117,7 +117,10 @@ def test_what_is_no_model(tmp_path, capsys):
     (tmp_path / "damaged.keras").write_bytes(damaged)
     data = [str(tmp_path / "new.tflite"), "--quantize", "int8", "--data", str(tmp_path / "empty.npy")]
     for arguments, message in (
-        (["report", "missing"], ".keras file, or the directory of a SavedModel. Received: 'missing', which does"),
+        (
+            ["report", "missing"],
+            ".keras file, or the directory of a SavedModel. Received: 'missing', which does",
+        ),
         (["report", str(tmp_path / "net.tflite")], "is a LiteRT file: take the model"),
         (["export", str(tmp_path / "net.keras"), *data], "No data left"),
         (["report", str(tmp_path / "text.keras")], "which is none"),

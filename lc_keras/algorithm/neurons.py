@@ -10,6 +10,7 @@ from lc_keras.costs.layout import Layout
 from lc_keras.model.flow import Graph
 from lc_keras.model.flow.units import find
 from lc_keras.model.kernels import bytes_of
+from lc_keras.showing import listed
 
 
 class Makers:
@@ -55,6 +56,11 @@ class Makers:
                     inside, tiles = weight.makes.inside, weight.makes.tiles
                     self._channels[id(variable)] = (1 if inside is None else variable.shape[inside]) / tiles
         self._macs = uses
+
+    @property
+    def reasons(self) -> str:
+        """Return `kept_by` as text."""
+        return listed(sorted(self.kept_by), "; ")
 
     def by_units(self, parts: list[list[keras.Variable]]) -> list[list[keras.Variable]]:
         """Return the variables of a model's layers in lists, together those that make units together.

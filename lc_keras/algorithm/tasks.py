@@ -1,7 +1,6 @@
 """Tasks: a cost, and the weights of a model that share it."""
 
 import re
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
@@ -9,7 +8,7 @@ from typing import Any, TypeAlias, cast
 import keras
 
 from lc_keras.algorithm.neurons import Makers
-from lc_keras.arguments import keras_model, switch
+from lc_keras.arguments import keras_model, switch, warn
 from lc_keras.costs import Compression
 from lc_keras.costs.layout import Layout
 from lc_keras.costs.serialization import Serializable
@@ -183,7 +182,7 @@ class Task(Serializable):
         makers = Makers(model, uses) if cost.needs_units and is_graph(model) else None
         if makers and self.per_layer:
             parts = makers.by_units(parts)
-        shared = []
+        shared, spared = [], list[str]()
         for variables in parts:
             layouts = [
                 Layout(
@@ -199,7 +198,7 @@ class Task(Serializable):
                 if makers.none_goes and makers.kept_by and self.weights is None:
                     raise ValueError(
                         f"{self}: Expected a model in which `shrink` can remove neurons. Received: "
-                        f"'{model.name}', of which none can be removed: {listed(sorted(makers.kept_by), '; ')}. Prune "
+                        f"'{model.name}', of which none can be removed: {makers.reasons}. Prune "
                         "single weights instead, as L0Constraint(0.1) does, or name layers in `weights`, "
                         "to have their neurons zeroed all the same."
                     )
@@ -209,18 +208,23 @@ class Task(Serializable):
                 cost.check(layouts)
             except ValueError as error:
                 raise ValueError(f"{self}: {error} Its weights are:\n{_listing(variables)}") from error
+            pairs = zip(variables, layouts, strict=True)
+            spared += [v.path for v, layout in pairs if cost.spares(layout)]
             shared.append(SharedCost(self, variables, layouts))
+        if spared:
+            warn(
+                f"{self}: more is kept of {listed(spared)}, whose inputs are no multiple of what the pattern "
+                "counts in. Name others in `weights`, or take it as it is."
+            )
         if makers and makers.kept_by:
-            warnings.warn(
+            warn(
                 f"{self}: some neurons cannot be removed, {_BUDGETS[makers.none_goes]}: "
-                f"{listed(sorted(makers.kept_by), '; ')}. `shrink_report` lists the layers that nothing goes across.",
-                stacklevel=2,
+                f"{makers.reasons}. `shrink_report` lists the layers that nothing goes across.",
             )
         if cost.needs_units and not makers:
-            warnings.warn(
+            warn(
                 f"{self}: model '{model.name}' is no graph of layers, of which alone `shrink` can remove "
                 "neurons: they are zeroed and stay.",
-                stacklevel=2,
             )
         return shared
 
@@ -243,7 +247,7 @@ def _timed(
 
 
 _BUDGETS = {
-    False: "and are outside of the budget",
+    False: "and the budget chooses among the others",
     True: "and the budget is spent on them all the same, since there are no others",
 }
 

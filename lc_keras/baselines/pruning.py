@@ -1,7 +1,6 @@
 """Pruning by magnitude while `fit` trains."""
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -9,7 +8,7 @@ import tensorflow as tf
 
 from lc_keras.algorithm.shadows import Shadow, fingerprint
 from lc_keras.algorithm.tasks import Tasks, bind_tasks
-from lc_keras.arguments import positive, whole
+from lc_keras.arguments import positive, warn, whole
 from lc_keras.baselines.masks import Masks
 from lc_keras.costs import L0Constraint, thresholds
 from lc_keras.fit.attached import Attached
@@ -77,6 +76,7 @@ class PruningRun(Run):
         self._epoch = self._batch = 0
         self._left: list[int] = []
         self._ended: np.ndarray | None = None  # of the weights, a fingerprint, once an epoch has ended
+        self._is_underway = False  # whether a batch was trained with the masks
 
     def begin_epoch(self, epoch: int) -> None:
         if self._first_epoch is None:
@@ -100,6 +100,7 @@ class PruningRun(Run):
             self.end_epoch()
             raise
         self._masks.check_applied()
+        self._is_underway = True
         if self._batch + self._model.steps_per_execution >= (self._batches or math.inf):
             # Before the epoch is validated.
             self.end_epoch()
@@ -124,16 +125,20 @@ class PruningRun(Run):
         self.has_stale_statistics = self._statistics.are_stale
         if self._first_epoch is None:
             # As where a run is restored that had been cut off after its last epoch.
-            warnings.warn("`fit` trained no epoch. The model was compressed as it is.", stacklevel=2)
+            warn("`fit` trained no epoch. The model was compressed as it is.")
         elif self._cut > FEW_PERCENT:
-            warnings.warn(
+            warn(
                 f"What was removed as training ended had {self._cut:.0%} of the norm of the weights, and "
                 "the others were not trained since: expect accuracy to suffer. Training stopped before "
                 "the budget was reached, the last removal falls on its end (`until`, `every`, `rounds`, "
                 "data of unknown length), or averaged weights were put into the model.",
-                stacklevel=3,
             )
         return False
+
+    def abandon(self, error: BaseException) -> None:
+        """Give back what was removed if not even the first batch was trained."""
+        if self._left and not self._is_underway:
+            self._finite.restore()
 
     def release(self) -> None:
         self._masks.release()
@@ -145,11 +150,10 @@ class PruningRun(Run):
     def _check_length(self) -> None:
         later = any(self._kept(b.total, b.kappa, 0.0) > b.kappa for b in self._masks.budgets)
         if self._params.get("steps") is None and self._epochs == 1 and later:
-            warnings.warn(
+            warn(
                 "Weights are removed as `fit` goes on, but how many batches an epoch has is not known: the "
                 "last ones are removed when the only epoch ends, and the others not trained since. Expected "
                 "data of known length, `steps_per_epoch`, or more epochs.",
-                stacklevel=3,
             )
 
     def _check_finite(self) -> None:
@@ -174,9 +178,9 @@ class PruningRun(Run):
         left = [self._kept(budget.total, budget.kappa, progress) for budget in self._masks.budgets]
         if left != self._left:
             self._check_finite()
+            self._finite.save()
             self._left = left
             self._prune(left)
-            self._finite.save()
 
     def _prune(self, left: Sequence[int]) -> None:
         self.logs["density"] = self._masks.prune_to(left)

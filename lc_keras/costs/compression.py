@@ -128,6 +128,10 @@ class Compression(Serializable):
     def check(self, layouts: Layouts) -> None:
         """Raise a ValueError if the cost does not fit weights of some `Layout`s, or its budget does not."""
 
+    def spares(self, layout: Layout) -> bool:
+        """Return whether it leaves more of a weight of this `Layout` than its arguments say."""
+        return False
+
     def maps(self, weights: Tensors, mu: float | tf.Tensor, layouts: Layouts) -> list[Map]:
         r"""Return the C step as one callable per tensor, with what the tensors share already computed.
 

@@ -5,11 +5,10 @@ import decimal
 import functools
 import math
 import typing
-import warnings
 
 import tensorflow as tf
 
-from lc_keras.arguments import number_or_fraction, optional, whole
+from lc_keras.arguments import number_or_fraction, optional, warn, whole
 from lc_keras.costs import budgets, thresholds
 from lc_keras.costs.compression import NON_NEGATIVE, Layouts, Map, Tensors
 from lc_keras.costs.grouped import Decide, Grouped
@@ -150,10 +149,9 @@ class L0Constraint(Grouped):
         is_count = isinstance(self.keep, int) and self.measure in ("groups", "parameters")
         if is_count and 0 < self.keep <= 100 and 1000 * self.keep < (total := self.total(layouts)):
             what = "weights" if self._single or self.measure == "parameters" else "groups"
-            warnings.warn(
+            warn(
                 f"keep={self.keep} keeps {self.keep} of {total:,} {what}; for {self.keep} % write "
                 f"keep={self.keep / 100}.",
-                stacklevel=2,
             )
         if self.values:
             self.values.check(layouts)

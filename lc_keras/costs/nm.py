@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from lc_keras.costs import thresholds
 from lc_keras.costs.compression import Compression, Layouts, Map, Tensors
+from lc_keras.costs.layout import Layout
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -16,7 +17,8 @@ class NMConstraint(Compression):
     The pattern of sparse matrix units in hardware, 2 of every 4 (Mishra et al., Accelerating sparse deep
     neural networks, 2021; Zhou et al., Learning N:M fine-grained structured sparse neural networks from
     scratch, ICLR 2021). A row runs along the last axis that is not one of the output units, the channels of a
-    convolution; at its end it may be shorter than m. The C step keeps the n weights of largest magnitude of
+    convolution. At its end it may be shorter than m, and of those too n stay: of kernels whose inputs are no
+    multiple of m more is kept, of 2 inputs or fewer under 2:4 all; `fit` names these. The C step keeps the n weights of largest magnitude of
     each, bit for bit; of equal ones the first.
 
     Args:
@@ -51,6 +53,11 @@ class NMConstraint(Compression):
                 raise ValueError(
                     f"Expected tensors with an axis of inputs. Received: one of rank {len(layout.shape)}"
                 )
+
+    def spares(self, layout: Layout) -> bool:
+        # Of the shorter row at the end.
+        rest = layout.shape[layout.inputs[-1]] % self.m
+        return min(self.n, rest) * self.m > self.n * rest
 
     def maps(self, weights: Tensors, mu: float | tf.Tensor, layouts: Layouts) -> list[Map]:
         return [self._along(layout.inputs[-1], tf.constant(self.n)) for layout in layouts]

@@ -138,7 +138,10 @@ class SavedModelExport(_Export):
         sparse = [weight for weight in self.weights if weight.compute == "sparse"]
         size = f"{self.nbytes / 1000:,.0f} kB"
         dense = f", about {self.dense_nbytes / 1000:,.0f} kB if every weight were stored" if packed else ""
-        parts = {"warm-up requests": self.warmup_nbytes, "model.tflite": self.litert.nbytes if self.litert else 0}
+        parts = {
+            "warm-up requests": self.warmup_nbytes,
+            "model.tflite": self.litert.nbytes if self.litert else 0,
+        }
         some = ", ".join(f"{name} {nbytes / 1000:,.0f} kB" for name, nbytes in parts.items() if nbytes)
         yield f"Wrote '{self.path}': {size}{dense}{f'; of these {some}' if some else ''}."
         yield (

@@ -173,7 +173,9 @@ def export_saved_model(
         _write_report(unfinished, model, weights, uses)
         lite = _beside(unfinished, model, structure) if switch("litert", litert) else None
     inputs, dead = tuple(map(described, specs)), lite.dead if lite else count_dead_units(model)
-    exported = SavedModelExport(path, size_of(path), weights, tuple(functions), inputs, lite, dead, storage, warmup_nbytes)
+    exported = SavedModelExport(
+        path, size_of(path), weights, tuple(functions), inputs, lite, dead, storage, warmup_nbytes
+    )
     if verbose:
         print(exported)
     return exported

@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import math
 import os
-import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,9 @@ import keras
 
 from lc_keras.algorithm.direct import compress_again
 from lc_keras.algorithm.tasks import Tasks, as_tasks
+from lc_keras.arguments import warn
 from lc_keras.fit.attachment import NOT_ALONE, Attachment, Run, have_last_word
+from lc_keras.fit.optimizers import LearningRateLimit, optimizers_of
 from lc_keras.fit.verdict import Verdict
 from lc_keras.showing import new_axes
 from lc_keras.shrinking.timing import ensure_known
@@ -114,6 +115,12 @@ class Attached(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
         with self._running() as run:
+            is_first = self._attachment.first_logs is None
+            if is_first and LearningRateLimit(*optimizers_of(self.model), variables=run.variables).rests:
+                warn(
+                    "The learning rate is 0, as where a schedule has ended: no weight can make up for those "
+                    "that go. Compile the model anew, at the rate that its training started from."
+                )
             run.begin_batch(batch, self._attachment.renew())
 
     def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
@@ -150,11 +157,10 @@ class Attached(keras.callbacks.Callback):
     def _compress_again(self, mu: float) -> None:
         gap, self._logs["density"] = compress_again(self.model, self.tasks, mu)
         if gap:
-            warnings.warn(
+            warn(
                 "As training ended, other weights than the compressed ones were put into the model. What "
                 f"they had beyond the budget, {gap:.0%} of their norm, was removed, and the others were not "
                 "trained since: expect accuracy to suffer.",
-                stacklevel=3,
             )
 
     @contextlib.contextmanager

@@ -84,8 +84,9 @@ class LearningCompression(Attached):
         TypeError: If an argument is of another type than described.
         ValueError: If an argument is out of range; in `fit`, if a task does not fit the
             model, its `train_step` is a `tf.function` or leaves out the penalty, there is no
-            epoch, another callback trains the model meanwhile, or an L step diverges. The
-            model then holds the last compressed weights, all finite.
+            epoch, another callback trains the model meanwhile, or an L step diverges. What
+            is found in the first batch leaves the model uncompressed; later it holds the last compressed
+            weights, all finite.
 
     Example:
 

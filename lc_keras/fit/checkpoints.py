@@ -3,12 +3,13 @@
 import json
 import os
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+
+from lc_keras.arguments import warn
 
 # What JSON can hold.
 Facts = dict[str, Any]
@@ -80,10 +81,9 @@ class Checkpoints:
                     tensors.get_tensor(name)
             # The reader raises an IndexError where a file ends too early.
             except (tf.errors.OpError, IndexError, ValueError) as error:
-                warnings.warn(
+                warn(
                     f"The checkpoint '{path}' is damaged ({error}). Training goes on from "
                     "the one before, or from the start.",
-                    stacklevel=2,
                 )
                 continue
             if facts["format"] != _FORMAT:

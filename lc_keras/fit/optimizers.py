@@ -58,6 +58,11 @@ class LearningRateLimit(Resumable):
         kinds = (keras.optimizers.SGD, keras.optimizers.Muon)
         return all(isinstance(optimizer, kinds) for optimizer in self.updating)
 
+    @property
+    def rests(self) -> bool:
+        """Tell if the optimizers of the compressed weights have a rate of 0, now and in a schedule's next step."""
+        return bool(self.updating) and not any(map(self._rate_soon, self.updating))
+
     def check_reset(self) -> None:
         """Raise a ValueError if Keras cannot make an optimizer anew, as `reset_optimizers` does."""
         for optimizer in [] if self.guessed else self.updating:
@@ -109,6 +114,13 @@ class LearningRateLimit(Resumable):
         done = _number(batches_seen_by(optimizer))
         ahead = self._ahead[self._optimizers.index(optimizer)]
         return max([now, *(rate for step, rate in ahead if step >= done)])
+
+    def _rate_soon(self, optimizer: Optimizer) -> float:
+        now, given = float(tf.convert_to_tensor(self._rate_of(optimizer)())), learning_rate_of(optimizer)
+        if now or not isinstance(given, keras.optimizers.schedules.LearningRateSchedule):
+            return now
+        # The first step of a warm-up is 0, too.
+        return float(given(tf.constant(_number(batches_seen_by(optimizer)) + 1, tf.int64)))
 
     def _updates(self, optimizer: Optimizer) -> bool:
         own = set(map(id, updated_by(optimizer)))

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from lc_keras.algorithm.reaching import ReachingLagrangian
 from lc_keras.algorithm.sliding import SlidingLagrangian
 from lc_keras.algorithm.steps import Steps
 from lc_keras.algorithm.tasks import bind_tasks
+from lc_keras.arguments import warn
 from lc_keras.fit.attachment import Logs, Run, TrainFunction
 from lc_keras.fit.averages import Averages
 from lc_keras.fit.checkpoints import Checkpoint, Checkpoints, Facts, Resumable
@@ -85,6 +85,7 @@ class CompressionRun(Run, Resumable):
         self._plan: Plan = None  # type: ignore[assignment]
         self._pull: Pull = None  # type: ignore[assignment]
         self._is_checked = False  # whether the train function was seen to pull
+        self._is_underway = False  # whether a batch was trained as it should
         self._epoch = self._batch = self._batches_since = 0
         self._metrics: Logs = {}
 
@@ -138,7 +139,9 @@ class CompressionRun(Run, Resumable):
             except (StopIteration, tf.errors.OutOfRangeError):
                 self.end_epoch(out_of_data=True)
                 raise
-            if not self._model.run_eagerly:
+            if self._model.run_eagerly:
+                self._is_underway = True
+            else:
                 self._check_pull()
             if self._batch + self._model.steps_per_execution >= (self._plan.batches or math.inf):
                 self.end_epoch()
@@ -146,7 +149,7 @@ class CompressionRun(Run, Resumable):
             return self._metrics
         if hidden := self._metrics.keys() & self.logs.keys():
             names = ", ".join(sorted(hidden))
-            warnings.warn(f"In the logs, the model's metrics {names} are hidden by LC's.", stacklevel=2)
+            warn(f"In the logs, the model's metrics {names} are hidden by LC's.")
         return {**self._metrics, **self.logs}
 
     def end_epoch(self, out_of_data: bool = False) -> None:
@@ -183,10 +186,9 @@ class CompressionRun(Run, Resumable):
         if self.finished:
             self.last_gap = self.logs.get("gap", 0.0)
             if not self.last_gap and not all(cost.has_budget for cost in self._costs):
-                warnings.warn(
+                warn(
                     f"The last C step took nothing away at μ = {self.mu:.3g}: the weights are as they were "
                     "trained. Give the penalty a larger α, or `fit` more epochs, with which μ is smaller.",
-                    stacklevel=4,
                 )
         else:
             self._warn_of_end("Training stopped")
@@ -197,8 +199,12 @@ class CompressionRun(Run, Resumable):
         return replaced
 
     def abandon(self, error: BaseException) -> None:
-        """Compress the model as it is, or go back to where it was finite, after an exception."""
-        if self.first_epoch is None:
+        """Compress the model as it is, or go back to where it was finite, after an exception.
+
+        What fails before an L step has begun to pull, as with a `train_step` that leaves the pull out, has
+        no compressed weights that are worth more than the user's.
+        """
+        if self.first_epoch is None or not (self._is_underway or self.step):
             return
         finite = self._steps.settle(self.mu)
         self._show_compressed(is_interrupted=True)
@@ -267,7 +273,7 @@ class CompressionRun(Run, Resumable):
         self._lay_out(epoch)
         plan, execution = self._plan, self._model.steps_per_execution
         for caveat in plan.caveats(self._callback.steps is not None, execution):
-            warnings.warn(caveat, stacklevel=4)
+            warn(caveat)
         self._pull.begin()
         self.step = plan.step_at(0, 0, 0, execution) if plan.batches else 0
         self.mu, reach = self._pull.next(self.step, math.nan)
@@ -308,8 +314,9 @@ class CompressionRun(Run, Resumable):
 
     def _check_pull(self) -> None:
         if not self._is_checked:
+            self._is_underway = False
             self._lagrangian.check_pulls()
-            self._is_checked = True
+            self._is_checked = self._is_underway = True
 
     @property
     def _is_loose(self) -> bool:
@@ -329,11 +336,10 @@ class CompressionRun(Run, Resumable):
         self.logs.update(gap=float(found.gap), density=float(found.density))
 
     def _warn_of_end(self, what: str) -> None:
-        warnings.warn(
+        warn(
             f"{what} in {self._name_of_l_step}. The model holds the compressed weights; the relative gap to "
             f"the trained ones was {self.logs['gap']:.3g}, expect accuracy to suffer if it is above a few "
             "percent.",
-            stacklevel=4,
         )
 
     def _limit_rate(self) -> None:
@@ -343,10 +349,9 @@ class CompressionRun(Run, Resumable):
     def _show_training(self) -> None:
         replaced = self._lagrangian.is_replaced(swapped=bool(self._averages.trained))
         if replaced:
-            warnings.warn(
+            warn(
                 "Between epochs other weights were put in the place of the compressed ones. Training goes on "
                 "from these, with multipliers that begin anew.",
-                stacklevel=4,
             )
             found = self._lagrangian.begin_anew(self.mu)
             if bad := self._lagrangian.not_finite(found):

@@ -1,13 +1,13 @@
 """The statistics of batch normalisation that ship with compressed weights."""
 
 import itertools
-import warnings
 from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
 
 from lc_keras.algorithm.shadows import Shadow
+from lc_keras.arguments import warn
 from lc_keras.internals.tensorflow import dataset_of, is_read_once
 from lc_keras.model.statistics import BATCHES, Estimator
 
@@ -85,8 +85,7 @@ class Statistics:
             return
         self.are_stale = True
         names = ", ".join(v.path for v in itertools.islice(self._estimator.variables, 2))
-        warnings.warn(
+        warn(
             f"The statistics of the model ({names}, …) are those of the trained weights, not of the "
             f"compressed ones: {why}. After `fit`, call `lc_keras.estimate_statistics(model, data)`.",
-            stacklevel=2,
         )

@@ -1,13 +1,13 @@
 """The last word on a `fit`: what looks bad of its result, and what to do about it."""
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
 
 from lc_keras.algorithm.tasks import Task
+from lc_keras.arguments import warn
 from lc_keras.showing import listed
 
 # What is more than a few per cent.
@@ -52,7 +52,7 @@ class Verdict:
         if reasons := [*self._reasons(gap)]:
             if self.is_stale:
                 reasons.insert(0, _STALE)
-            warnings.warn("The compressed model may be bad: " + "; ".join(reasons) + ".", stacklevel=4)
+            warn("The compressed model may be bad: " + "; ".join(reasons) + ".")
 
     def _reasons(self, gap: float) -> Iterator[str]:
         if gap > FEW_PERCENT:

@@ -1,13 +1,13 @@
 """Take dead neurons and filters out of a graph: make a smaller model that computes the same."""
 
 import tempfile
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
+from lc_keras.arguments import warn
 from lc_keras.internals.keras import (
     as_functional,
     call_again,
@@ -294,10 +294,9 @@ class Rebuilt:
                 # Of the user's own, such as an operation that holds a function.
                 instead = stand_in(layer, self._name(layer))
                 if instead is None:
-                    warnings.warn(
+                    warn(
                         f"'{layer.name}' cannot be made anew from its config. It is in both models, and the "
                         "smaller one can be exported, but perhaps not loaded from a .keras file.",
-                        stacklevel=2,
                     )
                 return instead or layer
         kept = self._kept(flow)

@@ -142,7 +142,7 @@ def _walls(graph: Graph) -> Iterator[str]:
     made = {unit for signal in graph.made for unit in groups[signal.ids].tolist()}
     for flow in graph.flows:
         given = {unit for signal in flow.inputs for unit in groups[signal.ids].tolist()}
-        if isinstance(flow, Wall) and (getattr(flow.layer, "weights", ()) or given & made):
+        if isinstance(flow, Wall) and (getattr(flow.layer, "weights", None) or given & made):
             made |= {unit for signal in flow.outputs for unit in groups[signal.ids].tolist()}
             yield flow.layer.name
 

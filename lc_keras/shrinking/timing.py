@@ -9,7 +9,6 @@ import os
 import platform
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from lc_keras.arguments import keras_model, positive, whole
+from lc_keras.arguments import keras_model, positive, warn, whole
 from lc_keras.internals.keras import as_functional
 from lc_keras.internals.tensorflow import compiled
 from lc_keras.model.flow import Graph
@@ -99,11 +98,10 @@ def ensure_known(model: keras.Model) -> None:
     """
     found = known(model) or latency(model)
     if found.error > _BAD:
-        warnings.warn(
+        warn(
             f"The time of this model is misjudged by {100 * found.error:.0f} % in the mean, and a budget in "
             "milliseconds will be missed by as much: time it for longer, or where nothing else runs, by "
             "`lc_keras.latency(model, seconds=60)`.",
-            stacklevel=3,
         )
 
 

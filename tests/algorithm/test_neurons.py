@@ -9,6 +9,7 @@ from keras import layers
 import lc_keras
 from helpers import assert_same_outputs, inputs_of
 from lc_keras import L0Constraint, Neurons, Task
+from lc_keras.algorithm.tasks import bind_tasks
 from lc_keras.baselines import compress_directly
 from lc_keras.model.macs import macs
 
@@ -195,6 +196,18 @@ def test_what_could_not_be_taken_out_is_not_pruned(name):
     pairs = zip(part.variables, part.layouts, strict=True)
     units = {v.path.split("/")[-2]: layout.units.tolist() for v, layout in pairs}
     assert units["conv"] == ([0, 1, 2, 3] if name in ("scaled", "swish") else [-1] * 4)
+
+
+@pytest.mark.parametrize("head", [layers.Softmax(), layers.Activation("softmax"), keras.ops.softmax])
+def test_that_outputs_stay_is_no_news(head, recwarn):
+    x = keras.Input((4,))
+    task = Task(L0Constraint(0.5, Neurons(), measure="macs"))
+    for out in (layers.Dense(3, "softmax"), lambda x: head(layers.Dense(3)(x))):
+        bind_tasks([task], keras.Model(x, out(layers.Dense(5)(x))))
+    assert not recwarn.list
+    bind_tasks([task], keras.Model(x, layers.Dense(3)(head(layers.Dense(5)(layers.Dense(5)(x))))))
+    (warning,) = recwarn.list
+    assert "some neurons cannot be removed" in str(warning.message) and warning.filename == __file__
 
 
 def test_recurrent_units_that_never_rest_stay():

@@ -717,3 +717,10 @@ def test_the_waves_of_a_spectrogram_are_not_selected():
     # Counted, as their use is known.
     Task(L0Constraint(0.1, measure="macs")).bind(model)
     assert len(Task(L0Constraint(0.1), weights=waves).select(model)) == 2
+
+
+def test_kernels_that_a_pattern_does_not_fit_are_named(recwarn):
+    model = keras.Sequential([keras.Input((6, 6, 3)), layers.Conv2D(8, 3), layers.Conv2D(2, 3)])
+    bind_tasks([Task(lc_keras.NMConstraint(2, 4))], model)
+    (warning,) = recwarn.list
+    assert f"more is kept of {model.layers[0].kernel.path}, whose inputs" in str(warning.message)

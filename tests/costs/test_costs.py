@@ -554,6 +554,9 @@ class TestNMConstraint:
         parts = [part for row in rows for part in np.split(row, range(m, len(row), m))]
         wanted = np.concatenate([reference_l0(part, min(n, len(part))) for part in parts])
         assert np.array_equal(np.moveaxis(theta, along, -1).ravel(), wanted)
+        full = np.moveaxis(np.abs(value) + 1, along, -1)
+        kept = np.mean(NMConstraint(n, m).c_step([full.swapaxes(-1, -2)], MU)[0].numpy() != 0)
+        assert NMConstraint(n, m).spares(Layout(shape, axes)) == (kept > n / m + 1e-6)
 
     def test_compiles(self):
         cost, value = (

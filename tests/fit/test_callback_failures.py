@@ -100,7 +100,7 @@ def test_tasks_of_another_type(tasks):
 
 def test_a_model_is_not_wrapped():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    for make in (LearningCompression, baselines.MagnitudePruning):
+    for make in (LearningCompression, MagnitudePruning):
         with pytest.raises(TypeError, match="no model is wrapped: the callback goes into `model.fit"):
             make(model)
 
@@ -493,7 +493,7 @@ class Interrupted(keras.Sequential):
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt(), pytest.param(MemoryError("full"), marks=pytest.mark.slow)], ids=repr
 )
-@pytest.mark.parametrize("at", [0, pytest.param(1, marks=pytest.mark.slow), 8, 15])
+@pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.slow), 8, 15])
 def test_an_error_in_the_training_step(error, at):
     options = {"kind": Interrupted, "run_eagerly": True}
     model, compress = net(**options), lc()
@@ -616,7 +616,7 @@ def test_an_interrupted_model_saves_without_the_package(tmp_path):
 
 
 @pytest.mark.parametrize("batch", [0, 5])
-def test_an_error_in_the_data(batch):
+def test_an_error_in_the_data(batch, recwarn):
     def batches():
         for i in range(8):
             if i == batch:
@@ -627,12 +627,13 @@ def test_an_error_in_the_data(batch):
     data = tf.data.Dataset.from_generator(batches, output_signature=signature)
     data = data.apply(tf.data.experimental.assert_cardinality(8))
     model = net()
-    with (
-        pytest.warns(UserWarning, match=f"interrupted .* in L step {batch // 2 + 1} of 8"),
-        pytest.raises(tf.errors.OpError, match="disk failed"),
-    ):
+    with pytest.raises(tf.errors.OpError, match="disk failed"):
         fit(model, [lc()], x=data)
-    assert nonzeros(model) == KEPT
+    if batch:
+        assert nonzeros(model) == KEPT
+        assert any("interrupted" in str(w.message) and "L step 3 of 8" in str(w.message) for w in recwarn)
+    else:
+        same(model, net())
     is_clean(model)
 
 
@@ -652,7 +653,8 @@ def test_a_training_step_that_leaves_out_the_losses(validated):
     data = {"validation_data": (X, Y)} if validated else {}
     with pytest.raises(ValueError, match="leaves out `model.losses`"):
         fit(model, [lc()], **data)
-    assert all_finite(model.get_weights())
+    # Nothing was compressed yet.
+    assert all_finite(model.get_weights()) and nonzeros(model) == WEIGHTS
     is_clean(model, kind=LeavesOutLosses)
 
 

@@ -1,8 +1,12 @@
+import warnings
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from helpers import KEPT, lc, net
+from lc_keras import L0Constraint, baselines
 from lc_keras.fit.optimizers import (
     LearningRateLimit,
     begin_anew,
@@ -441,3 +445,22 @@ def test_finite_averages_stay():
     assert np.all(before != weight.numpy())
     begin_anew([optimizer])
     np.testing.assert_array_equal(average.numpy(), before)
+
+
+@pytest.mark.parametrize("make", [lc, lambda: baselines.MagnitudePruning(L0Constraint(KEPT))])
+def test_a_rate_of_zero_is_said_before_the_first_batch(make, recwarn):
+    warnings.simplefilter("always")
+    decay = keras.optimizers.schedules.CosineDecay
+    warming_up = decay(0.0, 4, warmup_target=0.1, warmup_steps=2)
+    for rate, rests in ((0.1, False), (warming_up, False), (0.0, True), (decay(0.1, 1), True)):
+        model, callback = net(keras.optimizers.SGD(rate)), make()
+        if not isinstance(rate, float):
+            model.optimizer.iterations.assign(0 if rate is warming_up else 1)
+        callback.set_params({"epochs": 20, "steps": 8})
+        callback.set_model(model)
+        callback.on_train_begin()
+        callback.on_epoch_begin(0)
+        callback.on_train_batch_begin(0)
+        said = [str(warning.message) for warning in recwarn.list]
+        assert any("The learning rate is 0" in text for text in said) == rests, said
+        recwarn.clear()

@@ -40,7 +40,8 @@ def test_what_goes_and_what_stays():
     assert report.parameters[0] - report.parameters[1] == 9 * 2 + 1 + 9 * 4
     text = str(report)
     assert all(
-        part in text for part in ("first", "1 dead stay: 'padded' pads", "macs", "across them: unknown, behind")
+        part in text
+        for part in ("first", "1 dead stay: 'padded' pads", "macs", "across them: unknown, behind")
     )
 
 
