@@ -18,8 +18,8 @@ class NMConstraint(Compression):
     neural networks, 2021; Zhou et al., Learning N:M fine-grained structured sparse neural networks from
     scratch, ICLR 2021). A row runs along the last axis that is not one of the output units, the channels of a
     convolution. At its end it may be shorter than m, and of those too n stay: of kernels whose inputs are no
-    multiple of m more is kept, of 2 inputs or fewer under 2:4 all; `fit` names these. The C step keeps the n weights of largest magnitude of
-    each, bit for bit; of equal ones the first.
+    multiple of m more is kept, of 2 inputs or fewer under 2:4 all; `fit` names these. The C step keeps the n
+    weights of largest magnitude of each, bit for bit; of equal ones the first.
 
     Args:
         n: Int ≥ 0, how many are kept.

@@ -60,7 +60,7 @@ class LearningRateLimit(Resumable):
 
     @property
     def rests(self) -> bool:
-        """Tell if the optimizers of the compressed weights have a rate of 0, now and in a schedule's next step."""
+        """Tell if the rate of the compressed weights is 0, now and in the next step of a schedule."""
         return bool(self.updating) and not any(map(self._rate_soon, self.updating))
 
     def check_reset(self) -> None:
