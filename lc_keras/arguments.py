@@ -4,10 +4,10 @@ Each check takes the name of an argument and what was given, and returns the val
 own. It raises a TypeError if that is of another kind, and a ValueError if it is out of range.
 """
 
+import inspect
 import math
 import numbers
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -111,8 +111,8 @@ def keras_model(model: keras.Model) -> keras.Model:
 
 def warn(message: str) -> None:
     """Warn of a line of the user's, however deep in this library or in Keras it is noticed."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _INSIDE:
+    frame, level = inspect.currentframe(), 1
+    while frame and frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _INSIDE:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
 

@@ -23,7 +23,7 @@ class Converted:
     Attributes:
         content: Bytes, the file.
         sparse: Bool, whether weights in it are sparse.
-        answers: Dictionary of arrays by the names of the outputs: what it made of the first inputs.
+        answers: Dictionary of arrays, by the number of the inputs, a slash, and the name of the output.
     """
 
     content: bytes
@@ -62,17 +62,24 @@ class Converter:
         self._process.communicate()
         self._folder.cleanup()
 
-    def run(self, names: Sequence[str], quantize: str | None, batches: list[dict[str, np.ndarray]]) -> None:
+    def run(
+        self,
+        names: Sequence[str],
+        quantize: str | None,
+        batches: list[dict[str, np.ndarray]],
+        answered: int,
+    ) -> None:
         """Convert the SavedModel, and run what comes out.
 
         Args:
             names: Sequence of `"dense"` and `"sparse"`, the files to make.
             quantize: `None`, `"float16"` or `"int8"`.
-            batches: List of dictionaries of arrays by the names of the inputs: to calibrate on, and, the
-                first, to answer.
+            batches: List of dictionaries of arrays by the names of the inputs, to calibrate on.
+            answered: Int, how many of these, from the first on, the files are to answer.
         """
         with open(self._path("request.json"), "w") as file:
-            json.dump({"names": list(names), "quantize": quantize, "batches": len(batches)}, file)
+            counts = {"batches": len(batches), "answered": answered}
+            json.dump({"names": list(names), "quantize": quantize, **counts}, file)
         arrays = {f"{i}/{name}": array for i, batch in enumerate(batches) for name, array in batch.items()}
         plain: dict[str, Any] = {k: a.astype("S") if a.dtype == object else a for k, a in arrays.items()}
         np.savez(self._path("inputs.npz"), **plain)

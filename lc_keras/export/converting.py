@@ -32,9 +32,11 @@ def convert(folder: str) -> None:
             content = _converted(folder, request["quantize"], batches, sparse=name == "sparse")
             with open(os.path.join(folder, f"{name}.tflite"), "wb") as file:
                 file.write(content)
-            answers = Interpreter(model_content=content).get_signature_runner("serving_default")(**batches[0])
+            run = Interpreter(model_content=content).get_signature_runner("serving_default")
+            answers = [run(**batch) for batch in batches[: request["answered"]]]
             details = Interpreter(model_content=content).get_tensor_details()
-            plain = {k: a.astype("S") if a.dtype == object else a for k, a in answers.items()}
+            named = {f"{number}/{k}": a for number, answer in enumerate(answers) for k, a in answer.items()}
+            plain = {k: a.astype("S") if a.dtype == object else a for k, a in named.items()}
             # No output is named so.
             plain["/sparse"] = np.array(any(detail["sparsity_parameters"] for detail in details))
             np.savez(os.path.join(folder, f"{name}.npz"), **plain)

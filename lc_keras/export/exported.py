@@ -56,10 +56,11 @@ class LiteRTExport(_Export):
         dense_nbytes: Int, the size it has without sparse weights.
         sparse: Bool, whether weights are stored sparse.
         error: Float, how far it answers from the Keras model, relative to the largest
-            output, on the first of `representative_data` or on made-up inputs.
+            output, on up to 200 examples of `representative_data` or on made-up inputs.
         refused: String, why the sparse encoding was not used though it would have been
             smaller, or empty.
         answered: String, of which inputs `error` is.
+        slow: Bool, whether its weights are sparse in int8, which LiteRT multiplies slowly.
         dead: Int, how many units `shrink` would have taken out of the model.
     """
 
@@ -71,6 +72,7 @@ class LiteRTExport(_Export):
     refused: str
     answered: str = "made-up inputs"
     dead: int = 0
+    slow: bool = False
 
     def _table(self) -> Table:
         size, dense = f"{self.nbytes / 1000:,.0f} kB", f"{self.dense_nbytes / 1000:,.0f} kB"
@@ -82,6 +84,11 @@ class LiteRTExport(_Export):
         ]
         if self.refused:
             notes.append(f"Not sparse: {self.refused}")
+        if self.slow:
+            notes.append(
+                "LiteRT computes with sparse int8 weights some three times slower than with dense ones: "
+                "`sparse=False` makes the larger file that is faster."
+            )
         notes += _hint(self.dead)
         rows = [("this", Bar(size, self.nbytes / self.dense_nbytes)), ("dense", Bar(dense, 1.0))]
         return Table(("LiteRT file", "size"), rows, notes=notes)

@@ -23,6 +23,8 @@ Data = Iterable[Request] | Callable[[], Iterable[Request]]
 
 # How far a sparse file may answer from the dense one, relative to the largest output.
 _TOLERANCE = 1e-3
+# How many examples the file answers before it is written.
+_EXAMPLES = 200
 
 
 def export_litert(
@@ -97,15 +99,16 @@ def export_litert(
     batches = _batches(representative_data, specs)
     # Where any size will do, the smallest, or one that a few convolutions leave something of. Ones, of which
     # masks hide nothing, unless that is no entry of a table.
-    samples = batches[:1] or [_made_up(specs, size, whole) for size in (1, 32) for whole in (1, 0)]
+    tries = [batches] if batches else [[_made_up(specs, n, whole)] for n in (1, 32) for whole in (1, 0)]
+    count = max(1, _EXAMPLES // (specs[0].shape[0] or 1))
     names = ["dense"] if sparse is False else ["dense", "sparse"]
     with Converter() as converter:
         export_saved_model(
             model, converter.saved_model, storage="dense", compute="dense", input_signature=structure
         )
         served = tf.saved_model.load(converter.saved_model).signatures["serving_default"]
-        sample, expected = _answered(served, samples, made_up=not batches)
-        converter.run(names, quantize, batches or [sample])
+        inputs, expected = _answered(served, tries, count, made_up=not batches)
+        converter.run(names, quantize, inputs, count)
         dense = chosen = converter.result("dense")
         refused = ""
         if sparse is not False:
@@ -129,7 +132,8 @@ def export_litert(
         sparse=chosen.sparse,
         error=_difference(chosen.answers, expected),
         refused=refused,
-        answered="the first of `representative_data`" if batches else "made-up inputs",
+        answered=_whose(batches[:count], quantize),
+        slow=chosen.sparse and quantize == "int8",
         dead=count_dead_units(model),
     )
     if verbose:
@@ -233,20 +237,33 @@ def _made_up(specs: list[tf.TensorSpec], open_size: int, whole: int) -> dict[str
 
 
 def _answered(
-    function: Callable[..., dict[str, tf.Tensor]], samples: Batches, made_up: bool
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return the first of some samples that a model can answer, and its answer."""
-    for sample in samples:
+    function: Callable[..., dict[str, tf.Tensor]], tries: list[Batches], count: int, made_up: bool
+) -> tuple[Batches, dict[str, np.ndarray]]:
+    """Return the first of some lists of batches that a model can answer, and its answers to `count` of it."""
+    for batches in tries:
         try:
-            outputs = function(**{name: tf.constant(x) for name, x in sample.items()})
-            return sample, {name: output.numpy() for name, output in outputs.items()}
+            outputs = [
+                function(**{name: tf.constant(x) for name, x in batch.items()}) for batch in batches[:count]
+            ]
+            return batches, {
+                f"{i}/{k}": x.numpy() for i, found in enumerate(outputs) for k, x in found.items()
+            }
         except tf.errors.OpError as error:
             failed = error
-    shapes = ", ".join(f"{name} {x.shape}" for name, x in samples[-1].items())
+    shapes = ", ".join(f"{name} {x.shape}" for name, x in tries[-1][0].items())
     whose = "made up for want of `representative_data`" if made_up else "of `representative_data`"
     raise ValueError(
         f"Expected inputs that the model can answer. Received: those {whose}, {shapes}: {failed.message}"
     ) from failed
+
+
+def _whose(batches: Batches, quantize: str | None) -> str:
+    """Return which inputs were answered."""
+    if not batches:
+        return "made-up inputs"
+    examples = sum(len(next(iter(batch.values()))) for batch in batches)
+    others = ", on which it was calibrated: on others it may be further off" if quantize == "int8" else ""
+    return f"{examples} of `representative_data`{others}"
 
 
 def _of_batch(

@@ -161,9 +161,9 @@ class Beside(Pull):
     Where SGD or Muon carry weights far, a fixed budget is better: then the training itself finds which
     weights to keep. If the kept weights, going on as in the latest L step, would move by more than 0.7 of
     their norm in the rest of the run, and that three times in a row in the first 15 % of it, all weights are
-    pulled from then on, to θ of the budget itself, with s from 1.5 to 80. Other optimizers move
-    weights that do not matter as far as those that do, and a fixed budget then keeps the wrong ones. Units are removed in three quarters of the run then, too: what
-    goes with a late one, at a rate that has fallen, is lost.
+    pulled from then on, to θ of the budget itself, with s from 1.5 to 80. Other optimizers move weights that
+    do not matter as far as those that do, and a fixed budget then keeps the wrong ones. Units are removed in
+    three quarters of the run then, too: what goes with a late one, at a rate that has fallen, is lost.
 
     A budget that makes weights smaller, as that of a norm, is not kept by weights that are free. All are
     pulled then, with s from 5 to 80. The budget falls in 0.4 of the run, as above; multipliers begin where it

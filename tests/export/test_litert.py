@@ -98,9 +98,17 @@ def test_answers_as_keras(tmp_path, build, quantize, tolerance):
     exported = export_litert(
         model, tmp_path / "net.tflite", quantize=quantize, representative_data=[x], batch_size=4
     )
-    expected = np.asarray(model(x[:4]))
-    difference = np.abs(run(tmp_path / "net.tflite", x[:4]) - expected).max() / np.abs(expected).max()
+    expected = np.asarray(model(x))
+    answers = np.concatenate([run(tmp_path / "net.tflite", part) for part in (x[:4], x[4:])])
+    difference = np.abs(answers - expected).max() / np.abs(expected).max()
     assert difference < tolerance
+    on_others = "on which it was calibrated: on others it may be further off" in str(exported)
+    assert "on 8 of `representative_data`" in str(exported) and on_others == (quantize == "int8")
+    assert (
+        exported.slow
+        == (exported.sparse and quantize == "int8")
+        == ("some three times slower" in str(exported))
+    )
     assert exported.error == pytest.approx(difference, abs=1e-4) and f"{exported.error:.1g}" in str(exported)
     assert exported.nbytes == (tmp_path / "net.tflite").stat().st_size
 
@@ -214,7 +222,7 @@ def test_answers_that_are_no_numbers_are_alike(tmp_path):
     padding = [np.zeros((1, 6), "int32")]
     assert np.isnan(model(padding[0])).all()
     empty = export_litert(model, tmp_path / "empty.tflite", sparse=True, representative_data=padding)
-    assert empty.error == 0 and "on the first of `representative_data`" in str(empty)
+    assert empty.error == 0 and "on 1 of `representative_data`" in str(empty)
 
 
 def test_what_it_cannot_express(tmp_path):
