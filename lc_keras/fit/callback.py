@@ -143,6 +143,9 @@ class LearningCompression(Attached):
         run = CompressionRun(self)
         self._attachment.check_beginning()
         if self.checkpoints and (saved := self.checkpoints.latest()):
+            if self.params.get("verbose"):
+                of, where = self.params["epochs"], self.checkpoints.directory
+                print(f"Going on after epoch {saved.epoch} of {of}, from '{where}'.")
             # As `keras.callbacks.BackupAndRestore` does.
             self._attachment.begin_at(self.params["epochs"] if run.resume(saved) else saved.epoch)
         return run

@@ -163,7 +163,7 @@ class _Bisection:
     ) -> None:
         self._model, self._runs, self._target = model, runs, target
         self._low, self._high, self._highest, self._precision = lowest, highest, highest, precision
-        self._below, self._failures = "none was tried", 0
+        self._below, self._failures, self._warm = "none was tried", 0, False
         self._best: Point | None = None
 
     @property
@@ -180,6 +180,9 @@ class _Bisection:
 
     def run(self, warm: bool, max_runs: int, max_seconds: float, verbose: int) -> None:
         """Run budgets until they are near, or a limit is met."""
+        self._warm = warm
+        if self._runs.points and verbose:
+            print(f"Going on with {len(self._runs.points)} points of '{self._runs.folder}'.")
         start, steps = time.monotonic(), math.log(self._high / self._low) / math.log(self._precision)
         expected = min(max_runs, math.ceil(math.log2(max(steps, 2))))
         names = ["budget", "score"]
@@ -191,6 +194,9 @@ class _Bisection:
                 tried += 1
                 shown = list(zip(names, (budget, point.score), strict=True))
                 bar.update(min(tried, expected), shown, finalize=False)
+                if verbose:
+                    # What `fit` prints begins on a line of its own.
+                    print()
                 self._take(point)
             else:
                 self._low, self._below = budget, "the cost takes none"
@@ -250,6 +256,13 @@ class _Bisection:
             yield "Only the budget of everything reaches the score."
         elif self._below:
             yield f"Of budgets below {self._low:.4g} {self._below}."
+        failed = next((p for p in self._runs.points if p.budget == self._low and not p.reached), None)
+        if failed and self._warm and self._best and (failed.start or math.inf) > self._best.budget:
+            begun = "the reference" if failed.start is None else f"{failed.start:.4g}"
+            yield (
+                f"{failed.budget:.4g} failed with the weights of {begun} to begin with; it was not tried "
+                f"with those of {self._best.budget:.4g}."
+            )
         if self._target.sign * self.limit < 0 < self._target.sign * self._runs.reference:
             yield f"A score of 0 is within {self._target.within:g}, too: it is in the unit of the score."
         if pair := self._target.contradiction(self._runs.points):

@@ -21,8 +21,9 @@ class Point:
         budget: Float, what the cost was made with.
         scores: Tuple of floats, one for each run.
         density: Float, the fraction of the kernels' weights that the last run kept.
-        seconds: Float, how long the runs took.
+        seconds: Float, how long the runs took, of one that was cut off only what came after.
         reached: Bool, whether the budget counts as one that reaches the score.
+        start: Float, the budget with whose weights the runs began, or `None`: with the reference's.
     """
 
     budget: float
@@ -30,6 +31,7 @@ class Point:
     density: float
     seconds: float
     reached: bool
+    start: float | None = None
 
     @property
     def score(self) -> float:

@@ -45,6 +45,7 @@ class Runs:
         question: Dict of what JSON can hold: what must be the same for the record to go on with.
 
     Attributes:
+        folder: Path, the directory.
         points: List of `Point`, of this search and of those before it in the directory.
         reference: Float, the score of the reference; NaN while it is not known.
 
@@ -63,15 +64,15 @@ class Runs:
         question: dict[str, Any],
     ) -> None:
         self._model, self._fit, self._score, self._compress = model, fit, score, compress
-        self._folder, self._resumable = Path(directory), resumable
+        self.folder, self._resumable = Path(directory), resumable
         self._question = question | {"model": _fingerprint(model)}
-        self._record = self._folder / "search.json"
+        self._record = self.folder / "search.json"
         self._best = ""
         self.points: list[Point] = []
         self.reference = math.nan
         if self._record.exists():
             self._read()
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def tasks(self, budget: float) -> list[Task]:
         """Return what is compressed under a budget."""
@@ -93,13 +94,14 @@ class Runs:
         for point in self.points:
             if point.budget == budget:
                 return point
-        start, scores, verdict = time.monotonic(), list[float](), None
+        began, scores, verdict = time.monotonic(), list[float](), None
+        start = min((point.budget for point in self.points if point.reached), default=None) if warm else None
         while verdict is None:
             model = self.best() if warm else copy_of(self._model)
             score, density = self._run(model, budget, len(scores))
             scores.append(score)
             verdict = reached(scores)
-        point = Point(budget, tuple(scores), density, time.monotonic() - start, verdict)
+        point = Point(budget, tuple(scores), density, time.monotonic() - began, verdict, start)
         self._add(point, model)
         return point
 
@@ -110,7 +112,7 @@ class Runs:
             with warnings.catch_warnings():
                 # Of the optimizer's state, which a fresh one does not take.
                 warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
-                model.load_weights(self._folder / self._best)
+                model.load_weights(self.folder / self._best)
         return model
 
     def save(self) -> None:
@@ -127,7 +129,7 @@ class Runs:
 
     def _run(self, model: keras.Model, budget: float, attempt: int) -> tuple[float, float]:
         """Fit a model under a budget, and return its score and its density."""
-        checkpoints = self._folder / f"run-{len(self.points)}-{attempt}" if self._resumable else None
+        checkpoints = self.folder / f"run-{len(self.points)}-{attempt}" if self._resumable else None
         goes_on = checkpoints is not None and checkpoints.exists() and any(checkpoints.iterdir())
         callback = self._compress(budget)
         if not isinstance(callback, Attached):
@@ -152,10 +154,10 @@ class Runs:
         before = self._best
         if point.reached:
             self._best = f"best-{len(self.points)}.weights.h5"
-            model.save_weights(self._folder / self._best)
+            model.save_weights(self.folder / self._best)
         self.save()
         if before != self._best and before:
-            (self._folder / before).unlink(missing_ok=True)
+            (self.folder / before).unlink(missing_ok=True)
 
     def _read(self) -> None:
         try:
@@ -176,7 +178,7 @@ class Runs:
         for name, value in asked.items():
             if found.get(name) != value:
                 raise ValueError(
-                    f"Expected a `directory` of the same search. Received: '{self._folder}', whose {name} is "
+                    f"Expected a `directory` of the same search. Received: '{self.folder}', whose {name} is "
                     f"{found.get(name)!r} and not {value!r}. Give another one, or delete it."
                 )
 

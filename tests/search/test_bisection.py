@@ -131,7 +131,7 @@ def test_a_score_within_the_noise_is_no_gain(light):
     assert point.reached
 
 
-def test_it_goes_on_where_it_was_cut_off(light, tmp_path):
+def test_it_goes_on_where_it_was_cut_off(light, tmp_path, capsys):
     class Killed(BaseException):
         pass
 
@@ -146,7 +146,9 @@ def test_it_goes_on_where_it_was_cut_off(light, tmp_path):
     with pytest.raises(Killed) as caught:
         search(fit=killed, directory=tmp_path)
     assert "budget" in caught.value.__notes__[0]
-    again = search(fit=killed, directory=tmp_path)
+    again = search(fit=killed, directory=tmp_path, verbose=1)
+    printed = capsys.readouterr().out
+    assert f"Going on with 2 points of '{tmp_path}'." in printed and re.search(r"score: \S+ *\n", printed)
     assert len(fitted) == 3 + len(whole.points) - 2
     assert [(p.budget, p.score) for p in again.points] == [(p.budget, p.score) for p in whole.points]
     assert helpers.nonzeros(again.model) == helpers.nonzeros(whole.model)
@@ -216,7 +218,7 @@ def test_a_record_that_is_spoilt_is_told_and_left_alone(tmp_path, text):
     assert (tmp_path / "search.json").read_text() == text
 
 
-def test_a_run_of_lc_goes_on_from_its_checkpoint(tmp_path):
+def test_a_run_of_lc_goes_on_from_its_checkpoint(tmp_path, capsys):
     epochs = []
 
     def cut_off(model, callbacks):
@@ -226,13 +228,14 @@ def test_a_run_of_lc_goes_on_from_its_checkpoint(tmp_path):
                 if epochs == [0, 1]:
                     raise KeyboardInterrupt
 
-        return helpers.fit(model, [*callbacks, Cut()])
+        return helpers.fit(model, [*callbacks, Cut()], verbose=2)
 
     options = {"compress": lc_keras.L0Constraint, "max_runs": 1, "directory": tmp_path}
     with pytest.raises(KeyboardInterrupt):
         search(helpers.net(), cut_off, **options)
     search(helpers.net(), cut_off, **options)
     assert epochs == [0, 1, 1]
+    assert re.findall(f"Going on after epoch 1 of 2, from '{tmp_path}/.*'", capsys.readouterr().out)
 
 
 def test_a_warm_run_begins_with_the_best_weights(light):
@@ -244,6 +247,15 @@ def test_a_warm_run_begins_with_the_best_weights(light):
 
     search(fit=seen, within=1.0, warm_start=True, max_runs=3)
     assert begun == [72, 22, 12]
+    found = search(within=0.4, warm_start=True)
+    assert [(p.budget, p.start) for p in found.points] == [
+        (0.3162, None),
+        (0.5623, None),
+        (1.0, None),
+        (0.7499, 1.0),
+    ]
+    assert found.note.startswith("0.5623 failed with the weights of the reference to begin with; it was not")
+    assert not search(within=0.4, warm_start=False).note
 
 
 def test_table_json_and_plot(light, tmp_path):
