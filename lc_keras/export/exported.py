@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ from lc_keras.export.stored import StoredSparse, StoredWeight
 from lc_keras.measuring.packing import Packed
 from lc_keras.model.flow.graph import Graph, is_graph
 from lc_keras.model.kernels import default_kernels, output_axes, owners_of
-from lc_keras.showing import Bar, Shown, Table
+from lc_keras.showing import Bar, Shown, Table, listed
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,8 @@ class SavedModelExport(_Export):
         dead: Int, how many units `shrink` would have taken out of the model.
         storage: String, `"packed"` or `"dense"`, as it was asked for.
         warmup_nbytes: Int, the size of the warm-up requests in it.
+        declined: Dict by path of the speed that sparse compute promised for layers that stay dense, over that
+            of dense, at the least of the expected batch sizes.
     """
 
     path: str
@@ -122,6 +124,7 @@ class SavedModelExport(_Export):
     dead: int = 0
     storage: str = "packed"
     warmup_nbytes: int = 0
+    declined: dict[str, float] = field(default_factory=dict)
 
     @property
     def dense_nbytes(self) -> int:
@@ -159,6 +162,12 @@ class SavedModelExport(_Export):
         if not os.path.basename(self.path).isdecimal():
             first = os.path.join(self.path, "1")
             yield f"A model server looks for numbers: version=\"next\" writes '{first}'."
+        if self.declined:
+            gains = listed([f"{path} ({times:.2g})" for path, times in self.declined.items()])
+            yield (
+                f"Multiplied dense, though sparse may be so many times as fast: {gains}. That is little to "
+                'rely on; measure it with compute="sparse".'
+            )
         if grown := [weight.path for weight in sparse if weight.nbytes > weight.dense_nbytes]:
             yield (
                 f"Larger sparse than dense, with too few zeros: {', '.join(grown)}. Prune further, or export "

@@ -1,7 +1,7 @@
 """Multiply in dense layers and 1 × 1 convolutions by their nonzero weights only."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import keras
 import numpy as np
@@ -11,12 +11,19 @@ from lc_keras.export.stored import StoredSparse
 from lc_keras.internals.keras import layers_in
 from lc_keras.internals.tensorflow import in_vectorized_map
 from lc_keras.model.flow.kinds import is_altered
+from lc_keras.model.macs import Uses
+
+# The layers that multiply sparse, by the id of their kernel.
+Sparse = dict[int, list[keras.Layer]]
 
 # Rows up to which multiplying entry by entry is faster than in compressed rows: both sides of it are among
-# those that `benchmarks/serving.py --calibrate` measures.
+# those that `benchmarks.serving.saved_model --calibrate` measures.
 _FEW_ROWS = 16
 # Eigen multiplies whole packets of columns; a remainder costs more than the padding.
 _PACKET = 16
+# The `gain` from which on a layer multiplies sparse: of 77 products above it none was measured to be slower,
+# on one thread, and of 29 from 1.2 to 1.3 two.
+ENOUGH = 1.4
 
 
 def sparse_layers(model: keras.Model) -> list[keras.Layer]:
@@ -24,6 +31,38 @@ def sparse_layers(model: keras.Model) -> list[keras.Layer]:
     layers = layers_in(model)
     vectorized = {id(part) for layer in layers if _is_vectorized(layer) for part in layers_in(layer)}
     return [layer for layer in layers if _is_product(layer) and id(layer) not in vectorized]
+
+
+def choose(
+    model: keras.Model, counted: Uses, compute: str, batches: Sequence[int]
+) -> tuple[Sparse, dict[str, float]]:
+    """Return the layers that multiply sparse, and the `gain` of others that would be faster, by path.
+
+    Args:
+        model: Built `keras.Model`.
+        counted: `Uses`, of the model.
+        compute: String, as of `export_saved_model`.
+        batches: Sequence of ints, the expected batch sizes.
+    """
+    found: Sparse = {}
+    declined: dict[str, float] = {}
+    if compute == "dense":
+        return found, declined
+    for layer in sparse_layers(model):
+        kernel = as_matrix(layer)
+        kept = int(np.count_nonzero(kernel))
+        rows = [batch * (counted.uses.get(id(layer.kernel)) or 1) for batch in batches]
+        gained = min(gain(kernel.shape, kept, n) for n in rows)
+        if compute == "sparse" or gained > ENOUGH:
+            found.setdefault(id(layer.kernel), []).append(layer)
+        elif gained > 1:
+            declined[layer.kernel.path] = gained
+    if compute == "sparse" and not found:
+        raise ValueError(
+            'Expected a float32 dense layer or 1 × 1 convolution for compute="sparse". '
+            f"Received: model '{model.name}', which has none."
+        )
+    return found, declined
 
 
 def as_matrix(layer: keras.Layer) -> np.ndarray:
@@ -84,12 +123,11 @@ def multiply(inputs: tf.Tensor, weight: StoredSparse) -> tf.Tensor:
     return tf.ensure_shape(outputs, [*inputs.shape[:-1], weight.shape[0]])
 
 
-def pays(shape: tuple[int, int], kept: int, rows: int) -> bool:
-    """Return whether multiplying sparse is faster than dense, by a rule that was measured.
+def gain(shape: tuple[int, int], kept: int, rows: int) -> float:
+    """Return how many times faster it is to multiply sparse than dense, by a rule that was measured.
 
-    The times in nanoseconds were fitted to eight shapes, five densities and seven
-    numbers of rows on two cores (`benchmarks.serving.saved_model --calibrate`). Only their
-    ratio counts, and where it is below 1.8 the layer stays dense: machines differ.
+    The times in nanoseconds were fitted to eight shapes, five densities and seven numbers of rows on two
+    cores (`benchmarks.serving.saved_model --calibrate`). Only their ratio counts.
 
     Args:
         shape: Tuple of ints, the outputs and the inputs of the matrix.
@@ -103,7 +141,7 @@ def pays(shape: tuple[int, int], kept: int, rows: int) -> bool:
         sparse = 8e4 + 4.0 * kept + 6.2 * ends * rows
     else:
         sparse = 3.3e5 + kept * (5.4 + 0.062 * rows) + 1.1 * ends * rows
-    return 1.8 * sparse < dense
+    return dense / sparse
 
 
 def _is_vectorized(layer: keras.Layer) -> bool:

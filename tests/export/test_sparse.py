@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from lc_keras.export import export_saved_model
-from lc_keras.export.sparse import multiply, pays, sparse_layers
+from lc_keras.export.sparse import ENOUGH, gain, multiply, sparse_layers
 from lc_keras.export.stored import StoredSparse
 from lc_keras.measuring.packing import pack
 
@@ -107,10 +107,10 @@ def test_the_model_keeps_its_methods(tmp_path):
 def test_the_rule():
     large, small = (4096, 4096), (300, 784)
     for batch in (1, 8, 16, 17, 32, 128, 1000):
-        assert pays(large, int(0.02 * 4096**2), batch)
-        assert not pays(large, int(0.3 * 4096**2), batch)
-        assert not pays(large, 4096**2, batch)
-    assert not pays(small, int(0.02 * 784 * 300), 1) and not pays((10, 4096), 800, 1)
+        assert gain(large, int(0.02 * 4096**2), batch) > ENOUGH
+        assert gain(large, int(0.3 * 4096**2), batch) < ENOUGH
+        assert gain(large, 4096**2, batch) < ENOUGH
+    assert gain(small, int(0.02 * 784 * 300), 1) < ENOUGH and gain((10, 4096), 800, 1) < ENOUGH
 
 
 @pytest.mark.parametrize("sizes", [(14, 1), pytest.param((1, 14), marks=pytest.mark.slow)])
@@ -129,6 +129,7 @@ def test_auto_tells_layers_of_one_name_apart(tmp_path, sizes):
     exported = export_saved_model(model, tmp_path, compute="auto", expected_batch=1)
     kernels = [w.compute for w in exported.weights if w.path == "pointwise/kernel"]
     assert kernels == ["sparse" if size == 14 else "dense" for size in sizes]
+    assert "may be so many times as fast: pointwise/kernel (1.3)." in str(exported).replace("\n", " ")
 
 
 def test_auto_decides_layer_by_layer_and_by_batch(tmp_path):
