@@ -81,9 +81,9 @@ def export_saved_model(
             `"models/digits/1"`, or a model's base directory: see `version`.
         storage: `"packed"` (default) or `"dense"`.
         compute: `"dense"`: every layer as Keras computes it, with outputs equal bit for
-            bit to those of `predict`. `"sparse"`: every dense layer and 1 × 1 convolution in
-            float32 from its nonzero weights; outputs differ by rounding. `"auto"` (default):
-            each of these, if a measured rule promises 1.4 times the speed.
+            bit to those of `predict` in batches of the same size. `"sparse"`: every dense layer and
+            1 × 1 convolution in float32 from its nonzero weights; outputs differ by rounding. `"auto"`
+            (default): each of these, if a measured rule promises 1.4 times the speed.
         expected_batch: Int or tuple of ints, default `(1, 32)`: the batch sizes at
             which `"auto"` must not make a layer slower.
         values: `None` (default): values are stored in their own type. `"float16"`:
