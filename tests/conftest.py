@@ -5,6 +5,7 @@ import os
 import re
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -16,6 +17,7 @@ import pytest
 import tensorflow as tf
 
 from lc_keras.algorithm.lagrangian import Lagrangian
+from lc_keras.export import converter
 
 # One that the machine has, and two in the place of accelerators.
 tf.config.set_logical_device_configuration(
@@ -37,6 +39,35 @@ def gpus():
 def seed():
     """The same random weights and data in each run, whatever ran before."""
     keras.utils.set_random_seed(0)
+
+
+class ConverterHere:
+    """A converter in this process, which need not import TensorFlow once more."""
+
+    returncode = 0
+
+    def __init__(self, command, **_):
+        self.folder = command[-1]
+
+    def communicate(self, sent=None):
+        if sent is not None:
+            converter.converting.convert(self.folder)
+
+    def kill(self):
+        pass
+
+
+@pytest.fixture
+def child():
+    """Has a test convert in a process of its own, as users do."""
+
+
+@pytest.fixture(autouse=True)
+def converter_here(request, monkeypatch):
+    """Has all other tests convert to LiteRT in this process."""
+    if "child" not in request.fixturenames:
+        here = SimpleNamespace(**vars(converter.subprocess), Popen=ConverterHere)
+        monkeypatch.setattr(converter, "subprocess", here)
 
 
 @pytest.fixture

@@ -682,7 +682,11 @@ FITS = {
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "gru")) for kind in FITS]
+    "kind",
+    [
+        pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("gru", "nested", "time distributed")))
+        for kind in FITS
+    ],
 )
 def test_fit_keeps_the_budget_exactly(kind):
     make, tasks, counts = FITS[kind]

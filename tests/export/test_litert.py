@@ -18,33 +18,6 @@ pytest.importorskip("ai_edge_litert")
 from ai_edge_litert.interpreter import Interpreter
 
 
-class Here:
-    """A converter in this process, which need not import TensorFlow once more."""
-
-    returncode = 0
-
-    def __init__(self, command, **_):
-        self.folder = command[-1]
-
-    def communicate(self, sent=None):
-        if sent is not None:
-            converter.converting.convert(self.folder)
-
-    def kill(self):
-        pass
-
-
-@pytest.fixture
-def child():
-    """Has a test convert in a process of its own, as users do."""
-
-
-@pytest.fixture(autouse=True)
-def here(request, monkeypatch):
-    if "child" not in request.fixturenames:
-        monkeypatch.setattr(converter.subprocess, "Popen", Here)
-
-
 def prune(model, density):
     for variable in model.trainable_variables:
         if len(variable.shape) >= 2:

@@ -723,7 +723,7 @@ def test_a_signature_without_inputs(tmp_path):
     [
         (Codebook(16), 1 / 7, "dense"),
         (Grid(8), 1 / 3.5, "dense"),
-        (L0Constraint(0.1, values=Codebook(16)), 1 / 20, "dense"),
+        pytest.param(L0Constraint(0.1, values=Codebook(16)), 1 / 20, "dense", marks=pytest.mark.slow),
         (Sum(Codebook(2), L0Constraint(0.01)), 1 / 10, "dense"),
         (L0Constraint(0.1, values=Codebook(4)), 1 / 20, "sparse"),
     ],

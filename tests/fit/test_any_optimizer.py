@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from helpers import KEPT, X, Y, fit, kernels, net, nonzeros
+from helpers import KEPT, fit, kernels, loss, net, nonzeros
 from lc_keras import L0Constraint, L1Constraint, LearningCompression
 from lc_keras.baselines import compress_directly
 
@@ -55,12 +55,12 @@ def trained():
     for name, cost in COSTS.items():
         model.set_weights(weights)
         compress_directly(model, cost)
-        losses[name] = model.evaluate(X, Y, verbose=0)
+        losses[name] = loss(model)
     return weights, losses
 
 
 # One of each family, at usual rates and at a thousandth of them.
-FAMILIES = ("SGD", "Adam", "Adadelta", "Adafactor", "Ftrl", "Lion", "Muon", "Plain", "scaled")
+FAMILIES = ("SGD", "Adam", "Adafactor", "Ftrl", "Lion", "Muon", "scaled")
 QUICK = [("count", name, 1.0) for name in FAMILIES]
 QUICK += [("norm", "Adam", 1e-3), ("norm", "Lion", 1.0), ("norm", "Plain", 1.0)]
 CASES = list(itertools.product(COSTS, KINDS, (1.0, 1e-3)))
@@ -86,4 +86,4 @@ def test_no_optimizer_keeps_the_weights_from_theta(cost, name, rate, trained):
     assert np.isfinite(logs["loss"]).all()
     if name not in FORGETFUL:
         # What the loss cannot move ends where direct compression would have brought it, or nearly so.
-        assert model.evaluate(X, Y, verbose=0) < direct[cost] * (1 if rate == 1 else 1.02)
+        assert loss(model) < direct[cost] * (1 if rate == 1 else 1.02)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from helpers import BATCHES, KEPT, fit, lc, net, nonzeros, spy
 from lc_keras import L0Constraint, LearningCompression
-from lc_keras.baselines import GradualPruning, MagnitudePruning
+from lc_keras.baselines import GradualPruning
 from lc_keras.fit.attachment import Attachment
 
 
@@ -46,8 +46,8 @@ def test_nobody_else_takes_the_model_to_an_epoch():
 
 @pytest.mark.parametrize(
     "prune",
-    [lambda: MagnitudePruning(L0Constraint(KEPT)), lambda: GradualPruning(L0Constraint(KEPT), until=0.5), lc],
-    ids=["magnitude", "gradual", "LC"],
+    [lambda: GradualPruning(L0Constraint(KEPT), until=0.5), lc],
+    ids=["gradual", "LC"],
 )
 def test_a_train_function_that_is_made_anew_prunes_as_the_first(prune):
     def anew(epoch, logs):

@@ -20,6 +20,7 @@ from helpers import (
     largest,
     lc,
     linear,
+    loss,
     net,
     nonzeros,
     rng,
@@ -155,16 +156,16 @@ def first_loss(model, x, y, expected, rtol=1e-5):
 
 def test_a_regularizer_of_the_user_counts_too():
     model = net(regularizer=keras.regularizers.L2(0.1))
-    first_loss(model, X, Y, net().evaluate(X, Y, verbose=0) + 0.1 * np.sum(kernels(model)[0] ** 2))
-    (loss,) = model.losses
-    np.testing.assert_allclose(loss, 0.1 * np.sum(kernels(model)[0] ** 2), rtol=1e-5)
+    first_loss(model, X, Y, loss(net()) + 0.1 * np.sum(kernels(model)[0] ** 2))
+    (penalty,) = model.losses
+    np.testing.assert_allclose(penalty, 0.1 * np.sum(kernels(model)[0] ** 2), rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", ["mixed_float16", "bfloat16", "float64"])
 def test_types(dtype):
     model = net(dtype=dtype)
     types = [v.dtype for v in model.weights]
-    first_loss(model, X, Y, model.evaluate(X, Y, verbose=0, batch_size=len(Y)), rtol=0.02)
+    first_loss(model, X, Y, loss(model), rtol=0.02)
     assert [v.dtype for v in model.weights] == types
     assert all(np.isfinite(w.astype("float32")).all() for w in model.get_weights())
 

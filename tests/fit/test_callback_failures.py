@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from helpers import KEPT, WEIGHTS, XENT, X, Y, fit, lc, net, nonzeros, same, spy
+from helpers import KEPT, WEIGHTS, XENT, X, Y, fit, lc, loss, net, nonzeros, same, spy
 from lc_keras import Exponential, Geometric, L0Constraint, LearningCompression, Task
 from lc_keras.baselines import MagnitudePruning
 
@@ -35,10 +35,11 @@ def is_clean(model, **options):
         variable.assign(0 if variable.name == "iteration" else 0.1)
     assert all(v.regularizer is None for v in model.weights)
     assert model.optimizer.get_config() == clean.optimizer.get_config()
-    assert model.evaluate(X, Y, verbose=0) == clean.evaluate(X, Y, verbose=0)
+    assert loss(model) == loss(clean)
     assert fit(model, epochs=1).history == fit(clean, epochs=1).history
     same(model, clean)
-    assert model.evaluate(X, Y, verbose=0) == clean.evaluate(X, Y, verbose=0)
+    if model.test_function:
+        assert model.evaluate(X, Y, verbose=0) == clean.evaluate(X, Y, verbose=0)
 
 
 # Arguments
@@ -206,7 +207,7 @@ def is_recovered(model):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("batch, validated", [(0, False), (3, True), (7, True)])
+@pytest.mark.parametrize("batch, validated", [(0, False), (7, True)])
 def test_a_loss_that_becomes_nan(batch, validated):
     model = net(keras.optimizers.SGD(0.1, momentum=0.9))
     data = {"validation_data": (X, Y)} if validated else {}
@@ -258,7 +259,7 @@ def test_a_loss_that_becomes_nan_in_a_later_epoch():
     is_recovered(model)
 
 
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("first", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_terminate_on_nan_ends_the_epoch_at_once(first):
     model, ended = net(keras.optimizers.SGD(0.1, momentum=0.9)), []
     stop = keras.callbacks.TerminateOnNaN()
@@ -514,7 +515,7 @@ def test_an_error_in_the_training_step(error, at):
 
 HOOKS = [
     "on_train_begin",
-    "on_epoch_begin",
+    pytest.param("on_epoch_begin", marks=pytest.mark.slow),
     "on_train_batch_begin",
     pytest.param("on_train_batch_end", marks=pytest.mark.slow),
     "on_test_begin",

@@ -294,8 +294,18 @@ def taken_to_the_host(graph):
                     yield f"{op.type} of {tensor.dtype.name} {tensor.shape}"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("cost", COSTS, ids=repr)
+@pytest.mark.parametrize(
+    "cost, dtype",
+    [
+        *((cost, "float32") for cost in COSTS),
+        # Of the others nothing but the types of operations that these have, too, differs.
+        *(
+            pytest.param(cost, "float64", marks=[pytest.mark.slow] * (i not in (0, 2, 6)))
+            for i, cost in enumerate(COSTS)
+        ),
+    ],
+    ids=repr,
+)
 def test_the_c_step_has_kernels_in_the_memory_of_a_gpu(cost, dtype):
     """TensorFlow says of each kernel what it reads from the memory of the host, without a GPU, too."""
     keras.config.set_dtype_policy(dtype)

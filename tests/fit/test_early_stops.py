@@ -21,8 +21,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("monitor", ["loss", "val_loss"])
+@pytest.mark.parametrize("monitor, first", [("loss", True), ("val_loss", False)])
 def test_early_stopping(first, monitor):
     stop = keras.callbacks.EarlyStopping(monitor, min_delta=1e9, patience=1, restore_best_weights=True)
     model, compress = net(), lc()

@@ -64,8 +64,9 @@ CASES = {
 }
 
 
-# Norms go the way of other budgets, which `test_any_optimizer.py` takes with an ℓ1 one, too.
-LIKE_OTHERS = "sparse", "sum of magnitudes", "length"
+# A grid goes the way of a codebook, and begins anew below. Norms go the way of other budgets, which
+# `test_any_optimizer.py` takes with an ℓ1 one, too.
+LIKE_OTHERS = "sparse", "sum of magnitudes", "length", "grid"
 
 
 @pytest.mark.parametrize(

@@ -153,15 +153,14 @@ def test_a_restarted_fit_ends_where_an_uninterrupted_one_does(tmp_path, optimize
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 def test_numbers_of_epochs_and_batches_from_numpy(tmp_path, known):
     def run(folder, number, **options):
-        return prune(tmp_path / folder, number(3), known=known, **options)[0]
+        return prune(tmp_path / folder, number(3), known=known, **options)[1]
 
-    whole = run("whole", int)
     with pytest.raises(RuntimeError, match="cut off"):
         run("cut off", np.int64, extra=[CutOff(2)])
-    same(whole, run("cut off", np.int64))
+    assert len(run("cut off", np.int64)["loss"]) == 1
 
 
-@pytest.mark.parametrize("optimizer", ["momentum", "averages"])
+@pytest.mark.parametrize("optimizer", [pytest.param("momentum", marks=pytest.mark.slow), "averages"])
 def test_cut_off_after_the_last_epoch(tmp_path, optimizer):
     whole, _ = prune(tmp_path / "whole", epochs=2, model=net(OPTIMIZERS[optimizer]()))
     end = keras.callbacks.LambdaCallback(on_train_end=lambda logs: 1 / 0)

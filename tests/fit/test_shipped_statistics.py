@@ -49,10 +49,12 @@ def assert_of_what_it_holds(model, size=8):
 @pytest.mark.parametrize(
     "method, kind",
     [
-        (LearningCompression, "dataset"),
         (LearningCompression, "arrays"),
         (LearningCompression, "from_generator"),
-        (baselines.MagnitudePruning, "arrays"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [(LearningCompression, "dataset"), (baselines.MagnitudePruning, "arrays")]
+        ),
         (baselines.MagnitudePruning, "unknown length"),
     ],
 )
@@ -140,8 +142,9 @@ class Sequence(keras.utils.PyDataset):
         return X[8 * i : 8 * i + 8], Y[8 * i : 8 * i + 8]
 
 
-@pytest.mark.parametrize("method", [LearningCompression, baselines.MagnitudePruning])
-@pytest.mark.parametrize("kind", ["generator", "sequence"])
+@pytest.mark.parametrize(
+    "method, kind", [(LearningCompression, "generator"), (baselines.MagnitudePruning, "sequence")]
+)
 def test_a_generator_loses_no_batch_and_is_warned_of(method, kind):
     read = []
 
@@ -185,7 +188,7 @@ def test_nothing_is_said_of_a_net_without_statistics():
         )
 
 
-@pytest.mark.parametrize("method", [baselines.MagnitudePruning, baselines.GradualPruning])
+@pytest.mark.parametrize("method", [baselines.GradualPruning])
 def test_baselines_ship_their_own(method):
     model = net()
     fit(model, method=method)

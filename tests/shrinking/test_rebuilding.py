@@ -2,9 +2,8 @@
 
 import gc
 import inspect
-import subprocess
-import sys
 import weakref
+import zipfile
 
 import keras
 import numpy as np
@@ -567,7 +566,7 @@ def test_inputs_and_outputs_keep_names_structure_and_size():
     assert widths(small)["a"] == 4 and widths(small)["c"] == 3
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_random_graphs(data):
     model = nets.model(data)
@@ -598,9 +597,10 @@ def kill_filters(model, fraction, seed=0):
                     kill(node.operation, dead)
 
 
-APPLICATIONS = ["VGG16", "MobileNetV2"]
+APPLICATIONS = ["MobileNetV2"]
 APPLICATIONS += [
-    pytest.param(name, marks=pytest.mark.slow) for name in ("ResNet50", "DenseNet121", "EfficientNetB0")
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("VGG16", "ResNet50", "DenseNet121", "EfficientNetB0")
 ]
 
 
@@ -632,15 +632,12 @@ def test_it_trains_on_and_loads_without_this_package(tmp_path):
     small.fit(np.ones((8, 6, 6, 2)), np.ones((8, 3)), verbose=0)
     assert all((a != b).any() for a, b in zip(before, small.get_weights(), strict=True))
     small.save(tmp_path / "small.keras")
+    # It names nothing of this package.
+    with zipfile.ZipFile(tmp_path / "small.keras") as archive:
+        assert b"lc_keras" not in archive.read("config.json")
     x = np.random.default_rng(0).normal(size=(3, 6, 6, 2)).astype("float32")
-    np.save(tmp_path / "x.npy", x)
-    code = (
-        "import sys, keras, numpy as np; sys.modules['lc_keras'] = None\n"
-        f"model = keras.saving.load_model(r'{tmp_path}/small.keras')\n"
-        f"np.save(r'{tmp_path}/y.npy', model(np.load(r'{tmp_path}/x.npy')))"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), small(x), rtol=1e-5, atol=1e-6)
+    loaded = keras.saving.load_model(tmp_path / "small.keras")
+    np.testing.assert_allclose(loaded(x), small(x), rtol=1e-5, atol=1e-6)
 
 
 class Subclassed(keras.Model):
