@@ -66,7 +66,7 @@ def child():
 def converter_here(request, monkeypatch):
     """Has all other tests convert to LiteRT in this process."""
     if "child" not in request.fixturenames:
-        here = SimpleNamespace(**vars(converter.subprocess), Popen=ConverterHere)
+        here = SimpleNamespace(**vars(converter.subprocess) | {"Popen": ConverterHere})
         monkeypatch.setattr(converter, "subprocess", here)
 
 
