@@ -119,7 +119,7 @@ class Attached(keras.callbacks.Callback):
             if is_first and LearningRateLimit(*optimizers_of(self.model), variables=run.variables).rests:
                 warn(
                     "The learning rate is 0, as where a schedule has ended: no weight can make up for those "
-                    "that go. Compile the model anew, at the rate that its training started from."
+                    "that go. Compile the model again, at the rate that its training started from."
                 )
             run.begin_batch(batch, self._attachment.renew())
 
