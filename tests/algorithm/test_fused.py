@@ -76,9 +76,7 @@ def test_the_bits_are_those_of_single_operations(cost, dtype, devices, monkeypat
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize(
-    "cost", [L0Constraint(0.4, Neurons()), L0Constraint(0.4), L1Constraint(8.0)], ids=repr
-)
+@pytest.mark.parametrize("cost", [L0Constraint(0.4, Neurons()), L1Constraint(8.0)], ids=repr)
 def test_what_tensors_have_in_common_is_traced_once(cost):
     def graph(layers):
         sizes = [keras.layers.Dense(n) for n in range(7, 7 + layers)]
@@ -90,6 +88,6 @@ def test_what_tensors_have_in_common_is_traced_once(cost):
         functions = made.library.function
         return len(functions), len(made.node) + sum(len(f.node_def) for f in functions)
 
-    (functions, nodes), (same, more) = graph(2), graph(5)
+    (functions, nodes), (same, more) = graph(2), graph(4)
     assert same == functions
-    assert (more - nodes) / 6 < 30  # for each kernel and bias
+    assert (more - nodes) / 4 < 30  # for each kernel and bias

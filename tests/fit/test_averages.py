@@ -114,7 +114,7 @@ def test_swapped_averages_are_compressed_and_disturb_nothing(first, on_epoch):
 
 
 @NEEDS_MULTI_OPTIMIZER
-@pytest.mark.parametrize("averaged", ["kernel", "bias"])
+@pytest.mark.parametrize("averaged", ["kernel", pytest.param("bias", marks=pytest.mark.slow)])
 def test_averages_of_a_multi_optimizer_are_compressed(averaged):
     choose = keras.optimizers.OptimizerMap(keras.optimizers.Adam(0.01), {f".*{averaged}": averaging()})
     model = net(keras.optimizers.MultiOptimizer(choose))

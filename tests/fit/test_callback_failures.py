@@ -301,7 +301,7 @@ MORE_BATCHES = [("on_epoch_end", False), ("on_train_batch_end", True)]
     [
         ("on_epoch_end", True),
         ("on_train_batch_end", False),
-        ("on_train_end", True),
+        pytest.param("on_train_end", True, marks=pytest.mark.slow),
         ("on_train_end", False),
         *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_BATCHES),
     ],
@@ -443,7 +443,11 @@ class Constant(keras.optimizers.schedules.LearningRateSchedule):
         return tf.constant(0.01)
 
 
-@pytest.mark.parametrize("rate", [Constant(), lambda: tf.constant(0.01)], ids=["schedule", "function"])
+@pytest.mark.parametrize(
+    "rate",
+    [Constant(), pytest.param(lambda: tf.constant(0.01), marks=pytest.mark.slow)],
+    ids=["schedule", "function"],
+)
 def test_a_rate_that_keras_cannot_write_down(rate):
     model = net(keras.optimizers.Adam(rate))
     fit(model, [lc(reset_optimizer=True)], epochs=2)
@@ -590,7 +594,9 @@ def test_a_weight_that_is_an_integer_goes_back_with_the_others():
     assert all_finite(model.get_weights())
 
 
-@pytest.mark.parametrize("hook", ["on_train_batch_begin", "on_train_batch_end"])
+@pytest.mark.parametrize(
+    "hook", [pytest.param("on_train_batch_begin", marks=pytest.mark.slow), "on_train_batch_end"]
+)
 def test_a_batch_after_an_interrupt_has_no_penalty(hook):
     def interrupt(batch, logs):
         raise KeyboardInterrupt
@@ -708,7 +714,7 @@ def test_checks_of_numerics():
         tf.debugging.disable_check_numerics()
 
 
-@pytest.mark.parametrize("multipliers", [True, False])
+@pytest.mark.parametrize("multipliers", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_weights_that_are_not_finite_between_epochs(multipliers):
     def put(epoch, logs):
         if epoch == 1:

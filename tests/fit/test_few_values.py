@@ -97,7 +97,7 @@ def test_ranks_of_which_none_pays_are_said_to_take_nothing_away():
     assert [np.linalg.matrix_rank(k) for k in kernels(model)] == [10, 4]
 
 
-@pytest.mark.parametrize("cost", [Binary(), LowRank(2)], ids=repr)
+@pytest.mark.parametrize("cost", [Binary(), pytest.param(LowRank(2), marks=pytest.mark.slow)], ids=repr)
 def test_a_small_gap_is_no_end_where_weights_are_at_their_cost_from_the_start(cost):
     model, compress = net(), lc_keras.LearningCompression(cost, tolerance=0.9)
     history = model.fit(*data(), batch_size=4, epochs=8, verbose=0, callbacks=[compress]).history

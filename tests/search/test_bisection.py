@@ -349,7 +349,9 @@ def test_a_fit_that_trains_the_reference_leaves_it_as_it_was(light):
         np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.parametrize("late", [forgets, trains_nothing, fails, None])
+@pytest.mark.parametrize(
+    "late", [*(pytest.param(f, marks=pytest.mark.slow) for f in (forgets, trains_nothing)), fails, None]
+)
 def test_what_was_found_before_an_error_is_not_lost(light, tmp_path, late):
     """`None`: the score is no number."""
     runs = []
