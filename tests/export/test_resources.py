@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from lc_keras import shrink
 from lc_keras.export import export_litert, export_saved_model
+from lc_keras.export.resources import resources_of
 
 L = keras.layers
 TEXT = [tf.TensorSpec([None], tf.string, "text")]
@@ -84,6 +85,16 @@ def by_module(model):
     [by_global, by_closure, by_method, by_partial, by_default, by_keyword, by_function, by_module],
     ids=lambda f: f.__name__,
 )
+def test_the_table_of_a_function_is_found(make):
+    model = ids_net()
+    found = resources_of(model, [make(model)])
+    assert any(isinstance(part, type(WORDS._lookup_layer.lookup_table)) for part in found)
+    if make in (by_global, by_module):
+        assert any(part is WORDS._lookup_layer.lookup_table for part in found)
+    assert not resources_of(model, [model])
+
+
+@pytest.mark.parametrize("make", [by_closure, by_module])
 def test_a_signature_with_a_table_that_the_model_does_not_have(tmp_path, make):
     model = ids_net()
     function = make(model)

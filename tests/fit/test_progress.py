@@ -73,9 +73,8 @@ class CutOff(keras.callbacks.Callback):
 
 def prune(folder, epochs=4, extra=(), model=None, known=True, tasks=None, **options):
     model, data = model or net(), Data()
-    compress = lc_keras.LearningCompression(
-        tasks or lc_keras.L0Constraint(0.2), checkpoint_dir=folder, **options
-    )
+    options = {"epochs_per_step": 0.25, "checkpoint_dir": folder} | options
+    compress = lc_keras.LearningCompression(tasks or lc_keras.L0Constraint(0.2), **options)
     batches = data.batches
     if known:
         batches = batches.apply(tf.data.experimental.assert_cardinality(SAMPLES // BATCH))
@@ -244,16 +243,16 @@ def in_twos():
         ({"tasks": L0(0.3)}, r"tasks\[0\].cost: expected L0Constraint\(keep=0.3.*received.*0.2"),
         ({"tasks": lc_keras.Task(L0(0.2), lambda v: v.shape == (12, 16))}, "expected 1 of them, received 2"),
         ({"epochs": 7}, "epochs: expected 7, received 4"),
-        ({"steps": 9}, "L steps: expected 9, received 32"),
+        ({"steps": 9}, "L steps: expected 9, received 16"),
         ({"mu": lc_keras.Geometric(0.1, 1.0)}, r"mu: expected \[0.1, .*received auto"),
         ({"multipliers": False}, "multipliers: expected False, received True"),
-        ({"first_step_epochs": 1}, "first_step_epochs: expected 1.0, received 0.125"),
+        ({"first_step_epochs": 1}, "first_step_epochs: expected 1.0, received 0.25"),
         ({"limit_learning_rate": False}, "limit_learning_rate: expected False, received True"),
         ({"reset_optimizer": True}, "reset_optimizer: expected True, received False"),
         ({"tolerance": 0.1}, "tolerance: expected 0.1, received 0.0"),
         (
             {"epochs_per_step": 0.5, "first_step_epochs": 0.25, "steps": 16},
-            "epochs_per_step: expected 0.5, received 0.125",
+            "epochs_per_step: expected 0.5, received 0.25",
         ),
         ({"model": in_twos}, "steps_per_execution: expected 2, received 1"),
         (
@@ -301,7 +300,7 @@ def test_backup_and_restore_beside_it_is_refused_and_needless(tmp_path, first, a
     if not alone:
         model, history = fit(None)
         assert len(history["loss"]) == 1
-        same(model, prune(tmp_path / "whole", epochs=3)[0])
+        same(model, prune(tmp_path / "whole", epochs=3, epochs_per_step=None)[0])
 
 
 # What a state holds

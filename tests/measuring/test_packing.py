@@ -141,7 +141,7 @@ def test_gaps_of_four_bits():
 @pytest.mark.parametrize("density", [1.0, 0.1])
 def test_a_grid_is_stored_in_its_bits(bits, density):
     random = np.random.default_rng(0)
-    weights = random.normal(size=(1000, 800)) * (random.random((1000, 800)) < density)
+    weights = random.normal(size=(500, 400)) * (random.random((500, 400)) < density)
     array = Grid(bits).c_step([weights.astype("float32")], 1.0)[0].numpy()
     packed = pack(array)
     assert packed.codes is not None and packed.codes.bits == bits
