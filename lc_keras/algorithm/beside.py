@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from lc_keras.costs import thresholds
-from lc_keras.internals.tensorflow import kept_with_trace
+from lc_keras.internals.tensorflow import at_once, kept_with_trace
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,7 @@ class PullBeside(keras.constraints.Constraint):
         self.pulls = True
         kept_with_trace(self.target, self.part)
         weight = tf.convert_to_tensor(weight if self.constraint is None else self.constraint(weight))
-        wide = thresholds.read(weight)
-        target, part = self.target.value(), tf.cast(self.part.value(), wide.dtype)
-        pulled = tf.where(tf.math.is_nan(target), wide, wide - part * (wide - target))
-        return tf.cast(pulled, weight.dtype)
+        return _pulled(weight, self.target.value(), self.part.value())
 
     def forget(self) -> None:
         """Forget that an update has used it."""
@@ -82,3 +79,11 @@ class PullBeside(keras.constraints.Constraint):
     def detach(self, variable: keras.Variable) -> None:
         """Give a weight its own constraint back."""
         variable.constraint = self.constraint
+
+
+@at_once
+def _pulled(weight: tf.Tensor, target: tf.Tensor, part: tf.Tensor) -> tf.Tensor:
+    wide = thresholds.read(weight)
+    pulled = wide - tf.cast(part, wide.dtype) * (wide - target)
+    return tf.cast(tf.where(tf.math.is_nan(target), wide, pulled), weight.dtype)
+

@@ -88,7 +88,7 @@ class CarryingLagrangian(Lagrangian):
             now, there = read(weight), tf.cast(tf.cast(theta, weight.dtype), v.dtype)
             return tf.where(ratio == 0, now, v + tf.cast(ratio, v.dtype) * (now - there))
 
-        return self._update(maps, carried, lambda old, theta, v: v, part)
+        return self._update(maps, carried, lambda theta, v: v, part)
 
     def _enlarge(self) -> None:
         for part, slots in self._parts:

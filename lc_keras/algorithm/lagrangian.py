@@ -1,6 +1,7 @@
 r"""The augmented Lagrangian of $w = \theta$: the copy θ, the multipliers λ, and the C step."""
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ class Lagrangian:
         self.slots = [slot for _, slots in self._parts for slot in slots]
         self.size = sum(int(slot.target.shape.num_elements()) for slot in self.slots)
         self.compressed = False
-        self._shown = np.empty((0, 4))
+        self._shown = np.empty((0, 3))
         self._c_step = compiled(self._c_step)  # type: ignore[method-assign]  # compiled
         self._measure = compiled(self._measure)  # type: ignore[method-assign]  # compiled
 
@@ -256,7 +257,7 @@ class Lagrangian:
             return False
         changes = np.abs(fingerprint(self.variables) - self._shown)
         lost = np.array([_SWAPPED[v.value.dtype.size] if swapped else _SAME for v in self.variables])
-        return not np.all(changes <= lost[:, None] * self._shown[:, [0, 2, 2, 3]])
+        return not np.all(changes <= lost[:, None] * self._shown[:, [0, 2, 2]])
 
     def begin_anew(self, mu: float) -> CStep:
         r"""Take what the model holds in the place of θ for w; start from $\theta = \Pi(w)$, $\lambda = 0$.
@@ -293,13 +294,10 @@ class Lagrangian:
         def maps(part: SharedCost, values: Sequence[tf.Tensor], _: Sequence[Slot]) -> list[Map]:
             return part.compression.maps(values, mu, part.layouts)
 
-        def target(_: tf.Tensor, theta: tf.Tensor, shifted: tf.Tensor) -> tf.Tensor:
-            return new_target(theta, shifted, ratio)
-
         def shifted(weight: tf.Tensor, theta: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
             return read(weight) - (target - theta)
 
-        return self._update(maps, shifted, target, next_mu)
+        return self._update(maps, shifted, lambda theta, v: new_target(theta, v, ratio), next_mu)
 
     def _found(self, finite: tf.Tensor, is_loose: bool = False) -> CStep:
         if is_loose or not np.all(finite):
@@ -316,16 +314,18 @@ class Lagrangian:
         self,
         maps: Callable[[SharedCost, Sequence[tf.Tensor], Sequence[Slot]], list[Map]],
         shifted: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor],
-        target: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor],
+        target: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
         strength: tf.Tensor,
+        retargets: tf.Tensor | bool = True,
     ) -> tf.Tensor:
         """Solve for θ, if all weights are finite.
 
         Args:
             maps: The C step of a cost, of the tensors v and their slots.
             shifted: Called with w, θ and t, returns v = w − λ/μ.
-            target: Called with t, the new θ and v, returns the target of the next L step.
+            target: Called with the new θ and v, returns the target of the next L step.
             strength: float32 scalar, of the next L step.
+            retargets: Bool or bool scalar tensor, default `True`: whether targets change.
 
         Returns:
             bool vector, whether each variable is finite.
@@ -342,13 +342,14 @@ class Lagrangian:
                     self.targets,
                 )
             for part, slots in self._parts:
-                sources = [slot.theta if two_arrays else slot.variable for slot in slots]
+                thetas, targets = [slot.theta for slot in slots], [slot.target for slot in slots]
+                sources = thetas if two_arrays else part.variables
                 solves = _constrained(part, maps(part, [read(source) for source in sources], slots))
-                thetas = [slot.theta for slot in slots]
                 # One after the other, each array is read and written in place.
                 if two_arrays:
-                    targets = [slot.target for slot in slots]
-                    in_place(lambda t, v, solve: target(t, solve(v), v), targets, thetas, maps=solves)
+                    new = functools.partial(in_place, lambda _, v, solve: target(solve(v), v))
+                    retarget = functools.partial(new, targets, thetas, maps=solves)
+                    tf.cond(tf.convert_to_tensor(retargets), retarget, lambda: None)
                     in_place(lambda v, solve: solve(v), thetas, maps=solves)
                 else:
                     in_place(lambda _, weight, solve: solve(read(weight)), thetas, sources, maps=solves)

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.arguments import non_negative, switch
-from lc_keras.internals.tensorflow import kept_with_trace
+from lc_keras.internals.tensorflow import at_once, kept_with_trace
 
 Gradient = Callable[[tf.Tensor], tuple[tf.Tensor, None, None]]
 
@@ -19,7 +19,7 @@ class LCPenalty(keras.regularizers.Regularizer):
 
     With $t = \theta + \lambda/\mu$ this is the augmented Lagrangian of
     $w = \theta$, up to a constant (Carreira-Perpiñán & Idelbayev, CVPR 2018). Its
-    gradient $\mu (w - t)$ is given as such, so the backward pass reuses $w - t$.
+    gradient $\mu (w - t)$ is given as such.
     `mu` and `target` are variables: a new value retraces nothing.
 
     Args:
@@ -118,17 +118,16 @@ class LCPenalty(keras.regularizers.Regularizer):
 
         @tf.custom_gradient
         def pull(weight: tf.Tensor, target: tf.Tensor, mu: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
-            difference = weight - target
-
             def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None, None]:
-                pulling = (upstream * mu) * difference
+                pulling = _gradient(weight, target, upstream * mu)
                 if tf.is_symbolic_tensor(pulling):
                     self._gradients.append(pulling)
                 else:
                     self._gradients = [None]
                 return pulling, None, None
 
-            return mu * tf.nn.l2_loss(difference) if is_shown else tf.zeros([], weight.dtype), gradient
+            value = mu * tf.nn.l2_loss(weight - target) if is_shown else tf.zeros([], weight.dtype)
+            return value, gradient
 
         # Keras adds it to losses of that type, whatever the weight is.
         return tf.cast(pull(weight, target, mu), keras.config.floatx())
@@ -149,6 +148,11 @@ class LCPenalty(keras.regularizers.Regularizer):
         dtype = tf.float64 if np.asarray(target).dtype == "float64" else tf.float32
         target = tf.Variable(target, trainable=False, dtype=dtype, name="target")
         return cls(**{**config, "target": target})
+
+
+@at_once
+def _gradient(weight: tf.Tensor, target: tf.Tensor, strength: tf.Tensor) -> tf.Tensor:
+    return strength * (weight - target)
 
 
 def _is_used(tensor: tf.Tensor | None) -> bool:

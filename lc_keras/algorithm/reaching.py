@@ -133,12 +133,11 @@ class ReachingLagrangian(Lagrangian):
             offset = tf.where(tf.math.is_nan(offset), tf.zeros([], offset.dtype), offset)
             return tf.where(of_theta, theta, thresholds.read(weight) - offset)
 
-        def target(old: tf.Tensor, theta: tf.Tensor, shifted: tf.Tensor) -> tf.Tensor:
+        def target(theta: tf.Tensor, shifted: tf.Tensor) -> tf.Tensor:
             pulled = new_target(theta, shifted, ratio)
-            new = tf.where(frees & (theta != 0), tf.constant(np.nan, theta.dtype), pulled)
-            return tf.where(retargets, new, old)
+            return tf.where(frees & (theta != 0), tf.constant(np.nan, theta.dtype), pulled)
 
-        return self._update(maps, shifted, target, part)
+        return self._update(maps, shifted, target, part, retargets)
 
     def _tighten(self) -> None:
         # A budget does not depend on μ.

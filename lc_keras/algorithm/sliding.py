@@ -49,7 +49,7 @@ class SlidingLagrangian(Lagrangian):
         def maps(part: SharedCost, values: Sequence[tf.Tensor], _: Sequence[Slot]) -> list[Map]:
             return part.compression.maps(values, tf.constant(1.0), part.layouts)
 
-        return self._update(maps, lambda w, theta, t: w, lambda old, theta, v: theta, part)
+        return self._update(maps, lambda w, theta, t: w, lambda theta, v: theta, part)
 
     def _slide(self) -> None:
         in_place(lambda weight, theta: tf.cast(theta, weight.dtype), self.variables, self.thetas)

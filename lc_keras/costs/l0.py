@@ -270,11 +270,16 @@ def _least_and_last(tensors: Tensors, kappa: tf.Tensor) -> tuple[tf.Tensor, tf.T
             def update(
                 state: tuple[tf.Tensor, tf.Tensor], chunk: tf.Tensor, rest: tf.Tensor = rest
             ) -> tuple[tf.Tensor, tf.Tensor]:
-                ranks = tf.cumsum(
-                    tf.cast(thresholds.magnitude_bits(chunk, dtype) == threshold.bits, tf.int32)
-                )
-                before = tf.math.count_nonzero(state[0] + ranks < rest, dtype=tf.int32)
-                return state[0] + tf.reduce_max(ranks), state[1] + before
+                tied = tf.cast(thresholds.magnitude_bits(chunk, dtype) == threshold.bits, tf.int32)
+                so_far = state[0] + tf.reduce_sum(tied)
+
+                def within() -> tf.Tensor:
+                    return tf.math.count_nonzero(state[0] + tf.cumsum(tied) < rest, dtype=tf.int32)
+
+                # Ranks are slow, and of one chunk they are needed.
+                is_here = (state[0] < rest) & (rest <= so_far)
+                before = tf.cond(is_here, within, lambda: tf.where(so_far < rest, tf.size(chunk), 0))
+                return so_far, state[1] + before
 
             ties, place = thresholds.fold([tensor], (tf.constant(0), tf.constant(0)), update)
             found.append(tf.where(rest > 0, place, -1))

@@ -166,12 +166,17 @@ def histogram(
     bits = bits_type(dtype)
 
     def places(chunk: tf.Tensor) -> tf.Tensor:
+        values = chunk if scale is None else tf.cast(chunk, dtype) * scale
+        if prefix is None:
+            # The sign is cut off below, where it costs nothing.
+            unsigned = tf.bitcast(tf.cast(values, dtype), tf.uint32 if bits == tf.int32 else tf.uint64)
+            return tf.bitcast(tf.bitwise.right_shift(unsigned, tf.constant(low, unsigned.dtype)), bits)
         # Where the higher bits differ from the prefix the result is >= size, and bincount drops it.
-        digits = magnitude_bits(chunk if scale is None else tf.cast(chunk, dtype) * scale, dtype)
-        digits = digits if prefix is None else tf.bitwise.bitwise_xor(digits, prefix)
+        digits = tf.bitwise.bitwise_xor(magnitude_bits(values, dtype), prefix)
         return tf.bitwise.right_shift(digits, tf.constant(low, bits)) if low else digits
 
-    return counted(tensors, 2 ** min(16, bits.size * 8 - 1 - low), places)
+    counts = counted(tensors, 2 ** min(16, bits.size * 8 - low), places)
+    return tf.add_n(tf.split(counts, 2)) if prefix is None else counts
 
 
 @tf.autograph.experimental.do_not_convert
@@ -331,15 +336,16 @@ def outline(tensor: tf.Tensor) -> tf.Tensor:
 
     Returns:
         float64 vector: how many elements are not zero, $\sum_i h_i x_i$ with numbers $h_i$ between 0 and 1
-        that differ from place to place, $\sum_i |x_i|$ and $\sum_i x_i^2$.
+        that differ from place to place, and $\sum_i |x_i|$.
     """
 
     def update(so_far: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
-        x, size = tf.cast(chunk, tf.float64), tf.cast(tf.size(chunk), tf.float64)
-        placed, total = tf.reduce_sum(tf.range(size) * x) / size, tf.reduce_sum(tf.abs(x))
-        return so_far + tf.stack([2 * tf.nn.l2_loss(tf.sign(x)), placed, total, 2 * tf.nn.l2_loss(x)])
+        x = read(chunk)
+        places = tf.range(tf.cast(tf.size(x), x.dtype), dtype=x.dtype) / tf.cast(tf.size(x), x.dtype)
+        found = 2 * tf.nn.l2_loss(tf.sign(x)), tf.reduce_sum(places * x), tf.reduce_sum(tf.abs(x))
+        return so_far + tf.cast(tf.stack(found), tf.float64)
 
-    return fold([tensor], tf.zeros([4], tf.float64), update)
+    return fold([tensor], tf.zeros([3], tf.float64), update)
 
 
 @tf.autograph.experimental.do_not_convert
@@ -353,12 +359,16 @@ def finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
         bool vector, one entry per tensor.
     """
 
-    def update(so_far: tf.Tensor, chunk: tf.Tensor) -> tf.Tensor:
-        return so_far & tf.reduce_all(tf.math.is_finite(chunk))
+    tensors = [tf.convert_to_tensor(tensor) for tensor in tensors]
 
     def of(tensor: tf.Tensor) -> tf.Tensor:
-        if tensor.shape.num_elements() and tensor.shape.num_elements() < CHUNK:
-            return tf.reduce_all(tf.math.is_finite(tensor))
-        return fold([tensor], tf.constant(True), update)
+        return fold([tensor], tf.constant(True), lambda ok, x: ok & tf.reduce_all(tf.math.is_finite(x)))
 
-    return tf.stack([of(tf.convert_to_tensor(tensor)) for tensor in tensors])
+    # A sum of squares is finite only if all are; of large values it may overflow.
+    sums = [tf.math.is_finite(tf.nn.l2_loss(tensor)) for tensor in tensors]
+    return tf.cond(
+        tf.reduce_all(sums),
+        lambda: tf.fill([len(tensors)], True),
+        lambda: tf.stack([of(tensor) for tensor in tensors]),
+        name="normal",
+    )

@@ -1,9 +1,10 @@
 """Trace functions, and reach what TensorFlow keeps to itself."""
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import keras
 import tensorflow as tf
@@ -19,13 +20,13 @@ F = TypeVar("F", bound=Callable[..., object])
 _MANY = 2**17
 
 
-def compiled(function: F, reduce_retracing: bool = False) -> F:
+def compiled(function: F, **options: bool) -> F:
     """Return a `tf.function` without AutoGraph, one of many with the same code.
 
     TensorFlow counts traces by code, and would take those of a sixth object for needless ones of the first.
     `Function._omit_frequent_tracing_warning`.
     """
-    made = tf.function(function, autograph=False, reduce_retracing=reduce_retracing)
+    made = tf.function(function, autograph=False, **options)
     made._omit_frequent_tracing_warning = True
     return made
 
@@ -57,6 +58,21 @@ def fused(function: F, size: int, signature: Sequence[Any] | None = None) -> F:
 def traced_once(function: F, signature: Sequence[Any]) -> F:
     """Return a function of which a graph with many calls holds one copy."""
     return tf.function(function, signature, autograph=False, experimental_attributes={"_noinline": True})
+
+
+def at_once(function: F) -> F:
+    """Return a function, of tensors of one size, of which XLA makes one pass; for what each batch does.
+
+    One after the other, the operations of a pull take six times as long. Many batches are worth the time of
+    compiling, once for each shape, of fewer elements than a C step is.
+    """
+    single_pass = compiled(function, jit_compile=True)
+
+    @functools.wraps(function)
+    def call(first: tf.Tensor, *others: tf.Tensor) -> object:
+        return (single_pass if is_large(8 * first.shape.num_elements()) else function)(first, *others)
+
+    return cast(F, call)
 
 
 def kept_with_trace(*variables: tf.Variable) -> None:

@@ -413,5 +413,5 @@ def test_begin_anew(multipliers, value):
 def test_weights_of_one_shape_are_outlined_by_one_graph():
     variables = [keras.Variable(np.full((7, 11), value, "float32")) for value in (1.0, -2.0)]
     before = shadows._outline.experimental_get_tracing_count()
-    assert fingerprint(variables)[:, [0, 2, 3]].tolist() == [[77, 77, 77], [77, 154, 308]]
+    assert fingerprint(variables)[:, [0, 2]].tolist() == [[77, 77], [77, 154]]
     assert shadows._outline.experimental_get_tracing_count() == before + 1
