@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import keras
 import tensorflow as tf
 
+from lc_keras.algorithm.passes import rounded
 from lc_keras.costs import thresholds
 from lc_keras.internals.tensorflow import at_once, kept_with_trace
 
@@ -84,6 +85,5 @@ class PullBeside(keras.constraints.Constraint):
 @at_once
 def _pulled(weight: tf.Tensor, target: tf.Tensor, part: tf.Tensor) -> tf.Tensor:
     wide = thresholds.read(weight)
-    pulled = wide - tf.cast(part, wide.dtype) * (wide - target)
+    pulled = wide - rounded(tf.cast(part, wide.dtype) * (wide - target), part)
     return tf.cast(tf.where(tf.math.is_nan(target), wide, pulled), weight.dtype)
-

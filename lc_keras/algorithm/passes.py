@@ -75,11 +75,11 @@ def new_target(theta: tf.Tensor, shifted: tf.Tensor, ratio: tf.Tensor) -> tf.Ten
         shifted: Tensor, v = w − λ/μ.
         ratio: float64 scalar ≥ 0, μ/μ'.
     """
-    theta = _rounded(theta, ratio)
-    return theta + _rounded(tf.cast(ratio, theta.dtype) * (theta - shifted), ratio)
+    theta = rounded(theta, ratio)
+    return theta + rounded(tf.cast(ratio, theta.dtype) * (theta - shifted), ratio)
 
 
-def _rounded(product: tf.Tensor, ratio: tf.Tensor) -> tf.Tensor:
+def rounded(product: tf.Tensor, ratio: tf.Tensor) -> tf.Tensor:
     """Return a product as it is; XLA would add to it before it is rounded, and the sum had other digits."""
     bits = thresholds.bits_type(product.dtype)
     nothing = tf.cast(ratio < 0, bits)

@@ -17,7 +17,10 @@ from lc_keras.costs.multiples import numbered
 from lc_keras.costs.prices import Measure, TensorPrices, UnitPrices, rounded
 from lc_keras.costs.sparse import sparse_values
 from lc_keras.costs.values import Values
-from lc_keras.internals.tensorflow import compiled
+from lc_keras.internals.tensorflow import compiled, traced_once
+
+# The elements in which ties are told apart one by one.
+_ROW = 1024
 
 MEASURES = typing.get_args(Measure)
 
@@ -270,16 +273,9 @@ def _least_and_last(tensors: Tensors, kappa: tf.Tensor) -> tuple[tf.Tensor, tf.T
             def update(
                 state: tuple[tf.Tensor, tf.Tensor], chunk: tf.Tensor, rest: tf.Tensor = rest
             ) -> tuple[tf.Tensor, tf.Tensor]:
-                tied = tf.cast(thresholds.magnitude_bits(chunk, dtype) == threshold.bits, tf.int32)
-                so_far = state[0] + tf.reduce_sum(tied)
-
-                def within() -> tf.Tensor:
-                    return tf.math.count_nonzero(state[0] + tf.cumsum(tied) < rest, dtype=tf.int32)
-
-                # Ranks are slow, and of one chunk they are needed.
-                is_here = (state[0] < rest) & (rest <= so_far)
-                before = tf.cond(is_here, within, lambda: tf.where(so_far < rest, tf.size(chunk), 0))
-                return so_far, state[1] + before
+                tied = thresholds.magnitude_bits(chunk, dtype) == threshold.bits
+                number, before = _numbers(tied, rest - state[0])
+                return state[0] + number, state[1] + before
 
             ties, place = thresholds.fold([tensor], (tf.constant(0), tf.constant(0)), update)
             found.append(tf.where(rest > 0, place, -1))
@@ -290,6 +286,20 @@ def _least_and_last(tensors: Tensors, kappa: tf.Tensor) -> tuple[tf.Tensor, tf.T
     return threshold.bits, tf.cond(crowded, places, lambda: everywhere, name="crowded")
 
 
+def _number_and_before(tied: tf.Tensor, nth: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return how many elements of a vector are true, and how many come before the n-th true one, or all."""
+    # By rows, since sums up to each element are slow.
+    size = tf.size(tied)
+    rows = tf.reshape(tf.pad(tf.cast(tied, tf.int32), [[0, -size % _ROW]]), [-1, _ROW])
+    counts = tf.reduce_sum(rows, 1)
+    up_to = tf.cumsum(counts)
+    row = tf.math.count_nonzero(up_to[:-1] < nth, dtype=tf.int32)
+    ranks = up_to[row] - counts[row] + tf.cumsum(rows[row])
+    before = row * _ROW + tf.math.count_nonzero(ranks < nth, dtype=tf.int32)
+    return up_to[-1], tf.minimum(before, size)
+
+
+_numbers = traced_once(_number_and_before, [tf.TensorSpec([None], tf.bool), tf.TensorSpec([], tf.int32)])
 _traced_least_and_last = compiled(_least_and_last)
 
 

@@ -12,6 +12,7 @@ from lc_keras.algorithm.reaching import ReachingLagrangian
 from lc_keras.algorithm.tasks import Task, bind_tasks
 from lc_keras.costs import L0Constraint, L1Constraint
 from lc_keras.costs.layout import Layout
+from lc_keras.internals import tensorflow as of_tensorflow
 
 W = np.array([[1.0, -2.0, 3.0], [0.5, 0.0, -4.0]], "float32")
 T = np.array([[0.0, np.nan, 1.0], [0.0, 7.0, np.nan]], "float32")
@@ -61,6 +62,21 @@ def test_it_moves_weights_a_part_of_the_way(jit_compile):
         np.testing.assert_allclose(found, pulled(W, T, part), rtol=1e-6)
         # What is free stays bit for bit.
         assert bits([found[np.isnan(T)]]) == bits([W[np.isnan(T)]])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_one_pass_has_the_same_bits(dtype, monkeypatch):
+    rng, wide = np.random.default_rng(0), "float64" if dtype == "float64" else "float32"
+    weight, target = tf.constant(rng.normal(size=(40, 30)), dtype), rng.normal(size=(40, 30)).astype(wide)
+    target[rng.random(target.shape) < 0.5] = np.nan
+    pull, found = made(0.1, target), []
+    for many in (2**17, 1):
+        monkeypatch.setattr(of_tensorflow, "_MANY", many)
+        graph = tf.function(lambda: pull(weight)).get_concrete_function()
+        found.append(graph().numpy())
+        calls = [op for op in graph.graph.get_operations() if "Call" in op.type]
+        assert len(calls) == (many == 1)
+    assert bits(found[:1]) == bits(found[1:])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
@@ -295,11 +311,22 @@ def test_a_restart_goes_on_with_the_reach():
     assert other.is_loose
 
 
-def test_nothing_is_pulled_once_it_is_released():
+@pytest.mark.parametrize("many", [1, 2**17], ids=["one pass", "operations"])
+def test_nothing_is_pulled_once_it_is_released(many, monkeypatch):
+    monkeypatch.setattr(of_tensorflow, "_MANY", many)
     lagrangian = begun(Reach(1.0))
+
+    @tf.function
+    def pull():
+        for slot in lagrangian.slots:
+            slot.variable.assign(slot.pull(slot.variable))
+
+    pull()
     lagrangian.release()
     before = bits(values(lagrangian.variables))
-    for slot in lagrangian.slots:
-        slot.variable.assign(slot.pull(slot.variable))
+    perturb(lagrangian.variables)
+    assert bits(values(lagrangian.variables)) != before
+    before = bits(values(lagrangian.variables))
+    pull()
     assert bits(values(lagrangian.variables)) == before
     assert all(target.numpy().size == 1 for target in lagrangian.targets)

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from lc_keras.algorithm.penalty import LCPenalty
+from lc_keras.internals import tensorflow as of_tensorflow
 
 SHAPES = [(3,), (4, 3), (2, 3, 2, 4)]
 
@@ -31,8 +32,10 @@ def test_value_and_gradient(shape, mu):
     np.testing.assert_allclose(slope, mu * (weight - target), rtol=1e-6)
 
 
-def test_gradient_is_that_of_the_plain_expression():
+@pytest.mark.parametrize("many", [1, 2**17], ids=["one pass", "operations"])
+def test_gradient_is_that_of_the_plain_expression(many, monkeypatch):
     """Also where something else multiplies it, as gradients of a scaled loss do."""
+    monkeypatch.setattr(of_tensorflow, "_MANY", many)
     weight, target = map(tf.constant, pair((4, 3)))
     penalty = LCPenalty(target, 0.7)
     with tf.GradientTape(persistent=True) as tape:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from lc_keras.costs import l0
 from lc_keras.costs import (
     Compression,
     L0Constraint,
@@ -134,6 +135,16 @@ class TestL0Constraint:
     def test_zeroed_weights_are_positive_zeros(self):
         theta = flat(KAPPAS[1].c_step([np.full(s, -1, np.float32) for s in SHAPES], MU))
         assert not np.signbit(theta[1:]).any()
+
+    def test_ties_at_chunk_boundaries(self, monkeypatch):
+        monkeypatch.setattr(thresholds, "CHUNK", 16)
+        monkeypatch.setattr(l0, "_ROW", 4)
+        tied = np.isin(np.arange(101), [0, 3, 15, 16, 31, 32, 33, 63, 64, 79, 95, 96, 100])
+        weights = [np.where(tied, 1.0, 0.5).astype(np.float32), np.float32([2, 1, 1, 0.5])]
+        places = [*np.flatnonzero(tied), 102, 103]
+        for more in range(len(places) + 1):
+            kept = flat(L0Constraint(1 + more).c_step(weights, MU))
+            assert np.flatnonzero(kept).tolist() == sorted([*places[:more], 101])
 
     def test_ties_across_a_real_chunk(self):
         n = thresholds.CHUNK + 10
