@@ -19,9 +19,6 @@ from lc_keras.costs.sparse import sparse_values
 from lc_keras.costs.values import Values
 from lc_keras.internals.tensorflow import compiled, traced_once
 
-# The elements in which ties are told apart one by one.
-_ROW = 1024
-
 MEASURES = typing.get_args(Measure)
 
 
@@ -288,15 +285,15 @@ def _least_and_last(tensors: Tensors, kappa: tf.Tensor) -> tuple[tf.Tensor, tf.T
 
 def _number_and_before(tied: tf.Tensor, nth: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Return how many elements of a vector are true, and how many come before the n-th true one, or all."""
-    # By rows, since sums up to each element are slow.
-    size = tf.size(tied)
-    rows = tf.reshape(tf.pad(tf.cast(tied, tf.int32), [[0, -size % _ROW]]), [-1, _ROW])
-    counts = tf.reduce_sum(rows, 1)
-    up_to = tf.cumsum(counts)
-    row = tf.math.count_nonzero(up_to[:-1] < nth, dtype=tf.int32)
-    ranks = up_to[row] - counts[row] + tf.cumsum(rows[row])
-    before = row * _ROW + tf.math.count_nonzero(ranks < nth, dtype=tf.int32)
-    return up_to[-1], tf.minimum(before, size)
+    ones = tf.cast(tied, tf.int32)
+    number = tf.reduce_sum(ones)
+
+    def here() -> tf.Tensor:
+        return tf.math.count_nonzero(tf.cumsum(ones) < nth, dtype=tf.int32)
+
+    # Sums up to each element are slow: of one chunk of many they are needed.
+    is_here = (nth > 0) & (nth <= number)
+    return number, tf.cond(is_here, here, lambda: tf.where(number < nth, tf.size(tied), 0))
 
 
 _numbers = traced_once(_number_and_before, [tf.TensorSpec([None], tf.bool), tf.TensorSpec([], tf.int32)])

@@ -30,12 +30,12 @@ class Codes:
         return self.numbers.nbytes + self.table.nbytes + steps
 
 
-def code(values: np.ndarray, columns: np.ndarray, steps: np.ndarray | None) -> Codes | None:
+def code(values: np.ndarray, columns: np.ndarray | None, steps: np.ndarray | None) -> Codes | None:
     """Code values in as few bits as they take.
 
     Args:
         values: One-dimensional floating array.
-        columns: int array of the same shape, the column of each value.
+        columns: int array of the same shape, the column of each value; `None` without steps.
         steps: As `steps_of` gives them.
 
     Returns:
@@ -44,7 +44,10 @@ def code(values: np.ndarray, columns: np.ndarray, steps: np.ndarray | None) -> C
     if not len(values):
         return None
     # Most weights have many values in any part of them; and the sign of a zero would be lost.
-    few = len(np.unique(values[:_SOME])) <= 2**_MOST_BITS and not np.signbit(values[values == 0]).any()
+    some = values[: 16 * _SOME]
+    few = (
+        len(np.unique(some[some != 0][:_SOME])) <= 2**_MOST_BITS and not np.signbit(values[values == 0]).any()
+    )
     table, numbers = np.unique(values, return_inverse=True) if few else (values, values)
     if len(table) <= 2**_MOST_BITS and few:
         bits = max(1, int(len(table) - 1).bit_length())
@@ -73,7 +76,11 @@ def frequent(values: np.ndarray) -> tuple[Codes | None, np.ndarray]:
     most = 2**_MOST_BITS
     if not len(values):
         return none
-    if np.sort(np.unique(values[:_SOME], return_counts=True)[1])[-most:].sum() < len(values[:_SOME]) / 2:
+    # Zeros are none of them: they take less room with the places of the others.
+    some = values[:: -(-len(values) // _SOME)]
+    some = some[some != 0]
+    again = np.unique(some, return_counts=True)[1]
+    if np.sort(again[again > 1])[-most:].sum() <= len(some) / 2:
         return none
     found, numbers, counts = np.unique(values, return_inverse=True, return_counts=True)
     # The sign of a zero would be lost, and what is zero is no other value.
@@ -98,13 +105,22 @@ def steps_of(array: np.ndarray) -> np.ndarray | None:
     Returns:
         One-dimensional array, or `None`: the largest of a column is not the end of a grid of 2 to 8 bits.
     """
-    if array.ndim < 2 or not array.size or not np.isfinite(array).all():
+    if array.ndim < 2 or not array.size:
         return None
-    largest = np.abs(array).max(axis=tuple(range(array.ndim - 1)))
+    rows = array.reshape(-1, array.shape[-1])
+    # Neither makes an array as large.
+    largest = np.maximum(rows.max(0), -rows.min(0))
+    if not np.isfinite(largest).all():
+        return None
+
+    def are_whole(rows: np.ndarray, steps: np.ndarray) -> bool:
+        whole = np.rint(np.divide(rows, steps, out=np.zeros_like(rows), where=steps > 0))
+        return np.array_equal(whole * steps, rows)
+
     for bits in range(2, _MOST_BITS + 1):
         steps = largest / largest.dtype.type(2 ** (bits - 1) - 1)
-        whole = np.rint(np.divide(array, steps, out=np.zeros_like(array), where=steps > 0))
-        if np.array_equal(whole * steps, array):
+        # Most weights are told by their first rows.
+        if are_whole(rows[: 1 + _SOME // rows.shape[1]], steps) and are_whole(rows, steps):
             return steps
     return None
 

@@ -104,11 +104,13 @@ def _size(packed: Packed) -> int:
 
 def _coded(packed: Packed, steps: np.ndarray | None) -> Packed:
     """Return the weight with its values coded, if that is smaller."""
-    if packed.places is None:
+    columns = None
+    if steps is not None:
         places = np.arange(packed.values.size)
-    else:
-        places = positions_of(packed.encoding, packed.places, len(packed.values)).numpy()
-    codes = code(packed.values.ravel(), places % max(1, packed.shape[-1] if packed.shape else 1), steps)
+        if packed.places is not None:
+            places = positions_of(packed.encoding, packed.places, len(packed.values)).numpy()
+        columns = places % packed.shape[-1]
+    codes = code(packed.values.ravel(), columns, steps)
     return min(packed, replace(packed, codes=codes), key=_size)
 
 

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lc_keras.costs import l0
 from lc_keras.costs import (
     Compression,
     L0Constraint,
@@ -138,7 +137,6 @@ class TestL0Constraint:
 
     def test_ties_at_chunk_boundaries(self, monkeypatch):
         monkeypatch.setattr(thresholds, "CHUNK", 16)
-        monkeypatch.setattr(l0, "_ROW", 4)
         tied = np.isin(np.arange(101), [0, 3, 15, 16, 31, 32, 33, 63, 64, 79, 95, 96, 100])
         weights = [np.where(tied, 1.0, 0.5).astype(np.float32), np.float32([2, 1, 1, 0.5])]
         places = [*np.flatnonzero(tied), 102, 103]

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from lc_keras.costs import Codebook, Grid, L0Constraint, Sum
 from lc_keras.export.stored import StoredArray
+from lc_keras.measuring import coding
 from lc_keras.measuring.coding import decode, from_bits, to_bits
 from lc_keras.measuring.packing import pack, positions_of, spread
 
@@ -195,3 +196,19 @@ def test_bits_come_back(bits, count):
     packed = to_bits(numbers, bits)
     assert packed.nbytes == -(-bits * count // 8)
     np.testing.assert_array_equal(from_bits(tf.constant(packed), bits, count), numbers)
+
+
+def test_a_pruned_weight_is_not_sorted(monkeypatch):
+    """Of a hundred million weights that takes half a minute."""
+    monkeypatch.setattr(coding, "_SOME", 512)
+    sizes, unique = [], np.unique
+
+    def counted(values, **options):
+        sizes.append(len(values))
+        return unique(values, **options)
+
+    monkeypatch.setattr(np, "unique", counted)
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(300, 200)).astype("float32") * (rng.random((300, 200)) < 0.05)
+    assert pack(kernel).encoding == "gaps8"
+    assert sizes and max(sizes) <= 512
