@@ -124,7 +124,9 @@ def test_a_gan_that_adds_all_its_losses_is_compressed_whole():
         ((of_none, of_none), "generator", "generator/dense.* and 2 more", True),
         # In a loss, but not in the one whose gradient trains these weights.
         ((of_all, of_none), None, "discriminator/conv2d.* and 1 more", False),
-        ((of_none, of_all), "generator", "generator/dense.* and 2 more", False),
+        pytest.param(
+            (of_none, of_all), "generator", "generator/dense.* and 2 more", False, marks=pytest.mark.slow
+        ),
     ],
     ids=["none", "none, eagerly", "one net", "the other net"],
 )

@@ -40,7 +40,12 @@ def away(weights, theta):
     return np.sum((flat(weights) - flat(theta)) ** 2)
 
 
-@pytest.mark.parametrize("values", VALUES, ids=repr)
+@pytest.mark.parametrize(
+    "values",
+    # What it adds to the two of `Binary` is what the budget removes.
+    [pytest.param(v, marks=[pytest.mark.slow] * isinstance(v, Ternary)) for v in VALUES],
+    ids=repr,
+)
 class TestSparseValues:
     def test_is_never_worse_than_one_after_the_other(self, values):
         cost, kappa = L0Constraint(0.3, values=values), 12

@@ -365,8 +365,16 @@ def test_mixed_types():
     assert [t.numpy().tolist() for t in theta] == [[0, 2], [3, 0]]
 
 
-# Compiling with XLA takes seconds: each cost, and each kind of groups, once.
-@pytest.mark.parametrize("cost", [*MIDDLE, GROUPED[0], GROUPED[7]], ids=str)
+# Compiling with XLA takes seconds: each kind of cost once. Others are in test_fused.py.
+@pytest.mark.parametrize(
+    "cost",
+    [
+        *MIDDLE[:3],
+        GROUPED[7],
+        *(pytest.param(c, marks=pytest.mark.slow) for c in (*MIDDLE[3:], GROUPED[0])),
+    ],
+    ids=str,
+)
 def test_inside_a_function(cost):
     shapes = GROUPED_SHAPES if cost in GROUPED else SHAPES
     rng = np.random.default_rng(1)

@@ -72,7 +72,7 @@ def test_l0_constraint_reaches_the_best_subset_of_an_orthonormal_design():
     np.testing.assert_allclose(w, best_subset(x, y, 3), atol=1e-4)
 
 
-@pytest.mark.parametrize("seed, kappa", [(16, 2), (13, 3), (0, 4)])
+@pytest.mark.parametrize("seed, kappa", [(16, 2), (13, 3), pytest.param(0, 4, marks=pytest.mark.slow)])
 def test_l0_constraint_reaches_the_best_subset_where_magnitude_pruning_does_not(seed, kappa):
     """Designs with correlated columns, started at the weights that magnitude pruning cuts."""
     x, y = regression(seed, correlation=1.0)
