@@ -80,6 +80,8 @@ def pack(array: np.ndarray, dense: bool = True) -> Packed:
     assert np.array_equal(spread(positions, packed.values, kernel.shape), kernel)
     ```
     """
+    if dense and array.nbytes <= _UNPACKING:
+        return Packed("dense", array.shape, array)
     flat = array.ravel()
     positions, steps = np.flatnonzero(flat), steps_of(array)
     plain = [

@@ -156,6 +156,12 @@ def test_a_grid_is_stored_in_its_bits(bits, density):
 def test_many_values_stay_as_they_are():
     random = np.random.default_rng(0)
     assert pack(random.normal(size=(100, 100)).astype("float32")).codes is None
+    # All but the last row are on a grid.
+    (theta,) = Grid(8).c_step([random.normal(size=(700, 100)).astype("float32")], 1.0)
+    array = theta.numpy()
+    assert pack(array).codes is not None
+    array[-1] = random.uniform(0.01, 0.02, 100)
+    assert pack(array).codes is None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
