@@ -115,7 +115,9 @@ def _variable_report(
 ) -> VariableReport:
     value = keras.ops.convert_to_numpy(variable)
     floating = keras.backend.is_float_dtype(variable.dtype)
-    wide = value.astype("float32") if floating and value.dtype != "float64" else value
+    wide = value.astype("float32", copy=False) if floating and value.dtype != "float64" else value
+    # No copy, which `tobytes` would be.
+    data = value.reshape(-1).view("uint8")
     kept = int(np.count_nonzero(value))
     if stored is not None:
         encoding, nbytes = stored[id(variable)]
@@ -130,7 +132,7 @@ def _variable_report(
         encoding=encoding,
         dense_bits=8 * value.nbytes,
         bits=8 * nbytes,
-        gzip_bits=8 * min(value.nbytes, len(gzip.compress(value.tobytes(), 1))) if stored is None else None,
+        gzip_bits=8 * min(value.nbytes, len(gzip.compress(data, 1))) if stored is None else None,
         macs=None if uses is None else uses * value.size,
         remaining_macs=None if uses is None else uses * kept,
         finite=not floating or bool(np.isfinite(wide).all()),
