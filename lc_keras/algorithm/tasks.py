@@ -211,6 +211,9 @@ class Task(Serializable):
             pairs = zip(variables, layouts, strict=True)
             spared += [v.path for v, layout in pairs if cost.spares(layout)]
             shared.append(SharedCost(self, variables, layouts))
+        held = [v.path for part in parts for v in part if v.constraint is not None]
+        if held and (cost.few_values or cost.is_smooth):
+            warn(f"{self}: the constraints of {listed(held)} hold while training, not for what ships.")
         if spared:
             warn(
                 f"{self}: more is kept of {listed(spared)}, whose inputs are no multiple of what the pattern "

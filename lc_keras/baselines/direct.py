@@ -23,7 +23,7 @@ class DirectCompression(keras.callbacks.Callback):
 
     ```python
     prune = lc_keras.baselines.DirectCompression(lc_keras.L0Constraint(keep=0.5))
-    model.fit(train, epochs=1, callbacks=[prune])
+    model.fit(train, epochs=1, shuffle=False, callbacks=[prune])
     ```
     """
 

@@ -218,7 +218,7 @@ class MagnitudePruning(Pruning):
 
     ```python
     prune = lc_keras.baselines.MagnitudePruning(lc_keras.L0Constraint(keep=0.1))
-    model.fit(train, epochs=20, callbacks=[prune])
+    model.fit(train, epochs=20, shuffle=False, callbacks=[prune])
     ```
     """
 
@@ -253,7 +253,7 @@ class GradualPruning(Pruning):
 
     ```python
     prune = lc_keras.baselines.GradualPruning(lc_keras.L0Constraint(keep=0.1))
-    model.fit(train, epochs=20, callbacks=[prune])
+    model.fit(train, epochs=20, shuffle=False, callbacks=[prune])
     ```
     """
 

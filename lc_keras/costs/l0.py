@@ -58,7 +58,7 @@ class L0Constraint(Grouped):
             in channels: a head of attention counts as many as it has, a group of a convolution all of its
             own, and layers that are tied keep the same.
         values: What the kept weights may be, such as `Codebook(16)` or `Grid(8)`; of single weights only.
-            `None` (default): anything. The C step then alternates (see `lc_keras.costs.sparse`).
+            `None` (default): anything. The C step then alternates.
 
     Raises:
         TypeError: If an argument is of another type.

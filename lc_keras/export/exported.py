@@ -83,7 +83,7 @@ class LiteRTExport(_Export):
             )
         ]
         if self.refused:
-            notes.append(f"Not sparse: {self.refused}")
+            notes.append(f"Dense, since the smaller sparse file does not run here: {self.refused}")
         if self.slow:
             notes.append(
                 "LiteRT computes with sparse int8 weights some three times slower than with dense ones: "

@@ -56,7 +56,7 @@ def export_litert(
         quantize: `None` (default), `"float16"` (weights) or `"int8"` (weights and
             activations, calibrated on `representative_data`; inputs and outputs stay
             as they are).
-        representative_data: Iterable of inputs: arrays, or dictionaries of arrays by
+        representative_data: Iterable of batches of inputs: arrays, or dictionaries of arrays by
             the names of the inputs, without targets; or one of these, or a function that returns such an
             iterable, as TensorFlow's converter takes it. Needed for `"int8"`. `None` (default): none.
         batch_size: Int, the batch that the file is made for. `None` (default): that of the inputs of the

@@ -46,7 +46,7 @@ class LearningCompression(Attached):
         tasks: A compression (over all default kernels jointly), a `Task`, or a list
             of these.
         mu: `"auto"` (default): for budgets the pull goes beside the optimizer, for penalties through the
-            loss, as strong as the run needs it (see `lc_keras.fit.mu`). Or a schedule such
+            loss, as strong as the run needs it. Or a schedule such
             as `Exponential(9e-5, 1.1)` or `Geometric(1e-3, 1e-1)`, a function of the L step's index, or a
             sequence: the pull then goes through the loss, as in the paper.
             μ must be positive and grow.
@@ -55,9 +55,9 @@ class LearningCompression(Attached):
         epochs_per_step: Float > 0 or `None` (default): the length of an L step in epochs. A
             C step runs where an L step ends, at the next boundary between executions; in the first
             epoch none does if Keras does not know how many batches an epoch has. `None`:
-            a quarter of an epoch; where that makes fewer than 80 L steps (beside the optimizer 160) and
-            `steps` is not given, as short as makes so many, but no shorter than 15 batches (beside the
-            optimizer a 40th of a short run).
+            a quarter of an epoch; where that makes fewer than 160 L steps and `steps` is not given, as short
+            as makes so many, but no shorter than 15 batches or a 40th of a short run. (80 L steps, of 15
+            batches at least, where the pull goes through the loss.)
         first_step_epochs: Float > 0 or `None` (default, as the others): the length of
             the first L step in epochs.
         multipliers: Bool, default `True`. `False`: the plain quadratic penalty, which
@@ -92,7 +92,7 @@ class LearningCompression(Attached):
 
     ```python
     compress = lc_keras.LearningCompression(lc_keras.L0Constraint(keep=0.05))
-    model.fit(train, validation_data=valid, epochs=compress.epochs, callbacks=[compress])
+    model.fit(train, validation_data=valid, epochs=compress.epochs, shuffle=False, callbacks=[compress])
     ```
     """
 

@@ -32,7 +32,7 @@ def report(
     that a `Task` takes by default, and tables of embeddings, which it takes with `embeddings=True`, count
     among them where they have zeros and are trainable. Sizes are of the values, at their own types, without
     the graph around them. A weight is packed as `export_saved_model` packs it: as the
-    values that are not zero, and for each the number of zeros before it in 8 or 16
+    values that are not zero, and for each the number of zeros before it in 4, 8 or 16
     bits or else a bit for each place, unless it is smaller as it is. What is gained by
     taking dead neurons out, in time too, `shrink_report` shows.
 

@@ -29,8 +29,8 @@ def estimate_statistics(model: keras.Model, data: Iterable[Any], batches: int = 
     other kinds that training moves, such as `SpectralNormalization`, see the batches as in training and keep
     what these leave in them. All else is as before: random seeds, counters, metrics, the states of RNNs.
 
-    Where it is due: after weights were changed without training, as by `lc_keras.baselines.compress`, by
-    averaging, or by `fit` on a Python generator or a
+    Where it is due: after weights were changed without training, as by
+    `lc_keras.baselines.compress_directly`, by averaging, or by `fit` on a Python generator or a
     `PyDataset`. Under a `tf.distribute` strategy each batch is
     shared among the replicas of this process; with several workers, each needs data of the same length.
 

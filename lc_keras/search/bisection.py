@@ -22,6 +22,8 @@ from lc_keras.shrinking.timing import ensure_known
 
 # A budget whose score is within the noise is run so often.
 _REPEATS = 3
+# The part of the reference's score by which a pruned net may be better.
+_FAR_BETTER = 0.1
 # By what the names of metrics hold, of those that are better when they are low, and of others.
 _LOW = "loss error entropy mse mae mape msle divergence hinge poisson logcosh".split()
 _HIGH = "acc auc precision recall iou dice f1 fbeta r2 similarity sensitivity specificity".split()
@@ -265,6 +267,13 @@ class _Bisection:
             )
         if self._target.sign * self.limit < 0 < self._target.sign * self._runs.reference:
             yield f"A score of 0 is within {self._target.within:g}, too: it is in the unit of the score."
+        reference = self._runs.reference
+        gain = self._target.sign * (self._best.score - reference) if self._best else 0.0
+        if gain > _FAR_BETTER * abs(reference):
+            yield (
+                f"The reference, {reference:.4g}, is far behind a net with fewer weights: train it longer, "
+                "or estimate its statistics by `lc_keras.estimate_statistics`, and search again."
+            )
         if pair := self._target.contradiction(self._runs.points):
             yield (
                 f"The score falls from {pair[0].score:.4g} to {pair[1].score:.4g} as the budget grows from "

@@ -728,3 +728,12 @@ def test_kernels_that_a_pattern_does_not_fit_are_named(recwarn):
     bind_tasks([Task(lc_keras.NMConstraint(2, 4))], model)
     (warning,) = recwarn.list
     assert f"more is kept of {model.layers[0].kernel.path}, whose inputs" in str(warning.message)
+
+
+@pytest.mark.parametrize("cost", [lc_keras.Codebook(2), lc_keras.LowRank(2), HALF], ids=repr)
+def test_constraints_that_do_not_hold_for_what_ships_are_named(cost, recwarn):
+    model = dense_net()
+    model.get_layer("second").kernel.constraint = keras.constraints.NonNeg()
+    bind_tasks([Task(cost)], model)
+    named = [str(w.message) for w in recwarn if "constraints of second/kernel" in str(w.message)]
+    assert len(named) == (cost is not HALF)

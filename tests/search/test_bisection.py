@@ -176,6 +176,10 @@ def test_within_is_in_the_unit_of_the_score(light, recwarn):
     assert not [w for w in recwarn if "Skipping variable" in str(w.message)]
 
 
+def test_a_reference_that_is_far_behind_is_named(light):
+    assert "The reference, 1, is far behind" in search(mode="min", max_runs=1).note
+
+
 class Slower(AtOnce):
     def __init__(self, tasks, every=0.25):
         super().__init__(tasks)
