@@ -180,7 +180,7 @@ def test_what_a_layer_does_by_itself_keeps_it_closed(kind):
     assert type(small.get_layer("block")) is kind and [w.name for w in Graph(model).walls] == ["block"]
     assert not block.losses or not any(isinstance(t, keras.KerasTensor) for t in block.losses)
     assert_same_outputs(model, small)
-    with pytest.warns(UserWarning, match="outside of the budget.*'block' is of a kind"):
+    with pytest.warns(UserWarning, match="some neurons cannot be removed.*'block' is of a kind"):
         Task(L0Constraint(0.5, Neurons())).bind(around(Block(name="open"), block))
 
 
