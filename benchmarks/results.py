@@ -182,7 +182,7 @@ budget of multiply-adds and taken out; dense and shrunk take turns, medians.
 """
 
 L_STEP = """
-Beside plain `fit`, batches of 256, medians.
+Beside plain `fit`, batches of 256, medians. The pull goes through the loss.
 """
 
 C_STEP = """
@@ -239,7 +239,7 @@ SECTIONS = (
         _nothing,
     ),
     ("l_step", "What L steps and C steps cost", L_STEP, l_step.table, _nothing),
-    ("c_step", "What the threshold of a C step costs", C_STEP, c_step.table, _nothing),
+    ("c_step", "What a C step costs", C_STEP, c_step.table, _nothing),
 )
 
 
