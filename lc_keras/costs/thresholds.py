@@ -360,15 +360,11 @@ def finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     """
 
     tensors = [tf.convert_to_tensor(tensor) for tensor in tensors]
-
-    def of(tensor: tf.Tensor) -> tf.Tensor:
-        return fold([tensor], tf.constant(True), lambda ok, x: ok & tf.reduce_all(tf.math.is_finite(x)))
-
     # A sum of squares is finite only if all are; of large values it may overflow.
     sums = [tf.math.is_finite(tf.nn.l2_loss(tensor)) for tensor in tensors]
     return tf.cond(
         tf.reduce_all(sums),
         lambda: tf.fill([len(tensors)], True),
-        lambda: tf.stack([of(tensor) for tensor in tensors]),
+        lambda: tf.stack([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in tensors]),
         name="normal",
     )
