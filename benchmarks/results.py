@@ -33,9 +33,10 @@ HEAD = """# Results
 Written by `python -m benchmarks.results` from `benchmarks/results/`, where the scripts that
 `benchmarks/README.md` lists leave their figures.
 
-Figures of LC are of version 0.1.0, whose `mu="auto"` was another, but for five sections: "Over nets,
+Figures of LC are of version 0.1.0, whose `mu="auto"` was another, but for seven sections: "Over nets,
 optimizers and lengths of a run", "Few values, and sums", "Error against bytes", "How small at half a point",
-and of "Error at each budget" LC on LeNet-300 in 20 epochs.
+"What L steps and C steps cost", "What a C step costs", and of "Error at each budget" LC on LeNet-300 in 20
+epochs.
 """
 
 MATRIX = """
@@ -44,7 +45,8 @@ same reference, the same batches in the same order, the same number of epochs, e
 the optimizer and all that is not as at the centre of its net. Of the constants of LC's rule the paths of the
 budget and of the pull come from prototypes that were measured on test images of LeNet-300 and a small ResNet,
 the rest from held-out images of these; the other nets only show them, but that held-out examples of the LSTM
-gave the idea to pull three quarters of the weights from the start. Behind: by more than 0.3 points, 3 % of
+gave the idea to pull three quarters of the weights from the start, and those of the LSTM, the table's net and
+the text net decided that with SGD and Muon, too. Behind: by more than 0.3 points, 3 % of
 the error of the best other, or chance between three seeds. One seed, and not all cells of
 `benchmarks/robustness/cells.py`: those that there was time for.
 

@@ -32,8 +32,7 @@ class Codebook(Values):
     With given values the C step takes the nearest. A learned codebook is k-means of numbers, $\min_{c, z}
     \sum_i (v_i - c_{z_i})^2$, over all tensors together (Carreira-Perpiñán & Idelbayev, Model compression as
     constrained optimization, with application to neural nets, part II: quantization, arXiv:1707.04319), here
-    on a histogram. Nothing is random, and nothing is kept from one C step to the
-    next.
+    on a histogram. Nothing is random, and nothing is kept from one C step to the next.
 
     Args:
         size: Int k ≥ 1, at most 65,536, or `None` (default) if `values` are given.

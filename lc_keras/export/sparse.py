@@ -21,8 +21,7 @@ Sparse = dict[int, list[keras.Layer]]
 _FEW_ROWS = 16
 # Eigen multiplies whole packets of columns; a remainder costs more than the padding.
 _PACKET = 16
-# The `gain` from which on a layer multiplies sparse: of 77 products above it none was measured to be slower,
-# on one thread, and of 29 from 1.2 to 1.3 two.
+# The `gain` from which on a layer multiplies sparse: it is an estimate, and machines differ.
 ENOUGH = 1.4
 
 

@@ -46,10 +46,9 @@ class LearningCompression(Attached):
         tasks: A compression (over all default kernels jointly), a `Task`, or a list
             of these.
         mu: `"auto"` (default): for budgets the pull goes beside the optimizer, for penalties through the
-            loss, as strong as the run needs it. Or a schedule such
-            as `Exponential(9e-5, 1.1)` or `Geometric(1e-3, 1e-1)`, a function of the L step's index, or a
-            sequence: the pull then goes through the loss, as in the paper.
-            μ must be positive and grow.
+            loss, as strong as the run needs it. Or a schedule such as `Exponential(9e-5, 1.1)` or
+            `Geometric(1e-3, 1e-1)`, a function of the L step's index, or a sequence: the pull then goes
+            through the loss, as in the paper. μ must be positive and grow.
         steps: Int ≥ 1 or `None` (default). The number of L steps. `None`: as many as
             the epochs that `fit` is given hold, or as `mu` has elements.
         epochs_per_step: Float > 0 or `None` (default): the length of an L step in epochs. A
@@ -84,9 +83,9 @@ class LearningCompression(Attached):
         TypeError: If an argument is of another type than described.
         ValueError: If an argument is out of range; in `fit`, if a task does not fit the
             model, its `train_step` is a `tf.function` or leaves out the penalty, there is no
-            epoch, another callback trains the model meanwhile, or an L step diverges. What
-            is found in the first batch leaves the model uncompressed; later it holds the last compressed
-            weights, all finite.
+            epoch, another callback trains the model meanwhile, or an L step diverges. What is found in
+            the first batch leaves the model uncompressed; later it holds the last compressed weights, all
+            finite.
 
     Example:
 

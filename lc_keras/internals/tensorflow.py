@@ -63,8 +63,8 @@ def traced_once(function: F, signature: Sequence[Any]) -> F:
 def at_once(function: F) -> F:
     """Return a function, of tensors of one size, of which XLA makes one pass; for what each batch does.
 
-    One after the other, the operations of a pull take six times as long. Many batches are worth the time of
-    compiling, once for each shape, of fewer elements than a C step is.
+    One after the other, operations each write an array. Many batches are worth the time of compiling, once
+    for each shape, of fewer elements than a C step is.
     """
     single_pass = compiled(function, jit_compile=True)
 
