@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from examples import data, lenet300_mnist, mnist, progress, tradeoff
 from examples import resnet_cifar10 as resnet
@@ -188,6 +189,31 @@ def test_errors_of_a_resnet_after_as_many_epochs_stand_together():
     assert ["after 8 more" in table for table in tables] == [True, False]
     means = [line.split()[-1] for table in tables for line in table.splitlines()[-3:]]
     assert means == ["8.00", "9.00", "10.00", "24.00", "25.00", "26.00"]
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_the_fused_normalisation_is_that_of_keras(policy):
+    images = np.random.default_rng(0).normal(1, 3, (64, 8, 8, 4)).astype("float32")
+    outputs, gradients, statistics = [], [], []
+    for kind in (resnet.FusedNormalization, keras.layers.BatchNormalization):
+        layer = kind(momentum=0.9, dtype=policy)
+        layer.build(images.shape)
+        layer.gamma.assign([1.0, 2.0, 0.5, -1.0])
+        x = tf.constant(images)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=True)
+            loss = tf.reduce_sum(tf.sin(tf.cast(y, "float32")))
+        gradients.append(tape.gradient(loss, [x, layer.gamma.value]))
+        outputs.append([tf.cast(v, "float32") for v in (y, layer(x, training=False))])
+        statistics.append([v.numpy() for v in layer.non_trainable_variables])
+    tolerance = 1e-3 if policy == "float32" else 3e-2
+    for one, other in zip(*outputs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+    for one, other in zip(*gradients, strict=True):
+        np.testing.assert_allclose(one, other, rtol=10 * tolerance, atol=tolerance * np.abs(other).max())
+    for one, other in zip(*statistics, strict=True):
+        np.testing.assert_allclose(one, other, rtol=tolerance)
 
 
 def test_shortcuts_take_every_other_pixel_and_add_channels_of_zeros():
