@@ -154,9 +154,11 @@ class Beside(Pull):
     The pull reaches more and more weights, the smallest first, as gradual pruning removes them (Zhu & Gupta,
     "To prune, or not to prune", 2017), but it brings them to zero little by little. Of the weights beyond the
     budget, $1 - (1 - q/0.9)^3 / 4$ are pulled after the part q of the removing, which takes three quarters of
-    the run: the smallest three quarters of them are next to nothing. Of units it is $1 - (1 - q/0.9)^3$,
-    since each of them is much. Weights within reach are pulled $1 - e^{-s/E}$ of the way in each of the E
-    batches of the removing, where s grows from 50 to 300. The last quarter trains what is left.
+    the run: the smallest three quarters of them are next to nothing. In runs of fewer than 400 batches a
+    tenth is left for later, not a quarter, since few batches are left to make up for what goes late. Of units
+    it is $1 - (1 - q/0.9)^3$, since each of them is much. Weights within reach are pulled $1 - e^{-s/E}$ of
+    the way in each of the E batches of the removing, where s grows from 50 to 300. The last quarter trains
+    what is left.
 
     Where SGD or Muon carry weights far, a fixed budget is better: then the training itself finds which
     weights to keep. If the kept weights, going on as in the latest L step, would move by more than 0.7 of
@@ -178,7 +180,9 @@ class Beside(Pull):
         costs: Sequence of `Compression`s that have budgets.
     """
 
-    _REMOVING, _FALLING, _AT_FIRST = 0.75, 0.9, 0.25
+    _REMOVING, _FALLING = 0.75, 0.9
+    # What is left for later, and what of it in a run of few batches.
+    _LATER, _LATER_OF_FEW, _FEW = 0.25, 0.1, 400
     _PATH = 50.0, 300.0
     _SHRUNK, _SHRINKING = 0.4, 5.0
     _FAR, _IN_A_ROW, _LOOKS = 0.7, 3, 0.15
@@ -226,8 +230,8 @@ class Beside(Pull):
             progress = (progress - self._REMOVING) / (1 - self._REMOVING)
         else:
             (first, last), length = self._PATH, self._REMOVING * self._batches
-            most = 1.0 if self._units else self._AT_FIRST
-            progress, slack = path, most * max(0.0, 1 - path / self._FALLING) ** 3
+            later = self._LATER_OF_FEW if self._batches < self._FEW else self._LATER
+            progress, slack = path, (1.0 if self._units else later) * max(0.0, 1 - path / self._FALLING) ** 3
         self._strength = first * (last / first) ** min(progress, 1.0) / length
         if slack is not None and progress >= 1:
             return self._strength, Reach(part=1.0, slack=0.0, frees=True)

@@ -150,7 +150,8 @@ def growing(step, length=LENGTH, units=False):
     """The strength in a batch and the slack, while the reach grows."""
     removed = step / STEPS / 0.75
     strength = 50 * (300 / 50) ** min(removed, 1) / (0.75 * length)
-    return strength, (1 if units else 0.25) * max(0, 1 - removed / 0.9) ** 3
+    later = 0.25 if length >= 400 else 0.1
+    return strength, (1 if units else later) * max(0, 1 - removed / 0.9) ** 3
 
 
 def fixed(step, length=LENGTH, first=1.5):
@@ -168,7 +169,7 @@ def same_reach(reach, **expected):
 
 
 @pytest.mark.parametrize("by_gradient, units", [(False, False), (True, False), (False, True)])
-@pytest.mark.parametrize("batches, counted", [(BATCHES, BATCHES), (None, 100)])
+@pytest.mark.parametrize("batches, counted", [(BATCHES, BATCHES), (None, 100), (13, 13), (14, 14)])
 def test_beside_the_reach_grows(batches, counted, by_gradient, units):
     pull, before = Beside(plan(STEPS, batches), by_gradient, [cost(needs_units=units)]), 0.0
     pull.begin()
