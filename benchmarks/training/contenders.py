@@ -42,6 +42,7 @@ class Contender:
         strength: Float, where to begin to look for the strength that keeps a given fraction.
             `None` where the fraction is given to the contender itself.
         slope: +1 if more strength keeps more, else −1.
+        shrinks: Bool, whether what it leaves is measured once it is shrunk, as of low rank.
     """
 
     prune: Callable | None = None
@@ -51,6 +52,7 @@ class Contender:
     peer: dict | None = None
     strength: float | None = None
     slope: int = -1
+    shrinks: bool = False
 
     def settings(self):
         """What to tune at first: the learning rates times the tries."""
@@ -119,7 +121,7 @@ CONTENDERS = {
     "LC 2 values, corrected": Contender(
         lambda keep: LearningCompression(Sum(Codebook(2), L0Constraint(keep)))
     ),
-    "LC ranks that pay": Contender(lambda keep: LearningCompression(RankSelection(1e-6))),
+    "LC ranks that pay": Contender(lambda keep: LearningCompression(RankSelection(1e-6)), shrinks=True),
     "gradual": Contender(
         lambda keep, **settings: GradualPruning(L0Constraint(keep), **settings),
         _options("until", 0.75, 0.5),
@@ -216,8 +218,9 @@ def run(start, name, keep, epochs, settings, strength=None):
             # An L step may be shorter than usual, but not than an execution.
             executions=max(16, math.ceil(1 / settings.get("epochs_per_step", 1))),
         )
-        point = tradeoff.measure(name, model, start.measured)
-        densities = {row.path: row.density for row in lc_keras.report(model).rows}
-        figures = {"kept": point.kept, "density": point.density, "error": point.error}
+        shipped = lc_keras.shrink(model) if contender.shrinks else model
+        point, report = tradeoff.measure(name, shipped, start.measured), lc_keras.report(model)
+        densities = {row.path: row.density for row in report.rows}
+        figures = {"kept": point.kept, "density": point.kept / report.weights, "error": point.error}
         figures |= {"kilobytes": point.kilobytes, "density_by_layer": densities}
     return figures | {"seconds": time.perf_counter() - began}

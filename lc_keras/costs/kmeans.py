@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.costs import thresholds
+from lc_keras.internals.tensorflow import traced_once
 
 # The bins of a histogram and of a table to look codes up in, and how many there are for each code at least.
 _BINS, _TABLE, _BINS_EACH = 2**16, 2**14, 16
@@ -84,6 +85,11 @@ def best_codes(weights: Sequence[tf.Tensor], size: int, sparse: bool = False) ->
     >>> best_codes([tf.constant([3.0, 1.0, -2.0, -1.0])], 2).numpy()
     array([-1.5,  2. ], dtype=float32)
     """
+    return _best_codes(list(weights), size, tf.constant(sparse))
+
+
+@traced_once
+def _best_codes(weights: Sequence[tf.Tensor], size: int, sparse: tf.Tensor) -> tf.Tensor:
     dtype = thresholds.common_dtype(weights)
     low, high = range_of(weights, dtype, sparse)
     bins = Bins.between(low, high, max(_BINS, _BINS_EACH * size))
@@ -118,27 +124,35 @@ def nearest_code(codes: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
     before = tf.searchsorted(places, tf.range(bins.count))
     middles_and_end = tf.concat([middles, tf.fill([1], tf.constant(codes.dtype.max, codes.dtype))], 0)
     crowded = tf.reduce_any(places[1:] == places[:-1])
+    return lambda value: _index(value, middles_and_end, before, bins.scale, bins.shift, crowded)
 
-    def find(value: tf.Tensor) -> tf.Tensor:
-        def looked_up() -> tf.Tensor:
-            below = tf.gather(before, bins.place(value))
-            return below + tf.cast(value > tf.gather(middles_and_end, below), tf.int32)
 
-        def bisected() -> tf.Tensor:
-            index = tf.zeros_like(value, tf.int32)
-            for power in reversed(range(last.bit_length())):
-                further = index + 2**power
-                above = value > tf.gather(middles, tf.minimum(further, last) - 1)
-                index = tf.where((further <= last) & above, further, index)
-            return index
+@traced_once
+def _index(
+    value: tf.Tensor,
+    middles_and_end: tf.Tensor,
+    before: tf.Tensor,
+    scale: tf.Tensor,
+    shift: tf.Tensor,
+    crowded: tf.Tensor,
+) -> tf.Tensor:
+    def looked_up() -> tf.Tensor:
+        below = tf.gather(before, Bins(scale, shift, before.shape[0]).place(value))
+        return below + tf.cast(value > tf.gather(middles_and_end, below), tf.int32)
 
-        return tf.cond(crowded, bisected, looked_up, name="crowded")
+    def bisected() -> tf.Tensor:
+        index, last = tf.zeros_like(value, tf.int32), middles_and_end.shape[0] - 1
+        for power in reversed(range(last.bit_length())):
+            further = index + 2**power
+            above = value > tf.gather(middles_and_end, tf.minimum(further, last) - 1)
+            index = tf.where((further <= last) & above, further, index)
+        return index
 
-    return find
+    return tf.cond(crowded, bisected, looked_up, name="crowded")
 
 
 def range_of(
-    tensors: Sequence[tf.Tensor], dtype: tf.DType, sparse: bool = False
+    tensors: Sequence[tf.Tensor], dtype: tf.DType, sparse: bool | tf.Tensor = False
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the least and the largest number of some tensors, or of those that are not zero; 0 of none."""
     ends = tf.constant(dtype.max, dtype), tf.constant(dtype.min, dtype)
@@ -232,7 +246,7 @@ def _lloyd(counts: tf.Tensor, centres: tf.Tensor, codes: tf.Tensor) -> tuple[tf.
     return codes, tf.reduce_sum(counts * centres**2) - means(codes)[1]
 
 
-def _means(weights: Sequence[tf.Tensor], codes: tf.Tensor, sparse: bool) -> tf.Tensor:
+def _means(weights: Sequence[tf.Tensor], codes: tf.Tensor, sparse: tf.Tensor) -> tf.Tensor:
     """Return the means of the numbers that are nearest to each code; of none, the code."""
     size, nearest = codes.shape[0], nearest_code(codes)
     wide = tf.cast(codes, tf.float64)
@@ -243,7 +257,7 @@ def _means(weights: Sequence[tf.Tensor], codes: tf.Tensor, sparse: bool) -> tf.T
         # What lies off the code, as sums of that lose no digits.
         off, one = tf.cast(chunk, tf.float64) - tf.gather(wide, index), tf.ones_like(chunk, tf.float64)
         # A negative index is dropped.
-        index = tf.where(chunk == 0, -1, index) if sparse else index
+        index = tf.where((chunk == 0) & sparse, -1, index)
         number, total = (tf.math.unsorted_segment_sum(x, index, size) for x in (one, off))
         return sums[0] + number, sums[1] + total
 

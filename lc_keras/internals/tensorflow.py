@@ -20,7 +20,7 @@ F = TypeVar("F", bound=Callable[..., object])
 _MANY = 2**17
 
 
-def compiled(function: F, **options: bool) -> F:
+def compiled(function: F, **options: Any) -> F:
     """Return a `tf.function` without AutoGraph, one of many with the same code.
 
     TensorFlow counts traces by code, and would take those of a sixth object for needless ones of the first.
@@ -55,9 +55,9 @@ def fused(function: F, size: int, signature: Sequence[Any] | None = None) -> F:
     return traced_once(function, signature) if signature else function
 
 
-def traced_once(function: F, signature: Sequence[Any]) -> F:
-    """Return a function of which a graph with many calls holds one copy."""
-    return tf.function(function, signature, autograph=False, experimental_attributes={"_noinline": True})
+def traced_once(function: F, signature: Sequence[Any] | None = None) -> F:
+    """Return a function of which a graph with many calls holds one copy; without a signature one a shape."""
+    return compiled(function, input_signature=signature, experimental_attributes={"_noinline": True})
 
 
 def at_once(function: F) -> F:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from lc_keras.costs import Binary, Codebook, Grid, Ternary, kmeans
+from lc_keras.costs import Binary, Codebook, Grid, L0Constraint, Ternary, kmeans
 from lc_keras.costs.layout import Layout
 from tensors import assert_compiles, compressed, draw, flat
 
@@ -76,6 +76,15 @@ def test_codes_that_share_a_place_of_the_table_are_told_apart():
     codes = tf.constant([-1.0, 1e-6, 2e-6, 3e-6, 1.0])
     v = tf.constant([1.4e-6, 1.6e-6, 2.4e-6, 2.6e-6, 0.4, 0.6])
     assert kmeans.nearest_code(codes)(v).numpy().tolist() == [1, 2, 2, 3, 3, 4]
+
+
+def test_one_search_and_one_table_serve_a_whole_c_step():
+    cost = L0Constraint(5, values=Codebook(3))
+    step = tf.function(lambda v: cost.c_step([v, v + 1], MU), autograph=False)
+    made = step.get_concrete_function(tf.TensorSpec([4, 5])).graph.as_graph_def()
+    names = [function.signature.name for function in made.library.function]
+    # The table serves weights, and the chunks in which these are averaged.
+    assert [sum(part in name for name in names) for part in ("best_codes", "_index")] == [1, 2]
 
 
 def test_binary_is_the_mean_of_the_magnitudes():
