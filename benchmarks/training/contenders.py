@@ -19,6 +19,7 @@ from lc_keras import (
     L1Constraint,
     L1Penalty,
     LearningCompression,
+    LowRank,
     RankSelection,
     Sum,
     Task,
@@ -122,6 +123,17 @@ CONTENDERS = {
         lambda keep: LearningCompression(Sum(Codebook(2), L0Constraint(keep)))
     ),
     "LC ranks that pay": Contender(lambda keep: LearningCompression(RankSelection(1e-6)), shrinks=True),
+    # The authors' example, of LeNet-300.
+    "LC sparse, rank 10, 2 values": Contender(
+        lambda keep: LearningCompression(
+            [
+                Task(L0Constraint(5000), weights=r"\bdense/kernel"),
+                Task(LowRank(10), weights="dense_1/kernel"),
+                Task(Codebook(2), weights="dense_2/kernel"),
+            ]
+        ),
+        shrinks=True,
+    ),
     "gradual": Contender(
         lambda keep, **settings: GradualPruning(L0Constraint(keep), **settings),
         _options("until", 0.75, 0.5),

@@ -23,6 +23,7 @@ class Reach:
             that removes need be pulled. `None` (default): θ is that of the cost itself.
         frees: Bool, whether weights that are kept are left free, instead of pulled to their θ. If they are
             pulled to a looser θ, λ is 0.
+        puts: Bool, whether weights are put onto θ as the C step ends.
         least: Float from 0 to 1, default 1: how much of `ratio` counts at least where weights are carried.
     """
 
@@ -30,6 +31,7 @@ class Reach:
     ratio: float = 0.0
     slack: float | None = None
     frees: bool = False
+    puts: bool = False
     least: float = 1.0
 
 

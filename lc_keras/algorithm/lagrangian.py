@@ -83,6 +83,10 @@ class Lagrangian:
         compressed: Bool, whether the model shows θ.
     """
 
+    is_loose = False
+    # Of a Lagrangian that can be loose, and of one that is asked how far weights moved.
+    project: Callable[[], CStep]
+    moved: Callable[[], float]
     # What the targets are emptied to, so that nothing is pulled any more.
     _nowhere = 0.0
 
@@ -335,12 +339,8 @@ class Lagrangian:
         def update() -> tf.Tensor:
             if two_arrays:
                 # v waits where θ will be: no third array.
-                in_place(
-                    lambda theta, weight, t: shifted(weight, theta, t),
-                    self.thetas,
-                    self.variables,
-                    self.targets,
-                )
+                arrays = self.thetas, self.variables, self.targets
+                in_place(lambda theta, weight, t: shifted(weight, theta, t), *arrays)
             for part, slots in self._parts:
                 thetas, targets = [slot.theta for slot in slots], [slot.target for slot in slots]
                 sources = thetas if two_arrays else part.variables

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from lc_keras.algorithm.beside import PullBeside, Reach
 from lc_keras.algorithm.lagrangian import CStep, Lagrangian, Slot
-from lc_keras.algorithm.passes import new_target
+from lc_keras.algorithm.passes import in_place, new_target
 from lc_keras.algorithm.shadows import Shadow
 from lc_keras.algorithm.tasks import SharedCost
 from lc_keras.costs import thresholds
@@ -24,7 +24,11 @@ class ReachingLagrangian(Lagrangian):
 
     The C step solves for the budget of the reach, which may be looser. What it removes is pulled; what it
     keeps is left free, if the reach says so, and has no multiplier then. If it is pulled, too, to a looser θ,
-    nothing has one. θ is under the budget itself after `project`, which is for whoever shows the model.
+    nothing has one. Where the reach says so, weights are put onto θ, $w \leftarrow \theta \leftarrow \Pi(w)$:
+    the L step leaves them free, and the C step takes back what led away from what the cost allows. It is
+    projected gradient descent with several batches to a projection (Jain, Meka & Dhillon, Guaranteed rank
+    minimization via singular value projection, NeurIPS 2010). θ is under the budget itself after `project`,
+    which is for whoever shows the model.
 
     Args:
         shared: List of `SharedCost`, whose costs have budgets.
@@ -39,11 +43,12 @@ class ReachingLagrangian(Lagrangian):
         self._reaching = compiled(self._reaching)  # type: ignore[method-assign]  # compiled
         self._moved = compiled(self._moved)  # type: ignore[method-assign]  # compiled
         self._tighten = compiled(self._tighten)  # type: ignore[method-assign]  # compiled
+        self._put = compiled(self._put)  # type: ignore[method-assign]  # compiled
 
     @property
-    def is_loose(self) -> bool:
+    def is_loose(self) -> bool:  # type: ignore[override]  # of this reach
         """Tell if θ may keep more than the budget, or other values than the weights have now."""
-        return bool(self._reach.slack) or self._reach.frees
+        return self._reach.slack is not None or self._reach.frees
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "reach": asdict(self._reach)}
@@ -59,7 +64,10 @@ class ReachingLagrangian(Lagrangian):
 
     def c_step(self, mu: float, next_mu: float, reach: Reach | None = None) -> CStep:
         reach = reach or self._reach
-        return self._reached(reach, reach.ratio)
+        found = self._reached(reach, reach.ratio)
+        if reach.puts and np.all(found.finite):
+            self._put()
+        return found
 
     def latest(self, mu: float) -> CStep:
         return self.project()
@@ -83,7 +91,7 @@ class ReachingLagrangian(Lagrangian):
         Returns:
             Float, $\lVert w - \theta \rVert / \lVert \theta \rVert$ over the κ largest of θ.
         """
-        self._solve(Reach(self._reach.part), 0.0, retargets=False, of_theta=True)
+        self._solve(Reach(self._reach.part, slack=0.0), 0.0, retargets=False, of_theta=True)
         return float(self._moved().numpy())
 
     def _made_target(self, variables: Sequence[keras.Variable]) -> Shadow:
@@ -142,6 +150,9 @@ class ReachingLagrangian(Lagrangian):
     def _tighten(self) -> None:
         # A budget does not depend on μ.
         self.compress(self.thetas, tf.constant(1.0))
+
+    def _put(self) -> None:
+        in_place(lambda weight, theta: tf.cast(theta, weight.dtype), self.variables, self.thetas)
 
     def _moved(self) -> tf.Tensor:
         with tf.device(self.thetas[0].device):

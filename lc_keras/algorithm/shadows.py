@@ -28,6 +28,15 @@ class Shadow:
         self.swap = compiled(self._swap)
         self._finite = compiled(self._finite_of_each)
 
+    @classmethod
+    def joined(cls, shadows: Sequence["Shadow"]) -> "Shadow":
+        """Return one of the variables of some others, and of their copies."""
+        made = cls([], "")
+        made.variables = [variable for shadow in shadows for variable in shadow.variables]
+        made.copies = [copy for shadow in shadows for copy in shadow.copies]
+        made._floating = [variable for shadow in shadows for variable in shadow._floating]
+        return made
+
     def restore(self) -> None:
         """Give the variables the values of the copies."""
         for variable, copy in zip(self.variables, self.copies, strict=True):

@@ -1,6 +1,6 @@
 """The C steps of a run, whoever trains between them: in `fit`, or in a loop of your own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import keras
@@ -18,7 +18,7 @@ class Steps:
         model: `keras.Model`.
         shared: List of `SharedCost`.
         multipliers: Bool, as of `Lagrangian`.
-        kind: The class of the Lagrangian, `Lagrangian` itself by default.
+        kind: What makes the Lagrangian, `Lagrangian` itself by default.
 
     Attributes:
         lagrangian: `Lagrangian` of the compressed weights.
@@ -29,7 +29,7 @@ class Steps:
         model: keras.Model,
         shared: Sequence[SharedCost],
         multipliers: bool,
-        kind: type[Lagrangian] = Lagrangian,
+        kind: Callable[[Sequence[SharedCost], bool], Lagrangian] = Lagrangian,
     ) -> None:
         self.lagrangian = kind(shared, multipliers)
         compressed = set(map(id, self.lagrangian.variables))

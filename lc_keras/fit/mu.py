@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from lc_keras.algorithm import schedules
 from lc_keras.algorithm.beside import Reach
 from lc_keras.costs.compression import Compression
-from lc_keras.fit.checkpoints import Resumable
+from lc_keras.fit.checkpoints import Facts, Resumable
 from lc_keras.fit.optimizers import LearningRateLimit
 from lc_keras.fit.plan import Plan
 
@@ -46,8 +46,15 @@ class Pull(Resumable):
     def begin(self) -> None:
         """Note what is to be known of the optimizer as training begins."""
 
-    def next(self, step: int, gap: float) -> tuple[float, Reach | None]:
-        """Return the strength of the pull in an L step, and how far it reaches beside the optimizer.
+    def looks(self, step: int) -> bool:
+        """Tell if it asks how far weights moved in an L step."""
+        return False
+
+    def look(self, step: int, moved: float, batches: float) -> None:
+        """Note how far, by their norm, the kept weights moved in the L step that ends, in so many batches."""
+
+    def next(self, step: int, gap: float) -> tuple[float, Any]:
+        """Return the strength of the pull in an L step, and its `Reach` beside the optimizer, if it has one.
 
         Args:
             step: Int, the index of the L step; the indices must not decrease.
@@ -137,15 +144,16 @@ class Carrying(Pull):
 class Sliding(Pull):
     """Leave weights free that each C step puts onto θ, and pull them there, too, in the last quarter.
 
-    The pull grows from 0 to 0.3 of the way in a batch: the closer weights stay to θ, the better is what
-    ships, and what it holds back of them is little by then.
+    Matrices of low rank are a smooth set, along which most of what the loss asks for leads. A pull to one θ
+    holds weights back along the set, too. It grows from 0 to 0.3 of the way in a batch: the closer weights
+    stay to θ, the better is what ships, and what it holds back of them is little by then.
     """
 
     _FREE, _LAST = 0.75, 0.3
 
     def next(self, step: int, gap: float) -> tuple[float, Reach | None]:
         part = self._LAST * max(0.0, step / self._plan.steps - self._FREE) / (1 - self._FREE)
-        return part, Reach(part)
+        return part, Reach(part, puts=True)
 
 
 class Beside(Pull):
@@ -167,6 +175,10 @@ class Beside(Pull):
     do not matter as far as those that do, and a fixed budget then keeps the wrong ones. Units are removed in
     three quarters of the run then, too: what goes with a late one, at a rate that has fallen, is lost.
 
+    Where the kept weights must come to few values, they are free in these three quarters also beside a fixed
+    budget, and pulled to their values, with s from 1.5 to 80 in a quarter of the run, until nine tenths of
+    it. From then on each C step puts them there, so that it is the values that train.
+
     A budget that makes weights smaller, as that of a norm, is not kept by weights that are free. All are
     pulled then, with s from 5 to 80. The budget falls in 0.4 of the run, as above; multipliers begin where it
     stops, so that weights which the loss cannot move end as by direct compression.
@@ -180,7 +192,7 @@ class Beside(Pull):
         costs: Sequence of `Compression`s that have budgets.
     """
 
-    _REMOVING, _FALLING = 0.75, 0.9
+    _REMOVING, _FALLING, _SETTLED = 0.75, 0.9, 0.9
     # What is left for later, and what of it in a run of few batches.
     _LATER, _LATER_OF_FEW, _FEW = 0.25, 0.1, 400
     _PATH = 50.0, 300.0
@@ -194,19 +206,17 @@ class Beside(Pull):
         # A budget that cannot be loosened holds for all.
         self._is_fixed = not all(cost.can_loosen for cost in costs)
         # What is kept must come to other values, too.
-        self._settles = not all(cost.keeps_values for cost in costs)
+        self._settles = not all(cost.keeps_values or cost.shrinks for cost in costs) and not self._is_fixed
         self._shrinks = any(cost.shrinks for cost in costs)
         self._units = any(cost.needs_units for cost in costs)
-        self._by_gradient = by_gradient and not self._settles
+        self._by_gradient = by_gradient and not self._shrinks
         self._far = 0
         self._strength = 0.0
 
     def looks(self, step: int) -> bool:
-        """Tell if it asks how far weights moved in an L step."""
         return self._by_gradient and not self._is_fixed and step <= self._LOOKS * self._plan.steps
 
     def look(self, step: int, moved: float, batches: float) -> None:
-        """Note how far, by their norm, the kept weights moved in the L step that ends, in so many batches."""
         if not batches:
             return
         left = self._batches * (1 - (step + 1) / self._plan.steps)
@@ -219,15 +229,18 @@ class Beside(Pull):
     def next(self, step: int, gap: float) -> tuple[float, Reach | None]:
         progress, before = step / self._plan.steps, self._strength
         path, slack = progress / self._REMOVING, None
-        if self._is_fixed or self._shrinks:
+        if self._settles and path >= 1:
+            if progress >= self._SETTLED:
+                return self._strength, Reach(part=1.0, frees=True, puts=True)
+            (first, last), length = _PULL, (1 - self._REMOVING) * self._batches
+            progress = (progress - self._REMOVING) / (self._SETTLED - self._REMOVING)
+        elif self._is_fixed or self._shrinks:
             (first, last), length = _PULL, min(self._batches, _MOST_BATCHES)
             if not self._is_fixed:
                 first, slack = self._SHRINKING, max(0.0, 1 - progress / self._SHRUNK) ** 3 or None
-            elif self._units:
-                progress, length, slack = path, self._REMOVING * length, None if path < 1 else 0.0
-        elif self._settles and path >= 1:
-            (first, last), length = _PULL, (1 - self._REMOVING) * self._batches
-            progress = (progress - self._REMOVING) / (1 - self._REMOVING)
+            elif self._units or self._settles:
+                progress, length = path, self._REMOVING * length
+                slack = 0.0 if path >= 1 or self._settles else None
         else:
             (first, last), length = self._PATH, self._REMOVING * self._batches
             later = self._LATER_OF_FEW if self._batches < self._FEW else self._LATER
@@ -238,3 +251,33 @@ class Beside(Pull):
         # Not above 1, as where an epoch turns out to be longer than it was taken to be.
         part, ratio = -math.expm1(-self._strength), min(1.0, before / self._strength)
         return self._strength, Reach(part, ratio, slack, frees=slack is not None and not self._shrinks)
+
+
+class Together(Pull):
+    """Pull several parts of the weights, each in its own way; μ is that of the first.
+
+    Args:
+        plan: `Plan` of the run.
+        pulls: List of `Pull`s beside the optimizer.
+    """
+
+    def __init__(self, plan: Plan, pulls: Sequence[Pull]) -> None:
+        super().__init__(plan)
+        self._pulls = pulls
+
+    def looks(self, step: int) -> bool:
+        return self._pulls[0].looks(step)
+
+    def look(self, step: int, moved: float, batches: float) -> None:
+        self._pulls[0].look(step, moved, batches)
+
+    def next(self, step: int, gap: float) -> tuple[float, list[Reach]]:
+        strengths, reaches = zip(*(pull.next(step, gap) for pull in self._pulls), strict=True)
+        return strengths[0], list(reaches)
+
+    def state(self) -> Facts:
+        return {"pulls": [pull.state() for pull in self._pulls]}
+
+    def load(self, state: Facts) -> None:
+        for pull, own in zip(self._pulls, state["pulls"], strict=True):
+            pull.load(own)

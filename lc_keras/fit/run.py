@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,14 +12,14 @@ from lc_keras.algorithm.beside import Reach
 from lc_keras.algorithm.carrying import CarryingLagrangian
 from lc_keras.algorithm.lagrangian import CStep, Lagrangian
 from lc_keras.algorithm.reaching import ReachingLagrangian
-from lc_keras.algorithm.sliding import SlidingLagrangian
 from lc_keras.algorithm.steps import Steps
-from lc_keras.algorithm.tasks import bind_tasks
+from lc_keras.algorithm.tasks import SharedCost, bind_tasks
+from lc_keras.algorithm.together import TogetherLagrangian
 from lc_keras.arguments import warn
 from lc_keras.fit.attachment import Logs, Run, TrainFunction
 from lc_keras.fit.averages import Averages
 from lc_keras.fit.checkpoints import Checkpoint, Checkpoints, Facts, Resumable
-from lc_keras.fit.mu import Beside, Carrying, Pull, Scheduled, Sliding, ThroughLoss, is_automatic
+from lc_keras.fit.mu import Beside, Carrying, Pull, Scheduled, Sliding, ThroughLoss, Together, is_automatic
 from lc_keras.fit.optimizers import LearningRateLimit, begin_anew, optimizers_of
 from lc_keras.fit.plan import Plan
 from lc_keras.fit.progress import Saved, check_same
@@ -60,15 +60,11 @@ class CompressionRun(Run, Resumable):
         self._costs = costs = [part.compression for part in shared]
         # A penalty's α counts in units of the loss: the pull is the paper's, through the loss.
         self._beside = is_automatic(callback.mu) and all(cost.has_budget for cost in costs)
-        self._carries = self._beside and callback.multipliers and all(cost.few_values for cost in costs)
-        self._slides = self._beside and all(cost.is_smooth for cost in costs)
+        self._manners = _by_manner(shared, callback.multipliers) if self._beside else {}
         self._limits_rate = callback.limit_learning_rate and not self._beside
-        kind: type[Lagrangian] = ReachingLagrangian if self._beside else Lagrangian
-        kind = CarryingLagrangian if self._carries else SlidingLagrangian if self._slides else kind
         with model.distribute_strategy.scope():
-            self._steps = Steps(model, shared, callback.multipliers, kind)
+            self._steps = Steps(model, shared, callback.multipliers, self._lagrangian_of)
             self._lagrangian = self._steps.lagrangian
-            self._reaching = self._lagrangian if isinstance(self._lagrangian, ReachingLagrangian) else None
             self.variables = self._lagrangian.variables
             self._rate = LearningRateLimit(*optimizers_of(model), variables=self.variables)
             if callback.reset_optimizer:
@@ -258,12 +254,9 @@ class CompressionRun(Run, Resumable):
         execution, given = self._model.steps_per_execution, self._callback
         lengths = given.steps, given.epochs_per_step, given.first_step_epochs
         self._plan = Plan.of(*lengths, epochs, batches, execution, self._beside)
-        if self._carries:
-            self._pull = Carrying(self._plan)
-        elif self._slides:
-            self._pull = Sliding(self._plan)
-        elif self._beside:
-            self._pull = Beside(self._plan, self._rate.is_by_gradient, self._costs)
+        if self._beside:
+            pulls = [self._pull_of(manner, parts) for manner, parts in self._manners.items()]
+            self._pull = pulls[0] if len(pulls) == 1 else Together(self._plan, pulls)
         elif is_automatic(given.mu):
             self._pull = ThroughLoss(self._plan, self._rate)
         else:
@@ -291,19 +284,20 @@ class CompressionRun(Run, Resumable):
     def _c_step(self, next_step: int) -> None:
         self._check_pull()
         last = next_step == self._plan.steps
-        if self._reaching and isinstance(self._pull, Beside) and self._pull.looks(self.step):
-            self._pull.look(self.step, self._reaching.moved(), self._batches_since)
+        if self._pull.looks(self.step):
+            self._pull.look(self.step, self._lagrangian.moved(), self._batches_since)
         if last:
             next_mu, reach = self.mu, Reach(part=1.0) if self._beside else None
         else:
             next_mu, reach = self._pull.next(next_step, self.logs["gap"])
         found = self._steps.c_step(self.mu, next_mu, reach, self._name_of_l_step)
         self._batches_since = 0
-        if not self._is_loose:
+        is_loose = self._lagrangian.is_loose
+        if not is_loose:
             self._note(found)
         self.step, self.mu = next_step, next_mu
         # While θ is loose, the gap is that of the last time when the model was shown.
-        settles = not self._is_loose and not self._carries and not self._slides
+        settles = not is_loose and not self._manners.keys() - {Beside}
         self.finished = last or (settles and self.logs["gap"] < self._callback.tolerance)
         if self.finished:
             self._model.stop_training = True
@@ -318,16 +312,25 @@ class CompressionRun(Run, Resumable):
             self._lagrangian.check_pulls()
             self._is_checked = self._is_underway = True
 
-    @property
-    def _is_loose(self) -> bool:
-        """Tell if θ is not yet under the budget itself."""
-        return self._reaching is not None and self._reaching.is_loose
+    def _lagrangian_of(self, shared: Sequence[SharedCost], multipliers: bool) -> Lagrangian:
+        if not self._beside:
+            return Lagrangian(shared, multipliers)
+        parts = [
+            (CarryingLagrangian if manner is Carrying else ReachingLagrangian)(parts, multipliers)
+            for manner, parts in self._manners.items()
+        ]
+        return parts[0] if len(parts) == 1 else TogetherLagrangian(parts)
+
+    def _pull_of(self, manner: type[Pull], parts: Sequence[SharedCost]) -> Pull:
+        if manner is Beside:
+            return Beside(self._plan, self._rate.is_by_gradient, [part.compression for part in parts])
+        return manner(self._plan)
 
     def _note_of_budget(self, found: CStep | None) -> None:
         """Note what a C step found, or, where θ is loose, what it is once it is brought under the budget."""
-        if self._reaching is not None and self._is_loose:
+        if self._lagrangian.is_loose:
             # What is shown keeps the budget, however far the pull reaches.
-            found = self._reaching.project()
+            found = self._lagrangian.project()
             self._batches_since = 0
         if found and np.all(found.finite):
             self._note(found)
@@ -368,3 +371,13 @@ class CompressionRun(Run, Resumable):
             self._lagrangian.show_compressed()
             self._averages.show_compressed(self.mu)
             self._statistics.show_compressed(is_interrupted)
+
+
+def _by_manner(shared: Sequence[SharedCost], multipliers: bool) -> dict[type[Pull], list[SharedCost]]:
+    """Return which costs are trained in each way, the one that asks how far weights moved first."""
+    found: dict[type[Pull], list[SharedCost]] = {Beside: [], Sliding: [], Carrying: []}
+    for part in shared:
+        cost = part.compression
+        few = Carrying if cost.few_values and multipliers else Beside
+        found[Sliding if cost.is_smooth else few].append(part)
+    return {manner: parts for manner, parts in found.items() if parts}

@@ -41,6 +41,14 @@ def kernels(model):
     return [layer.kernel.numpy() for layer in model.layers]
 
 
+def is_first(variable):
+    return tuple(variable.shape) == (12, 10)
+
+
+def is_second(variable):
+    return tuple(variable.shape) == (10, 4)
+
+
 def norm(model, order):
     return np.linalg.norm(np.concatenate([k.ravel() for k in kernels(model)]), order)
 
@@ -59,6 +67,10 @@ CASES = {
     "rank": (LowRank(2), lambda m: all(np.linalg.matrix_rank(k, 1e-4) <= 2 for k in kernels(m))),
     "sum of magnitudes": (L1Constraint(15.0), lambda m: norm(m, 1) < 15.001),
     "length": (L2Constraint(2.5), lambda m: norm(m, 2) < 2.5001),
+    "each in its way": (
+        [Task(LowRank(1), weights=is_first), Task(Codebook(3), weights=is_second)],
+        lambda m: np.linalg.matrix_rank(kernels(m)[0], 1e-4) <= 1 and len(np.unique(kernels(m)[1])) <= 3,
+    ),
     "sum": (
         [Task(Sum(LowRank(1), L0Constraint(5)), weights=r"dense(_\d+)?/kernel")],
         lambda m: np.linalg.matrix_rank(kernels(m)[0], 1e-4) <= 6,
@@ -118,7 +130,15 @@ def test_a_loop_of_ones_own():
 
 
 @pytest.mark.parametrize(
-    "cost", [Grid(3), pytest.param(L1Constraint(15.0), marks=pytest.mark.slow), LowRank(2)], ids=repr
+    "cost",
+    [
+        Grid(3),
+        pytest.param(L1Constraint(15.0), marks=pytest.mark.slow),
+        LowRank(2),
+        pytest.param(L0Constraint(40, values=Codebook(4)), marks=pytest.mark.slow),
+        (Task(Codebook(3), weights=is_first), Task(L0Constraint(20), weights=is_second)),
+    ],
+    ids=repr,
 )
 def test_a_restart_goes_on_bit_for_bit(tmp_path, cost):
     class Keep(keras.callbacks.Callback):

@@ -10,7 +10,7 @@ import pytest
 
 from lc_keras import Geometric
 from lc_keras.algorithm.beside import Reach
-from lc_keras.fit.mu import Beside, Carrying, Scheduled, ThroughLoss, is_automatic
+from lc_keras.fit.mu import Beside, Carrying, Scheduled, ThroughLoss, Together, is_automatic
 from lc_keras.fit.plan import Plan
 
 RATE, BATCHES, EPOCHS = 0.2, 50, 4
@@ -284,19 +284,28 @@ def test_a_budget_that_cannot_be_loosened_is_fixed_from_the_start():
         assert reach.slack is None and not reach.frees
 
 
-def test_what_is_kept_comes_to_other_values_in_the_last_quarter():
+@pytest.mark.parametrize("by_gradient", [False, True])
+def test_what_is_kept_comes_to_other_values_in_the_last_quarter_and_is_put_there_at_the_end(by_gradient):
     pull, path = (
-        Beside(plan(STEPS), True, [cost(keeps_values=False), cost()]),
+        Beside(plan(STEPS), by_gradient, [cost(keeps_values=False), cost()]),
         Beside(plan(STEPS), False, [cost()]),
     )
+    if by_gradient:
+        # Beside a budget that is fixed values do not count yet, and what is kept is free.
+        far(pull, range(3))
     for step in range(STEPS):
         strength, reach = pull.next(step, np.nan)
-        if step < 0.75 * STEPS:
-            assert (strength, reach) == path.next(step, np.nan)
-        else:
-            grown = 1.5 * (80 / 1.5) ** (4 * step / STEPS - 3) / (EPOCHS * BATCHES / 4)
+        if step >= 0.9 * STEPS:
+            assert reach == Reach(part=1.0, frees=True, puts=True)
+        elif step >= 0.75 * STEPS:
+            grown = 1.5 * (80 / 1.5) ** ((step / STEPS - 0.75) / 0.15) / (EPOCHS * BATCHES / 4)
             assert strength == pytest.approx(grown)
             assert reach.slack is None and not reach.frees and 0 < reach.part < 1 and reach.ratio > 0
+        elif by_gradient:
+            assert strength == pytest.approx(fixed(step / 0.75, 0.75 * LENGTH))
+            assert reach.slack == 0 and reach.frees and reach.part < 1
+        else:
+            assert (strength, reach) == path.next(step, np.nan)
 
 
 def test_a_budget_that_shrinks_what_is_kept_falls_while_all_are_pulled():
@@ -326,3 +335,25 @@ def test_what_the_optimizer_moves_is_carried_in_full_and_then_less():
             away = (1 - reach.part) * (away + 1)
         counted = reach.ratio * away
         assert counted == pytest.approx(batches * max(0, 1 - step / STEPS / 0.9), abs=1e-9)
+
+
+# Several at once.
+
+
+def test_each_of_several_pulls_goes_its_own_way_and_on_from_its_state():
+    def pulls():
+        laid = plan(STEPS)
+        return Together(laid, [Beside(laid, True, [cost()]), Carrying(laid)])
+
+    one, beside, carrying = pulls(), Beside(plan(STEPS), True, [cost()]), Carrying(plan(STEPS))
+    for step in range(STEPS):
+        assert one.looks(step) == beside.looks(step)
+        if one.looks(step):
+            for pull in (one, beside):
+                far(pull, [step])
+        strength, reaches = one.next(step, np.nan)
+        assert (strength, reaches[0]) == beside.next(step, np.nan)
+        assert reaches[1] == carrying.next(step, np.nan)[1]
+    two = pulls()
+    two.load(restored(one.state()))
+    assert not two.looks(1)

@@ -1,10 +1,10 @@
-"""The C step of weights that go freely along what their cost allows."""
+"""C steps that put weights, which go freely along what their cost allows, onto θ."""
 
 import keras
 import numpy as np
 
 from lc_keras.algorithm.beside import Reach
-from lc_keras.algorithm.sliding import SlidingLagrangian
+from lc_keras.algorithm.reaching import ReachingLagrangian
 from lc_keras.algorithm.tasks import Task, bind_tasks
 from lc_keras.costs import LowRank
 
@@ -18,9 +18,9 @@ def test_the_c_step_puts_weights_onto_theta_and_leaves_them_free():
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(5), keras.layers.Dense(4)])
     weights = [layer.kernel for layer in model.layers]
-    lagrangian = SlidingLagrangian(bind_tasks([Task(LowRank(2))], model))
+    lagrangian = ReachingLagrangian(bind_tasks([Task(LowRank(2))], model))
     before = [w.numpy() for w in weights]
-    lagrangian.direct_compression(0.0, Reach(0.0))
+    lagrangian.direct_compression(0.0, Reach(0.0, puts=True))
     for w, theta, given in zip(weights, lagrangian.thetas, before, strict=True):
         # Training begins where the model is.
         np.testing.assert_array_equal(w, given)
@@ -34,7 +34,7 @@ def test_the_c_step_puts_weights_onto_theta_and_leaves_them_free():
         for w, free, theta in zip(weights, moved, thetas, strict=True):
             np.testing.assert_allclose(w, free - part * (free - theta), atol=1e-6)
         now = [w.numpy() for w in weights]
-        found = lagrangian.c_step(part, next_part, Reach(next_part))
+        found = lagrangian.c_step(part, next_part, Reach(next_part, puts=True))
         nearest = [truncated(w, 2) for w in now]
         for w, theta, near in zip(weights, lagrangian.thetas, nearest, strict=True):
             np.testing.assert_allclose(theta, near, atol=1e-5)
@@ -46,10 +46,10 @@ def test_the_c_step_puts_weights_onto_theta_and_leaves_them_free():
 def test_weights_that_are_not_finite_stay_and_theta_is_of_before():
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(5)])
     (kernel,) = [layer.kernel for layer in model.layers]
-    lagrangian = SlidingLagrangian(bind_tasks([Task(LowRank(2))], model))
-    lagrangian.direct_compression(0.0, Reach(0.0))
+    lagrangian = ReachingLagrangian(bind_tasks([Task(LowRank(2))], model))
+    lagrangian.direct_compression(0.0, Reach(0.0, puts=True))
     theta = lagrangian.thetas[0].numpy()
     kernel.assign(np.full((6, 5), np.nan))
-    assert not lagrangian.c_step(0.0, 0.0, Reach(0.0)).finite.numpy().all()
+    assert not lagrangian.c_step(0.0, 0.0, Reach(0.0, puts=True)).finite.numpy().all()
     np.testing.assert_array_equal(lagrangian.thetas[0], theta)
     assert np.isnan(kernel.numpy()).all()

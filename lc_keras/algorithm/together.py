@@ -1,0 +1,77 @@
+"""Several Lagrangians as one, where the costs of a run are trained in unlike ways."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from lc_keras.algorithm.beside import Reach
+from lc_keras.algorithm.lagrangian import CStep, Lagrangian
+from lc_keras.algorithm.shadows import Shadow
+from lc_keras.internals.tensorflow import compiled
+
+
+class TogetherLagrangian(Lagrangian):
+    """Run the C steps of several Lagrangians, each of its own weights and with a reach of its own.
+
+    A list of `Reach`es, one for each, stands wherever others take one; one is that of all.
+
+    Args:
+        parts: List of `Lagrangian`s of a pull beside the optimizer. The first is asked how far weights moved.
+    """
+
+    def __init__(self, parts: Sequence[Lagrangian]) -> None:
+        self._each = list(parts)
+        self.shared = [shared for part in parts for shared in part.shared]
+        self._theta = Shadow.joined([part._theta for part in parts])
+        self._target = Shadow.joined([part._target for part in parts])
+        self._parts = [pair for part in parts for pair in part._parts]
+        self.slots = [slot for part in parts for slot in part.slots]
+        self.size = sum(part.size for part in parts)
+        self.compressed = False
+        self._shown = np.empty((0, 3))
+        self._measure = compiled(self._measure)  # type: ignore[method-assign]  # compiled
+
+    @property
+    def is_loose(self) -> bool:  # type: ignore[override]  # of these parts
+        return any(part.is_loose for part in self._each)
+
+    def saved(self) -> dict[str, list[tf.Variable]]:
+        named = enumerate(part.saved() for part in self._each)
+        return {f"{name}_{i}": variables for i, saved in named for name, variables in saved.items()}
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "each": [part.state() for part in self._each]}
+
+    def load(self, state: dict[str, Any]) -> None:
+        super().load(state)
+        for part, of_part in zip(self._each, state["each"], strict=True):
+            part.load(of_part)
+
+    def direct_compression(self, mu: float, reach: Any = None) -> CStep:
+        return self._all(lambda part, own: part.direct_compression(mu, own), reach)
+
+    def c_step(self, mu: float, next_mu: float, reach: Any = None) -> CStep:
+        return self._all(lambda part, own: part.c_step(mu, next_mu, own), reach)
+
+    def latest(self, mu: float) -> CStep:
+        return self._all(lambda part, _: part.latest(mu))
+
+    def project(self) -> CStep:
+        """Bring θ of all parts under their budgets."""
+        found = [part.project().finite for part in self._each if part.is_loose]
+        return self._found(tf.concat(found, 0))
+
+    def moved(self) -> float:
+        """Return how far kept weights have moved, as `ReachingLagrangian.moved` does, of the first part."""
+        return self._each[0].moved()
+
+    def release(self) -> None:
+        for part in self._each:
+            part.release()
+
+    def _all(self, run: Callable[[Lagrangian, Reach | None], CStep], reach: Any = None) -> CStep:
+        reaches = reach if isinstance(reach, list) else [reach] * len(self._each)
+        found = [run(*pair).finite for pair in zip(self._each, reaches, strict=True)]
+        return self._found(tf.concat(found, 0), self.is_loose)
