@@ -7,13 +7,12 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.algorithm.beside import PullBeside, Reach
+from lc_keras.algorithm.graphs import Part
 from lc_keras.algorithm.lagrangian import CStep, Lagrangian, Slot, halves_of_squares
 from lc_keras.algorithm.passes import in_place
 from lc_keras.algorithm.shadows import Shadow
-from lc_keras.algorithm.tasks import SharedCost
 from lc_keras.costs.compression import Map
 from lc_keras.costs.thresholds import read
-from lc_keras.internals.tensorflow import compiled
 
 # 1 / (1 − g²) is no larger.
 _MOST = 3.0
@@ -47,10 +46,7 @@ class CarryingLagrangian(Lagrangian):
         multipliers: `True`.
     """
 
-    def __init__(self, shared: Sequence[SharedCost], multipliers: bool = True) -> None:
-        super().__init__(shared, multipliers)
-        self._carry = compiled(self._carry)  # type: ignore[method-assign]  # compiled
-        self._enlarge = compiled(self._enlarge)  # type: ignore[method-assign]  # compiled
+    _in_graphs = (*Lagrangian._in_graphs, "_carry", "_enlarge")
 
     def direct_compression(self, mu: float, reach: Reach | None = None) -> CStep:
         found = self._carried(Reach(reach.part if reach else self.mu))
@@ -66,8 +62,8 @@ class CarryingLagrangian(Lagrangian):
         # v is kept where others keep targets.
         return Shadow(variables, "carried", widen=True)
 
-    def _slot(self, variable: keras.Variable, theta: tf.Variable, target: tf.Variable) -> Slot:
-        return Slot(variable, theta, target, PullBeside(theta, self._strength))
+    def _pull(self, variable: keras.Variable, theta: tf.Variable, target: tf.Variable) -> PullBeside:
+        return PullBeside(theta, self._strength)
 
     def _carried(self, reach: Reach) -> CStep:
         return self._found(self._carry(*map(tf.constant, (reach.part, reach.ratio, reach.least))))
@@ -78,7 +74,7 @@ class CarryingLagrangian(Lagrangian):
         distance = tf.sqrt(tf.math.divide_no_nan(away, all_of_it))
         ratio = ratio * tf.clip_by_value(_PER_DISTANCE * tf.cast(distance, ratio.dtype), least, 1.0)
 
-        def maps(part: SharedCost, values: Sequence[tf.Tensor], slots: Sequence[Slot]) -> list[Map]:
+        def maps(part: Part, values: Sequence[tf.Tensor], slots: Sequence[Slot]) -> list[Map]:
             if part.compression.maps_others:
                 values = [read(slot.variable) for slot in slots]
             return part.compression.maps(values, tf.constant(1.0), part.layouts)

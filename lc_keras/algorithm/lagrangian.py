@@ -11,7 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from lc_keras.algorithm.beside import PullBeside, Reach
+from lc_keras.algorithm.beside import Reach
+from lc_keras.algorithm.graphs import Arrays, Part, in_graph
 from lc_keras.algorithm.passes import in_place, new_target
 from lc_keras.algorithm.penalty import LCPenalty
 from lc_keras.algorithm.shadows import Shadow, fingerprint
@@ -19,7 +20,7 @@ from lc_keras.algorithm.tasks import SharedCost
 from lc_keras.costs import thresholds
 from lc_keras.costs.compression import Map
 from lc_keras.costs.thresholds import read
-from lc_keras.internals.tensorflow import compiled, emptied
+from lc_keras.internals.tensorflow import compiled, copies_of, emptied
 
 # How much is lost where Keras swaps weights and their averages by adding and subtracting, by the bytes of
 # the weights; and where two sums are of the same values.
@@ -49,13 +50,13 @@ class Slot:
         theta: `tf.Variable`, θ.
         target: `tf.Variable`, $t = \theta + \lambda/\mu$; the same as `theta` without multipliers. Beside
             the optimizer it is NaN where a weight is left free.
-        pull: `LCPenalty`, the pull through the loss, or `PullBeside` the optimizer.
+        pull: `LCPenalty`, the pull through the loss, or `PullBeside` the optimizer; `None` in a graph.
     """
 
     variable: keras.Variable
     theta: tf.Variable
     target: tf.Variable
-    pull: LCPenalty | PullBeside
+    pull: Any
 
 
 class Lagrangian:
@@ -90,37 +91,54 @@ class Lagrangian:
     # What the targets are emptied to, so that nothing is pulled any more.
     _nowhere = 0.0
 
+    # What is compiled, once for all Lagrangians that are alike.
+    _in_graphs: tuple[str, ...] = ("_c_step", "_measure")
+
     def __init__(self, shared: Sequence[SharedCost], multipliers: bool = True) -> None:
         self.shared = shared
         variables = [v for part in shared for v in part.variables]
         # μ, or the part of the way that a batch pulls beside the optimizer.
-        self._strength = tf.Variable(0.0, trainable=False, name="strength")
+        strength = tf.Variable(0.0, trainable=False, name="strength")
         self._multipliers = multipliers
         self._theta = Shadow(variables, "theta", widen=True)
-        self._target = self._made_target(variables)
-        arrays = zip(self._theta.copies, self._target.copies, strict=True)
-        self._parts = [(part, [self._slot(v, *next(arrays)) for v in part.variables]) for part in shared]
-        self.slots = [slot for _, slots in self._parts for slot in slots]
-        self.size = sum(int(slot.target.shape.num_elements()) for slot in self.slots)
+        target = self._made_target(variables)
+        parts = [Part(s.compression, s.layouts, [v.constraint for v in s.variables]) for s in shared]
+        targets = target.copies if target else None
+        self._hold(parts, Arrays(variables, self._theta.copies, targets, strength))
         self.compressed = False
         self._shown = np.empty((0, 3))
-        self._c_step = compiled(self._c_step)  # type: ignore[method-assign]  # compiled
-        self._measure = compiled(self._measure)  # type: ignore[method-assign]  # compiled
+        for name in self._in_graphs:
+            setattr(self, name, in_graph(getattr(type(self), name), type(self)._of, parts, self._arrays))
+
+    @classmethod
+    def _of(cls, parts: Sequence[Part], arrays: Arrays) -> "Lagrangian":
+        """Return one that has nothing but arrays, and no pull, for a graph of them."""
+        made = object.__new__(cls)
+        made._hold(parts, arrays, pulls=False)
+        return made
+
+    def _hold(self, parts: Sequence[Part], arrays: Arrays, pulls: bool = True) -> None:
+        self._arrays, self._strength = arrays, arrays.strength
+        rows = zip(self.variables, self.thetas, self.targets, strict=True)
+        slots = (Slot(*row, pull=self._pull(*row) if pulls else None) for row in rows)
+        self._parts = [(part, list(itertools.islice(slots, len(part.layouts)))) for part in parts]
+        self.slots = [slot for _, slots in self._parts for slot in slots]
+        self.size = sum(int(slot.target.shape.num_elements()) for slot in self.slots)
 
     @property
     def variables(self) -> list[keras.Variable]:
         """The weights w."""
-        return self._theta.variables
+        return self._arrays.variables
 
     @property
     def thetas(self) -> list[tf.Variable]:
         """θ, a variable for each weight."""
-        return self._theta.copies
+        return self._arrays.thetas
 
     @property
     def targets(self) -> list[tf.Variable]:
         """The targets of the L step, a variable for each weight."""
-        return self._target.copies
+        return self._arrays.targets or self.thetas
 
     @property
     def mu(self) -> float:
@@ -134,7 +152,7 @@ class Lagrangian:
 
     def saved(self) -> dict[str, list[tf.Variable]]:
         """Return the variables that a restart needs, by what they are."""
-        theta = self.thetas if self._target is not self._theta else []
+        theta = self.thetas if self._arrays.targets else []
         return {"target": self.targets, "theta": theta, "strength": [self._strength]}
 
     def state(self) -> dict[str, Any]:
@@ -230,7 +248,7 @@ class Lagrangian:
         given = iter(variables)
         for part, slots in self._parts:
             chosen = list(itertools.islice(given, len(slots)))
-            solves = _constrained(part, part.compression.maps([read(v) for v in chosen], mu, part.layouts))
+            solves = part.constrained(part.compression.maps([read(v) for v in chosen], mu, part.layouts))
 
             in_place(lambda value, solve: tf.cast(solve(read(value)), value.dtype), chosen, maps=solves)
 
@@ -287,15 +305,14 @@ class Lagrangian:
         for slot in self.slots:
             emptied(slot.target, self._nowhere)
 
-    def _made_target(self, variables: Sequence[keras.Variable]) -> Shadow:
-        return Shadow(variables, "target", widen=True) if self._multipliers else self._theta
+    def _made_target(self, variables: Sequence[keras.Variable]) -> Shadow | None:
+        return Shadow(variables, "target", widen=True) if self._multipliers else None
 
-    def _slot(self, variable: keras.Variable, theta: tf.Variable, target: tf.Variable) -> Slot:
-        pull = LCPenalty(target, self._strength, variable.regularizer, is_shown=False)
-        return Slot(variable, theta, target, pull)
+    def _pull(self, variable: keras.Variable, theta: tf.Variable, target: tf.Variable) -> Any:
+        return LCPenalty(target, self._strength, variable.regularizer, is_shown=False)
 
     def _c_step(self, mu: tf.Tensor, ratio: tf.Tensor, next_mu: tf.Tensor) -> tf.Tensor:
-        def maps(part: SharedCost, values: Sequence[tf.Tensor], _: Sequence[Slot]) -> list[Map]:
+        def maps(part: Part, values: Sequence[tf.Tensor], _: Sequence[Slot]) -> list[Map]:
             return part.compression.maps(values, mu, part.layouts)
 
         def shifted(weight: tf.Tensor, theta: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
@@ -316,7 +333,7 @@ class Lagrangian:
 
     def _update(
         self,
-        maps: Callable[[SharedCost, Sequence[tf.Tensor], Sequence[Slot]], list[Map]],
+        maps: Callable[[Part, Sequence[tf.Tensor], Sequence[Slot]], list[Map]],
         shifted: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor],
         target: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
         strength: tf.Tensor,
@@ -334,7 +351,7 @@ class Lagrangian:
         Returns:
             bool vector, whether each variable is finite.
         """
-        two_arrays = self._target is not self._theta
+        two_arrays = self._arrays.targets is not None
 
         def update() -> tf.Tensor:
             if two_arrays:
@@ -343,8 +360,8 @@ class Lagrangian:
                 in_place(lambda theta, weight, t: shifted(weight, theta, t), *arrays)
             for part, slots in self._parts:
                 thetas, targets = [slot.theta for slot in slots], [slot.target for slot in slots]
-                sources = thetas if two_arrays else part.variables
-                solves = _constrained(part, maps(part, [read(source) for source in sources], slots))
+                sources = thetas if two_arrays else [slot.variable for slot in slots]
+                solves = part.constrained(maps(part, [read(source) for source in sources], slots))
                 # One after the other, each array is read and written in place.
                 if two_arrays:
                     new = functools.partial(in_place, lambda _, v, solve: target(solve(v), v))
@@ -356,7 +373,7 @@ class Lagrangian:
             self._strength.assign(strength)
             return tf.constant(True)
 
-        with tf.device(self.variables[0].value.device):
+        with tf.device(copies_of(self.variables[0])[0].device):
             finite = thresholds.finite([tf.convert_to_tensor(v) for v in self.variables])
             tf.cond(tf.reduce_all(finite), update, lambda: tf.constant(False))
         return finite
@@ -379,20 +396,3 @@ def _halves(pairs: Sequence[tuple[tf.Tensor, tf.Tensor]]) -> tf.Tensor:
         return sums + tf.cast(tf.stack([tf.nn.l2_loss(term) for term in terms]), tf.float64)
 
     return thresholds.fold(pairs, tf.zeros([3], tf.float64), update)
-
-
-def _constrained(part: SharedCost, solves: Sequence[Map]) -> list[Map]:
-    """Apply the weights' own constraints to θ, where the cost only says which weights are zero."""
-
-    def constrained(constraint: keras.constraints.Constraint | None, solve: Map) -> Map:
-        if constraint is None or not part.compression.keeps_values:
-            return solve
-
-        def apply(value: tf.Tensor) -> tf.Tensor:
-            theta = solve(value)
-            changed = tf.cast(tf.convert_to_tensor(constraint(theta)), theta.dtype)
-            return tf.where(theta != 0, changed, tf.zeros([], theta.dtype))
-
-        return apply
-
-    return [constrained(v.constraint, solve) for v, solve in zip(part.variables, solves, strict=True)]

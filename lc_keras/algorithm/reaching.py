@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.algorithm.beside import PullBeside, Reach
+from lc_keras.algorithm.graphs import Part
 from lc_keras.algorithm.lagrangian import CStep, Lagrangian, Slot
 from lc_keras.algorithm.passes import in_place, new_target
 from lc_keras.algorithm.shadows import Shadow
@@ -37,13 +38,11 @@ class ReachingLagrangian(Lagrangian):
 
     _nowhere = math.nan
 
+    _in_graphs = (*Lagrangian._in_graphs, "_reaching", "_moved", "_tighten", "_put")
+
     def __init__(self, shared: Sequence[SharedCost], multipliers: bool = True) -> None:
         super().__init__(shared, multipliers)
         self._reach = Reach(0.0)
-        self._reaching = compiled(self._reaching)  # type: ignore[method-assign]  # compiled
-        self._moved = compiled(self._moved)  # type: ignore[method-assign]  # compiled
-        self._tighten = compiled(self._tighten)  # type: ignore[method-assign]  # compiled
-        self._put = compiled(self._put)  # type: ignore[method-assign]  # compiled
 
     @property
     def is_loose(self) -> bool:  # type: ignore[override]  # of this reach
@@ -97,8 +96,8 @@ class ReachingLagrangian(Lagrangian):
     def _made_target(self, variables: Sequence[keras.Variable]) -> Shadow:
         return Shadow(variables, "target", widen=True)
 
-    def _slot(self, variable: keras.Variable, theta: tf.Variable, target: tf.Variable) -> Slot:
-        return Slot(variable, theta, target, PullBeside(target, self._strength))
+    def _pull(self, variable: keras.Variable, theta: tf.Variable, target: tf.Variable) -> PullBeside:
+        return PullBeside(target, self._strength)
 
     def _reached(self, reach: Reach, ratio: float) -> CStep:
         has_multipliers = self._multipliers and not any(map(_pulls_to_looser, (self._reach, reach)))
@@ -129,7 +128,7 @@ class ReachingLagrangian(Lagrangian):
         retargets: tf.Tensor,
         of_theta: tf.Tensor,
     ) -> tf.Tensor:
-        def maps(part: SharedCost, values: Sequence[tf.Tensor], _: Sequence[Slot]) -> list[Map]:
+        def maps(part: Part, values: Sequence[tf.Tensor], _: Sequence[Slot]) -> list[Map]:
             if slack is None:
                 # A budget does not depend on μ.
                 return part.compression.maps(values, tf.constant(1.0), part.layouts)

@@ -7,9 +7,9 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.algorithm.beside import Reach
+from lc_keras.algorithm.graphs import Arrays, in_graph
 from lc_keras.algorithm.lagrangian import CStep, Lagrangian
 from lc_keras.algorithm.shadows import Shadow
-from lc_keras.internals.tensorflow import compiled
 
 
 class TogetherLagrangian(Lagrangian):
@@ -25,13 +25,18 @@ class TogetherLagrangian(Lagrangian):
         self._each = list(parts)
         self.shared = [shared for part in parts for shared in part.shared]
         self._theta = Shadow.joined([part._theta for part in parts])
-        self._target = Shadow.joined([part._target for part in parts])
+        targets = [target for part in parts for target in part.targets]
+        self._arrays = Arrays(
+            self._theta.variables, self._theta.copies, targets, tf.Variable(0.0, trainable=False)
+        )
         self._parts = [pair for part in parts for pair in part._parts]
         self.slots = [slot for part in parts for slot in part.slots]
         self.size = sum(part.size for part in parts)
         self.compressed = False
         self._shown = np.empty((0, 3))
-        self._measure = compiled(self._measure)  # type: ignore[method-assign]  # compiled
+        known = [part for part, _ in self._parts]
+        measure = in_graph(type(self)._measure, self._of, known, self._arrays)
+        self._measure = measure  # type: ignore[method-assign]  # compiled
 
     @property
     def is_loose(self) -> bool:  # type: ignore[override]  # of these parts

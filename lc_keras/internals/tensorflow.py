@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.framework.function_def_to_graph import function_def_to_graph_def, get_function_def
-from tensorflow.python.ops import handle_data_util, script_ops
+from tensorflow.python.ops import handle_data_util, resource_variable_ops, script_ops
 
 from lc_keras.internals.keras import is_of_keras
 
@@ -90,6 +90,15 @@ def copies_of(variable: keras.Variable | tf.Variable) -> Sequence[tf.Variable]:
     """Return the `tf.Variable`s of a variable, one for each replica that holds it."""
     value = variable.value if isinstance(variable, keras.Variable) else variable
     return value.values if isinstance(value, tf.distribute.DistributedValues) else [value]
+
+
+def variable_of(handle: tf.Tensor, shape: Sequence[int], dtype: tf.DType) -> tf.Variable:
+    """Return a variable by its handle, which may be an argument of the graph that is being traced.
+
+    A graph of which a variable itself is an argument is only of use while the first such variable lives.
+    `resource_variable_ops.ResourceVariable` takes the handle.
+    """
+    return resource_variable_ops.ResourceVariable(handle=handle, shape=shape, dtype=dtype, trainable=False)
 
 
 def emptied(variable: tf.Variable, value: float | bool) -> None:

@@ -15,6 +15,7 @@ from lc_keras import (
     NMConstraint,
     Task,
 )
+from lc_keras.algorithm import graphs
 from lc_keras.algorithm.beside import Reach
 from lc_keras.algorithm.lagrangian import Lagrangian
 from lc_keras.algorithm.reaching import ReachingLagrangian
@@ -27,6 +28,7 @@ REACHES = [Reach(0.1, 0.0, 0.5, True), Reach(0.2, 0.7, 0.3, True), Reach(0.3, 0.
 def arrays_of(cost, dtype, scope, many, monkeypatch, kind):
     """θ and t after each of a few C steps."""
     monkeypatch.setattr(of_tensorflow, "_MANY", many)
+    graphs.shared.cache_clear()  # which were made with another number
     rng = np.random.default_rng(0)
     with scope:
         layers = [keras.layers.Dense(n, use_bias=False, dtype=dtype) for n in (7, 6)]

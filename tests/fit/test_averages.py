@@ -20,8 +20,9 @@ def averaging():
     return keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.8)
 
 
-def attached(optimizer):
+def attached(optimizer, constraint=None):
     model = net(optimizer)
+    model.layers[0].kernel.constraint = constraint
     lagrangian = Lagrangian(bind_tasks(as_tasks(L0Constraint(KEPT)), model))
     return model, lagrangian, Averages(model.optimizer, lagrangian)
 
@@ -49,8 +50,7 @@ def test_averages_are_compressed_while_they_are_shown(scaled):
 
 
 def test_a_constraint_of_the_weights_holds_for_what_is_shown():
-    model, _, averages = attached(averaging())
-    model.layers[0].kernel.constraint = keras.constraints.NonNeg()
+    model, _, averages = attached(averaging(), keras.constraints.NonNeg())
     model.optimizer.build(model.trainable_variables)
     average = model.optimizer._model_variables_moving_average[0]
     average.assign(model.layers[0].kernel)

@@ -318,13 +318,14 @@ def test_the_c_step_has_kernels_in_the_memory_of_a_gpu(cost, dtype):
     finally:
         keras.config.set_dtype_policy("float32")
     single, double, flag = (tf.TensorSpec([], kind) for kind in (tf.float32, tf.float64, tf.bool))
-    traced = [lagrangian._measure.get_concrete_function()]
+    traced = [tf.function(lagrangian._measure).get_concrete_function()]
     if cost.can_loosen:
         # It has the operations of a fixed budget, and those that loosen it.
         reaching = ReachingLagrangian(lagrangian.shared)
-        traced.append(reaching._reaching.get_concrete_function(double, single, single, *4 * [flag]))
+        call, arguments = reaching._reaching, (double, single, single, *4 * [flag])
     else:
-        traced.append(lagrangian._c_step.get_concrete_function(single, double, single))
+        call, arguments = lagrangian._c_step, (single, double, single)
+    traced.append(tf.function(call, autograph=False).get_concrete_function(*arguments))
     for function in traced:
         assert list(taken_to_the_host(function.graph)) == []
 
