@@ -17,8 +17,13 @@ import tensorflow as tf
 import lc_keras
 from benchmarks import record
 from benchmarks.nets import NETS
+from lc_keras.algorithm.beside import Reach
 from lc_keras.algorithm.lagrangian import Lagrangian
+from lc_keras.algorithm.reaching import ReachingLagrangian
 from lc_keras.algorithm.tasks import as_tasks, bind_tasks
+
+# Whose pull is through the loss, and beside the optimizer.
+KINDS = Lagrangian, ReachingLagrangian
 
 
 def compiled(build, jit_compile, steps_per_execution):
@@ -39,42 +44,58 @@ def seconds(function):
 
 
 def measure(build, batches, batch_size, rounds, jit_compile, l_step_batches):
-    """Medians over rounds in which plain and penalised epochs take turns."""
-    plain, pulled = (compiled(build, jit_compile, batches) for _ in range(2))
-    lagrangian = Lagrangian(bind_tasks(as_tasks(lc_keras.L0Constraint(0.05)), pulled))
-    lagrangian.direct_compression(1e-3)
+    """Medians over rounds in which plain epochs take turns with those of a pull of either kind."""
+    plain, *pulled = (compiled(build, jit_compile, batches) for _ in range(3))
+    tasks = as_tasks(lc_keras.L0Constraint(0.05))
+    loss, beside = (kind(bind_tasks(tasks, m)) for kind, m in zip(KINDS, pulled, strict=True))
+    # As in the middle of a run: half of what goes is pulled, what stays is free.
+    reach = Reach(0.01, ratio=0.9, slack=0.5, frees=True)
     generator = np.random.default_rng(0)
     x = generator.normal(size=(batch_size, *plain.input_shape[1:])).astype("float32")
     y = generator.integers(0, 10, batch_size)
     # One batch over and over: nothing but the training step is timed.
     data = tf.data.Dataset.from_tensors((x, y)).repeat(batches)
 
-    def epoch(model):
-        with lagrangian.pulling() if model is pulled else contextlib.nullcontext():
+    def epoch(model, pulling=contextlib.nullcontext):
+        with pulling():
             model.fit(data, verbose=0)
 
-    def c_step():
-        float(lagrangian.c_step(1e-3, 1.1e-3).gap)
+    def c_step(lagrangian):
+        # Its result is waited for.
+        np.all(lagrangian.c_step(1e-3, 1.1e-3, reach).finite)
 
-    for warm_up in (lambda: epoch(plain), lambda: epoch(pulled), c_step):
+    timed = [
+        lambda: epoch(plain),
+        lambda: epoch(pulled[0], loss.pulling),
+        lambda: epoch(pulled[1], beside.pulling),
+        lambda: c_step(loss),
+        lambda: c_step(beside),
+    ]
+    for lagrangian in (loss, beside):
+        lagrangian.direct_compression(1e-3, reach)
+    for warm_up in timed:
         warm_up()
     times = []
     progress = keras.utils.Progbar(rounds, unit_name="round")
     for i in range(rounds):
-        # The order alternates, so that neither gains from being first.
-        pair = [seconds(lambda m=m: epoch(m)) for m in ((plain, pulled) if i % 2 else (pulled, plain))]
-        times.append((*(pair if i % 2 else pair[::-1]), seconds(c_step)))
+        # The order alternates, so that none gains from being first.
+        turns = [seconds(run) for run in timed[:: 1 if i % 2 else -1]]
+        times.append(turns if i % 2 else turns[::-1])
         progress.update(i + 1)
-    plain_time, pulled_time, c_step_time = (statistics.median(column) for column in zip(*times, strict=True))
+    plain_time, *l_steps, c_step_time, c_step_beside = map(statistics.median, zip(*times, strict=True))
+    ratios = [statistics.median(row[i] / row[0] for row in times) for i in (1, 2)]
     return {
         "xla": jit_compile,
         "batch_size": batch_size,
         "plain_ms_per_batch": 1e3 * plain_time / batches,
-        "l_step_ms_per_batch": 1e3 * pulled_time / batches,
-        "l_step_ratio": statistics.median(pulled / plain for plain, pulled, _ in times),
+        "l_step_ms_per_batch": 1e3 * l_steps[0] / batches,
+        "l_step_ratio": ratios[0],
+        "beside_ms_per_batch": 1e3 * l_steps[1] / batches,
+        "beside_ratio": ratios[1],
         "c_step_ms": 1e3 * c_step_time,
+        "c_step_beside_ms": 1e3 * c_step_beside,
         "l_step_batches": l_step_batches,
-        "c_step_fraction": c_step_time / (pulled_time / batches * l_step_batches),
+        "c_step_fraction": c_step_time / (l_steps[0] / batches * l_step_batches),
     }
 
 
@@ -82,7 +103,8 @@ def table(rows):
     """A line for each net, with XLA and without."""
     return "\n".join(
         f"{row['net']:9} {'XLA' if row['xla'] else '':3}  plain {row['plain_ms_per_batch']:7.2f} ms a batch  "
-        f" L step {row['l_step_ratio']:.3f} x   C step {row['c_step_ms']:6.2f} ms = "
+        f" L step {row['l_step_ratio']:.3f} x   beside the optimizer {row['beside_ratio']:.3f} x  "
+        f" C step {row['c_step_ms']:6.2f} ms ({row['c_step_beside_ms']:6.2f} ms beside), "
         f"{100 * row['c_step_fraction']:.2f} % of an L step of {row['l_step_batches']} batches"
         for row in rows
     )
