@@ -13,6 +13,8 @@ from typing import NamedTuple, TypeVar
 
 import tensorflow as tf
 
+from lc_keras.internals.tensorflow import is_large
+
 CHUNK = 2**20
 
 State = TypeVar("State")
@@ -360,11 +362,21 @@ def finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     """
 
     tensors = [tf.convert_to_tensor(tensor) for tensor in tensors]
-    # A sum of squares is finite only if all are; of large values it may overflow.
-    sums = [tf.math.is_finite(tf.nn.l2_loss(tensor)) for tensor in tensors]
-    return tf.cond(
-        tf.reduce_all(sums),
-        lambda: tf.fill([len(tensors)], True),
-        lambda: tf.stack([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in tensors]),
-        name="normal",
-    )
+    large = [t.shape.num_elements() is None or is_large(t.shape.num_elements()) for t in tensors]
+
+    def all_finite(tensor: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_all(tf.math.is_finite(tensor))
+
+    # A sum of squares, which is no array, is finite only if all are; of large values it may overflow.
+    found = [
+        tf.math.is_finite(tf.nn.l2_loss(tensor)) if of_many else all_finite(tensor)
+        for tensor, of_many in zip(tensors, large, strict=True)
+    ]
+    if not any(large):
+        return tf.stack(found)
+
+    def with_care() -> tf.Tensor:
+        each = zip(tensors, large, found, strict=True)
+        return tf.stack([all_finite(tensor) if of_many else sure for tensor, of_many, sure in each])
+
+    return tf.cond(tf.reduce_all(found), lambda: tf.stack(found), with_care, name="normal")

@@ -187,7 +187,10 @@ def test_finite(dtype, bad):
 
 
 def test_huge_is_finite():
-    assert thresholds.finite([tf.constant([LARGEST, -LARGEST])]).numpy().all()
+    few, many = tf.constant([LARGEST, -LARGEST]), tf.fill([2**17], LARGEST)
+    assert thresholds.finite([few, many]).numpy().all()
+    bad = tf.concat([many, [np.nan]], 0)
+    assert thresholds.finite([few, many, bad, few]).numpy().tolist() == [True, True, False, True]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
