@@ -286,6 +286,16 @@ def test_the_dataset_behind_an_iterator():
     assert [list(part) for part in of_tensorflow.dataset_of(distributed_iterator())] == [[0], [1], [2], [3]]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8", "bool"])
+def test_the_values_of_a_variable_without_a_copy(dtype):
+    variable = keras.Variable(np.eye(3), dtype=dtype)
+    view = of_tensorflow.view_of(variable)
+    assert view.dtype == variable.numpy().dtype and np.array_equal(view, np.eye(3).astype(view.dtype))
+    assert view.flags.owndata == (dtype == "bfloat16")
+    variable.assign(np.ones((3, 3)))
+    assert np.array_equal(view, np.eye(3).astype(view.dtype))  # which others may hold
+
+
 @pytest.mark.parametrize("inside", [False, True])
 def test_datasets_of_generators(inside):
     def numbers():

@@ -26,7 +26,7 @@ from lc_keras.export.sparse import Sparse, choose, sparse_methods
 from lc_keras.export.stored import LoadOnce, StoredSparse, StoredWeight
 from lc_keras.export.warmup import Requests, as_requests, prediction_log, write_warmup
 from lc_keras.internals.keras import layers_in, replaced
-from lc_keras.internals.tensorflow import in_silence
+from lc_keras.internals.tensorflow import in_silence, view_of
 from lc_keras.measuring.counting import REPORT_FILE, measure, size_of
 from lc_keras.measuring.packing import Packed, pack
 from lc_keras.model.macs import Uses, count_uses
@@ -180,7 +180,7 @@ def export_saved_model(
 
 
 def _arrays(model: keras.Model) -> list[np.ndarray]:
-    arrays = [keras.ops.convert_to_numpy(variable) for variable in model.variables]
+    arrays = [view_of(variable) for variable in model.variables]
     for variable, array in zip(model.variables, arrays, strict=True):
         if keras.backend.is_float_dtype(variable.dtype) and np.isnan(array).any():
             raise ValueError(f"Expected weights that are numbers. Received: NaN in '{variable.path}'.")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 import keras
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.framework.function_def_to_graph import function_def_to_graph_def, get_function_def
@@ -99,6 +100,14 @@ def variable_of(handle: tf.Tensor, shape: Sequence[int], dtype: tf.DType) -> tf.
     `resource_variable_ops.ResourceVariable` takes the handle.
     """
     return resource_variable_ops.ResourceVariable(handle=handle, shape=shape, dtype=dtype, trainable=False)
+
+
+def view_of(variable: keras.Variable) -> np.ndarray:
+    """Return the values of a variable, without a copy where NumPy has their type; not to be written to."""
+    value = tf.convert_to_tensor(variable)
+    if "CPU" not in value.device or value.dtype.as_numpy_dtype.__module__ != "numpy":
+        return value.numpy()
+    return np.asarray(memoryview(value))
 
 
 def emptied(variable: tf.Variable, value: float | bool) -> None:

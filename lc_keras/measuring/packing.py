@@ -83,7 +83,9 @@ def pack(array: np.ndarray, dense: bool = True) -> Packed:
     if dense and array.nbytes <= _UNPACKING:
         return Packed("dense", array.shape, array)
     flat = array.ravel()
-    positions, steps = np.flatnonzero(flat), steps_of(array)
+    # Half the memory that the places would take by default.
+    positions = np.flatnonzero(flat).astype("int32" if flat.size < 2**31 else "int64")
+    steps = steps_of(array)
     plain = [
         *(_with_gaps(array, flat, positions, bits) for bits in (4, 8, 16)),
         _with_bits(array, flat, positions),
@@ -154,12 +156,12 @@ def _with_gaps(array: np.ndarray, flat: np.ndarray, positions: np.ndarray, bits:
     gaps = np.diff(positions, prepend=-1) - 1
     longest = 2**bits - 1
     bridges, rest = np.divmod(gaps, longest + 1)
-    last = np.cumsum(bridges + 1) - 1
-    places = np.full(len(positions) + bridges.sum(), longest)
+    last = np.cumsum(bridges + 1, dtype=positions.dtype) - 1
+    places = np.full(len(positions) + bridges.sum(), longest, f"uint{max(bits, 8)}")
     places[last] = rest
     values = np.zeros(len(places), flat.dtype)
     values[last] = flat[positions]
-    stored = to_bits(places, bits) if bits < 8 else places.astype(f"uint{bits}")
+    stored = to_bits(places, bits) if bits < 8 else places
     return Packed(f"gaps{bits}", array.shape, values, stored)
 
 
