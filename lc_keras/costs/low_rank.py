@@ -171,7 +171,7 @@ class RankSelection(Factored):
     are seen as matrices in the two ways of `LowRank`.
 
     Args:
-        alpha: Float α ≥ 0.
+        alpha: Float α ≥ 0, what a weight, or a multiply-add, costs, in units of the loss that is trained.
         measure: `"parameters"` (default): weights. `"macs"`: the multiply-adds of one example.
 
     Raises:
