@@ -124,7 +124,7 @@ def shared(
 
 
 def _content(value: Any) -> Hashable:
-    """Return what tells a value from others; of an object of another kind that is which one it is."""
+    """Return what tells a value from others; an object of another kind, which may change, equals no other."""
     if isinstance(value, (tuple, list)):
         return type(value), *map(_content, value)
     if isinstance(value, np.ndarray):
@@ -132,4 +132,4 @@ def _content(value: Any) -> Hashable:
     if "__dataclass_fields__" in vars(type(value)):
         # 1 and 1.0 are not the same.
         return type(value), *(_content(getattr(value, field.name)) for field in dataclasses.fields(value))
-    return type(value), value if isinstance(value, (bool, int, float, str, type(None))) else id(value)
+    return type(value), value if isinstance(value, (bool, int, float, str, type(None))) else object()

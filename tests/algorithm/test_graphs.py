@@ -76,11 +76,14 @@ def test_what_a_cost_has_beside_its_fields_is_not_taken_for_equal():
         def maps(self, weights, mu, layouts):
             return super().maps([w / 2 if self.half and i else w for i, w in enumerate(weights)], mu, layouts)
 
+    changing = Custom(150, False)
+
     def shares(half):
+        object.__setattr__(changing, "half", half)
         model = model_of(50)
         for layer, value in zip(model.layers, (1.0, 1.5), strict=True):
             layer.kernel.assign(tf.fill(layer.kernel.shape, value))
-        Alternation(model, Custom(150, half), mu=1.0).finish()
+        Alternation(model, changing, mu=1.0).finish()
         return [np.count_nonzero(kernel) for kernel in kernels(model)]
 
     assert shares(False) == [0, 150] != shares(True)
