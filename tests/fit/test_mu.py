@@ -10,7 +10,7 @@ import pytest
 
 from lc_keras import Geometric
 from lc_keras.algorithm.beside import Reach
-from lc_keras.fit.mu import Beside, Carrying, Scheduled, ThroughLoss, Together, is_automatic
+from lc_keras.fit.mu import Beside, Carrying, Scheduled, Sliding, ThroughLoss, Together, is_automatic
 from lc_keras.fit.plan import Plan
 
 RATE, BATCHES, EPOCHS = 0.2, 50, 4
@@ -169,7 +169,7 @@ def same_reach(reach, **expected):
 
 
 @pytest.mark.parametrize("by_gradient, units", [(False, False), (True, False), (False, True)])
-@pytest.mark.parametrize("batches, counted", [(BATCHES, BATCHES), (None, 100), (13, 13), (14, 14)])
+@pytest.mark.parametrize("batches, counted", [(BATCHES, BATCHES), (None, 100), (99, 99)])
 def test_beside_the_reach_grows(batches, counted, by_gradient, units):
     pull, before = Beside(plan(STEPS, batches), by_gradient, [cost(needs_units=units)]), 0.0
     pull.begin()
@@ -335,6 +335,14 @@ def test_what_the_optimizer_moves_is_carried_in_full_and_then_less():
             away = (1 - reach.part) * (away + 1)
         counted = reach.ratio * away
         assert counted == pytest.approx(batches * max(0, 1 - step / STEPS / 0.9), abs=1e-9)
+
+
+def test_low_rank_is_put_onto_theta_by_each_c_step_and_pulled_there_in_the_last_quarter():
+    pull = Sliding(plan(STEPS))
+    for step in range(STEPS):
+        strength, reach = pull.next(step, np.nan)
+        assert strength == pytest.approx(0.3 * max(0, step / STEPS - 0.75) / 0.25)
+        assert reach == Reach(strength, puts=True)
 
 
 # Several at once.
