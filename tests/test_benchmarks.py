@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import nets, pictures, results
+from benchmarks import nets, pictures, record, results
 from benchmarks.training import error, sizes, strength, whole_run
 from lc_keras.algorithm.steps import Steps
 
@@ -148,6 +148,14 @@ def check(script, rows, printed, folder):
         assert all(row["part_of_the_time"] > 0 and row["error_of_the_fit"] >= 0 for row in rows)
     else:
         assert rows[0]["l_step_ratio"] > 0 and rows[0]["c_step_ms"] > 0
+
+
+def test_the_page_of_results_says_what_the_figures_do():
+    page = (ROOT / "docs/results.md").read_text()
+    assert page.startswith(results.HEAD)
+    for name, title, said, table, _ in results.SECTIONS:
+        rows = record.read(ROOT / f"benchmarks/results/{name}.json")
+        assert f"\n## {title}\n{said}\n```\n{table(rows)}\n```\n" in page
 
 
 def test_results_are_written_from_what_there_is(tmp_path, monkeypatch):
