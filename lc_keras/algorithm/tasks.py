@@ -203,7 +203,7 @@ class Task(Serializable):
                         "to have their neurons zeroed all the same."
                     )
             if cost.needs_time:
-                layouts = _timed(model, variables, layouts)
+                layouts = _TIMED[cost.needs_time](model, variables, layouts)
             try:
                 cost.check(layouts)
             except ValueError as error:
@@ -232,11 +232,11 @@ class Task(Serializable):
         return shared
 
 
-def _timed(
+def _timed_at_widths(
     model: keras.Model, variables: Sequence[keras.Variable], layouts: Sequence[Layout]
 ) -> list[Layout]:
     """Return layouts with the time of their weights, the first one with that of all else."""
-    latency = known(model)
+    latency = known(model, "widths")
     if latency is None or any(layout.units is None for layout in layouts):
         raise ValueError(
             "Expected, for a budget in milliseconds, a Functional or Sequential model whose time "
@@ -248,6 +248,23 @@ def _timed(
     times[0] = (*times[0][:2], 1e6 * max(rest, 0.0))
     return [replace(layout, nanoseconds=time) for layout, time in zip(layouts, times, strict=True)]
 
+
+def _timed_by_rank(
+    model: keras.Model, variables: Sequence[keras.Variable], layouts: Sequence[Layout]
+) -> list[Layout]:
+    """Return layouts with the time of their layers by the ranks of their kernels."""
+    latency = known(model, "ranks")
+    if latency is None:
+        return list(layouts)
+    times = [latency.kernels.get(v.path, (0.0,)) for v in variables]
+    by_rank = [
+        tuple((whole, two, each) for two, each in zip(ways[::2], ways[1::2], strict=True))
+        for whole, *ways in times
+    ]
+    return [replace(layout, by_rank=ways) for layout, ways in zip(layouts, by_rank, strict=True)]
+
+
+_TIMED = {"widths": _timed_at_widths, "ranks": _timed_by_rank}
 
 _BUDGETS = {
     False: "and the budget chooses among the others",

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import tensorflow as tf
@@ -44,7 +44,7 @@ class Compression(Serializable):
         maps_others: Bool, whether the maps found for some weights bring others under the cost, too.
         needs_units: Bool, whether its `Layout`s should say which units of a model's graph weights make.
         needs_macs: Bool, whether its `Layout`s must say how many multiply-adds weights take.
-        needs_time: Bool, whether they must say how many nanoseconds.
+        needs_time: `"widths"` or `"ranks"`, of which they must say the time, or `None`.
     """
 
     has_budget: ClassVar[bool] = False
@@ -69,8 +69,8 @@ class Compression(Serializable):
         return False
 
     @property
-    def needs_time(self) -> bool:
-        return False
+    def needs_time(self) -> Literal["widths", "ranks"] | None:
+        return None
 
     @tf.autograph.experimental.do_not_convert
     def c_step(

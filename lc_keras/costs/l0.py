@@ -5,6 +5,7 @@ import decimal
 import functools
 import math
 import typing
+from typing import Literal
 
 import tensorflow as tf
 
@@ -110,8 +111,8 @@ class L0Constraint(Grouped):
         return self.measure == "macs"
 
     @property
-    def needs_time(self) -> bool:
-        return self.measure == "milliseconds"
+    def needs_time(self) -> Literal["widths"] | None:
+        return "widths" if self.measure == "milliseconds" else None
 
     def total(self, layouts: Layouts) -> int:
         """Return what all groups of some tensors cost: their number, where each counts one."""
@@ -130,7 +131,7 @@ class L0Constraint(Grouped):
         # Time is counted in nanoseconds, and may be one off.
         unit, digits = (1_000_000, 6) if self.needs_time else (1, 12)
         most, fewest, received = (f"{n / unit:.{digits}g}" for n in (total, least, kappa))
-        if kappa > total + self.needs_time:
+        if kappa > total + bool(self.needs_time):
             each = self.measure == "groups"
             what = "the number of groups" if each else f"the {self.measure} of all weights"
             raise ValueError(f"Expected `keep` to be at most {most}, {what}. Received: {received}")

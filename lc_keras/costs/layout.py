@@ -26,6 +26,9 @@ class Layout:
         bytes: Int, the size of one element. Defaults to 4.
         nanoseconds: Tuple of three floats or `None` (default: not known): what the whole tensor takes in
             proportion to what it makes and reads, to what it makes, and at any width.
+        by_rank: Tuple of triples of floats or `None` (default: not known): for each way to see the kernel as
+            a matrix, the milliseconds of its layer, of two layers in its place, and of each rank of theirs.
+            None of them: no two layers can stand for it.
 
     Raises:
         ValueError: If a dimension is not known.
@@ -40,6 +43,7 @@ class Layout:
     macs: int | None = None
     bytes: int = 4
     nanoseconds: tuple[float, float, float] | None = None
+    by_rank: tuple[tuple[float, float, float], ...] | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.shape)

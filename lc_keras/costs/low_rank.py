@@ -74,12 +74,15 @@ class Matrix:
 class Factored(Compression):
     """Base class of costs of the ranks of matrices. A subclass overrides `objective`."""
 
-    def objective(self, tails: tf.Tensor, matrix: Matrix, layout: Layout, mu: tf.Tensor) -> tf.Tensor:
+    def objective(
+        self, tails: tf.Tensor, matrix: Matrix, index: int, layout: Layout, mu: tf.Tensor
+    ) -> tf.Tensor:
         """Return what each rank comes to; the least is taken.
 
         Args:
             tails: float64 vector, the sum of the squares of all but the first 0, 1, … singular values.
             matrix: `Matrix`.
+            index: Int, which of the ways to see the tensor as a matrix it is.
             layout: `Layout` of the tensor.
             mu: float64 scalar, μ.
 
@@ -99,10 +102,10 @@ class Factored(Compression):
     def _solved(self, weight: tf.Tensor, mu: tf.Tensor, layout: Layout) -> Map:
         """Return the map of one tensor, whose ranks and directions are found here."""
         ways, objectives = [], []
-        for matrix in Matrix.of(layout):
+        for index, matrix in enumerate(Matrix.of(layout)):
             energies, vectors = _decomposed(matrix.unfold(tf.cast(weight, tf.float64)))
             tails = tf.concat([tf.cumsum(energies, reverse=True), [0.0]], 0)
-            objective = self.objective(tails, matrix, layout, mu)
+            objective = self.objective(tails, matrix, index, layout, mu)
             rank = tf.argmin(objective, output_type=tf.int32)
             chosen = vectors * tf.cast(tf.range(matrix.rank) < rank, tf.float64)
             ways.append((matrix, tf.matmul(chosen, vectors, transpose_b=True), rank < matrix.rank))
@@ -154,7 +157,9 @@ class LowRank(Factored):
                     f"{matrix.columns}. Received: {self.rank}; a `Task` of other weights leaves it out."
                 )
 
-    def objective(self, tails: tf.Tensor, matrix: Matrix, layout: Layout, mu: tf.Tensor) -> tf.Tensor:
+    def objective(
+        self, tails: tf.Tensor, matrix: Matrix, index: int, layout: Layout, mu: tf.Tensor
+    ) -> tf.Tensor:
         others = np.arange(matrix.rank + 1) != min(self.rank, matrix.rank)
         return tails + tf.constant(np.where(others, np.inf, 0.0))
 
@@ -171,12 +176,15 @@ class RankSelection(Factored):
     are seen as matrices in the two ways of `LowRank`.
 
     Args:
-        alpha: Float α ≥ 0, what a weight, or a multiply-add, costs, in units of the loss that is trained.
+        alpha: Float α ≥ 0, what a weight, a multiply-add or a millisecond costs, in units of the loss that
+            is trained.
         measure: `"parameters"` (default): weights. `"macs"`: the multiply-adds of one example.
+            `"milliseconds"`: the time of a batch, of one layer or of the two that `shrink` makes of it, as
+            `latency(model, of="ranks")` has fitted it.
 
     Raises:
         TypeError: If `alpha` is no number.
-        ValueError: If an argument is out of range; with some weights, if their multiply-adds are not known.
+        ValueError: If an argument is out of range; with some weights, if what they cost is not known.
 
     Example:
 
@@ -186,23 +194,48 @@ class RankSelection(Factored):
     """
 
     alpha: float = dataclasses.field(metadata=NON_NEGATIVE)
-    measure: Literal["parameters", "macs"] = dataclasses.field(
-        default="parameters", metadata={"check": one_of("parameters", "macs")}
+    measure: Literal["parameters", "macs", "milliseconds"] = dataclasses.field(
+        default="parameters", metadata={"check": one_of("parameters", "macs", "milliseconds")}
     )
 
     @property
     def needs_macs(self) -> bool:
         return self.measure == "macs"
 
+    @property
+    def needs_time(self) -> Literal["ranks"] | None:
+        return "ranks" if self.measure == "milliseconds" else None
+
     def check(self, layouts: Layouts) -> None:
         super().check(layouts)
         for layout in layouts:
-            price_of_weight(layout, self.measure)
+            for index, matrix in enumerate(Matrix.of(layout)):
+                self._costs(matrix, index, layout)
 
-    def objective(self, tails: tf.Tensor, matrix: Matrix, layout: Layout, mu: tf.Tensor) -> tf.Tensor:
-        each = price_of_weight(layout, self.measure)
-        costs = [each * matrix.parameters(rank) for rank in range(matrix.rank + 1)]
-        return self.alpha * tf.constant(costs, tf.float64) + mu / 2 * tails
+    def objective(
+        self, tails: tf.Tensor, matrix: Matrix, index: int, layout: Layout, mu: tf.Tensor
+    ) -> tf.Tensor:
+        return self.alpha * tf.constant(self._costs(matrix, index, layout), tf.float64) + mu / 2 * tails
+
+    def _costs(self, matrix: Matrix, index: int, layout: Layout) -> list[float]:
+        """Return what each rank costs."""
+        weights = [matrix.parameters(rank) for rank in range(matrix.rank + 1)]
+        if self.measure != "milliseconds":
+            each = price_of_weight(layout, self.measure)
+            return [each * count for count in weights]
+        if layout.by_rank is None:
+            raise ValueError(
+                "Expected weights of a Functional or Sequential model, whose time `lc_keras.latency(model, "
+                f'of="ranks")` has fitted. Received: measure={self.measure!r}, shape {layout.shape}'
+            )
+        if not layout.by_rank:
+            return [0.0 for _ in weights]
+        whole, two, each_rank = layout.by_rank[index]
+        smaller = [count < matrix.rows * matrix.columns for count in weights]
+        return [
+            0.0 if rank == 0 else two + each_rank * rank if is_smaller else whole
+            for rank, is_smaller in enumerate(smaller)
+        ]
 
 
 def _decomposed(matrix: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -1,7 +1,7 @@
 """Sums of compressions."""
 
 import dataclasses
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import keras
 import tensorflow as tf
@@ -69,8 +69,8 @@ class Sum(Compression):
         return any(part.needs_macs for part in self.parts)
 
     @property
-    def needs_time(self) -> bool:
-        return any(part.needs_time for part in self.parts)
+    def needs_time(self) -> Literal["widths", "ranks"] | None:
+        return next((part.needs_time for part in self.parts if part.needs_time), None)
 
     def check(self, layouts: Layouts) -> None:
         for part in self.parts:

@@ -102,8 +102,7 @@ class Attached(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         self._attachment.clear_way()
         self._logs, self.history = {}, []
-        if any(task.compression.needs_time for task in self.tasks):
-            ensure_known(self.model)
+        ensure_known(self.model, (task.compression.needs_time for task in self.tasks))
         run = self.make_run()
         self._attachment.attach(run)
         self._logs = run.logs

@@ -4,10 +4,13 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from typing import Literal, TypeAlias
 
 import keras
 
 from lc_keras.showing import Shown, Table
+
+Of: TypeAlias = Literal["widths", "ranks"]
 
 # By the paths and shapes of all weights, which copies of a model have in common.
 _KNOWN: dict[tuple[object, ...], "Latency"] = {}
@@ -15,43 +18,54 @@ _KNOWN: dict[tuple[object, ...], "Latency"] = {}
 
 @dataclasses.dataclass(frozen=True)
 class Latency(Shown):
-    r"""The time of a batch at any widths, fitted to timed ones; see `latency`. `str()` of it is a table.
+    r"""The time of a batch at any widths or ranks, fitted to timed ones; see `latency`. `str()` is a table.
+
+    Of widths it is
 
     $$t = c + \sum_k \bigl(a_k \rho_k \sigma_k + b_k \rho_k\bigr)$$
 
-    with ρ and σ the fractions of what kernel k makes and reads that are kept.
+    with ρ and σ the fractions of what kernel k makes and reads that are kept. Of ranks it is $t = c + \sum_k
+    t_k$, with $t_k = w_k$ where kernel k stays whole, and $t_k = a_{kj} + b_{kj} r$ where two layers of rank
+    r stand for it. Those of a two-dimensional convolution can be made in two ways j: over the window and 1 ×
+    1, or along one axis each.
 
     Attributes:
         batch_size: Int, the examples of a batch.
         milliseconds: Float, the time of the whole model.
         fixed: Float, c, in milliseconds.
-        kernels: Dict from the path of a kernel to a and b, in milliseconds.
+        kernels: Dict from the path of a kernel to a and b, or to w and for each way a and b, in milliseconds.
         error: Float, by which part of the time a net is misjudged that was left out of the fit, in the mean.
         largest_error: Float, the same at most.
         nets: Int, how many nets were timed.
         sizes: Dict from the path of a kernel to its shape, and for how many places of an example it is used.
         machine: String, where they were timed.
+        of: `"widths"` (default) or `"ranks"`.
     """
 
     batch_size: int
     milliseconds: float
     fixed: float
-    kernels: Mapping[str, tuple[float, float]]
+    kernels: Mapping[str, tuple[float, ...]]
     error: float
     largest_error: float
     nets: int
     sizes: Mapping[str, tuple[int, ...]]
     machine: str
+    of: Of = "widths"
 
     def _table(self) -> Table:
-        rows = [(path, f"{a:.4f}", f"{b:.4f}") for path, (a, b) in self.kernels.items()]
-        head = ("kernel", "ms by both widths", "ms by its own")
+        ways = max((len(times) // 2 for times in self.kernels.values()), default=1)
+        head: tuple[str, ...] = ("kernel", "ms by both widths", "ms by its own")
+        if self.of == "ranks":
+            head = ("kernel", "ms whole", *("ms as two", "ms a rank") * ways)
+        rows = [(path, *(f"{time:.4f}" for time in times)) for path, times in self.kernels.items()]
         whole = f"{self.milliseconds:.3f} ms for a batch of {self.batch_size} on {self.machine}"
         error = f"{100 * self.error:.1f} % in the mean, by {100 * self.largest_error:.1f} % at most"
         said = (
-            f"{whole}, {self.fixed:.3f} ms of it at any widths.",
+            f"{whole}, {self.fixed:.3f} ms of it at any {self.of}.",
             f"Of {self.nets} nets each was left out of the fit once, and misjudged by {error}.",
         )
+        rows = [(*row, *[""] * (len(head) - len(row))) for row in rows]
         return Table(head, rows, notes=said)
 
     def to_json(self) -> str:
@@ -65,16 +79,21 @@ class Latency(Shown):
             content = json.loads(text)
             for name in ("milliseconds", "fixed", "error", "largest_error"):
                 content[name] = float(content[name])
-            content["kernels"] = {path: (float(a), float(b)) for path, (a, b) in content["kernels"].items()}
+            kernels = content["kernels"].items()
+            content["kernels"] = {path: tuple(map(float, times)) for path, times in kernels}
             content["sizes"] = {path: tuple(map(int, size)) for path, size in content["sizes"].items()}
             found = cls(**content)
             times = [
                 found.milliseconds,
                 found.fixed,
-                *(time for pair in found.kernels.values() for time in pair),
+                *(time for times in found.kernels.values() for time in times),
             ]
-            if found.kernels.keys() != found.sizes.keys() or not all(0 <= time < math.inf for time in times):
-                raise ValueError("kernels of no size, or times that are negative or no numbers")
+            lengths = {"widths": (2,), "ranks": (3, 5)}[found.of]
+            fits = all(len(some) in lengths for some in found.kernels.values())
+            if not fits or found.kernels.keys() != found.sizes.keys():
+                raise ValueError("kernels of no size, or of other times than these")
+            if not all(0 <= time < math.inf for time in times):
+                raise ValueError("times that are negative or no numbers")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             names = ", ".join(field.name for field in dataclasses.fields(cls))
             raise ValueError(
@@ -86,12 +105,12 @@ class Latency(Shown):
 
 def remember(model: keras.Model, latency: Latency) -> None:
     """Note what was fitted of a model, for it and its copies."""
-    _KNOWN[_signature(model)] = latency
+    _KNOWN[latency.of, *_signature(model)] = latency
 
 
-def known(model: keras.Model) -> Latency | None:
+def known(model: keras.Model, of: Of = "widths") -> Latency | None:
     """Return what was fitted of a model, or of one that it is a copy of, last."""
-    return _KNOWN.get(_signature(model))
+    return _KNOWN.get((of, *_signature(model)))
 
 
 def _signature(model: keras.Model) -> tuple[object, ...]:

@@ -127,8 +127,7 @@ def smallest(
         restore = stack.enter_context(restored(model))
         runs = Runs(model, fit, _scores(score), compress, folder, directory is not None, question)
         tasks = runs.tasks(highest)
-        if any(task.compression.needs_time for task in tasks):
-            ensure_known(model)
+        ensure_known(model, (task.compression.needs_time for task in tasks))
         bind_tasks(tasks, model)
         bisection = _Bisection(model, runs, target, lowest, highest, precision)
         try:

@@ -80,20 +80,41 @@ def split(kernel: np.ndarray, ways: Sequence[tuple[int, ...]]) -> Factors | None
         kernel that are not zero.
     """
     best, least = None, int(np.count_nonzero(kernel))
-    *window, read, made = range(kernel.ndim)
     for way in ways:
-        rows, columns = [*way, read], [*(axis for axis in window if axis not in way), made]
+        rows, columns = sides(kernel.shape, way)
         matrix = kernel.transpose(*rows, *columns)
-        left, right = matrix.shape[: len(rows)], matrix.shape[len(rows) :]
-        matrix = matrix.reshape(math.prod(left), math.prod(right))
+        matrix = matrix.reshape(math.prod(matrix.shape[: len(rows)]), -1)
         if found := _factors(matrix, (least - 1) // sum(matrix.shape)):
-            first, second = found[0].reshape(*left, -1), np.moveaxis(found[1].reshape(-1, *right), 0, -2)
-            others = tuple(axis for axis in window if axis not in way)
-            best = Factors(
-                np.expand_dims(first, others), np.expand_dims(second, way), tuple(a in way for a in window)
-            )
+            best = _layers(*found, kernel.shape, way)
             least = best.size
     return best
+
+
+def blank(shape: tuple[int, ...], way: tuple[int, ...], rank: int) -> Factors:
+    """Return kernels of zeros of two layers that together are one of a rank.
+
+    Args:
+        shape: Tuple of ints, that of the one's kernel.
+        way: Tuple of ints, as those of `split`.
+        rank: Int ≥ 1.
+    """
+    rows, columns = (math.prod(shape[a] for a in side) for side in sides(shape, way))
+    return _layers(np.zeros((rows, rank)), np.zeros((rank, columns)), shape, way)
+
+
+def sides(shape: tuple[int, ...], way: tuple[int, ...]) -> tuple[list[int], list[int]]:
+    """Return the axes of a kernel that are rows of its matrix, and those that are columns."""
+    *window, read, made = range(len(shape))
+    return [*way, read], [*(axis for axis in window if axis not in way), made]
+
+
+def _layers(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...], way: tuple[int, ...]) -> Factors:
+    """Return the two factors of a matrix as the kernels of two layers."""
+    left, right = ([shape[a] for a in side] for side in sides(shape, way))
+    window = range(len(shape) - 2)
+    first = np.expand_dims(first.reshape(*left, -1), tuple(a for a in window if a not in way))
+    second = np.expand_dims(np.moveaxis(second.reshape(-1, *right), 0, -2), way)
+    return Factors(first, second, tuple(a in way for a in window))
 
 
 def _factors(matrix: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray] | None:

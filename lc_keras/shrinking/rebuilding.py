@@ -1,7 +1,7 @@
 """Take dead neurons and filters out of a graph: make a smaller model that computes the same."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -86,15 +86,25 @@ class Rebuilt:
     Args:
         graph: `Graph`.
         stays: Array of bools, which units stay. `None` (default): those that are not dead.
+        factors: Dict of `Factors` by the ids of the layers that two stand for. `None` (default): those of
+            kernels that are of low rank.
     """
 
-    def __init__(self, graph: Graph, stays: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        stays: np.ndarray | None = None,
+        factors: Mapping[int, Factors] | None = None,
+    ) -> None:
         self.graph = graph
         self._stays = graph.kept() if stays is None else stays
         self._made: dict[int, keras.Layer] = {}
         # What is called instead of a layer, which may be a function.
         self._calls: dict[int, Any] = {}
+        # Of nets that are asked for, no weights are looked at.
         self._factors: dict[int, Factors | None] = {}
+        if stays is not None:
+            self._factors |= dict.fromkeys(graph.layers) | dict(factors or {})
         self._copies: list[tuple[keras.Layer, keras.Layer]] = []
         self._wholes: list[tuple[keras.Layer, keras.Layer]] = []
         # The layers inside of which layers are being made, by name.
@@ -137,10 +147,8 @@ class Rebuilt:
         """Return the kernels of two layers to take the place of one, `None` where one stays."""
         key = id(flow.layer)
         if key not in self._factors:
-            # A class of the user's own may do more than its base, and would do so twice.
-            splits = flow.ways and is_of_keras(flow.layer) and not self.graph.units.dead
-            splits = splits and key not in map(id, self.graph.tied)
-            self._factors[key] = split(self._folded(flow)["kernel"], flow.ways) if splits else None
+            ways = ways_of(self.graph, flow)
+            self._factors[key] = split(self._folded(flow)["kernel"], ways) if ways else None
         return self._factors[key]
 
     def set_weights(self) -> None:
@@ -333,6 +341,13 @@ class Rebuilt:
         ]
         # A bias that the layer did not have comes last.
         return [*weights, *folded.values()]
+
+
+def ways_of(graph: Graph, flow: Flow) -> tuple[tuple[int, ...], ...]:
+    """Return the ways in which two layers can stand for one, as `split` takes them; none if they cannot."""
+    # A class of the user's own may do more than its base, and would do so twice.
+    may_split = is_of_keras(flow.layer) and id(flow.layer) not in map(id, graph.tied)
+    return flow.ways if may_split else ()
 
 
 def _class_of(model: keras.Model) -> type[keras.Model] | None:

@@ -1,4 +1,4 @@
-r"""Time a net at a few widths, and fit what its time depends on.
+r"""Time a net at a few widths, or of a few ranks, and fit what its time depends on.
 
 Budgets of multiply-adds do not become time alike in all layers: a depthwise convolution, a wide image or a
 batch of one waits for memory (Idelbayev & Carreira-Perpiñán, Beyond FLOPs in low-rank compression of neural
@@ -9,23 +9,19 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from lc_keras.arguments import keras_model, positive, warn, whole
+from lc_keras.arguments import keras_model, one_of, positive, warn, whole
 from lc_keras.internals.keras import as_functional
 from lc_keras.internals.tensorflow import compiled
-from lc_keras.model.flow import Graph
-from lc_keras.model.flow.units import find
-from lc_keras.model.latency import Latency, known, remember
-from lc_keras.model.macs import count_uses
-from lc_keras.shrinking.rebuilding import Rebuilt
+from lc_keras.model.latency import Latency, Of, known, remember
+from lc_keras.shrinking.samples import Ranks, Samples, Widths
 
-_WIDTHS = (0.15, 0.3, 0.5, 0.75, 1.0)
 _ROUNDS, _TURN = 10, 5
 # Budgets missed by more are not what was asked for (`benchmarks/serving/milliseconds.py`).
 _BAD = 0.1
@@ -40,12 +36,14 @@ def latency(
     seconds: float = 10.0,
     path: str | os.PathLike[str] | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    of: Of = "widths",
 ) -> Latency:
-    """Fit what the time of a model depends on, for budgets with `measure="milliseconds"`.
+    """Fit what the time of a model depends on, for costs with `measure="milliseconds"`.
 
-    The model is made again at random widths of its layers, and these nets take turns to be timed on random
-    inputs, as a `tf.function`. What was fitted is remembered for this model and its copies: budgets in
-    milliseconds take it from there. Have nothing else run on the machine meanwhile.
+    The model is made again at random widths of its layers, or with two layers for some, as for those of low
+    rank, and these nets take turns to be timed on random inputs, as a `tf.function`. What was fitted is
+    remembered for this model and its copies: costs in milliseconds take it from there. Have nothing else run
+    on the machine meanwhile.
 
     Args:
         model: Functional or built Sequential `keras.Model`.
@@ -57,14 +55,15 @@ def latency(
             as for a training that may be cut off, or one on another machine than the net is for.
         clock: Function that returns seconds, default `time.perf_counter`. `time.process_time` is less
             disturbed by other processes; give TensorFlow one thread then, since it adds up all of them.
+        of: `"widths"` (default), for budgets of neurons, or `"ranks"`, for `RankSelection`.
 
     Returns:
         `Latency`.
 
     Raises:
         TypeError: If an argument is of another type, or the model is not a graph of layers.
-        ValueError: If a number is out of range, no neuron can be removed, or the file is none of this
-            function, or of another model or batch size.
+        ValueError: If an argument is out of range, no neuron can be removed, two layers could stand for none,
+            or the file is none of this function, or of another model, batch size or kind.
 
     Example:
 
@@ -77,11 +76,12 @@ def latency(
     seconds = positive("seconds", seconds)
     if nets < 4:
         raise ValueError(f"Expected `nets` to be at least 4. Received: nets={nets}")
-    widths = _Widths(keras_model(model))
+    one_of("widths", "ranks")("of", of)
+    samples: Samples = Widths(keras_model(model)) if of == "widths" else Ranks(keras_model(model))
     if path is not None and Path(path).exists():
-        found = _read(Path(path), batch_size, widths.sizes)
+        found = _read(Path(path), batch_size, of, samples.sizes)
     else:
-        found = _fitted(model, widths, batch_size, nets, seconds, clock)
+        found = _fitted(samples, batch_size, nets, seconds, clock, of)
         if path is not None:
             # As a whole or not at all.
             written = Path(path).with_name(Path(path).name + ".tmp")
@@ -91,28 +91,34 @@ def latency(
     return found
 
 
-def ensure_known(model: keras.Model) -> None:
-    """Fit what the time of a model depends on, at a batch of one, if it was not fitted before.
+def ensure_known(model: keras.Model, needed: Iterable[Of | None]) -> None:
+    """Fit what the time of a model depends on, at a batch of one, where that was not fitted before.
 
     A fit that misjudges times is said to be bad.
+
+    Args:
+        model: `keras.Model`.
+        needed: Iterable of what to fit, as `latency` takes it, or of `None`.
     """
-    found = known(model) or latency(model)
-    if found.error > _BAD:
-        warn(
-            f"The time of this model is misjudged by {100 * found.error:.0f} % in the mean, and a budget in "
-            "milliseconds will be missed by as much: time it for longer, or where nothing else runs, by "
-            "`lc_keras.latency(model, seconds=60)`.",
-        )
+    for of in sorted({of for of in needed if of}):
+        found = known(model, of) or latency(model, of=of)
+        if found.error > _BAD:
+            option = "" if of == "widths" else f', of="{of}"'
+            warn(
+                f"The time of this model is misjudged by {100 * found.error:.0f} % in the mean, and a budget "
+                "in milliseconds will be missed by as much: time it for longer, or where nothing else runs, "
+                f"by `lc_keras.latency(model, seconds=60{option})`.",
+            )
 
 
-def _read(path: Path, batch_size: int, sizes: dict[str, tuple[int, ...]]) -> Latency:
+def _read(path: Path, batch_size: int, of: Of, sizes: dict[str, tuple[int, ...]]) -> Latency:
     """Return what a file has, if it is of this model and batch size."""
     try:
         found = Latency.from_json(path.read_text())
     except ValueError as error:
         raise ValueError(f"Expected '{path}' to be a file that `latency` wrote. {error}") from error
-    expected = {"batch_size": batch_size, **sizes}
-    received = {"batch_size": found.batch_size, **found.sizes}
+    expected = {"batch_size": batch_size, "of": of, **sizes}
+    received = {"batch_size": found.batch_size, "of": found.of, **found.sizes}
     for name in {**expected, **received}:
         if expected.get(name) != received.get(name):
             raise ValueError(
@@ -123,106 +129,29 @@ def _read(path: Path, batch_size: int, sizes: dict[str, tuple[int, ...]]) -> Lat
 
 
 def _fitted(
-    model: keras.Model,
-    widths: "_Widths",
-    batch_size: int,
-    nets: int,
-    seconds: float,
-    clock: Callable[[], float],
+    samples: Samples, batch_size: int, nets: int, seconds: float, clock: Callable[[], float], of: Of
 ) -> Latency:
     generator = np.random.default_rng(0)
-    masks = [np.ones(len(widths.groups), bool), *(widths.drawn(generator) for _ in range(nets - 1))]
-    models = [widths.model(model, mask) for mask in masks]
-    times = np.array(quartiles(models, batch_size, seconds, clock))
-    features = np.array([widths.features(mask) for mask in masks])
-    scales = widths.scales()
+    drawn = [samples.whole(), *(samples.drawn(generator) for _ in range(nets - 1))]
+    times = np.array(quartiles([samples.model(sample) for sample in drawn], batch_size, seconds, clock))
+    features, scales = np.array([samples.features(sample) for sample in drawn]), samples.scales()
     coefficients = _fit(features, times, scales)
     errors = []
     for i in range(nets):
         others = np.arange(nets) != i
         errors.append(abs(features[i] @ _fit(features[others], times[others], scales) / times[i] - 1))
-    pairs = coefficients[1:].reshape(-1, 2)
-    kernels = {v.path: (float(a), float(b)) for v, (a, b) in zip(widths.kernels, pairs, strict=True)}
-    whole_time = float(features[0] @ coefficients)
     return Latency(
         batch_size,
-        whole_time,
+        float(features[0] @ coefficients),
         float(coefficients[0]),
-        kernels,
+        samples.of_kernels(coefficients),
         statistics.mean(errors),
         max(errors),
         nets,
-        widths.sizes,
+        samples.sizes,
         f"{platform.node()} ({platform.machine()}, {os.cpu_count()} cores)",
+        of,
     )
-
-
-class _Widths:
-    """The units of a model's layers, and nets that have some of them."""
-
-    def __init__(self, model: keras.Model) -> None:
-        self.graph = graph = Graph(model, dead=True)
-        self.groups = graph.units.groups()
-        # Units of each layer that can be removed, each in the first layer that has it.
-        self._layers, seen = [], graph.lasting()
-        for signal in graph.made:
-            new = np.setdiff1d(self.groups[signal.ids], seen)
-            seen = np.union1d(seen, new)
-            self._layers.append(new)
-        if not any(map(len, self._layers)):
-            raise ValueError(f"Expected a model of which neurons can be removed. Received: '{model.name}'")
-        uses = count_uses(model).uses
-        self.kernels: list[keras.Variable] = []
-        self._ports: list[tuple[np.ndarray, np.ndarray | None]] = []
-        self._times: list[tuple[float, float]] = []
-        self.sizes: dict[str, tuple[int, ...]] = {}
-        for flow in graph.layers.values():
-            for weight in flow.weights:
-                variable = find(flow.layer, weight.name)
-                if variable is not None and weight.makes and (times := uses.get(id(variable))):
-                    made = flow.ports[weight.makes.port]
-                    read = flow.ports[weight.reads.port] if weight.reads else None
-                    self.kernels.append(variable)
-                    self.sizes[variable.path] = (*variable.shape, times)
-                    self._ports.append((made, read))
-                    self._times.append((float(times * np.prod(variable.shape)), float(times * len(made))))
-
-    def drawn(self, generator: np.random.Generator) -> np.ndarray:
-        """Return which units stay in a net of random widths, a bool for each unit."""
-        gone = np.zeros(len(self.groups), bool)
-        # Of nets that are narrow throughout, too.
-        below = generator.choice(_WIDTHS)
-        for units in self._layers:
-            if len(units):
-                part = generator.choice([w for w in _WIDTHS if w >= below])
-                # Multiples of 8, as parts of 64 are, are faster than the widths that a budget comes to.
-                part *= generator.uniform(0.8, 1.2) if part < 1 else 1
-                gone[generator.permutation(units)[max(1, round(part * len(units))) :]] = True
-        return ~gone[self.groups]
-
-    def model(self, model: keras.Model, mask: np.ndarray) -> keras.Model:
-        """Return a net that has these units, with weights of no meaning."""
-        return Rebuilt(self.graph, mask).model(model)
-
-    def features(self, mask: np.ndarray) -> np.ndarray:
-        """Return 1, and for each kernel which part of what it makes and reads stays, and of what it makes."""
-        row = [1.0]
-        for made, read in self._ports:
-            own = mask[made].mean()
-            row += [own * (1.0 if read is None else mask[read].mean()), own]
-        return np.array(row)
-
-    def scales(self) -> np.ndarray:
-        """Return for each feature what its time goes by as a first guess, and which ones share a guess."""
-        kinds = np.zeros((1 + 2 * len(self.kernels), 5))
-        kinds[0, 0] = 1
-        for i, ((_, read), (macs, outputs)) in enumerate(zip(self._ports, self._times, strict=True)):
-            # A kernel that reads no units of others, as a depthwise one, waits for memory.
-            kinds[1 + 2 * i, 1 if read is not None else 2] = macs
-            kinds[2 + 2 * i, 3] = outputs
-            # At small batches so do the weights themselves.
-            kinds[1 + 2 * i, 4] = np.prod(self.kernels[i].shape)
-        return kinds / np.maximum(kinds.sum(axis=0), 1)
 
 
 def _fit(features: np.ndarray, times: np.ndarray, scales: np.ndarray) -> np.ndarray:

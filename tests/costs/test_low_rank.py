@@ -75,6 +75,41 @@ def test_the_rank_that_pays_is_the_best_of_all(measure, each):
     assert len(kept) > 2
 
 
+@pytest.mark.parametrize("two", [0.5, 1.0, 50.0])
+def test_the_rank_that_pays_in_time_is_the_best_of_all(two):
+    value, whole, each = drawn(20, 9) * 0.7 ** np.arange(9, dtype="float32"), 9.0, 1.25
+    kept = set()
+    for alpha in (1e-3, 0.3, 1.0, 4.0, 10.0, 1e3):
+        cost = RankSelection(alpha, "milliseconds")
+        theta = compressed(cost, value, by_rank=((whole, two, each),))
+        # From rank 7 on two layers have more weights than one.
+        times = [0.0, *(two + each * r if r < 7 else whole for r in range(1, 10))]
+        objective = [alpha * time + MU / 2 * tail(value, r) for r, time in enumerate(times)]
+        assert np.linalg.matrix_rank(theta, tol=1e-4) == np.argmin(objective)
+        kept.add(int(np.argmin(objective)))
+    # Where two layers are slower than one, none pays in between.
+    assert kept == {0, 9} if two == 50 else len(kept) > 2
+    assert np.array_equal(compressed(RankSelection(1.0, "milliseconds"), value, by_rank=()), value)
+
+
+@pytest.mark.parametrize("fast", [0, 1])
+def test_a_convolution_becomes_the_two_layers_that_are_faster(fast):
+    value = drawn(3, 3, 4, 5)
+    matrices = [value.reshape(36, 5), value.transpose(0, 2, 1, 3).reshape(12, 15)]
+    times = [(60.0, 50.0, 9.0)] * 2
+    times[fast] = (60.0, 1.0, 4.0)
+    theta = compressed(RankSelection(1.0, "milliseconds"), value, by_rank=tuple(times))
+    # Of all ranks whose factors are smaller, in both ways.
+    found = [
+        (two + each * r + MU / 2 * tail(matrix, r), way, tail(matrix, r))
+        for way, (matrix, (_, two, each)) in enumerate(zip(matrices, times, strict=True))
+        for r in range(1, 5 if way == 0 else 7)
+    ]
+    least, way, away = min(found)
+    assert way == fast and least < 60
+    assert np.sum((value - theta) ** 2) == pytest.approx(away, rel=1e-5)
+
+
 def test_a_larger_mu_keeps_a_larger_rank_and_no_price_keeps_all_bit_for_bit():
     value = drawn(20, 9)
     ranks = [np.linalg.matrix_rank(compressed(RankSelection(1.0), value, mu=mu), 1e-4) for mu in (1, 3, 30)]
@@ -104,6 +139,7 @@ class TestBoth:
 def test_what_they_declare():
     assert LowRank(1).has_budget and not RankSelection(1).has_budget
     assert RankSelection(1, "macs").needs_macs and not RankSelection(1).needs_macs
+    assert RankSelection(1, "milliseconds").needs_time == "ranks" and not RankSelection(1).needs_time
 
 
 @pytest.mark.parametrize(
@@ -116,6 +152,7 @@ def test_what_they_declare():
         (lambda: RankSelection(-1.0), ValueError, "`alpha` to be a number ≥ 0"),
         (lambda: RankSelection(1.0, "ms"), ValueError, '`measure` to be "parameters" or "macs"'),
         (lambda: RankSelection(1.0, "macs").c_step([drawn(9, 3)], MU), ValueError, "multiply-adds are known"),
+        (lambda: RankSelection(1.0, "milliseconds").c_step([drawn(9, 3)], MU), ValueError, "has fitted"),
     ],
 )
 def test_bad_input(wrong, error, message):

@@ -14,6 +14,7 @@ import lc_keras
 from lc_keras import L0Constraint, Neurons
 from lc_keras.algorithm.tasks import Task, bind_tasks
 from lc_keras.baselines import compress_directly
+from lc_keras.model import latency
 from lc_keras.model.latency import known, remember
 from lc_keras.model.macs import macs
 from lc_keras.shrinking import timing
@@ -51,6 +52,38 @@ def test_a_time_that_is_a_sum_over_kernels_is_found(monkeypatch):
     # Widths that an addition ties are the same.
     assert len(set(seen)) > 10 and all(first == second for first, second, *_ in seen)
     assert model.count_params() == 12 * 28 + 12 * 109 + 120 + 13 * 20 + 42
+
+
+def test_a_time_by_ranks_is_found(monkeypatch):
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(24, 3, padding="same", name="first")(inputs)
+    x = layers.DepthwiseConv2D(3, name="depthwise")(x)
+    x = layers.Conv2D(32, 3, 2, padding="same", name="second")(x)
+    x = layers.Dense(20, name="dense")(layers.Flatten()(x))
+    model = keras.Model(inputs, layers.Dense(1, name="tiny")(x))
+    seen = []
+
+    def times(models, *_):
+        seen.extend(models)
+        costs = {layer.name: 1 + i for m in models for i, layer in enumerate(model.layers)}
+        return [
+            0.2 + sum(costs[k.path.split("/")[0].removesuffix("_factor")] * k.dense for k in macs(m).kernels)
+            for m in models
+        ]
+
+    monkeypatch.setattr(timing, "quartiles", times)
+    found = lc_keras.latency(model, batch_size=7, nets=40, of="ranks")
+    assert found.of == "ranks" and found.error < 0.05 and known(model, "ranks") is found and not known(model)
+    # One column, or one row and column for each axis, has no two layers of fewer weights.
+    names = [path.split("/")[0] for path in found.kernels]
+    assert names == ["first", "second", "dense", "tiny"]
+    assert [len(times) for times in found.kernels.values()] == [5, 5, 3, 3]
+    (whole,) = times([model])
+    assert found.milliseconds == pytest.approx(whole, rel=0.02)
+    assert found.kernels["dense/kernel"][2] == pytest.approx(6 * (288 + 20), rel=0.25)
+    assert [layer.name for m in seen for layer in m.layers].count("dense_factor") > 15
+    assert lc_keras.Latency.from_json(found.to_json()) == found
+    assert "ms a rank" in str(found) and "at any ranks" in str(found)
 
 
 def test_most_widths_that_are_timed_are_no_multiples_of_8(monkeypatch):
@@ -94,11 +127,11 @@ def test_a_fit_that_is_bad_is_said_to_be(recwarn):
     model = chain(6, 2)
     found = lc_keras.latency(model, nets=4, seconds=1e-3)
     remember(model, dataclasses.replace(found, error=0.09))
-    timing.ensure_known(model)
+    timing.ensure_known(model, ["widths", None])
     assert not recwarn
     remember(model, dataclasses.replace(found, error=0.36))
     with pytest.warns(UserWarning, match="misjudged by 36 % in the mean"):
-        timing.ensure_known(model)
+        timing.ensure_known(model, ["widths"])
 
 
 def test_real_times_are_kept_in_a_file_and_known_of_copies(tmp_path):
@@ -109,9 +142,13 @@ def test_real_times_are_kept_in_a_file_and_known_of_copies(tmp_path):
     assert "left out of the fit once" in str(found)
     assert known(keras.models.clone_model(model)) is found
     assert known(chain(6, 4, 2)) is None
-    remember(model, None)
+    forget()
     assert lc_keras.latency(model, path=path) == found == known(model)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def forget():
+    latency._KNOWN.clear()
 
 
 def images(size):
@@ -139,10 +176,17 @@ def test_a_file_of_another_model_or_batch_is_refused(make, other, batch_size, me
     path = tmp_path / "latency.json"
     lc_keras.latency(make(), nets=4, path=path)
     model = other()
-    remember(model, None)
+    forget()
     with pytest.raises(ValueError, match=f"of this model and batch size, with .*{message}"):
         lc_keras.latency(model, batch_size, path=path)
     assert known(model) is None
+
+
+def test_a_file_of_widths_is_none_of_ranks(tmp_path):
+    path = tmp_path / "latency.json"
+    path.write_text(fitted(model := chain(8, 10, 2)).to_json())
+    with pytest.raises(ValueError, match="with of ranks. Received: widths"):
+        lc_keras.latency(model, path=path, of="ranks")
 
 
 @pytest.mark.parametrize(
@@ -157,12 +201,14 @@ def test_a_file_of_another_model_or_batch_is_refused(make, other, batch_size, me
         lambda text: text.replace('"kernels": {', '"kernels": {"a": [1.0], '),
         lambda text: text.replace('"kernels": {', '"kernels": {"a": [1.0, 1.0], '),
         lambda text: text.replace('"sizes": {', '"sizes": {"a": 1, '),
+        lambda text: text.replace('"widths"', '"ranks"'),
+        lambda text: text.replace('"widths"', '"heights"'),
     ],
 )
 def test_a_file_that_is_spoilt_says_what_was_expected(spoil, tmp_path):
     model, path = chain(8, 10, 2), tmp_path / "latency.json"
     path.write_text(spoil(fitted(model).to_json()))
-    remember(model, None)
+    forget()
     with pytest.raises(
         ValueError, match=r"latency.json' to be a file that `latency` wrote.*batch_size, mill"
     ):
@@ -228,6 +274,27 @@ def test_a_fit_finds_the_time_by_itself(monkeypatch):
     assert 2 <= np.any(model.layers[0].kernel.numpy(), axis=0).sum() <= 5
 
 
+def test_ranks_that_pay_in_time_go_by_the_layers_of_the_model(monkeypatch):
+    stack = [layers.EinsumDense("ab,bc->ac", 14, name="whole"), layers.Dense(20, use_bias=False, name="two")]
+    model = keras.Sequential([keras.Input((12,)), *stack])
+    cost = lc_keras.RankSelection(1.0, "milliseconds")
+    with pytest.raises(ValueError, match=r'`lc_keras.latency\(model, of="ranks"\)` has fitted'):
+        compress_directly(model, cost)
+    # A weight takes a millisecond.
+    monkeypatch.setattr(timing, "quartiles", lambda models, *_: [float(m.count_params()) for m in models])
+    timing.ensure_known(model, [cost.needs_time, cost.needs_time, None])
+    (part,) = bind_tasks([Task(lc_keras.Sum(cost, L0Constraint(1)))], model)
+    assert part.layouts[0].by_rank == ()
+    np.testing.assert_allclose(part.layouts[1].by_rank, [(280, 0, 34)], atol=20)
+    whole, generator = model.get_layer("whole").kernel.numpy(), np.random.default_rng(0)
+    pattern = generator.normal(size=(14, 3)) @ generator.normal(size=(3, 20))
+    model.get_layer("two").kernel.assign(pattern + 0.01 * generator.normal(size=(14, 20)))
+    compress_directly(model, lc_keras.RankSelection(0.02, "milliseconds"))
+    small = lc_keras.shrink(model)
+    np.testing.assert_array_equal(small.get_layer("whole").kernel, whole)
+    assert small.get_layer("two_factor").units == 3
+
+
 @pytest.mark.parametrize(
     "make, error, message",
     [
@@ -239,6 +306,8 @@ def test_a_fit_finds_the_time_by_itself(monkeypatch):
         (lambda: lc_keras.latency(chain(3, 2), nets=3), ValueError, "nets=3"),
         (lambda: lc_keras.latency(chain(3, 2), batch_size=0), ValueError, "batch_size"),
         (lambda: lc_keras.latency(chain(2)), ValueError, "can be removed"),
+        (lambda: lc_keras.latency(chain(1), of="ranks"), ValueError, "two smaller ones could stand for"),
+        (lambda: lc_keras.latency(chain(3, 2), of="rank"), ValueError, '`of` to be "widths" or "ranks"'),
     ],
 )
 def test_bad_input_is_refused(make, error, message):
