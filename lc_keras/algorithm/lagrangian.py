@@ -95,16 +95,20 @@ class Lagrangian:
     _in_graphs: tuple[str, ...] = ("_c_step", "_measure")
 
     def __init__(self, shared: Sequence[SharedCost], multipliers: bool = True) -> None:
-        self.shared = shared
         variables = [v for part in shared for v in part.variables]
         # μ, or the part of the way that a batch pulls beside the optimizer.
         strength = tf.Variable(0.0, trainable=False, name="strength")
         self._multipliers = multipliers
-        self._theta = Shadow(variables, "theta", widen=True)
-        target = self._made_target(variables)
+        theta, target = Shadow(variables, "theta", widen=True), self._made_target(variables)
         parts = [Part(s.compression, s.layouts, [v.constraint for v in s.variables]) for s in shared]
         targets = target.copies if target else None
-        self._hold(parts, Arrays(variables, self._theta.copies, targets, strength))
+        self._begin(shared, parts, theta, Arrays(variables, theta.copies, targets, strength))
+
+    def _begin(
+        self, shared: Sequence[SharedCost], parts: Sequence[Part], theta: Shadow, arrays: Arrays
+    ) -> None:
+        self.shared, self._theta = shared, theta
+        self._hold(parts, arrays)
         self.compressed = False
         self._shown = np.empty((0, 3))
         for name in self._in_graphs:

@@ -3,11 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from lc_keras.algorithm.beside import Reach
-from lc_keras.algorithm.graphs import Arrays, in_graph
+from lc_keras.algorithm.graphs import Arrays, Part
 from lc_keras.algorithm.lagrangian import CStep, Lagrangian
 from lc_keras.algorithm.shadows import Shadow
 
@@ -21,22 +20,22 @@ class TogetherLagrangian(Lagrangian):
         parts: List of `Lagrangian`s of a pull beside the optimizer. The first is asked how far weights moved.
     """
 
+    _in_graphs = ("_measure",)
+
     def __init__(self, parts: Sequence[Lagrangian]) -> None:
         self._each = list(parts)
-        self.shared = [shared for part in parts for shared in part.shared]
-        self._theta = Shadow.joined([part._theta for part in parts])
+        shared = [shared for part in parts for shared in part.shared]
+        theta = Shadow.joined([part._theta for part in parts])
         targets = [target for part in parts for target in part.targets]
-        self._arrays = Arrays(
-            self._theta.variables, self._theta.copies, targets, tf.Variable(0.0, trainable=False)
-        )
-        self._parts = [pair for part in parts for pair in part._parts]
-        self.slots = [slot for part in parts for slot in part.slots]
-        self.size = sum(part.size for part in parts)
-        self.compressed = False
-        self._shown = np.empty((0, 3))
-        known = [part for part, _ in self._parts]
-        measure = in_graph(type(self)._measure, self._of, known, self._arrays)
-        self._measure = measure  # type: ignore[method-assign]  # compiled
+        arrays = Arrays(theta.variables, theta.copies, targets, tf.Variable(0.0, trainable=False))
+        self._begin(shared, [part for each in parts for part, _ in each._parts], theta, arrays)
+
+    def _hold(self, parts: Sequence[Part], arrays: Arrays, pulls: bool = True) -> None:
+        super()._hold(parts, arrays, pulls=False)
+        if pulls:
+            # Each has its own.
+            self._parts = [pair for each in self._each for pair in each._parts]
+            self.slots = [slot for each in self._each for slot in each.slots]
 
     @property
     def is_loose(self) -> bool:  # type: ignore[override]  # of these parts
