@@ -1,7 +1,6 @@
 r"""The augmented Lagrangian of $w = \theta$: the copy θ, the multipliers λ, and the C step."""
 
 import contextlib
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -357,6 +356,11 @@ class Lagrangian:
         """
         two_arrays = self._arrays.targets is not None
 
+        def both(v: tf.Tensor, t: tf.Tensor, solve: Map) -> tuple[tf.Tensor, tf.Tensor]:
+            theta = solve(v)
+            new = target(theta, v)
+            return theta, new if retargets is True else tf.where(retargets, new, t)
+
         def update() -> tf.Tensor:
             if two_arrays:
                 # v waits where θ will be: no third array.
@@ -366,12 +370,8 @@ class Lagrangian:
                 thetas, targets = [slot.theta for slot in slots], [slot.target for slot in slots]
                 sources = thetas if two_arrays else [slot.variable for slot in slots]
                 solves = part.constrained(maps(part, [read(source) for source in sources], slots))
-                # One after the other, each array is read and written in place.
                 if two_arrays:
-                    new = functools.partial(in_place, lambda _, v, solve: target(solve(v), v))
-                    retarget = functools.partial(new, targets, thetas, maps=solves)
-                    tf.cond(tf.convert_to_tensor(retargets), retarget, lambda: None)
-                    in_place(lambda v, solve: solve(v), thetas, maps=solves)
+                    in_place(both, thetas, targets, maps=solves)
                 else:
                     in_place(lambda _, weight, solve: solve(read(weight)), thetas, sources, maps=solves)
             self._strength.assign(strength)

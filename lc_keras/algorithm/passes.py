@@ -13,7 +13,7 @@ from lc_keras.internals.tensorflow import copies_of, fused, is_large
 
 
 def in_place(
-    update: Callable[..., tf.Tensor],
+    update: Callable[..., tf.Tensor | tuple[tf.Tensor, ...]],
     *columns: Sequence[keras.Variable | tf.Variable],
     maps: Sequence[Map] | None = None,
 ) -> None:
@@ -23,8 +23,9 @@ def in_place(
     each shape: models have hundreds.
 
     Args:
-        update: Returns the new value of a variable of the first column. It is called with the values of one
-            index of all columns and, if there are maps, with the map of that index.
+        update: Returns the new value of a variable of the first column, or a tuple of those of the first
+            columns. It is called with the values of one index of all columns and, if there are maps, with the
+            map of that index.
         *columns: Sequences of variables, those of one index on the same devices.
         maps: Sequence of `Map`, or `None` (default). Those that are `functools.partial` of one function are
             taken for the same.
@@ -53,7 +54,7 @@ def _split(solve: Map) -> tuple[Map, list[tf.Tensor]]:
 
 
 def _run(
-    update: Callable[..., tf.Tensor],
+    update: Callable[..., tf.Tensor | tuple[tf.Tensor, ...]],
     function: Callable[..., tf.Tensor] | None,
     shape: tf.TensorShape | None,
     dtypes: Sequence[tf.DType],
@@ -64,7 +65,9 @@ def _run(
     for value in values:
         value.set_shape(shape)
     solve = [functools.partial(function, *operands)] if function else []
-    tf.raw_ops.AssignVariableOp(resource=handles[0], value=update(*values, *solve))
+    new = update(*values, *solve)
+    for handle, value in zip(handles, new if isinstance(new, tuple) else (new,), strict=False):
+        tf.raw_ops.AssignVariableOp(resource=handle, value=value)
 
 
 def new_target(theta: tf.Tensor, shifted: tf.Tensor, ratio: tf.Tensor) -> tf.Tensor:
