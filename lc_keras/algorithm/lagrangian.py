@@ -79,6 +79,7 @@ class Lagrangian:
 
     Attributes:
         slots: List of `Slot`, one for each weight.
+        shadow: `Shadow`, θ, which changes places with the weights.
         size: Int, the number of weights.
         compressed: Bool, whether the model shows θ.
     """
@@ -106,7 +107,7 @@ class Lagrangian:
     def _begin(
         self, shared: Sequence[SharedCost], parts: Sequence[Part], theta: Shadow, arrays: Arrays
     ) -> None:
-        self.shared, self._theta = shared, theta
+        self.shared, self.shadow = shared, theta
         self._hold(parts, arrays)
         self.compressed = False
         self._shown = np.empty((0, 3))
@@ -258,14 +259,14 @@ class Lagrangian:
     def show_compressed(self) -> None:
         """Put θ into the model, and w where θ was."""
         if not self.compressed:
-            self._theta.swap()
+            self.shadow.swap()
             self.compressed = True
             self._shown = fingerprint(self.variables)
 
     def show_training(self) -> None:
         """Put w back into the model."""
         if self.compressed:
-            self._theta.swap()
+            self.shadow.swap()
             self.compressed = False
 
     def is_replaced(self, swapped: bool = False) -> bool:
@@ -298,7 +299,7 @@ class Lagrangian:
             slot.target.assign(slot.theta)  # λ = 0
         result = self.direct_compression(mu)
         if not np.all(result.finite):
-            self._theta.restore()
+            self.shadow.restore()
             self.direct_compression(mu)
         return result
 

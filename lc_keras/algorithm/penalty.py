@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.arguments import non_negative, switch
-from lc_keras.internals.tensorflow import at_once, kept_with_trace
+from lc_keras.internals.tensorflow import kept_with_trace
 
 Gradient = Callable[[tf.Tensor], tuple[tf.Tensor, None, None]]
 
@@ -119,7 +119,7 @@ class LCPenalty(keras.regularizers.Regularizer):
         @tf.custom_gradient
         def pull(weight: tf.Tensor, target: tf.Tensor, mu: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
             def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None, None]:
-                pulling = _gradient(weight, target, upstream * mu)
+                pulling = upstream * mu * (weight - target)
                 if tf.is_symbolic_tensor(pulling):
                     self._gradients.append(pulling)
                 else:
@@ -148,11 +148,6 @@ class LCPenalty(keras.regularizers.Regularizer):
         dtype = tf.float64 if np.asarray(target).dtype == "float64" else tf.float32
         target = tf.Variable(target, trainable=False, dtype=dtype, name="target")
         return cls(**{**config, "target": target})
-
-
-@at_once
-def _gradient(weight: tf.Tensor, target: tf.Tensor, strength: tf.Tensor) -> tf.Tensor:
-    return strength * (weight - target)
 
 
 def _is_used(tensor: tf.Tensor | None) -> bool:

@@ -20,12 +20,10 @@ class TogetherLagrangian(Lagrangian):
         parts: List of `Lagrangian`s of a pull beside the optimizer. The first is asked how far weights moved.
     """
 
-    _in_graphs = ("_measure",)
-
     def __init__(self, parts: Sequence[Lagrangian]) -> None:
         self._each = list(parts)
         shared = [shared for part in parts for shared in part.shared]
-        theta = Shadow.joined([part._theta for part in parts])
+        theta = Shadow.joined([part.shadow for part in parts])
         targets = [target for part in parts for target in part.targets]
         arrays = Arrays(theta.variables, theta.copies, targets, tf.Variable(0.0, trainable=False))
         self._begin(shared, [part for each in parts for part, _ in each._parts], theta, arrays)
