@@ -74,6 +74,8 @@ class ReachingLagrangian(Lagrangian):
     def project(self) -> CStep:
         r"""Bring θ under the budget itself, $\theta \leftarrow \Pi(w - \lambda/\mu)$, and leave the targets.
 
+        Where what is kept was left free, λ is left aside.
+
         Returns:
             `CStep`. If weights are not finite, θ of the latest C step is brought under the budget.
         """
@@ -135,9 +137,11 @@ class ReachingLagrangian(Lagrangian):
             return part.compression.loosened(values, slack, part.layouts)
 
         def shifted(weight: tf.Tensor, theta: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-            # Where weights were freed, those that are pulled go to λ/μ; what is free has no multiplier.
+            # Where weights were freed, those that are pulled go to λ/μ; what is free has no multiplier. Right
+            # after a C step λ holds all of a weight that was removed, which w − λ/μ would count twice.
             offset = tf.where(freed, target, target - theta)
-            offset = tf.where(tf.math.is_nan(offset), tf.zeros([], offset.dtype), offset)
+            has_none = tf.math.is_nan(offset) | (freed & ~retargets)
+            offset = tf.where(has_none, tf.zeros([], offset.dtype), offset)
             return tf.where(of_theta, theta, thresholds.read(weight) - offset)
 
         def target(theta: tf.Tensor, shifted: tf.Tensor) -> tf.Tensor:
