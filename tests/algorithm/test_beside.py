@@ -257,6 +257,18 @@ def test_project_keeps_the_budget_and_leaves_targets_alone():
     assert bits(values(lagrangian.thetas)) == thetas and bits(values(lagrangian.targets)) == targets
 
 
+def test_project_right_after_a_c_step_counts_no_weight_twice():
+    lagrangian = begun(Reach(0.1, ratio=0.5, slack=0.5, frees=True))
+    # λ of those that this removes is all that they are.
+    lagrangian.c_step(1.0, 2.0, Reach(0.1, ratio=0.9, slack=0.1, frees=True))
+    w = values(lagrangian.variables)
+    for _ in range(2):
+        lagrangian.project()
+        for found, theta in zip(lagrangian.thetas, top(12, w), strict=True):
+            np.testing.assert_array_equal(found, theta)
+        assert lagrangian.moved() == 0
+
+
 def test_where_all_are_pulled_to_a_looser_theta_there_are_no_multipliers():
     cost = L1Constraint(2.0)
     lagrangian = begun(Reach(0.1, ratio=0.5, slack=0.5), cost)
