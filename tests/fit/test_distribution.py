@@ -244,9 +244,9 @@ def test_replicas_are_given_the_result_and_asked_for_nothing(replicas):
     for other in others:
         # They are told the threshold, and decide by themselves.
         assert not {"DenseBincount", "IsFinite"} & operations(placed[other])
-        # v, θ and the target of each of two kernels, by calls of what is traced once, and μ
+        # v, and θ and the target, of each of two kernels, by calls of what is traced once, and μ
         assigning = [node.op for node in placed[other] if node.op in ASSIGNING]
-        assert sorted(assigning) == ["AssignVariableOp"] + 6 * ["StatefulPartitionedCall"]
+        assert sorted(assigning) == ["AssignVariableOp"] + 4 * ["StatefulPartitionedCall"]
         assert not {node.op for node in sources(placed[other])} - {*ASSIGNING, "Const", "NoOp"}
     assert operations(placed["CPU:0"]) <= PLUMBING
 
