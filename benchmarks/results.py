@@ -52,11 +52,12 @@ the error of the best other, or chance between three seeds. One seed, and not al
 
 Ftrl ruins whatever it trains here, since it forgets the weights that it begins with; where a metric is
 compiled, as it is not here, a warning says that it fell. Else LC is behind with ScheduleFreeAdamW, which
-draws weights back to iterates that no constraint meets; with SGD on the LSTM, where magnitude pruning is
-ahead in runs of few batches, and on the table's net, where the budget was fixed and gradual pruning is
-ahead by one to two points; and in one run of the U-Net with SGD and one of LeNet-5 with Lion, which every
-method ruins. That runs of fewer than 400 batches pull nine tenths of the weights from the start was decided
-on held-out examples of the LSTM, the table's net, the U-Net and LeNet-300.
+draws weights back to iterates that no constraint meets; with SGD on the LSTM and in two short runs of the
+text net, where magnitude pruning is ahead in runs of few batches, and on the table's net, where the budget
+was fixed and gradual pruning is ahead by one to two points; and in one run of the text net of 60 batches
+with Adam, one of the U-Net with SGD and one of LeNet-5 with Lion, which every method ruins. That runs of
+fewer than 400 batches pull nine tenths of the weights from the start was decided on held-out examples of the
+LSTM, the table's net, the U-Net and LeNet-300.
 """
 
 ERROR = """
@@ -194,7 +195,8 @@ budget of multiply-adds and taken out; dense and shrunk take turns, medians.
 L_STEP = """
 Beside plain `fit`, batches of 256, medians. The pull goes through the loss, or is beside the optimizer, as by
 default. Without XLA processes differ: three of LeNet-300 had 1.12, .99 and 1.08, and 1.14, 1.00 and 1.12
-beside the optimizer; with XLA all were between .94 and 1.01.
+beside the optimizer; with XLA all were between .94 and 1.01. The pull through the loss was a call
+of XLA then; without XLA it is two operations now.
 """
 
 C_STEP = """
