@@ -195,8 +195,8 @@ budget of multiply-adds and taken out; dense and shrunk take turns, medians.
 L_STEP = """
 Beside plain `fit`, batches of 256, medians. The pull goes through the loss, or is beside the optimizer, as by
 default. Without XLA processes differ: three of LeNet-300 had 1.12, .99 and 1.08, and 1.14, 1.00 and 1.12
-beside the optimizer; with XLA all were between .94 and 1.01. The pull through the loss was a call
-of XLA then; without XLA it is two operations now.
+beside the optimizer; with XLA all were between .94 and 1.01. The pull through the loss was a call of XLA
+then; without XLA it is two operations now.
 """
 
 C_STEP = """

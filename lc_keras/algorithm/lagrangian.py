@@ -12,14 +12,14 @@ import tensorflow as tf
 
 from lc_keras.algorithm.beside import Reach
 from lc_keras.algorithm.graphs import Arrays, Part, in_graph
-from lc_keras.algorithm.passes import in_place, new_target
+from lc_keras.algorithm.passes import halves_of_squares, in_place, new_target
 from lc_keras.algorithm.penalty import LCPenalty
 from lc_keras.algorithm.shadows import Shadow, fingerprint
 from lc_keras.algorithm.tasks import SharedCost
 from lc_keras.costs import thresholds
 from lc_keras.costs.compression import Map
 from lc_keras.costs.thresholds import read
-from lc_keras.internals.tensorflow import compiled, copies_of, emptied
+from lc_keras.internals.tensorflow import copies_of, emptied
 
 # How much is lost where Keras swaps weights and their averages by adding and subtracting, by the bytes of
 # the weights; and where two sums are of the same values.
@@ -331,7 +331,7 @@ class Lagrangian:
 
     def _measure(self) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.device(self.thetas[0].device):
-            away, all_of_it, kept = tf.unstack(halves_of_squares(self.slots))
+            away, all_of_it, kept = tf.unstack(distances(self.slots))
             gap, density = tf.sqrt(tf.math.divide_no_nan(away, all_of_it)), 2 * kept / self.size
             return tf.cast(gap, tf.float32), tf.cast(density, tf.float32)
 
@@ -384,20 +384,16 @@ class Lagrangian:
         return finite
 
 
-def halves_of_squares(slots: Sequence[Slot], name: str = "variable") -> tf.Tensor:
+def distances(slots: Sequence[Slot], name: str = "variable") -> tf.Tensor:
     """Return half of ‖w − θ‖², of ‖w‖² and of the number of weights that are not zero in θ, a vector.
 
     Args:
         slots: List of `Slot`.
         name: String, the attribute of these that is w.
     """
-    return _halves([(tf.convert_to_tensor(getattr(s, name)), tf.convert_to_tensor(s.theta)) for s in slots])
+    return _distances(
+        [(tf.convert_to_tensor(getattr(s, name)), tf.convert_to_tensor(s.theta)) for s in slots]
+    )
 
 
-@compiled
-def _halves(pairs: Sequence[tuple[tf.Tensor, tf.Tensor]]) -> tf.Tensor:
-    def update(sums: tf.Tensor, weight: tf.Tensor, theta: tf.Tensor) -> tf.Tensor:
-        terms = weight - theta, weight, tf.sign(theta)
-        return sums + tf.cast(tf.stack([tf.nn.l2_loss(term) for term in terms]), tf.float64)
-
-    return thresholds.fold(pairs, tf.zeros([3], tf.float64), update)
+_distances = halves_of_squares(3, lambda weight, theta: (weight - theta, weight, tf.sign(theta)))

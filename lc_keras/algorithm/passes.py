@@ -1,4 +1,4 @@
-"""Passes over weights in place, and what XLA must not change in them."""
+"""Passes over weights, in place or for a few sums, and what XLA must not change in them."""
 
 import functools
 from collections.abc import Callable, Hashable, Sequence
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from lc_keras.costs import thresholds
 from lc_keras.costs.compression import Map
-from lc_keras.internals.tensorflow import copies_of, fused, is_large
+from lc_keras.internals.tensorflow import compiled, copies_of, fused, is_large
 
 
 def in_place(
@@ -68,6 +68,28 @@ def _run(
     new = update(*values, *solve)
     for handle, value in zip(handles, new if isinstance(new, tuple) else (new,), strict=False):
         tf.raw_ops.AssignVariableOp(resource=handle, value=value)
+
+
+def halves_of_squares(
+    count: int, terms: Callable[[tf.Tensor, tf.Tensor], Sequence[tf.Tensor]]
+) -> Callable[[Sequence[tuple[tf.Tensor, tf.Tensor]]], tf.Tensor]:
+    """Return a function that adds up half of some squares over pairs of tensors.
+
+    Args:
+        count: Int, how many terms there are.
+        terms: Called with a flat chunk of both tensors of a pair, returns what is squared.
+
+    Returns:
+        Compiled function of a list of pairs, which returns a float64 vector of `count` sums.
+    """
+
+    def halves(pairs: Sequence[tuple[tf.Tensor, tf.Tensor]]) -> tf.Tensor:
+        def update(sums: tf.Tensor, *chunks: tf.Tensor) -> tf.Tensor:
+            return sums + tf.cast(tf.stack([tf.nn.l2_loss(term) for term in terms(*chunks)]), tf.float64)
+
+        return thresholds.fold(pairs, tf.zeros([count], tf.float64), update)
+
+    return compiled(halves)
 
 
 def new_target(theta: tf.Tensor, shifted: tf.Tensor, ratio: tf.Tensor) -> tf.Tensor:

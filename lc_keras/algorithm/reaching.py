@@ -12,12 +12,11 @@ import tensorflow as tf
 from lc_keras.algorithm.beside import PullBeside, Reach
 from lc_keras.algorithm.graphs import Part
 from lc_keras.algorithm.lagrangian import CStep, Lagrangian, Slot
-from lc_keras.algorithm.passes import in_place, new_target
+from lc_keras.algorithm.passes import halves_of_squares, in_place, new_target
 from lc_keras.algorithm.shadows import Shadow
 from lc_keras.algorithm.tasks import SharedCost
 from lc_keras.costs import thresholds
 from lc_keras.costs.compression import Map
-from lc_keras.internals.tensorflow import compiled
 
 
 class ReachingLagrangian(Lagrangian):
@@ -168,12 +167,9 @@ def _pulls_to_looser(reach: Reach) -> bool:
     return bool(reach.slack) and not reach.frees
 
 
-@compiled
-def _halves_of_kept(pairs: Sequence[tuple[tf.Tensor, tf.Tensor]]) -> tf.Tensor:
-    """Return half of ‖w − θ‖² where θ is not zero, and of ‖θ‖², a vector."""
+def _of_kept(weight: tf.Tensor, theta: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return w − θ where θ is not zero, and θ."""
+    return tf.where(theta != 0, weight - theta, tf.zeros([], theta.dtype)), theta
 
-    def update(sums: tf.Tensor, weight: tf.Tensor, theta: tf.Tensor) -> tf.Tensor:
-        away = tf.where(theta != 0, weight - theta, tf.zeros([], theta.dtype))
-        return sums + tf.cast(tf.stack([tf.nn.l2_loss(away), tf.nn.l2_loss(theta)]), tf.float64)
 
-    return thresholds.fold(pairs, tf.zeros([2], tf.float64), update)
+_halves_of_kept = halves_of_squares(2, _of_kept)

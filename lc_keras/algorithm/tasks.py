@@ -2,19 +2,19 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import keras
 
 from lc_keras.algorithm.neurons import Makers
+from lc_keras.algorithm.times import timed
 from lc_keras.arguments import keras_model, switch, warn
 from lc_keras.costs import Compression
 from lc_keras.costs.layout import Layout
 from lc_keras.costs.serialization import Serializable
 from lc_keras.model.flow.graph import is_graph
 from lc_keras.model.kernels import bytes_of, is_kernel, is_table, output_axes, owners_of
-from lc_keras.model.latency import known
 from lc_keras.model.macs import count_uses
 from lc_keras.model.signatures import Structure, named
 from lc_keras.showing import listed
@@ -203,7 +203,7 @@ class Task(Serializable):
                         "to have their neurons zeroed all the same."
                     )
             if cost.needs_time:
-                layouts = _TIMED[cost.needs_time](model, variables, layouts)
+                layouts = timed(cost.needs_time, model, variables, layouts)
             try:
                 cost.check(layouts)
             except ValueError as error:
@@ -231,40 +231,6 @@ class Task(Serializable):
             )
         return shared
 
-
-def _timed_at_widths(
-    model: keras.Model, variables: Sequence[keras.Variable], layouts: Sequence[Layout]
-) -> list[Layout]:
-    """Return layouts with the time of their weights, the first one with that of all else."""
-    latency = known(model, "widths")
-    if latency is None or any(layout.units is None for layout in layouts):
-        raise ValueError(
-            "Expected, for a budget in milliseconds, a Functional or Sequential model whose time "
-            f"`lc_keras.latency(model)` has fitted. Received: '{model.name}'"
-        )
-    pairs = [latency.kernels.get(v.path, (0.0, 0.0)) for v in variables]
-    rest = latency.milliseconds - sum(map(sum, pairs))
-    times = [(1e6 * both, 1e6 * own, 0.0) for both, own in pairs]
-    times[0] = (*times[0][:2], 1e6 * max(rest, 0.0))
-    return [replace(layout, nanoseconds=time) for layout, time in zip(layouts, times, strict=True)]
-
-
-def _timed_by_rank(
-    model: keras.Model, variables: Sequence[keras.Variable], layouts: Sequence[Layout]
-) -> list[Layout]:
-    """Return layouts with the time of their layers by the ranks of their kernels."""
-    latency = known(model, "ranks")
-    if latency is None:
-        return list(layouts)
-    times = [latency.kernels.get(v.path, (0.0,)) for v in variables]
-    by_rank = [
-        tuple((whole, two, each) for two, each in zip(ways[::2], ways[1::2], strict=True))
-        for whole, *ways in times
-    ]
-    return [replace(layout, by_rank=ways) for layout, ways in zip(layouts, by_rank, strict=True)]
-
-
-_TIMED = {"widths": _timed_at_widths, "ranks": _timed_by_rank}
 
 _BUDGETS = {
     False: "and the budget chooses among the others",

@@ -180,7 +180,7 @@ class RankSelection(Factored):
             is trained.
         measure: `"parameters"` (default): weights. `"macs"`: the multiply-adds of one example.
             `"milliseconds"`: the time of a batch, of one layer or of the two that `shrink` makes of it, as
-            `latency(model, of="ranks")` has fitted it.
+            `latency(model, of="ranks")` has fitted it; kernels of other kinds stay as they are.
 
     Raises:
         TypeError: If `alpha` is no number.

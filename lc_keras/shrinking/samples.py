@@ -163,10 +163,10 @@ class Ranks:
     def features(self, sample: list[tuple[int, int] | None]) -> np.ndarray:
         row = [1.0]
         for ways, drawn in zip(self._ways, sample, strict=True):
+            way, rank = drawn or (None, 0)
             row.append(float(drawn is None))
             for index in range(len(ways)):
-                way, rank = drawn or (-1, 0)
-                row += [float(way == index), float(rank) * (way == index)]
+                row += [1.0, float(rank)] if way == index else [0.0, 0.0]
         return np.array(row)
 
     def scales(self) -> np.ndarray:

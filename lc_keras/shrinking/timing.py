@@ -105,8 +105,8 @@ def ensure_known(model: keras.Model, needed: Iterable[Of | None]) -> None:
         if found.error > _BAD:
             option = "" if of == "widths" else f', of="{of}"'
             warn(
-                f"The time of this model is misjudged by {100 * found.error:.0f} % in the mean, and a budget "
-                "in milliseconds will be missed by as much: time it for longer, or where nothing else runs, "
+                f"The time of this model is misjudged by {100 * found.error:.0f} % in the mean, and what is "
+                "counted in milliseconds is off by as much: time it for longer, or where nothing else runs, "
                 f"by `lc_keras.latency(model, seconds=60{option})`.",
             )
 

@@ -81,6 +81,10 @@ def test_a_time_by_ranks_is_found(monkeypatch):
     (whole,) = times([model])
     assert found.milliseconds == pytest.approx(whole, rel=0.02)
     assert found.kernels["dense/kernel"][2] == pytest.approx(6 * (288 + 20), rel=0.25)
+    # Over the window and 1 × 1 first, then along one axis each.
+    _, _, over, _, along = found.kernels["first/kernel"]
+    assert over == pytest.approx(2 * 64 * (27 + 24), rel=0.2)
+    assert along == pytest.approx(2 * 64 * (9 + 72), rel=0.2)
     assert [layer.name for m in seen for layer in m.layers].count("dense_factor") > 15
     assert lc_keras.Latency.from_json(found.to_json()) == found
     assert "ms a rank" in str(found) and "at any ranks" in str(found)
