@@ -452,8 +452,15 @@ def test_a_rate_of_zero_is_said_before_the_first_batch(make, recwarn):
     warnings.simplefilter("always")
     decay = keras.optimizers.schedules.CosineDecay
     warming_up = decay(0.0, 4, warmup_target=0.1, warmup_steps=2)
-    for rate, rests in ((0.1, False), (warming_up, False), (0.0, True), (decay(0.1, 1), True)):
-        model, callback = net(keras.optimizers.SGD(rate)), make()
+
+    class Wrapper(keras.optimizers.SGD):
+        """Has no rate of its own."""
+
+        learning_rate = property(lambda self: 0.1)
+
+    cases = (0.1, SGD, False), (warming_up, SGD, False), (0.0, SGD, True), (decay(0.1, 1), SGD, True)
+    for rate, kind, rests in (*cases, (0.0, Wrapper, False)):
+        model, callback = net(kind(rate)), make()
         if not isinstance(rate, float):
             model.optimizer.iterations.assign(0 if rate is warming_up else 1)
         callback.set_params({"epochs": 20, "steps": 8})
@@ -462,5 +469,5 @@ def test_a_rate_of_zero_is_said_before_the_first_batch(make, recwarn):
         callback.on_epoch_begin(0)
         callback.on_train_batch_begin(0)
         said = [str(warning.message) for warning in recwarn.list]
-        assert any("The learning rate is 0" in text for text in said) == rests, said
+        assert any("The learning rate is 0" in text for text in said) == rests, (rate, kind, said)
         recwarn.clear()
