@@ -20,6 +20,7 @@ from lc_keras import (
     Sum,
     Task,
 )
+from lc_keras.model.latency import remember
 
 
 def data():
@@ -104,9 +105,17 @@ def test_the_rank_that_pays_goes_through_the_loss():
     assert all(0 < np.linalg.matrix_rank(k, 1e-4) < min(k.shape) + (k.shape[1] == 4) for k in kernels(model))
 
 
-def test_ranks_of_which_none_pays_are_said_to_take_nothing_away():
-    model, compress = net(), lc_keras.LearningCompression(RankSelection(1e-9))
-    with pytest.warns(UserWarning, match="took nothing away at μ = .*larger α"):
+@pytest.mark.parametrize(
+    "measure, message", [("parameters", "a larger α.*smaller.$"), ("milliseconds", "no α")]
+)
+def test_ranks_of_which_none_pays_are_said_to_take_nothing_away(measure, message):
+    model, compress = net(), lc_keras.LearningCompression(RankSelection(1e-9, measure))
+    slower, sizes = (
+        {k.path: (1.0, 2.0, 0.1) for k in model.weights[::2]},
+        {k.path: () for k in model.weights[::2]},
+    )
+    remember(model, lc_keras.Latency(1, 2.0, 0.0, slower, 0.0, 0.0, 9, sizes, "here", of="ranks"))
+    with pytest.warns(UserWarning, match=f"took nothing away at μ = .*{message}"):
         model.fit(*data(), batch_size=4, epochs=7, verbose=0, callbacks=[compress])
     assert [np.linalg.matrix_rank(k) for k in kernels(model)] == [10, 4]
 
