@@ -46,18 +46,21 @@ the optimizer and all that is not as at the centre of its net. Of the constants 
 budget and of the pull come from prototypes that were measured on test images of LeNet-300 and a small ResNet,
 the rest from held-out images of these; the other nets only show them, but that held-out examples of the LSTM
 gave the idea to pull three quarters of the weights from the start, and those of the LSTM, the table's net and
-the text net decided that with SGD and Muon, too. Behind: by more than 0.3 points, 3 % of
-the error of the best other, or chance between three seeds. One seed, and not all cells of
-`benchmarks/robustness/cells.py`: those that there was time for.
+the text net decided that with SGD and Muon, too. Behind: by more than 0.3 points, 3 % of the error of the best
+other, or chance between three seeds. One seed; of `benchmarks/robustness/cells.py` nine long runs of the
+MobileNet-like net are missing.
 
 Ftrl ruins whatever it trains here, since it forgets the weights that it begins with; where a metric is
-compiled, as it is not here, a warning says that it fell. Else LC is behind with ScheduleFreeAdamW, which
-draws weights back to iterates that no constraint meets; with SGD on the LSTM and in two short runs of the
-text net, where magnitude pruning is ahead in runs of few batches, and on the table's net, where the budget
-was fixed and gradual pruning is ahead by one to two points; and in one run of the text net of 60 batches
-with Adam, one of the U-Net with SGD and one of LeNet-5 with Lion, which every method ruins. That runs of
-fewer than 400 batches pull nine tenths of the weights from the start was decided on held-out examples of the
-LSTM, the table's net, the U-Net and LeNet-300.
+compiled, as it is not here, a warning says that it fell. Where LC is worse than direct compression, both and
+the others are at chance: with Ftrl, and with ScheduleFreeAdamW on the MobileNet-like net. Else LC is behind
+with ScheduleFreeAdamW, which draws weights back to iterates that no constraint meets; with SGD on the LSTM, in
+two short runs of the text net and in one of 60 batches of the ResNet, where a net that is half removed sends
+the weights astray, and what removes at once is ahead; with SGD on the table's net and in long runs of LeNet-5,
+where the budget was fixed and gradual pruning is ahead by half a point to two; with Adam in a run of 60
+batches of the text net, and in runs of 5 batches an epoch of LeNet-5; in one run each of the U-Net with SGD,
+the MobileNet-like net with RMSprop and LeNet-5 with Lion, which every method ruins. That runs of fewer than
+400 batches pull nine tenths of the weights from the start was decided on held-out examples of the LSTM, the
+table's net, the U-Net and LeNet-300.
 """
 
 ERROR = """
