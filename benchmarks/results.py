@@ -46,8 +46,8 @@ the optimizer and all that is not as at the centre of its net. Of the constants 
 budget and of the pull come from prototypes that were measured on test images of LeNet-300 and a small ResNet,
 the rest from held-out images of these; the other nets only show them, but that held-out examples of the LSTM
 gave the idea to pull three quarters of the weights from the start, and those of the LSTM, the table's net and
-the text net decided that with SGD and Muon, too. Behind: by more than 0.3 points, 3 % of the error of the best
-other, or chance between three seeds. One seed; of `benchmarks/robustness/cells.py` nine long runs of the
+the text net decided that with SGD and Muon, too. Behind: by more than 0.3 points, 3 % of the error of the
+best other, or chance between three seeds. One seed; of `benchmarks/robustness/cells.py` nine long runs of the
 MobileNet-like net are missing.
 
 Ftrl ruins whatever it trains here, since it forgets the weights that it begins with; where a metric is
