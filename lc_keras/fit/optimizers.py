@@ -118,7 +118,7 @@ class LearningRateLimit(Resumable):
     def _rate_soon(self, optimizer: Optimizer) -> float:
         now, given = float(tf.convert_to_tensor(self._rate_of(optimizer)())), learning_rate_of(optimizer)
         if now or not isinstance(given, keras.optimizers.schedules.LearningRateSchedule):
-            # One that wraps another may have no rate of its own, and say that of the other.
+            # One that wraps another may have no rate of its own, and report the other's.
             return now or float(tf.convert_to_tensor(optimizer.learning_rate))
         # The first step of a warm-up is 0, too.
         return float(given(tf.constant(_number(batches_seen_by(optimizer)) + 1, tf.int64)))

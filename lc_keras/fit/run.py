@@ -182,12 +182,14 @@ class CompressionRun(Run, Resumable):
         if self.finished:
             self.last_gap = self.logs.get("gap", 0.0)
             if not self.last_gap and not all(cost.has_budget for cost in self._costs):
-                by_time = any(cost.needs_time == "ranks" for cost in self._costs)
-                slower = " If two layers are slower than one at each rank, as `latency` shows, no α helps."
+                advice = "Give the penalty a larger α, or `fit` more epochs, with which μ is smaller."
+                if any(cost.needs_time == "ranks" for cost in self._costs):
+                    advice += (
+                        " If two layers are slower than one at each rank, as `latency` shows, no α helps."
+                    )
                 warn(
                     f"The last C step took nothing away at μ = {self.mu:.3g}: the weights are as they were "
-                    "trained. Give the penalty a larger α, or `fit` more epochs, with which μ is smaller."
-                    + (slower if by_time else ""),
+                    f"trained. {advice}"
                 )
         else:
             self._warn_of_end("Training stopped")

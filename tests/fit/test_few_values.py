@@ -110,10 +110,8 @@ def test_the_rank_that_pays_goes_through_the_loss():
 )
 def test_ranks_of_which_none_pays_are_said_to_take_nothing_away(measure, message):
     model, compress = net(), lc_keras.LearningCompression(RankSelection(1e-9, measure))
-    slower, sizes = (
-        {k.path: (1.0, 2.0, 0.1) for k in model.weights[::2]},
-        {k.path: () for k in model.weights[::2]},
-    )
+    paths = [kernel.path for kernel in model.weights[::2]]
+    slower, sizes = dict.fromkeys(paths, (1.0, 2.0, 0.1)), dict.fromkeys(paths, ())
     remember(model, lc_keras.Latency(1, 2.0, 0.0, slower, 0.0, 0.0, 9, sizes, "here", of="ranks"))
     with pytest.warns(UserWarning, match=f"took nothing away at μ = .*{message}"):
         model.fit(*data(), batch_size=4, epochs=7, verbose=0, callbacks=[compress])
