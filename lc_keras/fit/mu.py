@@ -168,10 +168,15 @@ class Beside(Pull):
     the way in each of the E batches of the removing, where s grows from 50 to 300. The last quarter trains
     what is left.
 
+    With SGD or Muon, whose steps grow with the gradient, weights within reach of the first five batches are
+    zero at once. If they went little by little, the loss would rise in each of these batches, and momentum
+    would carry the others far away.
+
     Where SGD or Muon carry weights far, a fixed budget is better: then the training itself finds which
     weights to keep. If the kept weights, going on as in the latest L step, would move by more than 0.7 of
-    their norm in the rest of the run, and that three times in a row in the first 15 % of it, all weights are
-    pulled from then on, to θ of the budget itself, with s from 1.5 to 80. Other optimizers move weights that
+    their norm in the rest of the run, and that three times in a row in the first 15 % of it, but for its
+    first 25 batches, in which they make up for those that went at once, all weights are pulled from then on,
+    to θ of the budget itself, with s from 1.5 to 80. Other optimizers move weights that
     do not matter as far as those that do, and a fixed budget then keeps the wrong ones. Units are removed in
     three quarters of the run then, too: what goes with a late one, at a rate that has fallen, is lost.
 
@@ -196,6 +201,8 @@ class Beside(Pull):
     # What is left for later, and what of it in a run of few batches.
     _LATER, _LATER_OF_FEW, _FEW = 0.25, 0.1, 400
     _PATH = 50.0, 300.0
+    # Batches that pull all the way, and by when the others have made up for it.
+    _AT_ONCE, _MADE_UP = 5, 25
     _SHRUNK, _SHRINKING = 0.4, 5.0
     _FAR, _IN_A_ROW, _LOOKS = 0.7, 3, 0.15
 
@@ -214,7 +221,12 @@ class Beside(Pull):
         self._strength = 0.0
 
     def looks(self, step: int) -> bool:
-        return self._by_gradient and not self._is_fixed and step <= self._LOOKS * self._plan.steps
+        is_early = step <= self._LOOKS * self._plan.steps
+        return self._by_gradient and not self._is_fixed and is_early and self._run(step) >= self._MADE_UP
+
+    def _run(self, step: int) -> float:
+        """Return how many batches have run when an L step begins."""
+        return step * self._batches / self._plan.steps
 
     def look(self, step: int, moved: float, batches: float) -> None:
         if not batches:
@@ -228,7 +240,7 @@ class Beside(Pull):
 
     def next(self, step: int, gap: float) -> tuple[float, Reach | None]:
         progress, before = step / self._plan.steps, self._strength
-        path, slack = progress / self._REMOVING, None
+        path, slack, goes_at_once = progress / self._REMOVING, None, False
         if self._settles and path >= 1:
             if progress >= self._SETTLED:
                 return self._strength, Reach(part=1.0, frees=True, puts=True)
@@ -245,9 +257,10 @@ class Beside(Pull):
             (first, last), length = self._PATH, self._REMOVING * self._batches
             later = self._LATER_OF_FEW if self._batches < self._FEW else self._LATER
             progress, slack = path, (1.0 if self._units else later) * max(0.0, 1 - path / self._FALLING) ** 3
+            goes_at_once = self._by_gradient and not self._units and self._run(step) < self._AT_ONCE
         self._strength = first * (last / first) ** min(progress, 1.0) / length
-        if slack is not None and progress >= 1:
-            return self._strength, Reach(part=1.0, slack=0.0, frees=True)
+        if slack is not None and (progress >= 1 or goes_at_once):
+            return self._strength, Reach(part=1.0, slack=slack, frees=True)
         # Not above 1, as where an epoch turns out to be longer than it was taken to be.
         part, ratio = -math.expm1(-self._strength), min(1.0, before / self._strength)
         return self._strength, Reach(part, ratio, slack, frees=slack is not None and not self._shrinks)
