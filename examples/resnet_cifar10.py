@@ -197,10 +197,10 @@ def _name(settings, args):
 
 
 def trained(train, args):
-    """Returns the reference: as an earlier run left it, or trained."""
+    """Returns the reference: as an earlier run left it, or trained and left there."""
     keras.utils.set_random_seed(args.seed)
     model = build(args.depth)
-    path = args.output / f"reference-{_name(OF_REFERENCE, args)}.weights.h5"
+    path = args.reference or args.output / f"reference-{_name(OF_REFERENCE, args)}.weights.h5"
     if path.exists():
         model.load_weights(path)
         return model
@@ -344,6 +344,7 @@ def options(arguments=None):
     add("--macs", type=float, nargs="*", default=[], help="LC of filters to these fractions of multiply-adds")
     add("--epochs", type=int, default=40, help="of each pruning")
     add("--reference-epochs", type=int, default=40)
+    add("--reference", type=Path, help="its weights, a .weights.h5: read, or trained and written there")
     add("--schedule", choices=("cosine", "steps"), default="cosine", help="of the learning rate")
     add("--learning-rate", type=float, default=0.1)
     add("--samples", type=int, default=50_000, help="trains on the first so many images only")

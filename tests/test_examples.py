@@ -127,6 +127,19 @@ def test_queued_runs_take_turns(tmp_path, monkeypatch):
     assert turns == ["second"]
 
 
+def test_a_resnet_that_was_trained_elsewhere_is_read(tmp_path):
+    path = tmp_path / "trained.weights.h5"
+    resnet.build(8).save_weights(path)
+    options = resnet.options(
+        ["--reduced", "--seed", "1", "--reference", str(path), "--output", str(tmp_path)]
+    )
+    restored = resnet.trained(None, options)
+    expected = resnet.build(8)
+    expected.load_weights(path)
+    for own, other in zip(restored.weights, expected.weights, strict=True):
+        np.testing.assert_array_equal(own, other)
+
+
 def test_a_resnet_of_another_depth():
     with pytest.raises(ValueError, match="depth=10"):
         resnet.build(10)

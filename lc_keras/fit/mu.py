@@ -174,11 +174,11 @@ class Beside(Pull):
 
     Where SGD or Muon carry weights far, a fixed budget is better: then the training itself finds which
     weights to keep. If the kept weights, going on as in the latest L step, would move by more than 0.7 of
-    their norm in the rest of the run, and that three times in a row in the first 15 % of it, but for its
-    first 25 batches, in which they make up for those that went at once, all weights are pulled from then on,
-    to θ of the budget itself, with s from 1.5 to 80. Other optimizers move weights that
-    do not matter as far as those that do, and a fixed budget then keeps the wrong ones. Units are removed in
-    three quarters of the run then, too: what goes with a late one, at a rate that has fallen, is lost.
+    their norm in the rest of the run, and that three times in a row in the first 15 % of it, all weights are
+    pulled from then on, to θ of the budget itself, with s from 1.5 to 80. The first 25 batches do not count,
+    in which they make up for those that went at once. Other optimizers move weights that do not matter as far
+    as those that do, and a fixed budget then keeps the wrong ones. Units are removed in three quarters of the
+    run then, too: what goes with a late one, at a rate that has fallen, is lost.
 
     Where the kept weights must come to few values, they are free in these three quarters also beside a fixed
     budget, and pulled to their values, with s from 1.5 to 80 in a quarter of the run, until nine tenths of
