@@ -28,7 +28,7 @@ from lc_keras.export.warmup import Requests, as_requests, prediction_log, write_
 from lc_keras.internals.keras import layers_in, replaced
 from lc_keras.internals.tensorflow import in_silence, view_of
 from lc_keras.measuring.counting import REPORT_FILE, measure, size_of
-from lc_keras.measuring.packing import Packed, pack
+from lc_keras.measuring.packing import Packed, pack, pays
 from lc_keras.model.macs import Uses, count_uses
 from lc_keras.model.signatures import Structure, input_signature_of, named, named_outputs, packed
 
@@ -191,20 +191,25 @@ def _store(
     model: keras.Model, arrays: list[np.ndarray], sparse: Sparse, storage: str, values: str | None
 ) -> Stored:
     """Return what is stored in another form than the model's, by the id of the variable."""
+    kept: dict[int, np.ndarray] = {}
+    for variable, array in zip(model.variables, arrays, strict=True):
+        if keras.backend.is_float_dtype(variable.dtype):
+            narrow = values == "float16" and array.ndim > 1 and array.itemsize > 2
+            kept[id(variable)] = _in_half_precision(variable, array) if narrow else array
+    packs = storage == "packed"
+    packed = {key: pack(array) for key, array in kept.items() if packs and key not in sparse}
+    if not pays(weight.saved for weight in packed.values()):
+        packed = {}
     stored: Stored = {}
     for variable, array in zip(model.variables, arrays, strict=True):
-        if not keras.backend.is_float_dtype(variable.dtype):
-            continue
-        narrow = values == "float16" and array.ndim > 1 and array.itemsize > 2
-        kept = _in_half_precision(variable, array) if narrow else array
-        if id(variable) in sparse:
-            matrix = kept.reshape(kept.shape[-2:]).T
-            packed = pack(matrix, dense=False)
-            stored[id(variable)] = packed, StoredSparse(packed, variable.dtype)
-            continue
-        packed = pack(kept) if storage == "packed" else Packed("dense", kept.shape, kept)
-        if narrow or packed.name != "dense":
-            stored[id(variable)] = packed, StoredWeight(packed, variable.dtype)
+        key, dtype = id(variable), variable.dtype
+        if key in sparse:
+            matrix = pack(kept[key].reshape(kept[key].shape[-2:]).T, dense=False)
+            stored[key] = matrix, StoredSparse(matrix, dtype)
+        elif key in kept:
+            weight = packed.get(key) or Packed("dense", array.shape, kept[key])
+            if weight.name != "dense" or kept[key] is not array:
+                stored[key] = weight, StoredWeight(weight, dtype)
     return stored
 
 

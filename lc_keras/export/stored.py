@@ -24,11 +24,12 @@ class StoredValues(tf.Module):
     def read(self, positions: tf.Tensor | None) -> tf.Tensor:
         """Return the values, at places in the flattened weight; `None`: at all places."""
         values, *rest = (variable.value() for variable in self.held)
-        if self._codes is not None:
-            steps = rest[1] if len(rest) > 1 else None
+        if self._codes is None:
+            return values
+        values = decode(self._codes.bits, values, rest[0], self._count)
+        if self._codes.steps is not None:
             places = tf.range(self._count) if positions is None else positions
-            columns = places % tf.constant(self._columns, places.dtype)
-            values = decode(self._codes.bits, values, rest[0], steps, columns, self._count)
+            values *= tf.gather(rest[1], places % tf.constant(self._columns, places.dtype))
         return values
 
 

@@ -1,9 +1,13 @@
 """Code values that are few, or whole numbers of steps, in few bits each."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
+
+from lc_keras.internals.tensorflow import traced_once
 
 _MOST_BITS, _SOME = 8, 2**16
 
@@ -125,24 +129,28 @@ def steps_of(array: np.ndarray) -> np.ndarray | None:
     return None
 
 
-def decode(
-    bits: int, numbers: tf.Tensor, table: tf.Tensor, steps: tf.Tensor | None, columns: tf.Tensor, count: int
-) -> tf.Tensor:
-    """Undo `code`, as TensorFlow operations.
+def decode(bits: int, numbers: tf.Tensor, table: tf.Tensor, count: int) -> tf.Tensor:
+    """Return what numbers of `Codes` stand for, as TensorFlow operations; steps are left to the caller.
 
     Args:
         bits: Int, as in `Codes`.
         numbers: uint8 tensor, as in `Codes`.
         table: Tensor, as in `Codes`.
-        steps: Tensor or `None`, as in `Codes`.
-        columns: Integer tensor, the column of each value.
         count: Int, how many values there are.
 
     Returns:
         One-dimensional tensor of the type of `table`.
     """
-    values = tf.gather(table, from_bits(numbers, bits, count))
-    return values if steps is None else values * tf.gather(steps, columns)
+    return _decoder(bits, table.dtype)(numbers, table, tf.constant(count, tf.int64))
+
+
+@functools.cache
+def _decoder(bits: int, dtype: tf.DType) -> Callable[..., tf.Tensor]:
+    def decode(numbers: tf.Tensor, table: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+        return tf.gather(table, from_bits(numbers, bits, count))
+
+    codes = tf.TensorSpec([None], tf.uint8), tf.TensorSpec([None], dtype)
+    return traced_once(decode, [*codes, tf.TensorSpec([], tf.int64)])
 
 
 def to_bits(numbers: np.ndarray, bits: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from lc_keras.measuring.packing import pack
+from lc_keras.measuring.packing import pack, pays
 from lc_keras.measuring.table import PruningReport, VariableReport
 from lc_keras.model.kernels import default_kernels, frozen_kernels, is_table
 from lc_keras.model.macs import Uses, count_uses
@@ -88,17 +88,19 @@ def measure(
         model: Built `keras.Model`.
         variables: List of `keras.Variable` of it.
         counted: `Uses`, of the model.
-        stored: Dictionary from the id of a variable to the tuple of the encoding and
-            the bytes it was stored in. `None` (default): they are packed to see, and
-            compressed by gzip as well.
+        stored: Dictionary from the id of a variable that is not stored dense to the tuple of the encoding
+            and the bytes it was stored in. `None` (default): they are packed to see, and compressed by gzip
+            as well.
 
     Returns:
         `PruningReport`.
     """
     frozen = {id(variable) for variable in frozen_kernels(model)}
     # What nothing multiplies by is added or looked up.
+    packed, zips = (_as_packed(variables), True) if stored is None else (stored, False)
     rows = {
-        id(v): _variable_report(v, counted.uses.get(id(v), 0), id(v) in frozen, stored) for v in variables
+        id(v): _variable_report(v, counted.uses.get(id(v), 0), id(v) in frozen, packed.get(id(v)), zips)
+        for v in variables
     }
     kernels = {id(variable) for variable in default_kernels(model)}
     tables = {id(v) for v in model.trainable_variables if is_table(v) and rows[id(v)].density < 1}
@@ -110,8 +112,19 @@ def measure(
     )
 
 
+def _as_packed(variables: Sequence[keras.Variable]) -> Stored:
+    """Return how `export_saved_model` would store variables."""
+    found, saved = {}, []
+    for variable in variables:
+        if keras.backend.is_float_dtype(variable.dtype):
+            packed = pack(keras.ops.convert_to_numpy(variable))
+            found[id(variable)] = packed.name, packed.nbytes
+            saved.append(packed.saved)
+    return found if pays(saved) else {}
+
+
 def _variable_report(
-    variable: keras.Variable, uses: int | None, frozen: bool, stored: Stored | None
+    variable: keras.Variable, uses: int | None, frozen: bool, stored: tuple[str, int] | None, zips: bool
 ) -> VariableReport:
     value = keras.ops.convert_to_numpy(variable)
     floating = keras.backend.is_float_dtype(variable.dtype)
@@ -119,11 +132,7 @@ def _variable_report(
     # No copy, which `tobytes` would be.
     data = value.reshape(-1).view("uint8")
     kept = int(np.count_nonzero(value))
-    if stored is not None:
-        encoding, nbytes = stored[id(variable)]
-    else:
-        packed = pack(value) if floating else None
-        encoding, nbytes = (packed.name, packed.nbytes) if packed else ("dense", value.nbytes)
+    encoding, nbytes = stored or ("dense", value.nbytes)
     return VariableReport(
         path=variable.path,
         shape=tuple(value.shape),
@@ -132,7 +141,7 @@ def _variable_report(
         encoding=encoding,
         dense_bits=8 * value.nbytes,
         bits=8 * nbytes,
-        gzip_bits=8 * min(value.nbytes, len(gzip.compress(data, 1))) if stored is None else None,
+        gzip_bits=8 * min(value.nbytes, len(gzip.compress(data, 1))) if zips else None,
         macs=None if uses is None else uses * value.size,
         remaining_macs=None if uses is None else uses * kept,
         finite=not floating or bool(np.isfinite(wide).all()),

@@ -1,17 +1,19 @@
 """Pack weights in few bytes: the values that are not zero, coded where they are few, and where they are."""
 
+import functools
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import tensorflow as tf
 
+from lc_keras.internals.tensorflow import traced_once
 from lc_keras.measuring.coding import Codes, code, frequent, from_bits, steps_of, to_bits
 
-# A bound on what unpacking a weight adds to a SavedModel, in bytes: with TensorFlow 2.21 about 8,000 for the
-# first and 4,300 for each further one.
-_UNPACKING = 12288
-# What decoding its values adds, or its gaps of four bits.
-_DECODING = 8192
+# Bounds on what a packed weight adds to a SavedModel, in bytes: with TensorFlow 2.21 3,300, and 2,500 for its
+# values if they are coded; and on what all packed weights share, some 7,000.
+_UNPACKING, _DECODING, _SHARED = 4096, 3072, 8192
 _BITS = np.arange(8, dtype="uint8")
 
 
@@ -51,6 +53,12 @@ class Packed:
         return name if self.others is None else f"{name}+{self.others.name}"
 
     @property
+    def saved(self) -> int:
+        """Return the bytes that it saves of a file, with what unpacks it, but for what all weights share."""
+        dense = self.values.itemsize * math.prod(self.shape)
+        return 0 if self.name == "dense" else dense - _size(self) - _UNPACKING
+
+    @property
     def kept(self) -> int:
         return int(np.count_nonzero(self.values))
 
@@ -64,7 +72,7 @@ def pack(array: np.ndarray, dense: bool = True) -> Packed:
     Args:
         array: NumPy array of a floating-point type and any shape.
         dense: Bool, default `True`: whether the weight may stay as it is, which it
-            does unless packing saves more than unpacking costs.
+            does unless packing saves more than it adds to a file, but for what `pays` counts.
 
     Returns:
         `Packed`.
@@ -95,15 +103,18 @@ def pack(array: np.ndarray, dense: bool = True) -> Packed:
     if dense and (corrected := _corrected(array)):
         found.append(corrected)
     smallest = min(found, key=_size)
-    pays = _size(smallest) + _UNPACKING < array.nbytes
-    return smallest if pays or not dense else plain[-1]
+    return smallest if smallest.saved > 0 or not dense else plain[-1]
+
+
+def pays(saved: Iterable[int]) -> bool:
+    """Tell if weights save more together, each `Packed.saved`, than what they share adds to a file."""
+    return sum(saved) > _SHARED
 
 
 def _size(packed: Packed) -> int:
     """Return the bytes that a weight takes, with what unpacks it more than others."""
     unpacking = 0 if packed.others is None else _UNPACKING + _size(packed.others) - packed.others.nbytes
-    decoding = (packed.codes is not None) + (packed.encoding == "gaps4")
-    return packed.nbytes + unpacking + _DECODING * decoding
+    return packed.nbytes + unpacking + _DECODING * (packed.codes is not None)
 
 
 def _coded(packed: Packed, steps: np.ndarray | None) -> Packed:
@@ -139,17 +150,35 @@ def positions_of(encoding: str, places: tf.Tensor, count: int) -> tf.Tensor:
     Returns:
         int64 tensor, the places in the flattened weight, ascending.
     """
-    if encoding == "bitmask":
-        bits = tf.bitwise.right_shift(places[:, tf.newaxis], _BITS) & 1
-        return tf.where(tf.reshape(bits, [-1]) > 0)[:, 0]
-    gaps = from_bits(places, 4, count) if encoding == "gaps4" else places
-    return tf.cumsum(tf.cast(gaps, tf.int64) + 1) - 1
+    return _finder(encoding)(places, tf.constant(count, tf.int64))
+
+
+@functools.cache
+def _finder(encoding: str) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    def find(places: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+        if encoding == "bitmask":
+            bits = tf.bitwise.right_shift(places[:, tf.newaxis], _BITS) & 1
+            return tf.where(tf.reshape(bits, [-1]) > 0)[:, 0]
+        gaps = from_bits(places, 4, count) if encoding == "gaps4" else places
+        return tf.cumsum(tf.cast(gaps, tf.int64) + 1) - 1
+
+    dtype = tf.uint16 if encoding == "gaps16" else tf.uint8
+    return traced_once(find, [tf.TensorSpec([None], dtype), tf.TensorSpec([], tf.int64)])
 
 
 def spread(positions: tf.Tensor, values: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
     """Return a tensor with values at places of it, flattened, and zeros elsewhere."""
     size = tf.constant([np.prod(shape, dtype="int64")], tf.int64)
-    return tf.reshape(tf.scatter_nd(positions[:, tf.newaxis], values, size), shape)
+    return tf.reshape(_spreader(values.dtype)(positions, values, size), shape)
+
+
+@functools.cache
+def _spreader(dtype: tf.DType) -> Callable[..., tf.Tensor]:
+    def spread(positions: tf.Tensor, values: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+        return tf.scatter_nd(positions[:, tf.newaxis], values, size)
+
+    vector = tf.TensorSpec([None], tf.int64)
+    return traced_once(spread, [vector, tf.TensorSpec([None], dtype), tf.TensorSpec([1], tf.int64)])
 
 
 def _with_gaps(array: np.ndarray, flat: np.ndarray, positions: np.ndarray, bits: int) -> Packed:

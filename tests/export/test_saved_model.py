@@ -332,7 +332,7 @@ def test_verbose_says_what_was_written(tmp_path, capsys):
     export_saved_model(prune(dense_net(), 0.05), tmp_path / "quiet")
     assert capsys.readouterr().out == ""
     export_saved_model(prune(dense_net(), 0.05), tmp_path / "net", verbose=True)
-    assert "Weights packed: 1;" in capsys.readouterr().out
+    assert "Weights packed: 2;" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
