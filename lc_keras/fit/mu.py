@@ -180,9 +180,10 @@ class Beside(Pull):
     as those that do, and a fixed budget then keeps the wrong ones. Units are removed in three quarters of the
     run then, too: what goes with a late one, at a rate that has fallen, is lost.
 
-    Where the kept weights must come to few values, they are free in these three quarters also beside a fixed
-    budget, and pulled to their values, with s from 1.5 to 80 in a quarter of the run, until nine tenths of
-    it. From then on each C step puts them there, so that it is the values that train.
+    Where the kept weights must come to few values, these do not count for three quarters of the run: budgets
+    loosen, or are fixed, as if there were none. Then weights are pulled to their values, with s from 1.5 to
+    80 in a quarter of the run, until nine tenths of it. From then on each C step puts them there, so that it
+    is the values that train.
 
     A budget that makes weights smaller, as that of a norm, is not kept by weights that are free. All are
     pulled then, with s from 5 to 80. The budget falls in 0.4 of the run, as above; multipliers begin where it
@@ -263,7 +264,8 @@ class Beside(Pull):
             return self._strength, Reach(part=1.0, slack=slack, frees=True)
         # Not above 1, as where an epoch turns out to be longer than it was taken to be.
         part, ratio = -math.expm1(-self._strength), min(1.0, before / self._strength)
-        return self._strength, Reach(part, ratio, slack, frees=slack is not None and not self._shrinks)
+        pulls_all = slack is None or self._shrinks or self._is_fixed
+        return self._strength, Reach(part, ratio, slack, frees=not pulls_all)
 
 
 class Together(Pull):

@@ -306,7 +306,7 @@ def test_what_is_kept_comes_to_other_values_in_the_last_quarter_and_is_put_there
         Beside(plan(STEPS), False, [cost()]),
     )
     if by_gradient:
-        # Beside a budget that is fixed values do not count yet, and what is kept is free.
+        # Beside a budget that is fixed values do not count yet: all are pulled as without them.
         far(pull, range(3))
     for step in range(STEPS):
         strength, reach = pull.next(step, np.nan)
@@ -318,7 +318,7 @@ def test_what_is_kept_comes_to_other_values_in_the_last_quarter_and_is_put_there
             assert reach.slack is None and not reach.frees and 0 < reach.part < 1 and reach.ratio > 0
         elif by_gradient:
             assert strength == pytest.approx(fixed(step / 0.75, 0.75 * LENGTH))
-            assert reach.slack == 0 and reach.frees and reach.part < 1
+            assert reach.slack == 0 and not reach.frees and reach.part < 1
         else:
             assert (strength, reach) == path.next(step, np.nan)
 
