@@ -222,10 +222,11 @@ class Beside(Pull):
         self._strength = 0.0
 
     def looks(self, step: int) -> bool:
+        has_made_up = self._batches_before(step) >= self._MADE_UP
         is_early = step <= self._LOOKS * self._plan.steps
-        return self._by_gradient and not self._is_fixed and is_early and self._run(step) >= self._MADE_UP
+        return self._by_gradient and not self._is_fixed and has_made_up and is_early
 
-    def _run(self, step: int) -> float:
+    def _batches_before(self, step: int) -> float:
         """Return how many batches have run when an L step begins."""
         return step * self._batches / self._plan.steps
 
@@ -258,7 +259,9 @@ class Beside(Pull):
             (first, last), length = self._PATH, self._REMOVING * self._batches
             later = self._LATER_OF_FEW if self._batches < self._FEW else self._LATER
             progress, slack = path, (1.0 if self._units else later) * max(0.0, 1 - path / self._FALLING) ** 3
-            goes_at_once = self._by_gradient and not self._units and self._run(step) < self._AT_ONCE
+            goes_at_once = (
+                self._by_gradient and not self._units and self._batches_before(step) < self._AT_ONCE
+            )
         self._strength = first * (last / first) ** min(progress, 1.0) / length
         if slack is not None and (progress >= 1 or goes_at_once):
             return self._strength, Reach(part=1.0, slack=slack, frees=True)
