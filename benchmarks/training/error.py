@@ -245,13 +245,14 @@ def table(rows):
 
 def sizes(rows):
     """Mean error over the seeds against what the weights take: a line for each run but for its seed."""
-    lines = [f"{'':30}{'epochs':>6}{'budget':>8}{'kept':>10}{'kB':>8}{'error, %':>10}  seeds"]
-    for keep, name, epochs in dict.fromkeys((r["keep"], r["contender"], r["epochs"]) for r in rows):
-        own = _of(rows, {"contender": name, "keep": keep, "epochs": epochs})
+    lines = [f"{'':40}{'epochs':>6}{'budget':>8}{'kept':>10}{'kB':>8}{'error, %':>10}  seeds"]
+    cases = dict.fromkeys((r["net"], r["keep"], r["contender"], r["epochs"]) for r in rows)
+    for net, keep, name, epochs in cases:
+        own = _of(rows, {"net": net, "contender": name, "keep": keep, "epochs": epochs})
         kept, size, wrong = (statistics.mean(r[n] for r in own) for n in ("kept", "kilobytes", "error"))
         seeds = ", ".join(str(row["seed"]) for row in own)
         budget = f"{epochs:>6}{100 * keep:>6g} %"
-        lines.append(f"{name:30}{budget}{kept:>10,.0f}{size:>8.1f}{wrong:>10.2f}  {seeds}")
+        lines.append(f"{net:10}{name:30}{budget}{kept:>10,.0f}{size:>8.1f}{wrong:>10.2f}  {seeds}")
     return "\n".join(lines)
 
 
