@@ -33,7 +33,7 @@ def test_report_of_a_model_and_of_its_export(saved, tmp_path, capsys):
     assert main(["report", path]) == 0
     assert f"{kept:,}" in capsys.readouterr().out
     assert main(["export", path, str(tmp_path / "out")]) == 0
-    assert "Weights packed: 1;" in capsys.readouterr().out
+    assert "Weights packed: 2;" in capsys.readouterr().out
     assert main(["report", str(tmp_path / "out"), "--json", "--plot", str(tmp_path / "kept.png")]) == 0
     assert json.loads(capsys.readouterr().out)["totals"]["kept"] == kept
     assert (tmp_path / "kept.png").read_bytes().startswith(b"\x89PNG")
