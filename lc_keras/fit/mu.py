@@ -168,9 +168,9 @@ class Beside(Pull):
     the way in each of the E batches of the removing, where s grows from 50 to 300. The last quarter trains
     what is left.
 
-    With SGD or Muon, whose steps grow with the gradient, weights within reach of the first five batches are
-    zero at once. If they went little by little, the loss would rise in each of these batches, and momentum
-    would carry the others far away.
+    With SGD or Muon, whose steps grow with the gradient, single weights within reach of L steps that begin in
+    the first five batches are zero at once. If they went little by little, the loss would rise in each of
+    these batches, and momentum would carry the others far away.
 
     Where SGD or Muon carry weights far, a fixed budget is better: then the training itself finds which
     weights to keep. If the kept weights, going on as in the latest L step, would move by more than 0.7 of
@@ -202,7 +202,7 @@ class Beside(Pull):
     # What is left for later, and what of it in a run of few batches.
     _LATER, _LATER_OF_FEW, _FEW = 0.25, 0.1, 400
     _PATH = 50.0, 300.0
-    # Batches that pull all the way, and by when the others have made up for it.
+    # L steps that begin in so many batches pull all the way; by when the others have made up for it.
     _AT_ONCE, _MADE_UP = 5, 25
     _SHRUNK, _SHRINKING = 0.4, 5.0
     _FAR, _IN_A_ROW, _LOOKS = 0.7, 3, 0.15
@@ -225,10 +225,6 @@ class Beside(Pull):
         has_made_up = self._batches_before(step) >= self._MADE_UP
         is_early = step <= self._LOOKS * self._plan.steps
         return self._by_gradient and not self._is_fixed and has_made_up and is_early
-
-    def _batches_before(self, step: int) -> float:
-        """Return how many batches have run when an L step begins."""
-        return step * self._batches / self._plan.steps
 
     def look(self, step: int, moved: float, batches: float) -> None:
         if not batches:
@@ -259,9 +255,8 @@ class Beside(Pull):
             (first, last), length = self._PATH, self._REMOVING * self._batches
             later = self._LATER_OF_FEW if self._batches < self._FEW else self._LATER
             progress, slack = path, (1.0 if self._units else later) * max(0.0, 1 - path / self._FALLING) ** 3
-            goes_at_once = (
-                self._by_gradient and not self._units and self._batches_before(step) < self._AT_ONCE
-            )
+            is_first = self._batches_before(step) < self._AT_ONCE
+            goes_at_once = is_first and self._by_gradient and not self._units
         self._strength = first * (last / first) ** min(progress, 1.0) / length
         if slack is not None and (progress >= 1 or goes_at_once):
             return self._strength, Reach(part=1.0, slack=slack, frees=True)
@@ -269,6 +264,10 @@ class Beside(Pull):
         part, ratio = -math.expm1(-self._strength), min(1.0, before / self._strength)
         pulls_all = slack is None or self._shrinks or self._is_fixed
         return self._strength, Reach(part, ratio, slack, frees=not pulls_all)
+
+    def _batches_before(self, step: int) -> float:
+        """Return how many batches have run when an L step begins."""
+        return step * self._batches / self._plan.steps
 
 
 class Together(Pull):

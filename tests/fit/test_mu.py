@@ -137,7 +137,7 @@ def test_automatic_of_one_step():
 
 # Beside the optimizer.
 
-STEPS = 40
+STEPS, LONG = 40, 1000
 
 
 def cost(**kind):
@@ -158,12 +158,9 @@ def fixed(step, length=LENGTH, first=1.5):
     return first * (80 / first) ** (step / STEPS) / length
 
 
-def asking(**kind):
+def asking():
     """A pull in a run of 40 L steps of 25 batches, that asks how far weights move."""
-    return Beside(plan(STEPS, 250), True, [cost(**kind)])
-
-
-LONG = 1000
+    return Beside(plan(STEPS, LONG // EPOCHS), True, [cost()])
 
 
 def far(pull, steps, moved=1.0):
