@@ -159,35 +159,9 @@ class Sliding(Pull):
 class Beside(Pull):
     r"""Find the reach of the pull beside the optimizer, from the progress of the run and how weights move.
 
-    The pull reaches more and more weights, the smallest first, as gradual pruning removes them (Zhu & Gupta,
-    "To prune, or not to prune", 2017), but it brings them to zero little by little. Of the weights beyond the
-    budget, $1 - (1 - q/0.9)^3 / 4$ are pulled after the part q of the removing, which takes three quarters of
-    the run: the smallest three quarters of them are next to nothing. In runs of fewer than 400 batches a
-    tenth is left for later, not a quarter, since few batches are left to make up for what goes late. Of units
-    it is $1 - (1 - q/0.9)^3$, since each of them is much. Weights within reach are pulled $1 - e^{-s/E}$ of
-    the way in each of the E batches of the removing, where s grows from 50 to 300. The last quarter trains
-    what is left.
-
-    With SGD or Muon, whose steps grow with the gradient, single weights within reach of L steps that begin in
-    the first five batches are zero at once. If they went little by little, the loss would rise in each of
-    these batches, and momentum would carry the others far away.
-
-    Where SGD or Muon carry weights far, a fixed budget is better: then the training itself finds which
-    weights to keep. If the kept weights, going on as in the latest L step, would move by more than 0.7 of
-    their norm in the rest of the run, and that three times in a row in the first 15 % of it, all weights are
-    pulled from then on, to θ of the budget itself, with s from 1.5 to 80. The first 25 batches do not count,
-    in which they make up for those that went at once. Other optimizers move weights that do not matter as far
-    as those that do, and a fixed budget then keeps the wrong ones. Units are removed in three quarters of the
-    run then, too: what goes with a late one, at a rate that has fallen, is lost.
-
-    Where the kept weights must come to few values, these do not count for three quarters of the run: budgets
-    loosen, or are fixed, as if there were none. Then weights are pulled to their values, with s from 1.5 to
-    80 in a quarter of the run, until nine tenths of it. From then on each C step puts them there, so that it
-    is the values that train.
-
-    A budget that makes weights smaller, as that of a norm, is not kept by weights that are free. All are
-    pulled then, with s from 5 to 80. The budget falls in 0.4 of the run, as above; multipliers begin where it
-    stops, so that weights which the loss cannot move end as by direct compression.
+    Budgets loosen or are fixed; weights shrink to a norm, or settle on few values: a method for each. The
+    pull brings weights $1 - e^{-s/E}$ of the way in each of the E batches that it has, where s grows over
+    them.
 
     The constants were chosen in trials on LeNet-300 and a small ResNet; `benchmarks/robustness/matrix.py`
     shows what they come to on these and other nets.
@@ -204,7 +178,7 @@ class Beside(Pull):
     _PATH = 50.0, 300.0
     # L steps that begin in so many batches pull all the way; by when the others have made up for it.
     _AT_ONCE, _MADE_UP = 5, 25
-    _SHRUNK, _SHRINKING = 0.4, 5.0
+    _SHRUNK, _SHRINKING = 0.4, (5.0, _PULL[1])
     _FAR, _IN_A_ROW, _LOOKS = 0.7, 3, 0.15
 
     held = ("_is_fixed", "_far", "_strength")
@@ -237,33 +211,94 @@ class Beside(Pull):
             self._strength = 0.0
 
     def next(self, step: int, gap: float) -> tuple[float, Reach | None]:
-        progress, before = step / self._plan.steps, self._strength
-        path, slack, goes_at_once = progress / self._REMOVING, None, False
-        if self._settles and path >= 1:
-            if progress >= self._SETTLED:
-                return self._strength, Reach(part=1.0, frees=True, puts=True)
-            (first, last), length = _PULL, (1 - self._REMOVING) * self._batches
-            progress = (progress - self._REMOVING) / (self._SETTLED - self._REMOVING)
-        elif self._is_fixed or self._shrinks:
-            (first, last), length = _PULL, min(self._batches, _MOST_BATCHES)
-            if not self._is_fixed:
-                first, slack = self._SHRINKING, max(0.0, 1 - progress / self._SHRUNK) ** 3 or None
-            elif self._units or self._settles:
-                progress, length = path, self._REMOVING * length
-                slack = 0.0 if path >= 1 or self._settles else None
+        if self._settles and self._removed(step) >= 1:
+            reach = self._settling(step)
+        elif self._is_fixed:
+            reach = self._fixed(step)
+        elif self._shrinks:
+            reach = self._shrinking(step)
         else:
-            (first, last), length = self._PATH, self._REMOVING * self._batches
-            later = self._LATER_OF_FEW if self._batches < self._FEW else self._LATER
-            progress, slack = path, (1.0 if self._units else later) * max(0.0, 1 - path / self._FALLING) ** 3
-            is_first = self._batches_before(step) < self._AT_ONCE
-            goes_at_once = is_first and self._by_gradient and not self._units
-        self._strength = first * (last / first) ** min(progress, 1.0) / length
-        if slack is not None and (progress >= 1 or goes_at_once):
-            return self._strength, Reach(part=1.0, slack=slack, frees=True)
+            reach = self._loosening(step)
+        return self._strength, reach
+
+    def _loosening(self, step: int) -> Reach:
+        r"""Return the reach of a pull to a budget that comes down from all weights to its own.
+
+        The pull reaches more and more weights, the smallest first, as gradual pruning removes them (Zhu &
+        Gupta, "To prune, or not to prune", 2017), but it brings them to zero little by little. Of the weights
+        beyond the budget, $1 - (1 - q/0.9)^3 / 4$ are pulled after the part q of the removing, which takes
+        three quarters of the run: the smallest three quarters of them are next to nothing. In runs of fewer
+        than 400 batches a tenth is left for later, not a quarter, since few batches are left to make up for
+        what goes late. Of units it is $1 - (1 - q/0.9)^3$, since each of them is much. s grows from 50 to
+        300. The last quarter trains what is left.
+
+        With SGD or Muon, whose steps grow with the gradient, single weights within reach of L steps that
+        begin in the first five batches are zero at once. If they went little by little, the loss would rise
+        in each of these batches, and momentum would carry the others far away.
+        """
+        removed = self._removed(step)
+        later = self._LATER_OF_FEW if self._batches < self._FEW else self._LATER
+        slack = (1.0 if self._units else later) * max(0.0, 1 - removed / self._FALLING) ** 3
+        part, ratio = self._grown(self._PATH, removed, self._REMOVING * self._batches)
+        is_first = self._batches_before(step) < self._AT_ONCE
+        if removed >= 1 or (is_first and self._by_gradient and not self._units):
+            part, ratio = 1.0, 0.0
+        return Reach(part, ratio, slack, frees=True)
+
+    def _fixed(self, step: int) -> Reach:
+        """Return the reach of a pull of all weights to θ of the budget itself.
+
+        Where SGD or Muon carry weights far, this is better: then the training itself finds which weights to
+        keep. If the kept weights, going on as in the latest L step, would move by more than 0.7 of their norm
+        in the rest of the run, and that three times in a row in the first 15 % of it, the budget is fixed
+        from then on. The first 25 batches do not count, in which they make up for those that went at once.
+        Other optimizers move weights that do not matter as far as those that do, and a fixed budget then
+        keeps the wrong ones. s grows from 1.5 to 80. Units are removed in three quarters of the run: what
+        goes with a late one, at a rate that has fallen, is lost.
+        """
+        batches = min(self._batches, _MOST_BATCHES)
+        if not (self._units or self._settles):
+            return Reach(*self._grown(_PULL, step / self._plan.steps, batches))
+        removed = self._removed(step)
+        part, ratio = self._grown(_PULL, removed, self._REMOVING * batches)
+        if removed >= 1:
+            return Reach(part=1.0, slack=0.0, frees=True)
+        return Reach(part, ratio, slack=0.0 if self._settles else None)
+
+    def _shrinking(self, step: int) -> Reach:
+        """Return the reach of a pull of all weights to a budget that makes them smaller, as that of a norm.
+
+        Weights that are free do not keep such a budget. It falls in 0.4 of the run as `_loosening` says, and
+        s grows from 5 to 80. Multipliers begin where it stops, so that weights which the loss cannot move end
+        as by direct compression.
+        """
+        progress = step / self._plan.steps
+        slack = max(0.0, 1 - progress / self._SHRUNK) ** 3 or None
+        return Reach(*self._grown(self._SHRINKING, progress, min(self._batches, _MOST_BATCHES)), slack)
+
+    def _settling(self, step: int) -> Reach:
+        """Return the reach of a pull of kept weights to few values, after three quarters of the run.
+
+        Until then budgets loosen, or are fixed, as if there were none. s grows from 1.5 to 80 until nine
+        tenths of the run. From then on each C step puts weights onto their values, so that it is the values
+        that train.
+        """
+        progress = step / self._plan.steps
+        if progress >= self._SETTLED:
+            return Reach(part=1.0, frees=True, puts=True)
+        of_settling = (progress - self._REMOVING) / (self._SETTLED - self._REMOVING)
+        return Reach(*self._grown(_PULL, of_settling, (1 - self._REMOVING) * self._batches))
+
+    def _removed(self, step: int) -> float:
+        """Return how much of the removing is over, 1 and more after three quarters of the run."""
+        return step / self._plan.steps / self._REMOVING
+
+    def _grown(self, bounds: tuple[float, float], progress: float, batches: float) -> tuple[float, float]:
+        """Let s grow geometrically; return what part of the way it pulls, and the strength before by it."""
+        first, last = bounds
+        before, self._strength = self._strength, first * (last / first) ** min(progress, 1.0) / batches
         # Not above 1, as where an epoch turns out to be longer than it was taken to be.
-        part, ratio = -math.expm1(-self._strength), min(1.0, before / self._strength)
-        pulls_all = slack is None or self._shrinks or self._is_fixed
-        return self._strength, Reach(part, ratio, slack, frees=not pulls_all)
+        return -math.expm1(-self._strength), min(1.0, before / self._strength)
 
     def _batches_before(self, step: int) -> float:
         """Return how many batches have run when an L step begins."""
