@@ -42,26 +42,34 @@ class ReachingLagrangian(Lagrangian):
     def __init__(self, shared: Sequence[SharedCost], multipliers: bool = True) -> None:
         super().__init__(shared, multipliers)
         self._reach = Reach(0.0)
+        # θ of the latest C step, while one is shown that differs by so little that λ would show it most.
+        is_close = any(s.compression.close_values and s.compression.can_loosen for s in shared)
+        self._latest = Shadow(self.variables, "latest", widen=True).copies if is_close else []
+        self._is_kept = False
 
     @property
     def is_loose(self) -> bool:  # type: ignore[override]  # of this reach
         """Tell if θ may keep more than the budget, or other values than the weights have now."""
         return self._reach.slack is not None or self._reach.frees
 
+    def saved(self) -> dict[str, list[tf.Variable]]:
+        return {**super().saved(), "latest": self._latest}
+
     def state(self) -> dict[str, Any]:
-        return {**super().state(), "reach": asdict(self._reach)}
+        return {**super().state(), "reach": asdict(self._reach), "is_kept": self._is_kept}
 
     def load(self, state: dict[str, Any]) -> None:
         super().load(state)
-        self._reach = Reach(**state["reach"])
+        self._reach, self._is_kept = Reach(**state["reach"]), state["is_kept"]
 
     def direct_compression(self, mu: float, reach: Reach | None = None) -> CStep:
         # What was said of λ is over.
-        before, self._reach = self._reach, Reach(0.0)
+        before, self._reach, self._is_kept = self._reach, Reach(0.0), False
         return self._reached(reach or before, 0.0)
 
     def c_step(self, mu: float, next_mu: float, reach: Reach | None = None) -> CStep:
         reach = reach or self._reach
+        self._put_back()
         found = self._reached(reach, reach.ratio)
         if reach.puts and np.all(found.finite):
             self._put()
@@ -78,6 +86,11 @@ class ReachingLagrangian(Lagrangian):
         Returns:
             `CStep`. If weights are not finite, θ of the latest C step is brought under the budget.
         """
+        self._put_back()
+        if self._latest and self._reach.slack == 0 and not self._reach.frees:
+            for latest, theta in zip(self._latest, self.thetas, strict=True):
+                latest.assign(theta)
+            self._is_kept = True
         found = self._found(self._solve(Reach(self._reach.part), 0.0, retargets=False))
         if not np.all(found.finite):
             self._tighten()
@@ -148,6 +161,13 @@ class ReachingLagrangian(Lagrangian):
             return tf.where(frees & (theta != 0), tf.constant(np.nan, theta.dtype), pulled)
 
         return self._update(maps, shifted, target, part, retargets)
+
+    def _put_back(self) -> None:
+        """Let θ be that of the latest C step again, from which λ/μ leads to the target."""
+        if self._is_kept:
+            for latest, theta in zip(self._latest, self.thetas, strict=True):
+                theta.assign(latest)
+            self._is_kept = False
 
     def _tighten(self) -> None:
         # A budget does not depend on μ.

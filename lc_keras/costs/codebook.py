@@ -13,6 +13,8 @@ from lc_keras.costs.kmeans import best_codes
 from lc_keras.costs.values import Values
 
 _MOST, _LARGEST = 2**16, float(np.finfo(np.float32).max)
+# Of so many values, as of 8 bits, the nearest is close.
+_CLOSE = 2**8
 
 
 def _numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:
@@ -59,6 +61,10 @@ class Codebook(Values):
         count = self.size or len(self.values or ())
         if count > _MOST:
             raise ValueError(f"Expected at most {_MOST} values. Received: {count}")
+
+    @property
+    def close_values(self) -> bool:  # type: ignore[override]  # of this one
+        return (self.size or 0) >= _CLOSE
 
     def learn(self, weights: Tensors, layouts: Layouts, sparse: bool = False) -> list[tf.Tensor]:
         if self.size is not None:

@@ -41,6 +41,8 @@ class Compression(Serializable):
         is_smooth: Bool, whether weights can go from any place that keeps the budget to others next to it, in
             most directions that matter.
         few_values: Bool, whether weights can only be at few places far from one another.
+        close_values: Bool, whether kept weights come to other values that are so close to one another that
+            they hardly change.
         maps_others: Bool, whether the maps found for some weights bring others under the cost, too.
         needs_units: Bool, whether its `Layout`s should say which units of a model's graph weights make.
         needs_macs: Bool, whether its `Layout`s must say how many multiply-adds weights take.
@@ -53,6 +55,7 @@ class Compression(Serializable):
     shrinks: ClassVar[bool] = False
     is_smooth: ClassVar[bool] = False
     few_values: ClassVar[bool] = False
+    close_values: ClassVar[bool] = False
     maps_others: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

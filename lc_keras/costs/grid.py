@@ -53,6 +53,10 @@ class Grid(Values):
     )
 
     @property
+    def close_values(self) -> bool:  # type: ignore[override]  # of this one
+        return self.bits == 8
+
+    @property
     def _largest(self) -> int:
         return 2 ** (self.bits - 1) - 1
 

@@ -107,6 +107,10 @@ class L0Constraint(Grouped):
         return self.values is None
 
     @property
+    def close_values(self) -> bool:  # type: ignore[override]  # of this one
+        return self.values is not None and self.values.close_values
+
+    @property
     def needs_macs(self) -> bool:
         return self.measure == "macs"
 

@@ -187,9 +187,11 @@ class Beside(Pull):
         super().__init__(plan)
         # A budget that cannot be loosened holds for all.
         self._is_fixed = not all(cost.can_loosen for cost in costs)
-        # What is kept must come to other values, too.
-        self._settles = not all(cost.keeps_values or cost.shrinks for cost in costs) and not self._is_fixed
         self._shrinks = any(cost.shrinks for cost in costs)
+        # What is kept must come to other values, too, which do not count at first; if they are close, never.
+        others = [cost for cost in costs if not (cost.keeps_values or cost.shrinks)]
+        self._values_wait = bool(others) and not self._is_fixed
+        self._settles = self._values_wait and not all(cost.close_values for cost in others)
         self._units = any(cost.needs_units for cost in costs)
         self._by_gradient = by_gradient and not self._shrinks
         self._far = 0
@@ -256,14 +258,13 @@ class Beside(Pull):
         keeps the wrong ones. s grows from 1.5 to 80. Units are removed in three quarters of the run: what
         goes with a late one, at a rate that has fallen, is lost.
         """
-        batches = min(self._batches, _MOST_BATCHES)
-        if not (self._units or self._settles):
-            return Reach(*self._grown(_PULL, step / self._plan.steps, batches))
-        removed = self._removed(step)
-        part, ratio = self._grown(_PULL, removed, self._REMOVING * batches)
-        if removed >= 1:
+        progress, batches = step / self._plan.steps, min(self._batches, _MOST_BATCHES)
+        if self._units or self._settles:
+            progress, batches = self._removed(step), self._REMOVING * batches
+        part, ratio = self._grown(_PULL, progress, batches)
+        if self._units and progress >= 1:
             return Reach(part=1.0, slack=0.0, frees=True)
-        return Reach(part, ratio, slack=0.0 if self._settles else None)
+        return Reach(part, ratio, slack=0.0 if self._values_wait else None)
 
     def _shrinking(self, step: int) -> Reach:
         """Return the reach of a pull of all weights to a budget that makes them smaller, as that of a norm.

@@ -101,6 +101,12 @@ def test_given_values_are_kept_where_that_gains_most():
 def test_a_budget_of_values_keeps_none_unless_it_is_loosened():
     cost = L0Constraint(0.1, values=Grid(8))
     assert cost.has_budget and not cost.keeps_values and cost.can_loosen
+    close = (
+        L0Constraint(0.1),
+        cost,
+        *(L0Constraint(0.1, values=v) for v in (Grid(7), Codebook(255), Codebook(256))),
+    )
+    assert [each.close_values for each in close] == [False, True, False, False, True]
     value = tf.constant(drawn(0)[0])
     loose = cost.loosened([value], tf.constant(0.5), [Layout(value.shape)])[0](value)
     assert np.count_nonzero(loose) == 15 and np.array_equal(loose[loose != 0], value[loose != 0])

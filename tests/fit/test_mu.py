@@ -1,5 +1,6 @@
 """The strength of the pull in each L step of a run, by itself."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -142,8 +143,8 @@ STEPS, LONG = 40, 1000
 
 def cost(**kind):
     """What the rule asks of a cost."""
-    pruning = {"can_loosen": True, "keeps_values": True, "shrinks": False, "needs_units": False}
-    return SimpleNamespace(**pruning | kind)
+    pruning = {"can_loosen": True, "keeps_values": True, "close_values": False, "shrinks": False}
+    return SimpleNamespace(**pruning | {"needs_units": False} | kind)
 
 
 def growing(step, length=LENGTH, units=False):
@@ -318,6 +319,19 @@ def test_what_is_kept_comes_to_other_values_in_the_last_quarter_and_is_put_there
             assert reach.slack == 0 and not reach.frees and reach.part < 1
         else:
             assert (strength, reach) == path.next(step, np.nan)
+
+
+@pytest.mark.parametrize("is_far", [False, True])
+def test_values_that_are_close_are_left_to_the_last_c_step(is_far):
+    pull, path = (
+        Beside(plan(STEPS), True, [kind]) for kind in (cost(keeps_values=False, close_values=True), cost())
+    )
+    for each in (pull, path):
+        far(each, range(3 * is_far))
+    for step in range(STEPS):
+        strength, reach = path.next(step, np.nan)
+        # Without them θ is that of a budget that is not loosened.
+        assert pull.next(step, np.nan) == (strength, dataclasses.replace(reach, slack=reach.slack or 0.0))
 
 
 def test_a_budget_that_shrinks_what_is_kept_falls_while_all_are_pulled():
