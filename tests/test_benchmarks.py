@@ -158,6 +158,24 @@ def test_the_page_of_results_says_what_the_figures_do():
         assert f"\n## {title}\n{said}\n```\n{table(rows)}\n```\n" in page
 
 
+def test_the_readme_says_what_the_figures_do():
+    rows = record.read(ROOT / "benchmarks/results/error.json")
+    rows = [row for row in rows if row["epochs"] == 20 and not row["settings"]]
+    for keep in (0.05, 0.02, 0.01):
+        own = [row for row in rows if row["keep"] == keep]
+        means = [
+            f"{np.mean([row['error'] for row in own if row['contender'] == name]):.2f}"
+            for name in ("LC", "gradual", "magnitude", "TensorFlow's toolkit")
+        ]
+        cells = [
+            f"{keep:.0%}".replace("%", " %"),
+            f"**{means[0]}**",
+            *means[1:],
+            f"{own[0]['direct_error']:.2f}",
+        ]
+        assert f"| {' | '.join(cells)} |" in (ROOT / "README.md").read_text()
+
+
 def test_results_are_written_from_what_there_is(tmp_path, monkeypatch):
     case = {"net": "lenet300", "optimizer": "sgd", "measured_on": "test", "settings": {}, "strength": None}
     rows = [

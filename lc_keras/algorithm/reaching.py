@@ -42,7 +42,7 @@ class ReachingLagrangian(Lagrangian):
     def __init__(self, shared: Sequence[SharedCost], multipliers: bool = True) -> None:
         super().__init__(shared, multipliers)
         self._reach = Reach(0.0)
-        # θ of the latest C step, while one is shown that differs by so little that λ would show it most.
+        # θ of the latest C step, while one with close values is shown: λ is what leads from it to the target.
         is_close = any(s.compression.close_values and s.compression.can_loosen for s in shared)
         self._latest = Shadow(self.variables, "latest", widen=True).copies if is_close else []
         self._is_kept = False
@@ -53,7 +53,7 @@ class ReachingLagrangian(Lagrangian):
         return self._reach.slack is not None or self._reach.frees
 
     def saved(self) -> dict[str, list[tf.Variable]]:
-        return {**super().saved(), "latest": self._latest}
+        return super().saved() | ({"latest": self._latest} if self._latest else {})
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "reach": asdict(self._reach), "is_kept": self._is_kept}
