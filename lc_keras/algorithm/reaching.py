@@ -44,8 +44,8 @@ class ReachingLagrangian(Lagrangian):
         self._reach = Reach(0.0)
         # θ of the latest C step, while one with close values is shown: λ is what leads from it to the target.
         is_close = any(s.compression.close_values and s.compression.can_loosen for s in shared)
-        self._latest = Shadow(self.variables, "latest", widen=True).copies if is_close else []
-        self._is_kept = False
+        self._aside = Shadow(self.variables, "aside", widen=True).copies if is_close else []
+        self._is_aside = False
 
     @property
     def is_loose(self) -> bool:  # type: ignore[override]  # of this reach
@@ -53,18 +53,18 @@ class ReachingLagrangian(Lagrangian):
         return self._reach.slack is not None or self._reach.frees
 
     def saved(self) -> dict[str, list[tf.Variable]]:
-        return super().saved() | ({"latest": self._latest} if self._latest else {})
+        return super().saved() | ({"aside": self._aside} if self._aside else {})
 
     def state(self) -> dict[str, Any]:
-        return {**super().state(), "reach": asdict(self._reach), "is_kept": self._is_kept}
+        return {**super().state(), "reach": asdict(self._reach), "is_aside": self._is_aside}
 
     def load(self, state: dict[str, Any]) -> None:
         super().load(state)
-        self._reach, self._is_kept = Reach(**state["reach"]), state["is_kept"]
+        self._reach, self._is_aside = Reach(**state["reach"]), state["is_aside"]
 
     def direct_compression(self, mu: float, reach: Reach | None = None) -> CStep:
         # What was said of λ is over.
-        before, self._reach, self._is_kept = self._reach, Reach(0.0), False
+        before, self._reach, self._is_aside = self._reach, Reach(0.0), False
         return self._reached(reach or before, 0.0)
 
     def c_step(self, mu: float, next_mu: float, reach: Reach | None = None) -> CStep:
@@ -87,10 +87,10 @@ class ReachingLagrangian(Lagrangian):
             `CStep`. If weights are not finite, θ of the latest C step is brought under the budget.
         """
         self._put_back()
-        if self._latest and self._reach.slack == 0 and not self._reach.frees:
-            for latest, theta in zip(self._latest, self.thetas, strict=True):
-                latest.assign(theta)
-            self._is_kept = True
+        if self._aside and self._reach.slack == 0 and not self._reach.frees:
+            for aside, theta in zip(self._aside, self.thetas, strict=True):
+                aside.assign(theta)
+            self._is_aside = True
         found = self._found(self._solve(Reach(self._reach.part), 0.0, retargets=False))
         if not np.all(found.finite):
             self._tighten()
@@ -164,10 +164,10 @@ class ReachingLagrangian(Lagrangian):
 
     def _put_back(self) -> None:
         """Let θ be that of the latest C step again, from which λ/μ leads to the target."""
-        if self._is_kept:
-            for latest, theta in zip(self._latest, self.thetas, strict=True):
-                theta.assign(latest)
-            self._is_kept = False
+        if self._is_aside:
+            for aside, theta in zip(self._aside, self.thetas, strict=True):
+                theta.assign(aside)
+            self._is_aside = False
 
     def _tighten(self) -> None:
         # A budget does not depend on μ.

@@ -224,7 +224,7 @@ class Beside(Pull):
         return self._strength, reach
 
     def _loosening(self, step: int) -> Reach:
-        r"""Return the reach of a pull to a budget that comes down from all weights to its own.
+        """Return the reach of a pull to a budget that comes down from all weights to its own.
 
         The pull reaches more and more weights, the smallest first, as gradual pruning removes them (Zhu &
         Gupta, "To prune, or not to prune", 2017), but it brings them to zero little by little. Of the weights
@@ -256,7 +256,7 @@ class Beside(Pull):
         from then on. The first 25 batches do not count, in which they make up for those that went at once.
         Other optimizers move weights that do not matter as far as those that do, and a fixed budget then
         keeps the wrong ones. s grows from 1.5 to 80. Units are removed in three quarters of the run: what
-        goes with a late one, at a rate that has fallen, is lost.
+        goes with a late one, at a rate that has fallen, is lost. Values do not count yet.
         """
         progress, batches = step / self._plan.steps, min(self._batches, _MOST_BATCHES)
         if self._units or self._settles:
@@ -282,7 +282,7 @@ class Beside(Pull):
 
         Until then budgets loosen, or are fixed, as if there were none. s grows from 1.5 to 80 until nine
         tenths of the run. From then on each C step puts weights onto their values, so that it is the values
-        that train.
+        that train. Close values need none of this: the last C step takes the nearest.
         """
         progress = step / self._plan.steps
         if progress >= self._SETTLED:

@@ -322,7 +322,12 @@ def test_theta_that_is_shown_with_close_values_changes_no_multiplier():
     shown.project()
     w = [tf.constant(v) for v in shown.variables]
     shown.begin_anew(1.0)
-    for found, theta in zip(shown.targets, top(12, [v.numpy() for v in w]), strict=True):
+    expected = top(12, [v.numpy() for v in w])
+    for found, theta in zip(shown.targets, expected, strict=True):
+        np.testing.assert_array_equal(found, theta)
+    # Nor has the next C step any of before.
+    shown.c_step(1.0, 2.0, reach)
+    for found, theta in zip(shown.thetas, expected, strict=True):
         np.testing.assert_array_equal(found, theta)
 
 
