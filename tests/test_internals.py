@@ -197,6 +197,7 @@ OWNERS = {
     "_inbound_nodes": lambda: keras.layers.Dense(2),
     "_outbound_nodes": lambda: keras.layers.Dense(2),
     "_initial_epoch": lambda: keras.Sequential(),
+    "_symbolic_build": lambda: keras.Sequential(),
     "_compile_config": lambda: compiled_model(),
     "_learning_rate": lambda: updating("Adam"),
     "_iterations": lambda: updating("Adam"),
@@ -277,6 +278,24 @@ def test_the_first_epoch_of_a_fit():
     of_keras.set_first_epoch(model, 2)
     history = model.fit(np.ones((2, 3)), np.ones(2), epochs=4, verbose=0)
     assert of_keras.first_epoch_of(model) == 2 and history.epoch == [2, 3]
+
+
+def test_a_model_makes_what_a_train_step_makes():
+    model = sequential((3,), keras.layers.Dense(2))
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    data = tf.TensorSpec((None, 3)), tf.TensorSpec((None,), tf.int64)
+    for left_to_the_train_step in (
+        (tf.SparseTensorSpec((None, 3)), data[1]),
+        (tf.RaggedTensorSpec((None, None)), data[1]),
+        (tf.TensorSpec(None), data[1]),
+    ):
+        of_keras.build_for_training(model, left_to_the_train_step)
+        assert not model.optimizer.built
+    of_keras.build_for_training(model, data)
+    made = [*model.optimizer.variables, *model.metrics_variables]
+    model.train_on_batch(np.ones((2, 3)), np.ones(2))
+    now = [*model.optimizer.variables, *model.metrics_variables]
+    assert list(map(id, made)) == list(map(id, now)) and len(now) > 6
 
 
 def test_the_dataset_behind_an_iterator():

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.algorithm.shadows import fingerprint
-from lc_keras.internals.keras import first_epoch_of, is_of_keras, set_first_epoch
+from lc_keras.internals.keras import build_for_training, first_epoch_of, is_of_keras, set_first_epoch
 
 # What Keras makes for `fit`: a function of an iterator over batches, which returns the metrics.
 Logs = dict[str, tf.Tensor]
@@ -182,6 +182,8 @@ class Attachment:
             self._model.make_train_function(force=True)
             return self._model.train_function(iterator)
         try:
+            if self.first_logs is None:
+                build_for_training(self._model, iterator.element_spec)
             logs = self.run.execute(self._train_function, iterator)
         except (StopIteration, tf.errors.OutOfRangeError):
             raise

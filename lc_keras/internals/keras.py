@@ -199,6 +199,23 @@ def set_first_epoch(model: keras.Model, epoch: Any) -> None:
     model._initial_epoch = epoch
 
 
+def build_for_training(model: keras.Model, data: Any) -> None:
+    """Have a model make what its first train step makes: the state of its optimizer, loss and metrics.
+
+    Keras traces a train step that makes variables twice. What is not made here, of other data than dense
+    tensors or by a `train_step` of the user's, is made there. `Trainer._symbolic_build`.
+
+    Args:
+        model: `keras.Model`, compiled.
+        data: Nested structure of `tf.TypeSpec`, of a batch.
+    """
+    are_dense = all(type(part) is tf.TensorSpec and part.shape.rank for part in keras.tree.flatten(data))
+    if are_dense and not model.run_eagerly and is_of_keras(model.train_step):
+        # A model that cannot be called on symbols can still be trained.
+        with contextlib.suppress(Exception):
+            model._symbolic_build(data_batch=data)
+
+
 def learning_rate_of(optimizer: keras.optimizers.Optimizer) -> Rate:
     """Return the learning rate as an optimizer holds it: a variable, a schedule or a function.
 

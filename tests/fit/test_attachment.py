@@ -64,6 +64,48 @@ def test_a_train_function_that_is_made_anew_prunes_as_the_first(prune):
         assert one.tobytes() == two.tobytes()
 
 
+class Seen(keras.layers.Layer):
+    """Notes whether it trains, each time it is traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def call(self, inputs, training=None):
+        self.seen.append(training)
+        return inputs
+
+
+@pytest.mark.parametrize("prune", [lc, lambda: GradualPruning(L0Constraint(KEPT))], ids=["LC", "gradual"])
+def test_keras_traces_the_train_step_once(prune, monkeypatch):
+    weights = []
+    for expected in (1, 2):
+        model = net()
+        layer = Seen()
+        model.add(keras.layers.Dropout(0.5))
+        model.add(layer)
+        model.compile("adam", model.loss, metrics=["accuracy"])
+        fit(model, [prune()])
+        assert layer.seen.count(True) == expected
+        weights.append(model.get_weights())
+        # As Keras does by itself: what comes out is the same.
+        monkeypatch.setattr("lc_keras.fit.attachment.build_for_training", lambda model, data: None)
+    for one, two in zip(*weights, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_a_model_that_is_called_in_training_alone_is_trained():
+    class Training(keras.Sequential):
+        def call(self, inputs, training=None):
+            if not training:
+                raise NotImplementedError("only in training")
+            return super().call(inputs, training=training)
+
+    model = net(kind=Training, optimizer="adam")
+    fit(model, [lc()])
+    assert nonzeros(model) == KEPT
+
+
 def test_a_fit_that_is_refused_keeps_nothing(lagrangians):
     class Compiled(keras.Sequential):
         train_step = tf.function(keras.Sequential.train_step)

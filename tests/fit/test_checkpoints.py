@@ -138,8 +138,8 @@ def test_removal_that_is_cut_off_leaves_what_is_whole(tmp_path, monkeypatch, aft
 
 def test_another_format_is_refused(tmp_path, monkeypatch):
     Checkpoints(tmp_path).save(1, FACTS, TENSORS)
-    monkeypatch.setattr(checkpoints, "_FORMAT", 4)
-    with pytest.raises(ValueError, match="format 4. Received: format 3, in '.*epoch-000001'"):
+    monkeypatch.setattr(checkpoints, "_FORMAT", 5)
+    with pytest.raises(ValueError, match="format 5. Received: format 4, in '.*epoch-000001'"):
         Checkpoints(tmp_path).latest()
 
 

@@ -207,6 +207,19 @@ def test_a_damaged_checkpoint(begun):
     same(whole, resumed)
 
 
+def test_what_is_in_a_checkpoint_of_this_format(begun):
+    """What is read back by name: with other names goes another number, since older versions cannot read it."""
+    facts = Checkpoints(begun).latest().facts
+    assert facts["format"] == 4
+    assert {part: set(state) for part, state in facts["state"].items()} == {
+        "run": {"first_epoch", "step", "mu", "finished", "stopped", "logs"},
+        "plan": {"batches"},
+        "pull": {"_is_fixed", "_far", "_strength"},
+        "rate": {"_ahead"},
+        "lagrangian": {"shown", "reach", "is_aside"},
+    }
+
+
 def test_a_later_fit_begins_anew(begun):
     model, history = prune(begun)
     assert len(history["loss"]) == 2
