@@ -20,6 +20,7 @@ from benchmarks.training import (
     neurons,
     sizes,
     smallest,
+    startup,
     step_length,
     tune,
     whole_run,
@@ -214,6 +215,12 @@ then; without XLA it is two operations now.
 C_STEP = """
 All take turns in each round.
 """
+STARTUP = """
+`python -m benchmarks.training.startup --rounds 3`: a `fit` of two batches of two images, an epoch each, of
+new models with Adam and a metric, which is nearly all tracing, and the imports alone. Keras traces a train
+step that makes variables twice; beside LC it makes them before, and traces once. Budgets of neurons also
+trace how units go from layer to layer.
+"""
 
 
 def _errors(rows, stem):
@@ -256,6 +263,7 @@ SECTIONS = (
     ("neurons", "Budgets of multiply-adds", NEURONS, neurons.table, neurons.plot),
     ("automatic_mu", "The automatic μ beside fixed ranges", AUTOMATIC, automatic_mu.table, _nothing),
     ("whole_run", "What a whole run costs", WHOLE, whole_run.table, _nothing),
+    ("startup", "What LC adds before anything is trained", STARTUP, startup.table, _nothing),
     ("shrink", "What a budget of multiply-adds gives in time", SHRINK, shrink.table, _nothing),
     (
         "milliseconds",

@@ -25,7 +25,7 @@ UNTRAINED = "training.automatic_mu training.error training.step_length training.
 SLOW = """
 robustness.any_model robustness.kill serving.on_device serving.shrink
 training.c_step training.error training.neurons training.resnet training.sizes training.smallest
-training.whole_run
+training.startup training.whole_run
 """
 DATASETS = {"training.resnet": "cifar10_dir", "training.neurons": "mnist_dir"}
 

@@ -183,7 +183,7 @@ class Attachment:
             return self._model.train_function(iterator)
         try:
             if self.first_logs is None:
-                build_for_training(self._model, iterator.element_spec)
+                build_for_training(self._model, iterator)
             logs = self.run.execute(self._train_function, iterator)
         except (StopIteration, tf.errors.OutOfRangeError):
             raise

@@ -199,7 +199,7 @@ def set_first_epoch(model: keras.Model, epoch: Any) -> None:
     model._initial_epoch = epoch
 
 
-def build_for_training(model: keras.Model, data: Any) -> None:
+def build_for_training(model: keras.Model, iterator: object) -> None:
     """Have a model make what its first train step makes: the state of its optimizer, loss and metrics.
 
     Keras traces a train step that makes variables twice. What is not made here, of other data than dense
@@ -207,13 +207,14 @@ def build_for_training(model: keras.Model, data: Any) -> None:
 
     Args:
         model: `keras.Model`, compiled.
-        data: Nested structure of `tf.TypeSpec`, of a batch.
+        iterator: Over the batches that it will be trained on, of which none is taken.
     """
-    are_dense = all(type(part) is tf.TensorSpec and part.shape.rank for part in keras.tree.flatten(data))
+    batch = getattr(iterator, "element_spec", None)
+    are_dense = all(type(part) is tf.TensorSpec and part.shape.rank for part in keras.tree.flatten(batch))
     if are_dense and not model.run_eagerly and is_of_keras(model.train_step):
         # A model that cannot be called on symbols can still be trained.
         with contextlib.suppress(Exception):
-            model._symbolic_build(data_batch=data)
+            model._symbolic_build(data_batch=batch)
 
 
 def learning_rate_of(optimizer: keras.optimizers.Optimizer) -> Rate:

@@ -79,9 +79,9 @@ CASES = {
 }
 
 
-# A grid goes the way of a codebook, and begins anew below. Norms go the way of other budgets, which
-# `test_any_optimizer.py` takes with an ℓ1 one, too.
-LIKE_OTHERS = "sparse", "sum of magnitudes", "length", "grid"
+# A rank and a codebook go together in one of the others, and a grid goes the way of a codebook. Norms go the
+# way of other budgets, which `test_any_optimizer.py` takes with an ℓ1 one, too.
+LIKE_OTHERS = "codebook", "sparse", "grid", "rank", "sum of magnitudes", "length"
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_loop_of_ones_own():
 @pytest.mark.parametrize(
     "cost",
     [
-        Grid(3),
+        pytest.param(Grid(3), marks=pytest.mark.slow),
         pytest.param(L1Constraint(15.0), marks=pytest.mark.slow),
         LowRank(2),
         pytest.param(L0Constraint(40, values=Codebook(4)), marks=pytest.mark.slow),

@@ -208,7 +208,7 @@ def test_a_damaged_checkpoint(begun):
 
 
 def test_what_is_in_a_checkpoint_of_this_format(begun):
-    """What is read back by name: with other names goes another number, since older versions cannot read it."""
+    """What is read back by name: other names go with another number, as they are not understood."""
     facts = Checkpoints(begun).latest().facts
     assert facts["format"] == 4
     assert {part: set(state) for part, state in facts["state"].items()} == {
