@@ -219,7 +219,7 @@ STARTUP = """
 `python -m benchmarks.training.startup --rounds 3`: a `fit` of two batches of two images, an epoch each, of
 new models with Adam and a metric, which is nearly all tracing, and the imports alone. Keras traces a train
 step that makes variables twice; beside LC it makes them before, and traces once. Budgets of neurons also
-trace how units go from layer to layer.
+trace how units go from layer to layer. Other work ran on one of the two cores.
 """
 
 
