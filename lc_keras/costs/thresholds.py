@@ -211,18 +211,35 @@ def kth_largest(tensors: Sequence[tf.Tensor], k: int | tf.Tensor) -> Threshold:
     prefix, above = tf.constant(0, bits), tf.constant(0)
     for low in range(top, -1, -16):
         counts = histogram(tensors, dtype, None if low == top else prefix, low)
-        at_least = tf.cumsum(counts, reverse=True)
-        digit = tf.reduce_sum(tf.cast(at_least >= k - above, tf.int32)) - 1
-        # Maxima over all bins: an index into the cumulative sum takes XLA minutes to compile.
-        below = tf.reduce_max(tf.where(at_least < k - above, at_least, 0))
-        ties = tf.reduce_min(tf.where(at_least >= k - above, at_least, tf.int32.max)) - below
-        above += below
+        digit, more, ties = _bin_of(counts, k - above)
+        above += more
         prefix = tf.bitwise.bitwise_or(
             prefix, tf.bitwise.left_shift(tf.cast(digit, bits), tf.constant(low, bits))
         )
     # As bits: `tf.debugging.enable_check_numerics` takes no infinity for a constant.
     infinity = tf.constant(0x7F800000 if dtype == tf.float32 else 0x7FF0000000000000, bits)
     return Threshold(tf.minimum(prefix, infinity), above, ties)
+
+
+def _bin_of(counts: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Return the bin of the κ-th largest of what was counted, how many are in bins above it, and in it.
+
+    Of rows of bins first, then in a row: a cumulative sum over all bins takes longer than many weights take
+    to be counted.
+    """
+    rows = tf.reshape(counts, [-1, 2**8])
+    row, above, _ = _place_of(tf.reduce_sum(rows, 1), k)
+    place, more, ties = _place_of(tf.gather(rows, row), k - above)
+    return row * 2**8 + place, above + more, ties
+
+
+def _place_of(counts: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    at_least = tf.cumsum(counts, reverse=True)
+    place = tf.reduce_sum(tf.cast(at_least >= k, tf.int32)) - 1
+    # Maxima over all places: an index into the cumulative sum takes XLA minutes to compile.
+    above = tf.reduce_max(tf.where(at_least < k, at_least, 0))
+    ties = tf.reduce_min(tf.where(at_least >= k, at_least, tf.int32.max)) - above
+    return place, above, ties
 
 
 @tf.autograph.experimental.do_not_convert
