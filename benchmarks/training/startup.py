@@ -1,7 +1,7 @@
 """What LC adds before anything is trained: to `import keras`, and to a `fit` of two batches.
 
-python -m benchmarks.training.startup          # ten minutes on two cores
-python -m benchmarks.training.startup --tiny   # seconds
+python -m benchmarks.training.startup          # a quarter of an hour on two cores
+python -m benchmarks.training.startup --tiny   # half a minute
 
 Of two batches, an epoch each, nearly all time is that of tracing. Contenders take turns, with a new model
 each.
