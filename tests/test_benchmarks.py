@@ -114,6 +114,10 @@ def check(script, rows, printed, folder):
     elif script == "whole_run":
         assert rows[0]["c_steps"] >= 8 and 0 < rows[0]["c_step_fraction"] < 1
         assert rows[0]["ratio"] > 0 and rows[0]["lc_peak_mb"] > rows[0]["weights_mb"] > 0
+    elif script == "startup":
+        assert [row["contender"] for row in rows] == ["plain", "LC", "LC, neurons", "keras", "and lc_keras"]
+        assert all(row["seconds"] > 0 and f"{row['ratio']:.2f} x" in printed for row in rows)
+        assert rows[0]["ratio"] == 1 and rows[0]["more"] == 0 < rows[-1]["more"]
     elif script == "any_model":
         assert [row["model"] for row in rows] == ["nested three deep"]
         assert all(row["outcome"] == "ok" and 0 < row["kept"] < row["compressed"] for row in rows)

@@ -224,8 +224,8 @@ def kth_largest(tensors: Sequence[tf.Tensor], k: int | tf.Tensor) -> Threshold:
 def _bin_of(counts: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Return the bin of the κ-th largest of what was counted, how many are in bins above it, and in it.
 
-    Of rows of bins first, then in a row: a cumulative sum over all bins takes longer than many weights take
-    to be counted.
+    It looks for the row of bins first, then in that row: a cumulative sum over all bins takes longer than to
+    count hundreds of thousands of weights.
     """
     rows = tf.reshape(counts, [-1, 2**8])
     row, above, _ = _place_of(tf.reduce_sum(rows, 1), k)
