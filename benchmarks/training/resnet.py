@@ -75,6 +75,24 @@ def served_table(rows):
     )
 
 
+def plot(rows, stem):
+    """Draws the rows of budgets of weights, and beside the paper's points where it has that net.
+
+    Args:
+        rows: List of dicts.
+        stem: Path without a suffix.
+
+    Returns:
+        List of paths.
+    """
+    budgets = [row for row in rows if row["contender"] != resnet_cifar10.OF_FILTERS]
+    paths = plots.errors(budgets, stem)
+    if published := PAPER.get(rows[0]["depth"]):
+        paths = [*paths, stem.with_name(f"{stem.name}_paper.png")]
+        plots.lost(budgets, published, paths[-1])
+    return paths
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -93,10 +111,7 @@ def main():
             rows = resnet_cifar10.run(args)
     record.write(own.output, rows)
     print(resnet_cifar10.table(rows))
-    budgets = [row for row in rows if row["contender"] != resnet_cifar10.OF_FILTERS]
-    plots.errors(budgets, own.output.with_suffix(""))
-    if args.depth in PAPER:
-        plots.lost(budgets, PAPER[args.depth], own.output.with_name(f"{own.output.stem}_paper.png"))
+    plot(rows, own.output.with_suffix(""))
     if own.full:
         served = serve(args, keep=min(args.keep, key=lambda keep: abs(keep - 0.05)))
         record.write(own.output.with_name(f"{own.output.stem}_served.json"), served)
