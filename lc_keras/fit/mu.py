@@ -152,9 +152,9 @@ class Sliding(Pull):
 class Beside(Pull):
     r"""Find the reach of the pull beside the optimizer, from the progress of the run.
 
-    Budgets loosen, or are fixed if they cannot; weights shrink to a norm, or settle on few values: a method
-    for each. The pull brings weights $1 - e^{-s/E}$ of the way in each of the E batches that it has, where s
-    grows over them.
+    Budgets loosen, or are fixed if they cannot or shall not; weights shrink to a norm, or settle on few
+    values: a method for each. The pull brings weights $1 - e^{-s/E}$ of the way in each of the E batches that
+    it has, where s grows over them.
 
     The constants were chosen in trials on LeNet-300 and a small ResNet; `benchmarks/robustness/matrix.py`
     shows what they come to on these and other nets.
@@ -163,6 +163,7 @@ class Beside(Pull):
         plan: `Plan` of the run.
         by_gradient: Bool, whether all steps of the optimizers are as SGD's or Muon's.
         costs: Sequence of `Compression`s that have budgets.
+        loosens: Bool, default `True`, whether budgets come down that can.
     """
 
     _REMOVING, _FALLING, _SETTLED = 0.75, 0.9, 0.9
@@ -174,10 +175,12 @@ class Beside(Pull):
 
     held = ("_strength",)
 
-    def __init__(self, plan: Plan, by_gradient: bool, costs: Sequence[Compression]) -> None:
+    def __init__(
+        self, plan: Plan, by_gradient: bool, costs: Sequence[Compression], loosens: bool = True
+    ) -> None:
         super().__init__(plan)
         # A budget that cannot be loosened holds for all.
-        self._is_fixed = not all(cost.can_loosen for cost in costs)
+        self._is_fixed = not (loosens and all(cost.can_loosen for cost in costs))
         self._shrinks = any(cost.shrinks for cost in costs)
         # What is kept must come to other values, too, which do not count at first; if they are close, never.
         others = [cost for cost in costs if not (cost.keeps_values or cost.shrinks)]
@@ -223,7 +226,7 @@ class Beside(Pull):
         return Reach(part, ratio, slack, frees=True)
 
     def _fixed(self, step: int) -> Reach:
-        """Return the reach of a pull of all weights to θ of the budget itself, which cannot be loosened.
+        """Return the reach of a pull of all weights to θ of the budget itself.
 
         s grows from 1.5 to 80. Units are removed in three quarters of the run: what goes with a late one, at
         a rate that has fallen, is lost.

@@ -28,7 +28,7 @@ from lc_keras.fit.statistics import Statistics
 if TYPE_CHECKING:
     from lc_keras.fit.callback import LearningCompression
 
-_SETTINGS = "multipliers", "limit_learning_rate", "reset_optimizer", "tolerance"
+_SETTINGS = "multipliers", "loosen", "limit_learning_rate", "reset_optimizer", "tolerance"
 
 
 class CompressionRun(Run, Resumable):
@@ -324,7 +324,8 @@ class CompressionRun(Run, Resumable):
 
     def _pull_of(self, manner: type[Pull], parts: Sequence[SharedCost]) -> Pull:
         if manner is Beside:
-            return Beside(self._plan, self._rate.is_by_gradient, [part.compression for part in parts])
+            costs = [part.compression for part in parts]
+            return Beside(self._plan, self._rate.is_by_gradient, costs, self._callback.loosen)
         return manner(self._plan)
 
     def _note_of_budget(self, found: CStep | None) -> None:

@@ -115,6 +115,18 @@ def test_automatic_schedule_is_of_the_rate_of_the_user():
     assert mus[0] == mus[1]
 
 
+def test_a_budget_that_is_not_loosened_pulls_all_weights_gently_at_first():
+    model = net()
+    logs = fit(model, [lc(mu="auto", loosen=False, epochs_per_step=0.5)], epochs=3).history
+    assert nonzeros(model) == KEPT
+    steps, batches = 6, 3 * BATCHES
+    # The logs are of the last L step of each epoch.
+    expected = [1.5 * (80 / 1.5) ** (step / steps) / batches for step in (1, 3, 5)]
+    np.testing.assert_allclose(logs["mu"], expected, rtol=1e-5)
+    # Where the budget comes down, the pull is at the end through with what goes.
+    assert logs["gap"][-1] > 0
+
+
 def dataset():
     return tf.data.Dataset.from_tensor_slices((X, Y)).batch(8)
 

@@ -217,9 +217,10 @@ def test_units_of_a_fixed_budget_go_in_three_quarters_of_the_run():
             assert reach == Reach(part=1.0, slack=0.0, frees=True)
 
 
-def test_a_budget_that_cannot_be_loosened_is_fixed_from_the_start():
+@pytest.mark.parametrize("can, shall", [(False, True), (True, False)])
+def test_a_budget_that_cannot_or_shall_not_be_loosened_is_fixed_from_the_start(can, shall):
     for batches, counted in ((BATCHES, LENGTH), (5000, 5000)):
-        pull, before = Beside(plan(STEPS, batches), True, [cost(can_loosen=False)]), 0.0
+        pull, before = Beside(plan(STEPS, batches), True, [cost(can_loosen=can)], shall), 0.0
         for step in range(STEPS):
             strength, reach = pull.next(step, np.nan)
             expected = fixed(step, counted)

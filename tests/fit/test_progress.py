@@ -259,6 +259,7 @@ def in_twos():
         ({"steps": 9}, "L steps: expected 9, received 16"),
         ({"mu": lc_keras.Geometric(0.1, 1.0)}, r"mu: expected \[0.1, .*received auto"),
         ({"multipliers": False}, "multipliers: expected False, received True"),
+        ({"loosen": False}, "loosen: expected False, received True"),
         ({"first_step_epochs": 1}, "first_step_epochs: expected 1.0, received 0.25"),
         ({"limit_learning_rate": False}, "limit_learning_rate: expected False, received True"),
         ({"reset_optimizer": True}, "reset_optimizer: expected True, received False"),
