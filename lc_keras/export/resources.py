@@ -74,7 +74,7 @@ def _held_by(part: Any) -> Iterable[object]:
 
 def _is_of_a_library(part: object) -> bool:
     where = part if isinstance(part, (type, FunctionType)) else type(part)
-    return where.__module__.partition(".")[0] in _LIBRARIES
+    return (where.__module__ or "").partition(".")[0] in _LIBRARIES
 
 
 def _referred_to(function: FunctionType) -> Iterator[object]:

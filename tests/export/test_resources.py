@@ -80,9 +80,26 @@ def by_module(model):
     return lambda text: model(this.WORDS(text))
 
 
+def by_function_of_no_module(model):
+    names = {"model": model, "words": vectorization()}
+    exec("def function(text): return model(words(text))", names)
+    assert names["function"].__module__ is None
+    return names["function"]
+
+
 @pytest.mark.parametrize(
     "make",
-    [by_global, by_closure, by_method, by_partial, by_default, by_keyword, by_function, by_module],
+    [
+        by_global,
+        by_closure,
+        by_method,
+        by_partial,
+        by_default,
+        by_keyword,
+        by_function,
+        by_module,
+        by_function_of_no_module,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_the_table_of_a_function_is_found(make):

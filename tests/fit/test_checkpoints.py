@@ -138,8 +138,9 @@ def test_removal_that_is_cut_off_leaves_what_is_whole(tmp_path, monkeypatch, aft
 
 def test_another_format_is_refused(tmp_path, monkeypatch):
     Checkpoints(tmp_path).save(1, FACTS, TENSORS)
-    monkeypatch.setattr(checkpoints, "_FORMAT", 5)
-    with pytest.raises(ValueError, match="format 5. Received: format 4, in '.*epoch-000001'"):
+    written, other = checkpoints._FORMAT, checkpoints._FORMAT + 1
+    monkeypatch.setattr(checkpoints, "_FORMAT", other)
+    with pytest.raises(ValueError, match=f"format {other}. Received: format {written}, in '.*epoch-000001'"):
         Checkpoints(tmp_path).latest()
 
 
