@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks import plots, record
 from benchmarks.robustness import summary
-from benchmarks.serving import milliseconds, shrink
+from benchmarks.serving import milliseconds, shrink, writing
 from benchmarks.training import (
     automatic_mu,
     c_step,
@@ -230,6 +230,13 @@ beside the optimizer; with XLA all were between .94 and 1.01. What is below 1 is
 C_STEP = """
 All take turns in each round.
 """
+
+WRITING = """
+`python -m benchmarks.serving.writing`: four dense layers of 5,000 units, 100 million weights of which 5 % are
+kept, each run in a process of its own, in turns; medians, and the ratio to `model.export` of Keras, which
+writes the dense file. `report` packs all weights, too, to say what an export would weigh.
+"""
+
 STARTUP = """
 `python -m benchmarks.training.startup --rounds 3`: a `fit` of two batches of two images, an epoch each, of
 new models with Adam and a metric, which is nearly all tracing, and the imports alone. Keras traces a train
@@ -288,6 +295,7 @@ SECTIONS = (
         milliseconds.table,
         _nothing,
     ),
+    ("writing", "What it takes to write a large net", WRITING, writing.table, _nothing),
     ("l_step", "What L steps and C steps cost", L_STEP, l_step.table, _nothing),
     ("c_step", "What a C step costs", C_STEP, c_step.table, _nothing),
 )

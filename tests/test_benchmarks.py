@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import nets, pictures, record, results
+from benchmarks.serving import writing
 from benchmarks.training import error, sizes, strength, whole_run
 from lc_keras.algorithm.steps import Steps
 
@@ -23,7 +24,7 @@ serving.milliseconds serving.saved_model training.l_step
 UNTRAINED = "training.automatic_mu training.error training.step_length training.tune"
 # Of what the library does in them, a test of its own tells.
 SLOW = """
-robustness.any_model robustness.kill serving.on_device serving.shrink
+robustness.any_model robustness.kill serving.on_device serving.shrink serving.writing
 training.c_step training.error training.neurons training.resnet training.sizes training.smallest
 training.startup training.whole_run
 """
@@ -118,6 +119,12 @@ def check(script, rows, printed, folder):
         assert [row["contender"] for row in rows] == ["plain", "LC", "LC, neurons", "keras", "and lc_keras"]
         assert all(row["seconds"] > 0 and f"{row['ratio']:.2f} x" in printed for row in rows)
         assert rows[0]["ratio"] == 1 and rows[0]["more"] == 0 < rows[-1]["more"]
+    elif script == "writing":
+        assert [row["contender"] for row in rows] == list(writing.CONTENDERS)
+        keras_own, dense, packed, report = rows
+        assert keras_own["ratio"] == 1 and all(row["seconds"] > 0 and row["mb"] >= 0 for row in rows)
+        assert packed["written_mb"] < dense["written_mb"] < keras_own["written_mb"] + 0.5
+        assert report["written_mb"] == 0 < report["model_mb"]
     elif script == "any_model":
         assert [row["model"] for row in rows] == ["nested three deep"]
         assert all(row["outcome"] == "ok" and 0 < row["kept"] < row["compressed"] for row in rows)

@@ -1,6 +1,6 @@
 """What it takes to export a large pruned net, and to report on it, beside writing the dense file.
 
-    python -m benchmarks.serving.writing          # four minutes on two cores, 2 GB of memory
+    python -m benchmarks.serving.writing          # ten minutes on two cores, 2 GB of memory
     python -m benchmarks.serving.writing --tiny   # a quarter of a minute
 
 Each contender is a process of its own, so that its peak memory is its own; they take turns. The memory is
@@ -64,7 +64,12 @@ def one_run(name, width):
         seconds = time.perf_counter() - began
         written = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     weights = sum(variable.value.numpy().nbytes for variable in model.variables)
-    return {"seconds": seconds, "mb": _peak() - before, "written_mb": written / 1e6, "model_mb": weights / 1e6}
+    return {
+        "seconds": seconds,
+        "mb": _peak() - before,
+        "written_mb": written / 1e6,
+        "model_mb": weights / 1e6,
+    }
 
 
 def _forget_peak():

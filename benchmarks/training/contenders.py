@@ -102,10 +102,6 @@ CONTENDERS = {
         lambda keep, **settings: LearningCompression(Task(L0Constraint(keep), per_layer=True), **settings),
         tuned_as="LC",
     ),
-    "LC, fixed budget": Contender(
-        lambda keep, **settings: LearningCompression(L0Constraint(keep), loosen=False, **settings),
-        tuned_as="LC",
-    ),
     "LC without multipliers": Contender(
         lambda keep, **settings: LearningCompression(L0Constraint(keep), multipliers=False, **settings),
         tuned_as="LC",

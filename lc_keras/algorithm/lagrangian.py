@@ -85,7 +85,9 @@ class Lagrangian:
     """
 
     is_loose = False
-    project: Callable[[], CStep]  # of one that can be loose
+    # Of a Lagrangian that can be loose, and of one that is asked how far weights moved.
+    project: Callable[[], CStep]
+    moved: Callable[[], float]
     # What the targets are emptied to, so that nothing is pulled any more.
     _nowhere = 0.0
 

@@ -17,7 +17,7 @@ class TogetherLagrangian(Lagrangian):
     A list of `Reach`es, one for each, stands wherever others take one; one is that of all.
 
     Args:
-        parts: List of `Lagrangian`s of a pull beside the optimizer.
+        parts: List of `Lagrangian`s of a pull beside the optimizer. The first is asked how far weights moved.
     """
 
     def __init__(self, parts: Sequence[Lagrangian]) -> None:
@@ -64,6 +64,10 @@ class TogetherLagrangian(Lagrangian):
         """Bring θ of all parts under their budgets."""
         found = [part.project().finite for part in self._each if part.is_loose]
         return self._found(tf.concat(found, 0))
+
+    def moved(self) -> float:
+        """Return how far kept weights have moved, as `ReachingLagrangian.moved` does, of the first part."""
+        return self._each[0].moved()
 
     def release(self) -> None:
         for part in self._each:

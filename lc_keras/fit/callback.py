@@ -61,9 +61,6 @@ class LearningCompression(Attached):
             the first L step in epochs.
         multipliers: Bool, default `True`. `False`: the plain quadratic penalty, which
             fails at low budgets.
-        loosen: Bool, default `True`: with `mu="auto"`, budgets of single weights and units come down bit by
-            bit. `False`: they are fixed, as where `mu` is given, which is better where the net learns its
-            examples by heart.
         limit_learning_rate: Bool, default `True`: holds the learning rate at
             $\min(\eta, 1/\mu)$ in each L step whose pull goes through the loss. `False` where a
             `train_step` sets the rate itself.
@@ -107,7 +104,6 @@ class LearningCompression(Attached):
         epochs_per_step: float | None = None,
         first_step_epochs: float | None = None,
         multipliers: bool = True,
-        loosen: bool = True,
         limit_learning_rate: bool = True,
         reset_optimizer: bool = False,
         tolerance: float = 0.0,
@@ -121,7 +117,6 @@ class LearningCompression(Attached):
         self.epochs_per_step: float | None = optional(positive)("epochs_per_step", epochs_per_step)
         self.first_step_epochs: float | None = optional(positive)("first_step_epochs", first_step_epochs)
         self.multipliers = switch("multipliers", multipliers)
-        self.loosen = switch("loosen", loosen)
         self.limit_learning_rate = switch("limit_learning_rate", limit_learning_rate)
         self.reset_optimizer = switch("reset_optimizer", reset_optimizer)
         self.tolerance = non_negative("tolerance", tolerance)

@@ -46,6 +46,13 @@ class Pull(Resumable):
     def begin(self) -> None:
         """Note what is to be known of the optimizer as training begins."""
 
+    def looks(self, step: int) -> bool:
+        """Tell if it asks how far weights moved in an L step."""
+        return False
+
+    def look(self, step: int, moved: float, batches: float) -> None:
+        """Note how far, by their norm, the kept weights moved in the L step that ends, in so many batches."""
+
     def next(self, step: int, gap: float) -> tuple[float, Any]:
         """Return the strength of the pull in an L step, and its `Reach` beside the optimizer, if it has one.
 
@@ -150,11 +157,11 @@ class Sliding(Pull):
 
 
 class Beside(Pull):
-    r"""Find the reach of the pull beside the optimizer, from the progress of the run.
+    r"""Find the reach of the pull beside the optimizer, from the progress of the run and how weights move.
 
-    Budgets loosen, or are fixed if they cannot or shall not; weights shrink to a norm, or settle on few
-    values: a method for each. The pull brings weights $1 - e^{-s/E}$ of the way in each of the E batches that
-    it has, where s grows over them.
+    Budgets loosen or are fixed; weights shrink to a norm, or settle on few values: a method for each. The
+    pull brings weights $1 - e^{-s/E}$ of the way in each of the E batches that it has, where s grows over
+    them.
 
     The constants were chosen in trials on LeNet-300 and a small ResNet; `benchmarks/robustness/matrix.py`
     shows what they come to on these and other nets.
@@ -163,32 +170,51 @@ class Beside(Pull):
         plan: `Plan` of the run.
         by_gradient: Bool, whether all steps of the optimizers are as SGD's or Muon's.
         costs: Sequence of `Compression`s that have budgets.
-        loosens: Bool, default `True`, whether budgets come down that can.
+        normalizes: Bool, default `False`, whether the model has batch normalisation.
     """
 
     _REMOVING, _FALLING, _SETTLED = 0.75, 0.9, 0.9
     # What is left for later, and what of it in a run of few batches.
     _LATER, _LATER_OF_FEW, _FEW = 0.25, 0.1, 400
     _PATH = 50.0, 300.0
-    _AT_ONCE = 5  # L steps that begin in so many batches pull all the way
+    # L steps that begin in so many batches pull all the way; by when the others have made up for it.
+    _AT_ONCE, _MADE_UP = 5, 25
     _SHRUNK, _SHRINKING = 0.4, (5.0, _PULL[1])
+    _FAR, _IN_A_ROW, _LOOKS = 1.0, 3, 0.15
 
-    held = ("_strength",)
+    held = ("_is_fixed", "_far", "_strength")
 
     def __init__(
-        self, plan: Plan, by_gradient: bool, costs: Sequence[Compression], loosens: bool = True
+        self, plan: Plan, by_gradient: bool, costs: Sequence[Compression], normalizes: bool = False
     ) -> None:
         super().__init__(plan)
         # A budget that cannot be loosened holds for all.
-        self._is_fixed = not (loosens and all(cost.can_loosen for cost in costs))
+        self._is_fixed = not all(cost.can_loosen for cost in costs)
         self._shrinks = any(cost.shrinks for cost in costs)
         # What is kept must come to other values, too, which do not count at first; if they are close, never.
         others = [cost for cost in costs if not (cost.keeps_values or cost.shrinks)]
-        waits = bool(others) and not self._is_fixed
-        self._settles = waits and not all(cost.close_values for cost in others)
+        self._values_wait = bool(others) and not self._is_fixed
+        self._settles = self._values_wait and not all(cost.close_values for cost in others)
         self._units = any(cost.needs_units for cost in costs)
         self._by_gradient = by_gradient and not self._shrinks
+        self._asks = self._by_gradient and not normalizes
+        self._far = 0
         self._strength = 0.0
+
+    def looks(self, step: int) -> bool:
+        has_made_up = self._batches_before(step) >= self._MADE_UP
+        is_early = step <= self._LOOKS * self._plan.steps
+        return self._asks and not self._is_fixed and has_made_up and is_early
+
+    def look(self, step: int, moved: float, batches: float) -> None:
+        if not batches:
+            return
+        left = self._batches * (1 - (step + 1) / self._plan.steps)
+        self._far = self._far + 1 if moved * left / batches > self._FAR else 0
+        if self._far == self._IN_A_ROW:
+            self._is_fixed = True
+            # λ/μ was of a much stronger pull.
+            self._strength = 0.0
 
     def next(self, step: int, gap: float) -> tuple[float, Reach | None]:
         if self._settles and self._removed(step) >= 1:
@@ -228,16 +254,24 @@ class Beside(Pull):
     def _fixed(self, step: int) -> Reach:
         """Return the reach of a pull of all weights to θ of the budget itself.
 
+        Where SGD or Muon carry weights far, this is better: then the training itself finds which weights to
+        keep. If the kept weights, going on as in the latest L step, would move by more than their norm in the
+        rest of the run, and that three times in a row in the first 15 % of it, the budget is fixed from then
+        on. The first 25 batches do not count, in which they make up for those that went at once. With batch
+        normalisation the length of a kernel means nothing, nor does how far it moves: there the budget
+        always loosens. Other optimizers move weights that do not matter as far as those that do, and a fixed
+        budget then keeps the wrong ones.
+
         s grows from 1.5 to 80. Units are removed in three quarters of the run: what goes with a late one, at
-        a rate that has fallen, is lost.
+        a rate that has fallen, is lost. Values do not count yet.
         """
         progress, batches = step / self._plan.steps, min(self._batches, _MOST_BATCHES)
-        if self._units:
+        if self._units or self._settles:
             progress, batches = self._removed(step), self._REMOVING * batches
         part, ratio = self._grown(_PULL, progress, batches)
         if self._units and progress >= 1:
             return Reach(part=1.0, slack=0.0, frees=True)
-        return Reach(part, ratio)
+        return Reach(part, ratio, slack=0.0 if self._values_wait else None)
 
     def _shrinking(self, step: int) -> Reach:
         """Return the reach of a pull of all weights to a budget that makes them smaller, as that of a norm.
@@ -253,7 +287,7 @@ class Beside(Pull):
     def _settling(self, step: int) -> Reach:
         """Return the reach of a pull of kept weights to few values, after three quarters of the run.
 
-        Until then budgets loosen as if there were none. s grows from 1.5 to 80 until nine
+        Until then budgets loosen, or are fixed, as if there were none. s grows from 1.5 to 80 until nine
         tenths of the run. From then on each C step puts weights onto their values, so that it is the values
         that train. Close values need none of this: the last C step takes the nearest.
         """
@@ -290,6 +324,12 @@ class Together(Pull):
     def __init__(self, plan: Plan, pulls: Sequence[Pull]) -> None:
         super().__init__(plan)
         self._pulls = pulls
+
+    def looks(self, step: int) -> bool:
+        return self._pulls[0].looks(step)
+
+    def look(self, step: int, moved: float, batches: float) -> None:
+        self._pulls[0].look(step, moved, batches)
 
     def next(self, step: int, gap: float) -> tuple[float, list[Reach]]:
         strengths, reaches = zip(*(pull.next(step, gap) for pull in self._pulls), strict=True)

@@ -28,7 +28,7 @@ from lc_keras.fit.statistics import Statistics
 if TYPE_CHECKING:
     from lc_keras.fit.callback import LearningCompression
 
-_SETTINGS = "multipliers", "loosen", "limit_learning_rate", "reset_optimizer", "tolerance"
+_SETTINGS = "multipliers", "limit_learning_rate", "reset_optimizer", "tolerance"
 
 
 class CompressionRun(Run, Resumable):
@@ -82,7 +82,7 @@ class CompressionRun(Run, Resumable):
         self._pull: Pull = None  # type: ignore[assignment]
         self._is_checked = False  # whether the train function was seen to pull
         self._is_underway = False  # whether a batch was trained as it should
-        self._epoch = self._batch = 0
+        self._epoch = self._batch = self._batches_since = 0
         self._metrics: Logs = {}
 
     def resume(self, checkpoint: Checkpoint) -> bool:
@@ -129,6 +129,7 @@ class CompressionRun(Run, Resumable):
                 limit = self._rate.applied() if self._limits_rate else contextlib.nullcontext()
                 with self._lagrangian.pulling(), limit:
                     self._metrics = train_function(iterator)
+                self._batches_since += self._model.steps_per_execution
                 # Not where a batch begins: where the length is unknown, Keras begins one that has no data.
                 self.logs.update(mu=self.mu, l_step=self._running + 1)
             except (StopIteration, tf.errors.OutOfRangeError):
@@ -288,11 +289,14 @@ class CompressionRun(Run, Resumable):
     def _c_step(self, next_step: int) -> None:
         self._check_pull()
         last = next_step == self._plan.steps
+        if self._pull.looks(self.step):
+            self._pull.look(self.step, self._lagrangian.moved(), self._batches_since)
         if last:
             next_mu, reach = self.mu, Reach(part=1.0) if self._beside else None
         else:
             next_mu, reach = self._pull.next(next_step, self.logs["gap"])
         found = self._steps.c_step(self.mu, next_mu, reach, self._name_of_l_step)
+        self._batches_since = 0
         is_loose = self._lagrangian.is_loose
         if not is_loose:
             self._note(found)
@@ -324,8 +328,8 @@ class CompressionRun(Run, Resumable):
 
     def _pull_of(self, manner: type[Pull], parts: Sequence[SharedCost]) -> Pull:
         if manner is Beside:
-            costs = [part.compression for part in parts]
-            return Beside(self._plan, self._rate.is_by_gradient, costs, self._callback.loosen)
+            costs, normalizes = [part.compression for part in parts], bool(self._statistics.trained)
+            return Beside(self._plan, self._rate.is_by_gradient, costs, normalizes)
         return manner(self._plan)
 
     def _note_of_budget(self, found: CStep | None) -> None:
@@ -333,6 +337,7 @@ class CompressionRun(Run, Resumable):
         if self._lagrangian.is_loose:
             # What is shown keeps the budget, however far the pull reaches.
             found = self._lagrangian.project()
+            self._batches_since = 0
         if found and np.all(found.finite):
             self._note(found)
 
@@ -375,7 +380,7 @@ class CompressionRun(Run, Resumable):
 
 
 def _by_manner(shared: Sequence[SharedCost], multipliers: bool) -> dict[type[Pull], list[SharedCost]]:
-    """Return which costs are trained in each way."""
+    """Return which costs are trained in each way, the one that asks how far weights moved first."""
     found: dict[type[Pull], list[SharedCost]] = {Beside: [], Sliding: [], Carrying: []}
     for part in shared:
         cost = part.compression

@@ -10,7 +10,7 @@ import tensorflow as tf
 from lc_keras.algorithm.beside import PullBeside, Reach
 from lc_keras.algorithm.reaching import ReachingLagrangian
 from lc_keras.algorithm.tasks import Task, bind_tasks
-from lc_keras.costs import L0Constraint, L1Constraint
+from lc_keras.costs import Grid, L0Constraint, L1Constraint
 from lc_keras.costs.layout import Layout
 from lc_keras.internals import tensorflow as of_tensorflow
 
@@ -266,6 +266,7 @@ def test_project_right_after_a_c_step_counts_no_weight_twice():
         lagrangian.project()
         for found, theta in zip(lagrangian.thetas, top(12, w), strict=True):
             np.testing.assert_array_equal(found, theta)
+        assert lagrangian.moved() == 0
 
 
 def test_where_all_are_pulled_to_a_looser_theta_there_are_no_multipliers():
@@ -295,6 +296,57 @@ def test_where_all_are_pulled_to_a_looser_theta_there_are_no_multipliers():
         lagrangian.c_step(1.0, 2.0, Reach(0.2, ratio=0.5))
         for found, v, theta in zip(lagrangian.targets, w, expected(tf.constant(0.0)), strict=True):
             np.testing.assert_allclose(found, theta + ratio * (theta - v.numpy()), **near)
+
+
+def test_theta_that_is_shown_with_close_values_changes_no_multiplier():
+    reach, cost = Reach(0.1, ratio=0.5, slack=0.0), L0Constraint(12, values=Grid(8))
+    quiet, shown = begun(reach, cost), begun(reach, cost)
+    kept = values(shown.thetas)
+    for _ in range(2):
+        assert shown.project().density == np.float32(12 / 62)
+        assert bits(values(shown.thetas)) != bits(kept)
+    # A restart while it is shown.
+    restarted = begun(Reach(0.3), cost)
+    for name, variables in restarted.saved().items():
+        for own, other in zip(variables, shown.saved()[name], strict=True):
+            own.assign(other)
+    for own, other in zip(restarted.variables, shown.variables, strict=True):
+        own.assign(other)
+    restarted.load(shown.state())
+    for lagrangian in (quiet, shown, restarted):
+        lagrangian.c_step(1.0, 2.0, reach)
+    for lagrangian in (shown, restarted):
+        assert bits(values(lagrangian.thetas)) == bits(values(quiet.thetas))
+        assert bits(values(lagrangian.targets)) == bits(values(quiet.targets))
+    # Weights that somebody put there instead have none.
+    shown.project()
+    w = [tf.constant(v) for v in shown.variables]
+    shown.begin_anew(1.0)
+    expected = top(12, [v.numpy() for v in w])
+    for found, theta in zip(shown.targets, expected, strict=True):
+        np.testing.assert_array_equal(found, theta)
+    # Nor has the next C step any of before.
+    shown.c_step(1.0, 2.0, reach)
+    for found, theta in zip(shown.thetas, expected, strict=True):
+        np.testing.assert_array_equal(found, theta)
+
+
+@pytest.mark.parametrize("slack", [0.0, 0.4])
+def test_how_far_the_kept_weights_moved(slack, monkeypatch):
+    traced, method = [], ReachingLagrangian._reaching
+    monkeypatch.setattr(ReachingLagrangian, "_reaching", lambda *args: traced.append(1) or method(*args))
+    lagrangian = begun(Reach(0.1, slack=slack, frees=True))
+    assert lagrangian.moved() == 0
+    perturb(lagrangian.variables)
+    # Of the budget itself, however loose θ is.
+    theta = top(12, values(lagrangian.thetas))
+    pairs = list(zip(values(lagrangian.variables), theta, strict=True))
+    away = sum(np.sum((w - t)[t != 0] ** 2) for w, t in pairs)
+    np.testing.assert_allclose(
+        lagrangian.moved(), np.sqrt(away / sum(np.sum(t**2) for _, t in pairs)), rtol=1e-5
+    )
+    # The graph of the C step does it, too.
+    assert traced == [1]
 
 
 def test_a_restart_goes_on_with_the_reach():

@@ -46,6 +46,7 @@ def arrays_of(cost, dtype, scope, many, monkeypatch, kind):
             for held in [*lagrangian.thetas, *lagrangian.targets]:
                 found += [copy.numpy() for copy in of_tensorflow.copies_of(held)]
         if kind is ReachingLagrangian:
+            lagrangian.moved()
             found += [float(lagrangian.project().gap), *(theta.numpy() for theta in lagrangian.thetas)]
     return found
 

@@ -206,6 +206,7 @@ def test_memory(multipliers, beside, arrays):
             model.optimizer.apply([tf.ones_like(v) for v in model.trainable_variables])
         lagrangian.c_step(0.1, 0.2, reach)
         if beside:
+            lagrangian.moved()
             lagrangian.project()
         lagrangian.show_compressed()
         lagrangian.show_training()

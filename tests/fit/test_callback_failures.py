@@ -56,7 +56,6 @@ def is_clean(model, **options):
         ({"steps": float("inf")}, ValueError, "steps=inf"),
         ({"limit_learning_rate": 0.01}, TypeError, "`limit_learning_rate` to be True or False"),
         ({"multipliers": "no"}, TypeError, "multipliers='no'"),
-        ({"loosen": 0}, TypeError, "loosen=0"),
         ({"reset_optimizer": None}, TypeError, "reset_optimizer=None"),
         ({"epochs_per_step": 0}, ValueError, "epochs_per_step=0"),
         ({"epochs_per_step": -1.0}, ValueError, "epochs_per_step=-1.0"),

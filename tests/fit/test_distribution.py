@@ -322,7 +322,7 @@ def test_the_c_step_has_kernels_in_the_memory_of_a_gpu(cost, dtype):
     if cost.can_loosen:
         # It has the operations of a fixed budget, and those that loosen it.
         reaching = ReachingLagrangian(lagrangian.shared)
-        call, arguments = reaching._reaching, (double, single, single, *3 * [flag])
+        call, arguments = reaching._reaching, (double, single, single, *4 * [flag])
     else:
         call, arguments = lagrangian._c_step, (single, double, single)
     traced.append(tf.function(call, autograph=False).get_concrete_function(*arguments))

@@ -138,7 +138,7 @@ def test_automatic_of_one_step():
 
 # Beside the optimizer.
 
-STEPS = 40
+STEPS, LONG = 40, 1000
 
 
 def cost(**kind):
@@ -157,6 +157,16 @@ def growing(step, length=LENGTH, units=False):
 
 def fixed(step, length=LENGTH, first=1.5):
     return first * (80 / first) ** (step / STEPS) / length
+
+
+def asking():
+    """A pull in a run of 40 L steps of 25 batches, that asks how far weights move."""
+    return Beside(plan(STEPS, LONG // EPOCHS), True, [cost()])
+
+
+def far(pull, steps, moved=1.0):
+    for step in steps:
+        pull.look(step, moved, 25)
 
 
 def same_reach(reach, **expected):
@@ -186,12 +196,73 @@ def test_beside_the_reach_grows(batches, counted, by_gradient, units):
     assert pull.given == "auto"
 
 
-def test_beside_another_run_goes_on_from_its_state():
-    one, two = (Beside(plan(STEPS), True, [cost()]) for _ in range(2))
+def test_where_weights_move_far_three_times_in_a_row_the_budget_is_fixed():
+    pull = asking()
+    for step in range(4):
+        pull.next(step, np.nan)
+        assert pull.looks(step) == (step > 0)
+        if step:
+            far(pull, [step])
+    assert not pull.looks(4)
+    before = 0.0
+    for step in range(4, STEPS):
+        strength, reach = pull.next(step, np.nan)
+        expected = fixed(step, LONG)
+        assert strength == pytest.approx(expected)
+        # λ begins from 0, as it was of a stronger pull.
+        same_reach(reach, part=1 - np.exp(-expected), ratio=before / expected, frees=False)
+        assert reach.slack is None
+        before = expected
+
+
+def test_a_fixed_budget_counts_five_thousand_batches_at_most():
+    pull = Beside(plan(STEPS, epochs=200), True, [cost()])
+    far(pull, range(3), 10.0)
+    assert pull.next(3, np.nan)[0] == pytest.approx(fixed(3, 5000))
+
+
+def test_far_is_what_the_rest_of_the_run_comes_to():
+    # After step 2 of 40, of 1,000 batches 925 are left: 37 times 25.
+    just = 1 / 37
+    for moved, is_fixed in ((1.01 * just, True), (0.99 * just, False)):
+        pull = asking()
+        far(pull, [0, 1])
+        far(pull, [2], moved)
+        assert pull.looks(3) != is_fixed
+    far(pull, [3, 4])
+    assert pull.looks(5)  # two in a row
+    far(pull, [5])
+    assert not pull.looks(6)
+
+
+@pytest.mark.parametrize("batches, first", [(250, 1), (50, 5), (10, 25)])
+def test_it_looks_in_the_first_part_of_the_run_once_what_went_at_once_is_made_up_for(batches, first):
+    pull = Beside(plan(STEPS, batches), True, [cost()])
+    assert [step for step in range(STEPS) if pull.looks(step)] == list(range(first, 7))
+
+
+@pytest.mark.parametrize("looks", [1, 2, 3])
+def test_beside_another_run_goes_on_from_its_state(looks):
+    one, two = asking(), asking()
     for step in range(3):
         one.next(step, np.nan)
+        far(one, range(step, min(step + 1, looks)))
     two.load(restored(one.state()))
-    assert two.next(3, np.nan) == one.next(3, np.nan) and one.next(4, np.nan)[1].ratio > 0
+    for pull in (one, two):
+        far(pull, range(looks, 3))
+    assert two.next(3, np.nan) == one.next(3, np.nan)
+    assert one.next(4, np.nan)[1].ratio > 0 and two.looks(4) == one.looks(4) is False
+
+
+def test_it_looks_at_optimizers_alone_whose_steps_go_by_the_gradient():
+    assert not any(map(Beside(plan(STEPS), False, [cost()]).looks, range(STEPS)))
+
+
+def test_with_batch_normalisation_it_does_not_look_and_begins_as_without():
+    pull, other = (Beside(plan(STEPS), True, [cost()], normalizes) for normalizes in (True, False))
+    assert not any(map(pull.looks, range(STEPS))) and any(map(other.looks, range(STEPS)))
+    for step in range(STEPS):
+        assert pull.next(step, np.nan) == other.next(step, np.nan)
 
 
 def test_an_epoch_that_is_longer_than_it_was_taken_to_be():
@@ -201,6 +272,13 @@ def test_an_epoch_that_is_longer_than_it_was_taken_to_be():
     unknown.batches = 1000
     strength, reach = pull.next(4, np.nan)
     assert strength == pytest.approx(growing(4, EPOCHS * 1000)[0]) and reach.ratio == 1
+
+
+def test_nothing_is_seen_of_no_batch():
+    pull = asking()
+    far(pull, [1, 2])
+    pull.look(3, 1.0, 0)
+    assert pull.looks(4)
 
 
 def test_units_of_a_fixed_budget_go_in_three_quarters_of_the_run():
@@ -217,25 +295,24 @@ def test_units_of_a_fixed_budget_go_in_three_quarters_of_the_run():
             assert reach == Reach(part=1.0, slack=0.0, frees=True)
 
 
-@pytest.mark.parametrize("can, shall", [(False, True), (True, False)])
-def test_a_budget_that_cannot_or_shall_not_be_loosened_is_fixed_from_the_start(can, shall):
-    for batches, counted in ((BATCHES, LENGTH), (5000, 5000)):
-        pull, before = Beside(plan(STEPS, batches), True, [cost(can_loosen=can)], shall), 0.0
-        for step in range(STEPS):
-            strength, reach = pull.next(step, np.nan)
-            expected = fixed(step, counted)
-            assert strength == pytest.approx(expected)
-            same_reach(reach, part=1 - np.exp(-expected), ratio=before / expected, frees=False)
-            assert reach.slack is None
-            before = expected
+def test_a_budget_that_cannot_be_loosened_is_fixed_from_the_start():
+    pull = Beside(plan(STEPS), True, [cost(can_loosen=False)])
+    assert not pull.looks(0)
+    for step in (0, STEPS - 1):
+        strength, reach = pull.next(step, np.nan)
+        assert strength == pytest.approx(fixed(step))
+        assert reach.slack is None and not reach.frees
 
 
 @pytest.mark.parametrize("by_gradient", [False, True])
 def test_what_is_kept_comes_to_other_values_in_the_last_quarter_and_is_put_there_at_the_end(by_gradient):
     pull, path = (
         Beside(plan(STEPS), by_gradient, [cost(keeps_values=False), cost()]),
-        Beside(plan(STEPS), by_gradient, [cost()]),
+        Beside(plan(STEPS), False, [cost()]),
     )
+    if by_gradient:
+        # Beside a budget that is fixed values do not count yet: all are pulled as without them.
+        far(pull, range(3))
     for step in range(STEPS):
         strength, reach = pull.next(step, np.nan)
         if step >= 0.9 * STEPS:
@@ -244,14 +321,20 @@ def test_what_is_kept_comes_to_other_values_in_the_last_quarter_and_is_put_there
             grown = 1.5 * (80 / 1.5) ** ((step / STEPS - 0.75) / 0.15) / (EPOCHS * BATCHES / 4)
             assert strength == pytest.approx(grown)
             assert reach.slack is None and not reach.frees and 0 < reach.part < 1 and reach.ratio > 0
+        elif by_gradient:
+            assert strength == pytest.approx(fixed(step / 0.75, 0.75 * LENGTH))
+            assert reach.slack == 0 and not reach.frees and reach.part < 1
         else:
             assert (strength, reach) == path.next(step, np.nan)
 
 
-def test_values_that_are_close_are_left_to_the_last_c_step():
+@pytest.mark.parametrize("is_far", [False, True])
+def test_values_that_are_close_are_left_to_the_last_c_step(is_far):
     pull, path = (
         Beside(plan(STEPS), True, [kind]) for kind in (cost(keeps_values=False, close_values=True), cost())
     )
+    for each in (pull, path):
+        far(each, range(3 * is_far))
     for step in range(STEPS):
         strength, reach = path.next(step, np.nan)
         # Without them θ is that of a budget that is not loosened.
@@ -260,6 +343,7 @@ def test_values_that_are_close_are_left_to_the_last_c_step():
 
 def test_a_budget_that_shrinks_what_is_kept_falls_while_all_are_pulled():
     pull = Beside(plan(STEPS), True, [cost(keeps_values=False, shrinks=True)])
+    assert not pull.looks(0)
     for step in range(STEPS):
         strength, reach = pull.next(step, np.nan)
         assert strength == pytest.approx(fixed(step, first=5)) and not reach.frees and 0 < reach.part < 1
@@ -304,9 +388,13 @@ def test_each_of_several_pulls_goes_its_own_way_and_on_from_its_state():
 
     one, beside, carrying = pulls(), Beside(plan(STEPS), True, [cost()]), Carrying(plan(STEPS))
     for step in range(STEPS):
+        assert one.looks(step) == beside.looks(step)
+        if one.looks(step):
+            for pull in (one, beside):
+                far(pull, [step])
         strength, reaches = one.next(step, np.nan)
         assert (strength, reaches[0]) == beside.next(step, np.nan)
         assert reaches[1] == carrying.next(step, np.nan)[1]
     two = pulls()
     two.load(restored(one.state()))
-    assert two.next(STEPS - 1, np.nan) == one.next(STEPS - 1, np.nan)
+    assert not two.looks(1)
