@@ -1,10 +1,10 @@
 """What it takes to export a large pruned net, and to report on it, beside writing the dense file.
 
-    python -m benchmarks.serving.writing          # ten minutes on two cores, 2 GB of memory
+    python -m benchmarks.serving.writing          # four minutes on two cores, 2 GB of memory
     python -m benchmarks.serving.writing --tiny   # a quarter of a minute
 
 Each contender is a process of its own, so that its peak memory is its own; they take turns. The memory is
-what was needed beyond the model.
+what was needed beyond the model, on Linux.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import keras
 
 import lc_keras
 from benchmarks import record
+from benchmarks.memory import forget_peak, resident
 from lc_keras.baselines import compress_directly
 
 KEEP = 0.05
@@ -58,30 +59,15 @@ def one_run(name, width):
     model = keras.Sequential([keras.Input((width,)), *layers])
     compress_directly(model, lc_keras.L0Constraint(KEEP))
     with tempfile.TemporaryDirectory() as folder:
-        before = _forget_peak()
+        before = forget_peak()
         began = time.perf_counter()
         CONTENDERS[name](model, f"{folder}/1")
         seconds = time.perf_counter() - began
+        grown = resident("VmHWM") - before
         written = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     weights = sum(variable.value.numpy().nbytes for variable in model.variables)
-    return {
-        "seconds": seconds,
-        "mb": _peak() - before,
-        "written_mb": written / 1e6,
-        "model_mb": weights / 1e6,
-    }
-
-
-def _forget_peak():
-    """Returns the memory in use, in MB, from which the peak counts anew."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _peak()
-
-
-def _peak():
-    # In kilobytes. `ru_maxrss` would be that of the making of the model.
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1000
+    sizes = {"mb": grown, "written_mb": written, "model_mb": weights}
+    return {"seconds": seconds} | {name: size / 1e6 for name, size in sizes.items()}
 
 
 def measure(width, rounds):

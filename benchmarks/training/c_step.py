@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import record
+from benchmarks.memory import forget_peak, resident
 from lc_keras.algorithm.beside import Reach
 from lc_keras.algorithm.lagrangian import Lagrangian
 from lc_keras.algorithm.reaching import ReachingLagrangian
@@ -114,22 +115,13 @@ def times(tensors: list[tf.Tensor], repeats: int, progress) -> dict[str, list[fl
     return taken
 
 
-def resident(field: str) -> int:
-    """A line of /proc/self/status, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"expected {field} in /proc/self/status")
-
-
 def rise(size: int, number: int) -> float:
     """Peak extra memory of `kth_largest`, as a fraction of one copy of the weights. Linux only."""
     kth = tf.function(lambda t, k: thresholds.kth_largest(t, k).value, autograph=False)
     kappa = tf.constant(int(DENSITY * size))
     kth(weights_of(5000, number), tf.constant(250))
     tensors = weights_of(size, number)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
+    before = forget_peak()
     kth(tensors, kappa).numpy()
     return (resident("VmHWM") - before) / (4 * size)
 

@@ -170,7 +170,7 @@ class Beside(Pull):
         plan: `Plan` of the run.
         by_gradient: Bool, whether all steps of the optimizers are as SGD's or Muon's.
         costs: Sequence of `Compression`s that have budgets.
-        normalizes: Bool, default `False`, whether the model has batch normalisation.
+        normalizes: Bool, default `False`, whether training moves statistics, as those of batch normalisation.
     """
 
     _REMOVING, _FALLING, _SETTLED = 0.75, 0.9, 0.9

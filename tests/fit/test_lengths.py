@@ -117,18 +117,18 @@ def test_automatic_schedule_is_of_the_rate_of_the_user():
     assert mus[0] == mus[1]
 
 
-@pytest.mark.parametrize("layers", [[], [keras.layers.BatchNormalization]])
-def test_where_weights_move_far_the_budget_is_fixed_but_for_batch_normalisation(layers, monkeypatch):
+@pytest.mark.parametrize("norms", [[], [keras.layers.BatchNormalization]])
+def test_where_weights_move_far_the_budget_is_fixed_but_for_batch_normalisation(norms, monkeypatch):
     monkeypatch.setattr(Beside, "_MADE_UP", 0)  # or it would take hundreds of batches
     keras.utils.set_random_seed(1)
-    hidden = [keras.layers.Dense(8, "tanh"), *(kind() for kind in layers), keras.layers.Dense(3)]
+    hidden = [keras.layers.Dense(8, "tanh"), *(norm() for norm in norms), keras.layers.Dense(3)]
     model = keras.Sequential([keras.Input((6,)), *hidden])
     model.compile(keras.optimizers.SGD(1.0), XENT)
     logs = fit(model, [LearningCompression(L0Constraint(KEPT))], epochs=5).history
-    batches, steps = 5 * BATCHES, 5 * BATCHES
-    fixed = 1.5 * (80 / 1.5) ** ((steps - 1) / steps) / batches
+    batches = 5 * BATCHES  # each is an L step
+    fixed = 1.5 * (80 / 1.5) ** ((batches - 1) / batches) / batches
     loosened = 300 / (0.75 * batches)
-    assert logs["mu"][-1] == pytest.approx(loosened if layers else fixed)
+    assert logs["mu"][-1] == pytest.approx(loosened if norms else fixed)
     assert nonzeros(model) == KEPT
 
 
