@@ -16,6 +16,8 @@ import keras
 import pytest
 import tensorflow as tf
 
+from tensorflow.python import pywrap_tfe
+
 from lc_keras.algorithm.lagrangian import Lagrangian
 from lc_keras.export import converter
 
@@ -26,6 +28,9 @@ tf.config.set_logical_device_configuration(
 # Graphs this small run a few times each: to optimize them takes longer than that gains. Programs that tests
 # start in processes of their own have TensorFlow as it is.
 tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+# A new seed has TensorFlow forget all kernels, so that random ones with a state begin anew. To make them
+# again took a quarter of the time of all tests. Keras' random numbers, which tests use, have no such state.
+pywrap_tfe.TFE_ContextClearCaches = lambda context: None
 
 
 @pytest.fixture

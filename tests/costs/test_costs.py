@@ -631,7 +631,7 @@ def loosened(cost, weights, given):
 )
 def test_a_looser_budget_is_a_budget(cost, shared):
     """κ and the part of what it removes that the slack says, rounded down."""
-    weights = [tf.random.normal(layout.shape) for layout in CHAINED]
+    weights = [keras.random.normal(layout.shape) for layout in CHAINED]
     given = CHAINED if shared else [Layout(layout.shape, macs=layout.macs) for layout in CHAINED]
     kappa, total = cost.budget(given), cost.total(given)
     step, kept = loosened(cost, weights, given), []
@@ -658,7 +658,10 @@ def test_no_slack_is_the_budget_itself_however_large():
 
 @pytest.mark.parametrize("slack, n", [(0.0, 1), (0.3, 1), (0.34, 2), (0.9, 3), (1.0, 4)])
 def test_a_looser_pattern_is_a_pattern(slack, n):
-    weights, given = [tf.random.normal((10, 3)), tf.random.normal((2, 8, 5))], layouts((10, 3), (2, 8, 5))
+    weights, given = (
+        [keras.random.normal((10, 3)), keras.random.normal((2, 8, 5))],
+        layouts((10, 3), (2, 8, 5)),
+    )
     found = loosened(NMConstraint(1, 4), weights, given)(slack)
     assert same_bits(found, applied(NMConstraint(n, 4).maps(weights, MU, given), weights))
     # Of rows of 10 the last two are a part of their own.
@@ -667,7 +670,7 @@ def test_a_looser_pattern_is_a_pattern(slack, n):
 
 @pytest.mark.parametrize("cost", [L1Constraint(2.0), L1Constraint(1.0, Blocks((2, 2))), L2Constraint(0.5)])
 def test_a_looser_norm_is_a_norm(cost):
-    weights, given = [tf.random.normal((4, 3)), tf.random.normal((2, 2, 5))], layouts((4, 3), (2, 2, 5))
+    weights, given = [keras.random.normal((4, 3)), keras.random.normal((2, 2, 5))], layouts((4, 3), (2, 2, 5))
 
     def norm(arrays):
         if isinstance(cost, L2Constraint):

@@ -732,7 +732,7 @@ def test_a_signature_without_inputs(tmp_path):
 def test_few_values_are_written_in_few_bits_and_read_bit_for_bit(cost, part, compute, tmp_path):
     keras.utils.set_random_seed(0)
     layers = [keras.Input((250,), name="pixels"), keras.layers.Dense(250, "tanh"), keras.layers.Dense(10)]
-    model, x = keras.Sequential(layers), tf.random.normal((5, 250))
+    model, x = keras.Sequential(layers), keras.random.normal((5, 250))
     compress_directly(model, Task(cost, weights=model.layers[0]))
     exported = export_saved_model(model, tmp_path / "model", compute=compute)
     kernel = exported.weights[0]
