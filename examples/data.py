@@ -82,6 +82,9 @@ def batches(part, size, seed=None):
     """
     tensors = tuple(map(tf.constant, part))
     count = len(part[0])
+    # Where TensorFlow tunes a pipeline, the end of an epoch may wait for that thread, as long as it took.
+    options = tf.data.Options()
+    options.autotune.enabled = False
     # Shuffles the indices, not the images, and gathers a batch at a time.
     indices = tf.data.Dataset.range(count)
     if seed is not None:
@@ -89,7 +92,8 @@ def batches(part, size, seed=None):
     return (
         indices.batch(size)
         .map(lambda i: tuple(tf.gather(tensor, i) for tensor in tensors))
-        .prefetch(tf.data.AUTOTUNE)
+        .prefetch(2)
+        .with_options(options)
     )
 
 
@@ -138,4 +142,4 @@ def _changed(batches, change, seed):
     """Batches whose inputs are changed by a function of them and of a seed, another one in each epoch."""
     seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2)
     changed = tf.data.Dataset.zip(batches, seeds).map(lambda batch, seed: (change(batch[0], seed), batch[1]))
-    return changed.prefetch(tf.data.AUTOTUNE)
+    return changed.prefetch(2)
