@@ -37,10 +37,10 @@ Written by `python -m benchmarks.results` from `benchmarks/results/`, where the 
 
 Figures of LC are of version 0.1.0, whose `mu="auto"` was another, but for these sections: "Over nets,
 optimizers and lengths of a run", "Few values, and sums", "Error against bytes", "How small at half a point",
-"The paper's Fig. 4", "What LC adds before anything is trained", "What L steps and C steps cost", "What a C
-step costs", and of "Error at each budget" LC on LeNet-300 with its defaults. In "How small at half a point"
-what SGD removes first does not go at once yet, and budgets are fixed where weights would move by 0.7 of their
-norm, with batch normalisation, too.
+"The paper's Fig. 4", "What a whole run costs", "What LC adds before anything is trained", "What it takes to
+write a large net", "What L steps and C steps cost", "What a C step costs", and of "Error at each budget" LC
+on LeNet-300 with its defaults. In "How small at half a point" what SGD removes first does not go at once yet,
+and budgets are fixed where weights would move by 0.7 of their norm, with batch normalisation, too.
 """
 
 MATRIX = """
@@ -216,7 +216,7 @@ WHOLE = """
 `fit` from beginning to end with and without LC (2 % kept), each run in a process of its own, in turns;
 medians. `wide` has 20 million weights and 20 batches an epoch. The commands are
 `python -m benchmarks.training.whole_run --nets lenet300 wide` and `--nets lenet5`. A batch of LeNet-300 takes
-3 ms without LC. The pull and its assignment go through all weights once more in each, which XLA does along
+4 ms without LC. The pull and its assignment go through all weights once more in each, which XLA does along
 with the update (`jit_compile=True`: "What L steps and C steps cost").
 """
 

@@ -82,7 +82,7 @@ def batches(part, size, seed=None):
     """
     tensors = tuple(map(tf.constant, part))
     count = len(part[0])
-    # Where TensorFlow tunes a pipeline, the end of an epoch may wait for that thread, as long as it took.
+    # Where TensorFlow tunes a pipeline, the end of an epoch may wait for the thread that does.
     options = tf.data.Options()
     options.autotune.enabled = False
     # Shuffles the indices, not the images, and gathers a batch at a time.

@@ -15,7 +15,6 @@ import examples  # noqa: F401, I001  # first: it imports TensorFlow quietly
 import keras
 import pytest
 import tensorflow as tf
-
 from tensorflow.python import pywrap_tfe
 
 from lc_keras.algorithm.lagrangian import Lagrangian

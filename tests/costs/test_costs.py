@@ -658,10 +658,8 @@ def test_no_slack_is_the_budget_itself_however_large():
 
 @pytest.mark.parametrize("slack, n", [(0.0, 1), (0.3, 1), (0.34, 2), (0.9, 3), (1.0, 4)])
 def test_a_looser_pattern_is_a_pattern(slack, n):
-    weights, given = (
-        [keras.random.normal((10, 3)), keras.random.normal((2, 8, 5))],
-        layouts((10, 3), (2, 8, 5)),
-    )
+    shapes = (10, 3), (2, 8, 5)
+    weights, given = [keras.random.normal(shape) for shape in shapes], layouts(*shapes)
     found = loosened(NMConstraint(1, 4), weights, given)(slack)
     assert same_bits(found, applied(NMConstraint(n, 4).maps(weights, MU, given), weights))
     # Of rows of 10 the last two are a part of their own.
@@ -670,7 +668,8 @@ def test_a_looser_pattern_is_a_pattern(slack, n):
 
 @pytest.mark.parametrize("cost", [L1Constraint(2.0), L1Constraint(1.0, Blocks((2, 2))), L2Constraint(0.5)])
 def test_a_looser_norm_is_a_norm(cost):
-    weights, given = [keras.random.normal((4, 3)), keras.random.normal((2, 2, 5))], layouts((4, 3), (2, 2, 5))
+    shapes = (4, 3), (2, 2, 5)
+    weights, given = [keras.random.normal(shape) for shape in shapes], layouts(*shapes)
 
     def norm(arrays):
         if isinstance(cost, L2Constraint):
