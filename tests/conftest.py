@@ -106,6 +106,7 @@ def _prepared(name):
     return str(folder)
 
 
+HERE = Path(__file__).parent
 # The rooms whose tests compute with TensorFlow alone, on a GPU where there is one.
 ON_GPU = {"algorithm", "baselines", "costs", "fit"}
 
@@ -114,6 +115,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.parent.name in ON_GPU:
             item.add_marker("gpu")
+    # Those of no room are the longest; begun last, one of them would keep a single processor busy.
+    items.sort(key=lambda item: item.path.parent != HERE)
 
 
 def pytest_collection_finish():

@@ -54,7 +54,6 @@ def arrays_of(cost, dtype, scope, many, monkeypatch, kind):
 @pytest.mark.parametrize(
     "cost, dtype, devices",
     [
-        (L0Constraint(20), "float32", []),
         (L0Constraint(20), "float16", []),
         (L0Constraint(20), "float32", ["CPU:1", "CPU:2"]),
         (L0Constraint(0.4, Neurons()), "float32", []),

@@ -35,13 +35,14 @@ def often(names):
 @pytest.mark.parametrize(
     "options, name",
     [
-        *(({}, name) for name in BASELINES),
+        ({}, "direct"),
+        ({}, "magnitude"),
         ({"steps_per_execution": 3}, "gradual"),
         ({"jit_compile": True}, "rounds"),
         ({"run_eagerly": True}, "gradual"),
         *(
             pytest.param(options, name, marks=pytest.mark.slow)
-            for options in ({"steps_per_execution": 3}, {"jit_compile": True}, {"run_eagerly": True})
+            for options in ({}, {"steps_per_execution": 3}, {"jit_compile": True}, {"run_eagerly": True})
             for name in BASELINES
         ),
     ],

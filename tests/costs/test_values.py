@@ -55,7 +55,7 @@ def test_a_codebook_of_many_numbers_has_the_error_that_is_known(k):
     assert float(tf.reduce_mean((compressed(Codebook(k), [v])[0] - v) ** 2)) == pytest.approx(known, rel=0.04)
 
 
-@pytest.mark.parametrize("k", [5, 100])
+@pytest.mark.parametrize("k", [5, pytest.param(100, marks=pytest.mark.slow)])
 def test_fewer_distinct_numbers_than_codes_stay_as_they_are(k):
     v = np.float32([0.1, -0.7, 0.1, 1e-3, 3.3, -0.7, 1e-3])
     for given in (v, v[:1], np.full(9, 0.1, np.float32)):

@@ -392,8 +392,8 @@ CHOICES = {
     "build, choice",
     [
         (mlp, "plain"),
-        (mlp, "sparse"),
-        (convolutions, "packed"),
+        pytest.param(mlp, "sparse", marks=pytest.mark.slow),
+        pytest.param(convolutions, "packed", marks=pytest.mark.slow),
         (convolutions, "sparse"),
         (several, "packed"),
     ],

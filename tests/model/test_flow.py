@@ -139,7 +139,11 @@ EINSUMS = {
 }
 
 
-@pytest.mark.parametrize("name", EINSUMS)
+@pytest.mark.parametrize(
+    # "open heads" is of both.
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in ("open", "heads"))) for name in EINSUMS],
+)
 def test_units_of_einsums(name, tmp_path):
     a, b = (
         layers.EinsumDense(equation, shape, bias_axes=axes, activation="relu", name=n)

@@ -101,7 +101,9 @@ def kill(model):
     return gone
 
 
-@pytest.mark.parametrize("build", [vit, bert, gpt2, under_a_mask, under_a_hidden_mask])
+@pytest.mark.parametrize(
+    "build", [vit, bert, gpt2, pytest.param(under_a_mask, marks=pytest.mark.slow), under_a_hidden_mask]
+)
 def test_heads_and_units_go_and_the_rest_loads(build, tmp_path):
     model = filled(build())
     gone = kill(model)
@@ -175,7 +177,10 @@ def test_a_budget_holds_in_the_smaller_model(build):
         assert lc_keras.shrink_report(model).macs == (before.dense, after.dense)
 
 
-@pytest.mark.parametrize("build", [vit, bert, gpt2, llama])
+# The others go through `test_heads_and_units_go_and_the_rest_loads` each time.
+@pytest.mark.parametrize(
+    "build", [*(pytest.param(b, marks=pytest.mark.slow) for b in (vit, bert)), gpt2, llama]
+)
 def test_a_model_in_which_nothing_goes_keeps_its_class_and_loads(build, tmp_path):
     model = filled(build())
     small = shrink(model)
