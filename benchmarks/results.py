@@ -32,134 +32,141 @@ ROOT = Path(__file__).parents[1]
 
 HEAD = """# Results
 
-Written by `python -m benchmarks.results` from `benchmarks/results/`, where the scripts that
-`benchmarks/README.md` lists leave their figures.
+This page is written by `python -m benchmarks.results` from the figures in `benchmarks/results/`, which the
+scripts listed in `benchmarks/README.md` leave there.
 
-Figures of LC are of version 0.1.0, whose `mu="auto"` was another, but for these sections: "Over nets,
-optimizers and lengths of a run", "Few values, and sums", "Error against bytes", "How small at half a point",
-"The paper's Fig. 4", "What a whole run costs", "What LC adds before anything is trained", "What it takes to
-write a large net", "What L steps and C steps cost", "What a C step costs", and of "Error at each budget" LC
-on LeNet-300 with its defaults. In "How small at half a point" what SGD removes first does not go at once yet,
-and budgets are fixed where weights would move by 0.7 of their norm, with batch normalisation, too.
+The figures of LC are those of version 0.1.0, which had another `mu="auto"`, except in these sections: "Over
+nets, optimizers and lengths of a run", "Few values, and sums", "Error against bytes", "How small at half a
+point", "The paper's Fig. 4", "What a whole run costs", "What LC adds before anything is trained", "What it
+takes to write a large net", "What L steps and C steps cost", "What a C step costs", and in "Error at each
+budget" for LC on LeNet-300 with its defaults. In "How small at half a point" the weights that SGD removes
+first do not go at once yet, and budgets are fixed where weights would move by 0.7 of their norm, with batch
+normalisation as well.
 """
 
 MATRIX = """
-LC with its defaults beside direct compression, magnitude pruning with retraining and gradual pruning: the
-same reference, the same batches in the same order, the same number of epochs, error in %. A setting names
-the optimizer and all that is not as at the centre of its net. Of the constants of LC's rule the paths of the
-budget and of the pull come from prototypes that were measured on test images of LeNet-300 and a small ResNet,
-the rest from held-out images of these; the other nets only show them, but that held-out examples of the LSTM
-gave the idea to pull three quarters of the weights from the start, and those of the LSTM, the table's net and
-the text net decided that with SGD and Muon, too. Behind: by more than 0.3 points, 3 % of the error of the
-best other, or chance between three seeds. One seed, and three where LC was behind with the first, but of two
-long runs of LeNet-5, two of the U-Net and one of the MobileNet-like net. Of `benchmarks/robustness/cells.py`
-three runs of the MobileNet-like net are missing: in 40 epochs of 5 batches with SGD and with Adam ×0.1, and
-in 60 epochs with Adam.
+LC with its defaults beside direct compression, magnitude pruning with retraining, and gradual pruning: the
+same reference, the same batches in the same order, the same number of epochs; errors in %. A setting names
+the optimizer and whatever else differs from the centre of its net. LC's rule has constants: those for the
+paths of the budget and of the pull come from prototypes that were measured on test images of LeNet-300 and a
+small ResNet, the rest from held-out images of these two. The other nets only show them, except that held-out
+examples of the LSTM gave the idea of pulling three quarters of the weights from the start, and held-out
+examples of the LSTM, the table's net and the text net decided that for SGD and Muon, too. "behind" means by
+more than 0.3 points, by more than 3 % of the error of the best other method, and by more than chance between
+three seeds. Each cell was run with one seed, and with three where LC was behind with the first, except for
+one run each of LeNet-5, the U-Net and the MobileNet-like net. Three runs of the MobileNet-like net in
+`benchmarks/robustness/cells.py` are missing: in 40 epochs of 5 batches with SGD and with Adam ×0.1, and in
+60 epochs with Adam.
 
-Ftrl ruins whatever it trains here, since it forgets the weights that it begins with; where a metric is
-compiled, as it is not here, a warning says that it fell. With it LC and the others end worse than direct
-compression, which trains nothing, on four nets, by 1 to 18 points; with ScheduleFreeAdamW on the
-MobileNet-like net all are at chance, and LC ends worse than direct compression on the LSTM, too. Else LC is
-behind with ScheduleFreeAdamW, which draws weights back to iterates that no constraint meets; with SGD in up
-to 300 batches, where the others are ahead on the text net (by 2.4 to 4.0 points in three runs), on the LSTM
-in 60 batches (1.1) and on the U-Net in 60 and 150 (0.7 and 0.8); in 60 epochs of LeNet-5 with SGD, where the
-budget is fixed (0.4); with Adam in a run of 60 batches of the text net, and in runs of 5 batches an epoch of
-LeNet-5; and in a run of the MobileNet-like net with RMSprop. With SGD in 400 small batches an epoch LeNet-5
-diverges with one of three seeds, where LC stops and says so, with all three by gradual pruning, and with none
-by magnitude pruning (8.6); that counts as chance.
+Ftrl ruins whatever it trains here, since it forgets the weights it starts with; where a metric is compiled,
+which is not the case here, a warning says that the metric fell. With Ftrl, LC and the other methods end worse
+than direct compression, which trains nothing, on four nets, by 1 to 18 points. With ScheduleFreeAdamW all are
+at chance on the MobileNet-like net, and LC ends worse than direct compression on the LSTM, too. Otherwise LC
+is behind with ScheduleFreeAdamW, which draws weights back to iterates that no constraint is applied to; with
+SGD in up to 300 batches, where the others are ahead on the text net (by 2.4 to 4.0 points in three runs), on
+the LSTM in 60 batches (1.1) and on the U-Net in 60 and 150 batches (0.7 and 0.8); with SGD in 60 epochs of
+LeNet-5, where the budget is fixed (0.4); with Adam in a run of 60 batches of the text net, and in runs of
+LeNet-5 with 5 batches an epoch; and with RMSprop in a run of the MobileNet-like net. With SGD in 400 small
+batches an epoch, LeNet-5 diverges with one of three seeds under LC, which stops and says so, with all three
+under gradual pruning, and with none under magnitude pruning (8.6); LC's lag there counts as chance.
 
-That the first weights go at once with SGD and Muon was decided on held-out examples of the LSTM, the text
-net, the ResNet and the U-Net, seeds 0 and 1. In 40 epochs of 5 batches of the LSTM it is 9.7 instead of 17.5,
-of the text net 64.3 instead of 61.6, with seed 0. That runs of fewer than 400 batches pull nine tenths of the
-weights from the start was decided on held-out examples of the LSTM, the table's net, the U-Net and LeNet-300.
-That a budget is fixed where weights would move by their whole norm, and never with batch normalisation, was
-decided on held-out images of a ResNet-8, LeNet-300 and LeNet-5, and with figures of this table at hand, which
-so prove nothing of it. Before, it was fixed from 0.7 of the norm on, with batch normalisation, too. Since
-then the table's net is 2 to 3 points lower in five runs and LeNet-5 0.4 in two, the text net 1 to 2 higher in
-five; in 20 epochs and more of at least 500 batches the ResNet is 1.4 to 4.2 points higher and the
-MobileNet-like net 3.0 to 3.9, in shorter runs between 2.8 lower and 2.9 higher. None is behind for that.
+The first weights go at once with SGD and Muon: that was decided on held-out examples of the LSTM, the text
+net, the ResNet and the U-Net, seeds 0 and 1. That way, in 40 epochs of 5 batches with seed 0, the LSTM ends
+at 9.7 instead of 17.5, and the text net at 64.3 instead of 61.6. Runs of fewer than 400 batches pull nine
+tenths of the weights from the start: that was decided on held-out examples of the LSTM, the table's net, the
+U-Net and LeNet-300. A budget is fixed where weights would move by their whole norm, and never with batch
+normalisation: that was decided on held-out images of a ResNet-8, LeNet-300 and LeNet-5, and with figures of
+this table at hand, which therefore prove nothing about this rule. Before, a budget was fixed from 0.7 of the
+norm on, with batch normalisation as well. Since then errors on the table's net are 2 to 3 points lower in
+five runs, those on LeNet-5 0.4 lower in two, and those on the text net 1 to 2 higher in five. In runs of at
+least 20 epochs and 500 batches they are 1.4 to 4.2 points higher on the ResNet and 3.0 to 3.9 higher on the
+MobileNet-like net; in shorter runs they are between 2.8 lower and 2.9 higher. No run is behind because of
+that.
 """
 
 ERROR = """
-MNIST, % of the 10,000 test images. All contenders start from the same reference and see the same batches
-of 256 in the same order for the same number of epochs, with SGD (Nesterov 0.9) whose learning rate falls
-by 0.98^40. LC runs with its defaults. "gradual" (Zhu & Gupta) and "magnitude" (Han) share their budget
-over all layers as LC does; TensorFlow's toolkit and PQuantML prune each layer alike. Tuned: each with the
-best of nine tries at each budget on validation images, two seeds ("Tuned settings").
+MNIST, errors in % on the 10,000 test images. All contenders start from the same reference and see the same
+batches of 256 in the same order for the same number of epochs, with SGD (Nesterov 0.9) whose learning rate
+falls by a factor of 0.98^40. LC runs with its defaults. "gradual" (Zhu & Gupta) and "magnitude" (Han) share
+one budget among all layers, as LC does; TensorFlow's toolkit and PQuantML prune each layer alike. "tuned" is
+each contender with the best of nine tries at each budget on validation images, two seeds ("Tuned settings").
 """
 
 TUNED = """
-As above, with L steps of 15 batches, weight decay, and labels that are smoothed, since training errors of
-these nets are near 0 and test errors are not. Picked in trials on held-out images in 60 epochs, one seed;
-they are not what `tune.py` finds best in 20. LeNet-5 has twice the learning rate, gradients that are clipped,
-without which it diverged, and L steps of 29 batches, picked at 0.5 % in 16 epochs, one seed; longer runs have
-the same settings. Its references are at 1.02, 0.99 and 0.85, those of 0.36 % in 40 and 120 epochs, of seeds 1
-and 2 trained on another machine, at 1.02, 1.00 and 0.92.
+As above, with L steps of 15 batches, weight decay and label smoothing, since the training errors of these
+nets are near 0 and their test errors are not. These settings were picked in trials of 60 epochs on held-out
+images, one seed; they are not what `tune.py` finds best in 20. LeNet-5 has twice the learning rate, clipped
+gradients, without which it diverged, and L steps of 29 batches, picked at 0.5 % in 16 epochs, one seed;
+longer runs have the same settings. Its references are at 1.02, 0.99 and 0.85. For 0.36 % in 40 and 120 epochs
+they are at 1.02, 1.00 and 0.92: there those of seeds 1 and 2 were trained on another machine.
 
-In 240 epochs at 1.5 % LeNet-300 has twice the learning rate, and "dropout" of the inputs: a fifth of the
-pixels are the mean, drawn again in each epoch. Where images are "moved", 3 of 10 by a pixel to one of four
-sides, that is more data than anybody else on this page has. Both were picked on held-out images, one seed
-(240 epochs: 2.01 without, 1.89 with dropout; reference 2.22). So were those of LeNet-5 at 0.36 % (in 40
-epochs 1.17, with moved images 1.06 and in 120 epochs 0.92; reference 1.09). Nobody else on this page was
-given 240 epochs, or dropout.
+In 240 epochs at 1.5 % LeNet-300 has twice the learning rate and "dropout" of the inputs: a fifth of the
+pixels, drawn again in each epoch, are set to the mean. Where images are "moved" (3 of 10, by a pixel to one
+of four sides), that is more data than anybody else on this page has. Both were picked on held-out images, one
+seed (240 epochs: 2.01 without, 1.89 with dropout; reference 2.22). So were the moved images of LeNet-5 at
+0.36 % (in 40 epochs 1.17, with moved images 1.06, and in 120 epochs 0.92; reference 1.09). Nobody else on
+this page was given 240 epochs or dropout.
 """
 
 COSTS = """
-As above. A penalty, and the constraint on the ℓ1 norm, are not told how many weights to keep: their strength
-was sought by the number of weights that runs of the first seed kept, not by their error. Where that number
-is not the column's, it stands beside the error. With multipliers the ℓ1 penalty keeps more again where it is
-stronger, so that its search ends off its aim, and found nothing for 1 %. At 1 % the ℓ0 penalty is ahead of
-the constraint, and behind it elsewhere. Per layer: each layer keeps the same fraction. The ℓ1 constraint was
-pulled through the loss here; by default it is pulled beside the optimizer now.
+As above. A penalty and the constraint on the ℓ1 norm are not told how many weights to keep: their strength
+was chosen by the number of weights that runs of the first seed kept, not by their error. Where the number
+kept is not the column's, it stands beside the error. With multipliers a stronger ℓ1 penalty keeps more
+weights again, so its search missed its aim, and found nothing for 1 %. At 1 % the ℓ0 penalty is ahead of the
+constraint; elsewhere it is behind. With "per layer" each layer keeps the same fraction. The ℓ1 constraint was
+pulled through the loss here; by default it is now pulled beside the optimizer.
 """
 
 VALUES = """
 LeNet-300 as above, LC with its defaults; the reference is at 2.13. kB are those of the weights as `report`
-counts them and `export_saved_model` packs them; low rank is packed once it is shrunk. The authors' library
-has 2.56 with one codebook of 2 for all layers, 2.17 with 1 % of the weights corrected besides (`Sum`), 2.13
-with a sparse first layer, rank 10 in the second and two values in the third, and 1.90 with ranks at α = 1e-6
-(their README, 820 epochs). Here two values need 60 epochs for that, and corrections gain 0.2 points more
-there, 0.4 in 20 epochs. Their α is that of `RankSelection`, for each weight and in units of the mean loss.
-With their μ, which begins at 1e-3, half of the weights stay after 60 epochs, and the error is that of the
-reference; they do not say how many stay after 820. `mu="auto"` begins at 3e-4, where more directions are
-worth less than α, and a sixth stays. The last column has the seeds. Rows of ranks and of the three layers are
-counted once the net is shrunk; the budget of 100 % is none. Rows of two values are of earlier code. 2 % with
-16 values takes 43 % of the bytes of 2 % alone, and 35 % of LeNet-5, whose reference is at 1.02; it is 0.12
-points behind it, of LeNet-5 level. Values do not count in the first three quarters of the run (held-out, seed
-0: 2.25, and 2.52 where they did).
+counts them and `export_saved_model` packs them; low rank is packed once the net is shrunk. The authors'
+library reaches 2.56 with one codebook of 2 for all layers, 2.17 if 1 % of the weights are corrected as well
+(`Sum`), 2.13 with a sparse first layer, rank 10 in the second and two values in the third, and 1.90 with
+ranks at α = 1e-6 (their README, 820 epochs). Here two values need 60 epochs to reach the first of these, and
+corrections gain another 0.2 points there; in 20 epochs they gain 0.4. Their α is that of `RankSelection`, for
+each weight and in units of the mean loss. With their μ, which begins at 1e-3, half of the weights stay after
+60 epochs, and the error is that of the reference; they do not say how many stay after 820. `mu="auto"` begins
+at 3e-4, where more directions are worth less than α, and a sixth of the weights stays. The last column lists
+the seeds. Rows with ranks, and the row with a cost for each of the three layers, are counted once the net is
+shrunk; a budget of 100 % means none. Rows of two values are of earlier code. With 16 values, 2 % takes 43 %
+of the bytes of 2 % alone, and 35 % for LeNet-5, whose reference is at 1.02; the error is 0.12 points higher,
+and level for LeNet-5. Values do not count in the first three quarters of the run (held-out images, seed 0:
+2.25, and 2.52 where they did).
 """
 
 SIZES = """
-LeNet-300, test images, from the reference of the first table: what LC leaves after 6 epochs of each cost,
-shrunk, so that kernels of low rank are two, and packed as `export_saved_model` packs it. kB are those of all
-weights without the graph around them. Budgets are the part of the weights that is kept or corrected, the size
-of one codebook for all layers, or the rank of the two hidden layers. One seed; more epochs help most at the
-left.
+LeNet-300, test images, from the reference of the first table: what LC leaves after 6 epochs with each cost,
+shrunk, so that a kernel of low rank becomes two, and packed as `export_saved_model` packs it. kB are those of
+all weights, without the graph around them. The budget is the part of the weights that is kept or corrected,
+the size of one codebook for all layers, or the rank of the two hidden layers. One seed; more epochs help most
+at the left of the plot.
 """
 
 EPOCHS = """
-As the first table, each contender with its defaults at each number of epochs; the learning rate falls by
-0.98^40 in however many there are. PQuantML's methods and TensorFlow's toolkit keep the same fraction of each
-layer: at 1 % ten weights of the last one. PQuantML was run with seed 0 alone.
+As in the first table, each contender with its defaults at each number of epochs; the learning rate falls by a
+factor of 0.98^40 over the run, however long it is. PQuantML's methods and TensorFlow's toolkit keep the same
+fraction of each layer: at 1 % that is ten weights of the last one. PQuantML was run with seed 0 alone.
 """
 
 LENGTHS = """
-LC with its defaults but the length of its L steps, at equal epochs. 0.0625 epochs are 15 batches.
+LC with its defaults except for the length of its L steps, at equal epochs. 0.0625 epochs are 15 batches.
 """
 
 TUNE = """
 Each contender had nine tries at each budget on the same held-out images, which its reference was not trained
-on: a rate and an option of its own, then with the best of them weight decay, label smoothing, and both.
+on: first a learning rate and an option of its own, then, with the best of these, weight decay, label
+smoothing, and both.
 """
 
 RESNET = """
 A reduced case of the paper's Fig. 4, not the experiment itself: a ResNet-8 of the same family (shortcuts
-without weights), few images and few epochs, so that it runs on CPUs. All of CIFAR-10's 10,000 test images.
-The data set may have gone through JPEG once when it was prepared: compare with the reference beside it, not
-with published figures. All methods start from the same reference and have the same epochs and learning
-rates, 0.1 divided by 10 after 1/2 and 3/4 of them. These are runs of lc_keras 0.1.0: LC pruned in the first
-half, at 0.1, and what it left was trained in the second.
-`python -m benchmarks.training.resnet --full --depth 32 --macs 0.5` is the whole.
+without weights), few images and few epochs, so that it runs on CPUs. Errors are on all of CIFAR-10's 10,000
+test images. The data set may have gone through JPEG once when it was prepared: compare with the reference in
+the table, not with published figures. All methods start from the same reference and have the same number of
+epochs and the same learning rates, 0.1 divided by 10 after 1/2 and 3/4 of the epochs. These are runs of
+lc_keras 0.1.0: LC pruned in the first half, at 0.1, and what it left was trained in the second. The command
+for the whole experiment is
+`python -m benchmarks.training.resnet --full --depth 32 --macs 0.5`.
 """
 
 FIG4 = """
@@ -178,80 +185,84 @@ The command is
 """
 
 NEURONS = """
-Filters and neurons under a budget of multiply-adds, then taken out (`shrink`). Magnitude removes them at
-once and retrains the rest in as many epochs as LC and the training of what it left take together. Both keep
-of each layer at least the part in the last column; for LeNet-5 at 25 % the part that was best on validation
-images for each of them: of 20, 30 and 40 %, mean of two seeds, LC 1.15, 1.13, 1.05, magnitude 1.26, 1.23,
-1.14, references 1.19. Adam, 1e-3, falling by 0.98^40; each seed is a run of `examples.neuron_budget`.
-`resnet` has three residual blocks of 16, 32 and 64 filters and little training: compare with the reference
-beside it. CIFAR-10 may have gone through JPEG once. Times are of batches of 32 in turns with the
-reference's, beside other work of the machine.
+Filters and neurons are chosen under a budget of multiply-adds, then taken out (`shrink`). Magnitude pruning
+removes them at once and retrains the rest for as many epochs as LC and the training of what it left take
+together. Both keep at least the part of each layer that the last column gives. For LeNet-5 at 25 % it is the
+part that was best for each of them on validation images: with 20, 30 and 40 %, mean of two seeds, LC had
+1.15, 1.13 and 1.05, magnitude pruning 1.26, 1.23 and 1.14, and the references 1.19. Adam, 1e-3, falling by a
+factor of 0.98^40; each seed is a run of `examples.neuron_budget`. `resnet` has three residual blocks of 16,
+32 and 64 filters and little training: compare with its reference in the table. CIFAR-10 may have gone through
+JPEG once. Times are for batches of 32, in turns with the reference, while the machine did other work.
 """
 
 SMALLEST = """
-The fewest weights, in % of all, at most half a point worse than the reference on held-out examples, and in
-brackets the error on the test, in %. `lc_keras.smallest` seeks them by bisection, each run from the reference
-and with the same batches of at most 6,400 examples: SGD (Nesterov 0.9), 30 epochs of the table, 10 of the
-U-Net, 6 of LeNet-5 and the ResNet. "neurons" counts the weights that stay once neurons are taken out. One
-seed, and each budget run once: an error of 1 % of 10,000 examples is known to 0.1 points, one near 50 % of
-5,000 to 0.7, so that neighbouring budgets of the ResNet are luck.
+The fewest weights, in % of all, with which a net is at most half a point worse than the reference on held-out
+examples; in brackets, its error on the test examples, in %. `lc_keras.smallest` finds them by bisection. Each
+run starts from the reference and has the same batches, from at most 6,400 examples: SGD (Nesterov 0.9), 30
+epochs for the table's net, 10 for the U-Net, 6 for LeNet-5 and the ResNet. "neurons" counts the weights that
+remain once neurons are taken out. One seed, and each budget run once: an error of 1 % of 10,000 examples is
+known to 0.1 points, one near 50 % of 5,000 to 0.7, so which of two neighbouring budgets the ResNet gets is
+luck.
 
-References: LeNet-5 has seen all of MNIST but what is held out, the others the same examples as the runs;
-images of the ResNet are mirrored in the runs, and were not for its reference. So few epochs make large
-budgets: the tables above have what more of them reach.
+The reference of LeNet-5 has seen all of MNIST except what is held out; the others have seen the same examples
+as the runs. Images of the ResNet are mirrored in the runs, and were not for its reference. With so few epochs
+the budgets are large: the tables above show what more epochs reach.
 
-The rate falls to 0 by a cosine. In neurons LC is behind there on the table's net, at a budget that is far
-above those of the others: what a late choice of neurons takes away is not made up for at a rate near 0.
+The learning rate falls to 0 along a cosine. With that schedule LC is behind in neurons on the table's net, at
+a budget far above those of the others: what a late choice of neurons takes away is not made up for at a rate
+near 0.
 """
 
 MILLISECONDS = """
-Filters are removed by magnitude from nets with random weights to a part of the milliseconds that
-`lc_keras.latency` fitted ("asked"), taken out, and timed in turns with the whole net ("got"); the same part
-of the multiply-adds beside it. Wall clock, two cores, nothing else running. fit: by how much of its time a
-net is misjudged, in the mean, that was left out of the fit. Of the MobileNet-like net at a batch of 1 no less
-than 0.7 can be asked for: most of its time goes by at any width.
+Filters are removed by magnitude from nets with random weights until a part of the milliseconds that
+`lc_keras.latency` fitted is left ("asked"). They are taken out, and the net is timed in turns with the whole
+one ("got"), as is a net with the same part of the multiply-adds ("by macs"). Wall clock, two cores, nothing
+else running. "fit ±" says by how much of its time a net that was left out of the fit is misjudged, on
+average. For the MobileNet-like net at a batch of 1, no less than 0.7 can be asked for: most of its time does
+not depend on the width.
 """
 
 WHOLE = """
 `fit` from beginning to end with and without LC (2 % kept), each run in a process of its own, in turns;
 medians. `wide` has 20 million weights and 20 batches an epoch. The commands are
 `python -m benchmarks.training.whole_run --nets lenet300 wide` and `--nets lenet5`. A batch of LeNet-300 takes
-4 ms without LC. The pull and its assignment go through all weights once more in each, which XLA does along
-with the update (`jit_compile=True`: "What L steps and C steps cost").
+4 ms without LC. In each batch the pull and its assignment go through all weights once more, which XLA does
+along with the update (`jit_compile=True`: "What L steps and C steps cost").
 """
 
 AUTOMATIC = """
-% of validation images, which the references were not trained on: 10,000 of MNIST for lenet300 and lenet5, 297
-of scikit-learn's digits for a convolutional net with batch normalisation (where one image is 0.34). One
-seed. The columns are ranges of `Geometric`; the learning rate is the reference's.
+Errors in % on validation images, which the references were not trained on: 10,000 of MNIST for lenet300 and
+lenet5, 297 of scikit-learn's digits for a convolutional net with batch normalisation (where one image is
+0.34). One seed. The columns are ranges of `Geometric`; the learning rate is the reference's.
 """
 
 SHRINK = """
-Batches of 32 through nets with random weights, 64 × 64 images, whose filters were removed by magnitude to a
-budget of multiply-adds and taken out; dense and shrunk take turns, medians.
+Batches of 32 images of 64 × 64 through nets with random weights, whose filters were removed by magnitude to
+meet a budget of multiply-adds and taken out. Dense and shrunk nets take turns; medians.
 """
 
 L_STEP = """
-Beside plain `fit`, batches of 256, medians. The pull goes through the loss, or is beside the optimizer, as by
-default. Without XLA processes differ: three of LeNet-300 had 1.12, .99 and 1.08, and 1.14, 1.00 and 1.12
-beside the optimizer; with XLA all were between .94 and 1.01. What is below 1 is such scatter, too.
+Compared with plain `fit`, batches of 256, medians. The pull goes through the loss, or beside the optimizer,
+which is the default. Without XLA, processes differ: three of LeNet-300 had 1.12, .99 and 1.08 through the
+loss, and 1.14, 1.00 and 1.12 beside the optimizer; with XLA all were between .94 and 1.01. Figures below 1
+are such scatter, too.
 """
 
 C_STEP = """
-All take turns in each round.
+All contenders take turns in each round.
 """
 
 WRITING = """
 `python -m benchmarks.serving.writing --rounds 3`: four dense layers of 5,000 units, 100 million weights of
-which 5 % are kept, each run in a process of its own, in turns; medians, and the ratio to `model.export` of
-Keras, which writes the weights twice here. `report` packs all weights, too, to say what an export would
-weigh. Other work ran on one of the two cores.
+which 5 % are kept. Each run has a process of its own, and they take turns; medians, and the ratio to Keras's
+`model.export`, which writes the weights twice here. `report` packs all weights, too, to say how large an
+export would be. Other work ran on one of the two cores.
 """
 
 STARTUP = """
-`python -m benchmarks.training.startup --rounds 3`: a `fit` of two batches of two images, an epoch each, of
-new models with Adam and a metric, which is nearly all tracing, and the imports alone. Keras traces a train
-step that makes variables twice; beside LC it makes them before, and traces once. Budgets of neurons also
+`python -m benchmarks.training.startup --rounds 3`: the imports alone, and a `fit` of new models with Adam and
+a metric on two batches of two images, an epoch each, which is nearly all tracing. Keras traces a train step
+twice if it makes variables; LC has them made before, so the step is traced once. Budgets of neurons also
 trace how units go from layer to layer. Other work ran on one of the two cores.
 """
 

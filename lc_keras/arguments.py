@@ -1,7 +1,7 @@
-"""Check numbers, switches and models that users pass, and warn where these lead to something bad.
+"""Check numbers, switches and models that users pass, and warn where they lead to something bad.
 
-Each check takes the name of an argument and what was given, and returns the value in a type of Python's
-own. It raises a TypeError if that is of another kind, and a ValueError if it is out of range.
+Each check takes the name of an argument and the given value, and returns that value as a plain Python type.
+It raises a TypeError if the value is of another kind, and a ValueError if it is out of range.
 """
 
 import inspect
@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
-# Whose lines no warning points to.
+# Packages whose lines no warning points to.
 _INSIDE = {"lc_keras", "keras", "tensorflow", "contextlib"}
 
 
@@ -30,12 +30,12 @@ def non_negative(name: str, value: float) -> float:
 
 
 def above_one(name: str, value: float) -> float:
-    """Check a number above 1, for what is to grow."""
+    """Check a number above 1, by which something is to grow."""
     return _number(name, value, "a number above 1, so that μ grows", lambda number: number > 1)
 
 
 def whole(name: str, value: int) -> int:
-    """Check a whole number ≥ 1, to count with."""
+    """Check a whole number ≥ 1, used as a count."""
     what = "a whole number ≥ 1"
     return int(_number(name, value, what, lambda number: number >= 1 and number == int(number)))
 
@@ -48,18 +48,18 @@ def number_or_fraction(name: str, value: float) -> int | float:
     fraction = _number(name, value, what, lambda number: number >= 0 and (is_int or number <= 1))
     if is_int:
         return int(plain)
-    # By its digits: 0.05 in single precision is 0.05000000074505806, and means 0.05.
+    # By its digits: 0.05 in single precision is 0.05000000074505806, but stands for 0.05.
     return float(str(scalar)) if isinstance(scalar, np.generic) else fraction
 
 
 def strength(name: str, value: float) -> float:
-    """Check μ, which is held, and divided by, in single precision."""
+    """Check μ, which is stored, and used as a divisor, in single precision."""
     what = "a positive number, as is its inverse in single precision"
     return _number(name, value, what, in_single_precision)
 
 
 def one_of(*options: str) -> Callable[[str, str], str]:
-    """Return a check that a string is one of some."""
+    """Return a check that a string is one of the options."""
 
     def check(name: str, value: str) -> str:
         if not isinstance(value, str) or value not in options:
@@ -76,7 +76,7 @@ def optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
 
 
 def is_number(value: object) -> bool:
-    """Return whether a value is a number, or a scalar that holds one; a bool is none."""
+    """Return whether a value is a number, or a scalar that holds one; a bool is not."""
     value = _plain(value)
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
@@ -110,7 +110,7 @@ def keras_model(model: keras.Model) -> keras.Model:
 
 
 def warn(message: str) -> None:
-    """Warn of a line of the user's, however deep in this library or in Keras it is noticed."""
+    """Warn at the user's line of code, however deep in this library or in Keras the problem is noticed."""
     frame, level = inspect.currentframe(), 1
     while frame and frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _INSIDE:
         frame, level = frame.f_back, level + 1
@@ -139,6 +139,6 @@ def _plain(value: Any) -> Any:
 
 
 def _scalar(value: Any) -> Any:
-    """Return the scalar of NumPy that an array, tensor or variable of no axes holds."""
+    """Return the NumPy scalar that an array, tensor or variable without axes holds."""
     value = value.numpy() if hasattr(value, "numpy") else value
     return value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value

@@ -1,6 +1,7 @@
 """Show results to people: tables in a terminal, a pipe or a notebook, and pictures.
 
-It knows nothing of models. What has a table derives from `Shown`, what has a picture too from `Drawn`.
+This module knows nothing of models. Results with a table derive from `Shown`, those that also have a picture
+from `Drawn`.
 """
 
 import html
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console, ConsoleOptions, RenderableType
 
-# Of a table that no terminal shows.
+# The width of a table that is not shown in a terminal.
 _WIDTH = 100
 
 
 class Bar(NamedTuple):
-    """A cell of a table that a notebook shows with a bar.
+    """A table cell that a notebook shows with a bar.
 
     Attributes:
         text: String.
@@ -40,12 +41,12 @@ Row = Sequence[str | Bar]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under a head. The first column is on the left, the others are on the right.
+    """Rows of cells under a head. The first column is aligned left, the others right.
 
     Attributes:
         head: Sequence of strings.
         rows: Sequence of rows, each a sequence of strings and bars.
-        totals: Sequence of rows that stand by themselves below.
+        totals: Sequence of rows that are set apart below.
         notes: Sequence of strings, the lines of text below the table.
     """
 
@@ -101,7 +102,7 @@ class Shown:
 
 
 class Drawn(Shown):
-    """Base class of results that are drawn, too. A subclass overrides `_height` and `_draw`."""
+    """Base class of results that can also be drawn. A subclass overrides `_height` and `_draw`."""
 
     @property
     def _height(self) -> float:
@@ -145,13 +146,13 @@ def _html_row(row: Row, style: str = "") -> str:
 
 
 def listed(names: Sequence[str], between: str = ", ") -> str:
-    """Return the first three of some names as text, and how many there are besides."""
+    """Return the first three names as text, and how many more there are."""
     more = [f"and {len(names) - 3} more"] if len(names) > 3 else []
     return between.join([*names[:3], *more])
 
 
 def show(result: Shown) -> None:
-    """Print a result: with the width and the looks of the terminal, or as plain text into a pipe."""
+    """Print a result: in the width and style of the terminal, or as plain text into a pipe."""
     from rich.console import Console
 
     if sys.stdout.isatty():
@@ -161,7 +162,7 @@ def show(result: Shown) -> None:
 
 
 def new_axes(height: float, width: float = 7, rows: int = 1, columns: int = 1) -> Any:
-    """Return the axes of a new matplotlib figure, which a notebook shows where it is the value of a cell.
+    """Return the axes of a new matplotlib figure, which a notebook shows if it is the value of a cell.
 
     Args:
         height: Float, in inches.
@@ -170,7 +171,7 @@ def new_axes(height: float, width: float = 7, rows: int = 1, columns: int = 1) -
         columns: Int, columns of axes.
 
     Returns:
-        Matplotlib axes, or with several rows or columns an array of axes.
+        Matplotlib axes, or an array of axes if there are several rows or columns.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -183,7 +184,7 @@ def new_axes(height: float, width: float = 7, rows: int = 1, columns: int = 1) -
         ) from error
 
     class Picture(Figure):
-        """A figure that Jupyter shows as it does those of pyplot."""
+        """A figure that Jupyter shows like those of pyplot."""
 
         def _repr_png_(self) -> bytes:
             content = io.BytesIO()

@@ -46,12 +46,12 @@ COPIES = 10
 
 HEAD = """# Models that were tried
 
-Written by `benchmarks/robustness/any_model.py`, whose text says what each model goes through. "compressed"
-counts the weights that share the budget, 30 % of them; "kept" those that are not zero at the end. The first
-models are of `benchmarks/robustness/kinds.py`, the next of KerasHub in its smallest configurations, the
-others are all builders of `keras.applications`, with random weights and the smallest images that each
-takes. "shrunk" says what is left of the parameters when half of the neurons of a model of KerasHub are dead
-and `shrink` has taken them out; they are also reported and exported.
+Written by `benchmarks/robustness/any_model.py`, whose docstring says what each model goes through.
+"compressed" counts the weights that share the budget, which is 30 % of them; "kept" counts those that are
+not zero at the end. The first models are from `benchmarks/robustness/kinds.py`, the next from KerasHub in
+its smallest configurations; the others are all the builders of `keras.applications`, with random weights
+and the smallest images that each takes. "shrunk" is what is left of the parameters when half of the neurons
+of a KerasHub model are dead and `shrink` has taken them out; these models are also reported and exported.
 """
 
 

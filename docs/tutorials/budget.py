@@ -8,7 +8,7 @@
 # %% [markdown]
 # # Choosing the budget
 #
-# How small may a net become? Look at the layers first, then run a few budgets, and choose on validation data.
+# How small can a net become? Look at the layers first, then run a few budgets, and choose on validation data.
 
 # %% tags=["hide_output"]
 from pathlib import Path
@@ -67,7 +67,7 @@ print(f"error {error(reference, validation):.2f} %")
 # %% [markdown]
 # ## Which layers can bear it?
 #
-# `sensitivity` compresses each layer by itself, without training, and measures. A layer whose error rises early needs its weights; here the last one, which has 1,000 of 33,800. One budget for all layers will leave it most of them.
+# `sensitivity` compresses each layer by itself, without training, and measures the error. A layer whose error rises early needs its weights; here it is the last one, which has 1,000 of the 33,800 weights. One budget for all layers will leave it most of them.
 
 # %%
 found = lc_keras.sensitivity(
@@ -78,7 +78,7 @@ found.plot()
 # %% [markdown]
 # ## A run for each budget
 #
-# Each starts from the same net. Direct compression, the same weights removed without training, shows how much the training does.
+# Each run starts from the same net. Direct compression, which removes as many weights without training, shows how much the training does.
 
 # %%
 keeps, pruned, direct = (0.2, 0.1, 0.05, 0.03, 0.02, 0.01), {}, {}
@@ -94,7 +94,7 @@ for keep in keeps:
 # %% [markdown]
 # ## Choose
 #
-# The smallest net whose validation error is at most one point above the reference's. 297 images say no more than that: one of them is a third of a point.
+# Choose the smallest net whose validation error is at most one point above the reference's. 297 images cannot tell finer differences: each of them is a third of a point.
 
 # %%
 limit = error(reference, validation) + 1

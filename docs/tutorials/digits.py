@@ -26,7 +26,7 @@ folder = Path("outputs/digits")
 # %% [markdown]
 # ## The data
 #
-# `shuffle` gives the batches another order in each epoch. `fit(x, y)` on arrays would not, once a seed is set.
+# `shuffle` gives the batches a different order in each epoch. `fit(x, y)` on arrays would not, once a seed is set.
 
 # %%
 images, labels = load_digits(return_X_y=True)
@@ -74,7 +74,7 @@ print(f"accuracy {model.evaluate(test_images, test_labels, verbose=0)[1]:.3f}")
 # %% [markdown]
 # ## Prune it
 #
-# One callback. The budget is 5 % of all weights; how much each layer keeps is up to the training. The model is compiled again, so that the optimizer starts fresh.
+# This takes one callback. The budget is 5 % of all weights; how much each layer keeps is up to the training. The model is compiled again so that the optimizer starts fresh.
 
 # %%
 compile_model()
@@ -86,13 +86,13 @@ print(f"accuracy {model.evaluate(test_images, test_labels, verbose=0)[1]:.3f}")
 # %% [markdown]
 # ## Look at it
 #
-# The run: the gap between the trained weights and the pruned ones closes, and `val_accuracy`, which is measured on the pruned ones, rises with it.
+# During the run, the gap between the trained weights and the pruned ones closes, and `val_accuracy`, which is measured on the pruned ones, rises as it does.
 
 # %%
 compress.plot()
 
 # %% [markdown]
-# What each layer keeps:
+# This is what each layer keeps:
 
 # %%
 report = lc_keras.report(model)
@@ -104,7 +104,7 @@ report.plot()
 # %% [markdown]
 # ## Ship it
 #
-# The SavedModel holds the weights that are left, and runs where neither Keras nor lc_keras is installed.
+# The SavedModel holds the weights that are left and runs where neither Keras nor lc_keras is installed.
 
 # %%
 exported = lc_keras.export_saved_model(model, folder, version=1, overwrite=True)

@@ -8,7 +8,7 @@
 # %% [markdown]
 # # An image model, pruned by neurons
 #
-# A small convolutional net learns CIFAR-10 here and now, loses the filters that make up half of its multiply-adds, is put together again without them, timed, and served.
+# A small convolutional net learns CIFAR-10 here and now, loses the filters that make up half of its multiply-adds, is rebuilt without them, timed, and served.
 
 # %% tags=["hide_output"]
 import os
@@ -29,7 +29,7 @@ folder = Path("outputs/images")
 # %% [markdown]
 # ## The data
 #
-# 10,000 images train the net and 2,000 measure it, so that this page takes minutes. TensorFlow Datasets reads them from the folder `TFDS_DATA_DIR`, or downloads them once.
+# 10,000 images train the net and 2,000 test it, so that this page takes minutes. TensorFlow Datasets reads them from the folder `TFDS_DATA_DIR` or downloads them once.
 
 # %%
 parts = tfds.load(
@@ -52,7 +52,7 @@ test = tf.data.Dataset.from_tensor_slices((test_images, test_labels)).batch(500)
 # %% [markdown]
 # ## A trained net
 #
-# Three residual blocks. lc_keras finds by itself that the filters which an addition joins have to go together.
+# The net has three residual blocks. lc_keras finds by itself that filters joined by an addition have to go together.
 
 
 # %%
@@ -87,7 +87,7 @@ train_for(8, 3e-3)
 print(f"accuracy {model.evaluate(test, verbose=0)[1]:.3f}")
 
 # %% [markdown]
-# With pretrained weights, which Keras downloads, the net would be this one instead. All that follows stays the same:
+# With pretrained weights, which Keras downloads, the net would be the one below instead. Everything that follows stays the same:
 #
 # ```python
 # base = keras.applications.MobileNetV2((96, 96, 3), include_top=False, pooling="avg", weights="imagenet")
@@ -96,7 +96,7 @@ print(f"accuracy {model.evaluate(test, verbose=0)[1]:.3f}")
 #
 # ## Prune whole filters
 #
-# The budget is half of the multiply-adds. A run of 8 epochs.
+# The budget is half of the multiply-adds. The run takes 8 epochs.
 
 # %%
 budget = lc_keras.L0Constraint(0.5, lc_keras.Neurons(), measure="macs")
@@ -121,7 +121,7 @@ lc_keras.shrink_report(model, batch_size=128)
 # %% [markdown]
 # ## Serve it
 #
-# Both nets as SavedModels, in turns, on batches of 128. Before the net was pruned it took as long as it does now with its zeros.
+# Both nets are timed as SavedModels, in turns, on batches of 128. Before it was pruned, the net took as long as it does now with its zeros.
 
 # %%
 exports = {}

@@ -8,7 +8,7 @@
 # %% [markdown]
 # # A text classifier, sparse and in int8
 #
-# A small BERT of KerasHub learns which package a sentence documents. The text is what the packages ship: their own docstrings. Then it keeps a tenth of its weights and is written for phones in int8.
+# A small BERT from KerasHub learns which package a sentence documents. The text is what the packages ship: their own docstrings. Then the net keeps a tenth of its weights and is written for phones in int8.
 
 # %% tags=["hide_output"]
 import ast
@@ -29,14 +29,14 @@ folder.mkdir(parents=True, exist_ok=True)
 # %% [markdown]
 # ## The data
 #
-# The first sentences of docstrings of four packages that are installed here.
+# The data are the first paragraphs of docstrings, from four packages that are installed here.
 
 # %%
 packages = ["numpy", "sklearn", "matplotlib", "keras"]
 
 
 def sentences(package, most=900):
-    """Returns the first paragraphs of a package's docstrings."""
+    """Return the first paragraphs of a package's docstrings."""
     found = set()
     for file in sorted(Path(find_spec(package).origin).parent.rglob("*.py")):
         if "tests" in file.parts or len(found) >= most:
@@ -62,7 +62,7 @@ print(len(texts), "sentences, such as:", texts[0], "→", packages[labels[0]])
 # %% [markdown]
 # ## A small BERT
 #
-# Its vocabulary is counted from the sentences. With `keras_hub.models.BertTextClassifier.from_preset` you would start from a pretrained one, which KerasHub downloads.
+# Its vocabulary is computed from the sentences. With `keras_hub.models.BertTextClassifier.from_preset`, you would start from a pretrained BERT, which KerasHub downloads.
 
 # %%
 pieces = keras_hub.tokenizers.compute_word_piece_vocabulary(
@@ -130,7 +130,7 @@ lc_keras.report(model)
 # %% [markdown]
 # ## Write it for phones
 #
-# int8 stores a byte for each weight, and computes with integers where the runtime can. `representative_data` shows it the range of the activations. The export runs each file before it writes it.
+# int8 stores a byte for each weight and computes with integers where the runtime can. `representative_data` shows the export the range of the activations. The export runs each file before writing it.
 
 # %% tags=["hide_output"]
 examples = [{name: value[:64] for name, value in token_arrays.items()}]
@@ -149,7 +149,7 @@ for name, file in files.items():
     print(f"{name}: {file.nbytes / 1000:.0f} kB, largest difference from Keras {file.error:.2g}")
 
 # %% [markdown]
-# Do the files still know their packages? The runtime answers sentences that the net has not seen. Where int8 loses accuracy, as it does in attention, the sparse file is the one to ship: measure before you choose.
+# Do the files still know their packages? The runtime classifies sentences that the net has not seen. Where int8 loses accuracy, as it does in attention, ship the sparse file: measure before you choose.
 
 # %%
 from ai_edge_litert.interpreter import Interpreter

@@ -1,6 +1,6 @@
 """Run the Learning-Compression algorithm: tasks, the augmented Lagrangian, schedules of μ, your own loop.
 
-Here belongs what LC is without `fit`. Nothing here knows of callbacks, epochs, optimizers or checkpoints.
+What LC is without `fit` belongs here. Nothing here knows about callbacks, epochs, optimizers or checkpoints.
 """
 
 from lc_keras.algorithm.alternation import Alternation

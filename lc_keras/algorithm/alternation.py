@@ -1,4 +1,4 @@
-"""The Learning-Compression algorithm in a training loop of the user's own."""
+"""The Learning-Compression algorithm in the user's own training loop."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,20 +13,20 @@ from lc_keras.arguments import strength, switch
 
 
 class Alternation:
-    r"""L steps of your own loop, alternating with C steps.
+    r"""Alternate the L steps of your own training loop with C steps.
 
     `LearningCompression` does this inside `fit`. Here the loop is yours, and so are its
     loss, its optimizers and μ:
 
-    - in an L step, `penalty()`, $\frac{\mu}{2} \lVert w - \theta - \lambda/\mu \rVert^2$,
-      is added to the loss whose gradient trains the weights;
-    - where it ends, `c_step(next_mu)` finds
+    - in an L step, you add `penalty()`, $\frac{\mu}{2} \lVert w - \theta - \lambda/\mu \rVert^2$,
+      to the loss whose gradient trains the weights;
+    - at the end of an L step, you call `c_step(next_mu)`: it finds
       $\theta \leftarrow \arg\min_\theta \lVert w - \lambda/\mu - \theta \rVert^2$ under the cost,
-      moves the multipliers, $\lambda \leftarrow \lambda - \mu (w - \theta)$, and sets μ;
-    - `finish()` leaves θ in the model.
+      updates the multipliers, $\lambda \leftarrow \lambda - \mu (w - \theta)$, and sets μ;
+    - in the end, `finish()` leaves θ in the model.
 
     Nothing is attached to the model. μ should grow from one L step to the next, and a
-    gradient step of SGD is stable where its learning rate is at most $1/\mu$.
+    gradient step of SGD is stable if its learning rate is at most $1/\mu$.
 
     Args:
         model: Built `keras.Model`.
@@ -41,7 +41,7 @@ class Alternation:
         density: Float, the fraction of the weights that θ keeps.
 
     Raises:
-        TypeError: If an argument is of another type than described.
+        TypeError: If an argument is not of the type described.
         ValueError: If μ is not positive and finite, a task does not fit the model, or a
             weight is not finite. The model is then unchanged.
 
@@ -75,30 +75,30 @@ class Alternation:
         self._note(self._steps.begin(self.mu))
 
     def penalty(self) -> tf.Tensor:
-        r"""Return what an L step adds to the loss, to call where the loss is computed.
+        r"""Return the term that an L step adds to the loss. Call it where the loss is computed.
 
-        It holds nothing of the weights' own regularizers: those are in `model.losses`.
+        The weights' own regularizers are not part of it: those are in `model.losses`.
 
         Returns:
-            Scalar tensor of type `keras.config.floatx()`, 0 once this is finished. In a `tf.function`
-            it follows θ, λ and μ without being traced anew.
+            Scalar tensor of type `keras.config.floatx()`, 0 once the alternation is finished. In a
+            `tf.function` it follows θ, λ and μ without retracing.
         """
         return self._steps.lagrangian.penalty()
 
     def c_step(self, next_mu: float | None = None) -> float:
-        """End an L step: compress the weights, move the multipliers, and set μ.
+        """End an L step: compress the weights, update the multipliers, and set μ.
 
         Args:
-            next_mu: Float > 0, μ of the next L step. `None` (default): as it is.
+            next_mu: Float > 0, μ of the next L step. `None` (default): μ stays the same.
 
         Returns:
             Float, the gap ‖w − θ‖ / ‖w‖ between the trained and the compressed weights.
 
         Raises:
-            TypeError: If μ is no number.
-            ValueError: If μ is not positive and finite, it is called in a `tf.function`, the model
-                holds θ instead of w, or a weight of the model is not finite. In the last case this is
-                finished, with the compressed weights of the C step before.
+            TypeError: If μ is not a number.
+            ValueError: If μ is not positive and finite, the call is inside a `tf.function`, the model
+                holds θ instead of w, or a weight of the model is not finite. In the last case the
+                alternation is finished, with the compressed weights of the previous C step.
         """
         next_mu = self.mu if next_mu is None else strength("next_mu", next_mu)
         self._check_training("a C step")
@@ -113,10 +113,10 @@ class Alternation:
 
     @contextlib.contextmanager
     def compressed(self) -> Iterator[None]:
-        """Return a context in which the model holds θ, the net that would ship, to be evaluated.
+        """Return a context in which the model holds θ, so that the net that would ship can be evaluated.
 
         Raises:
-            ValueError: If the model holds θ already.
+            ValueError: If the model already holds θ, or the call is inside a `tf.function`.
         """
         self._check_training("to show θ")
         self._steps.lagrangian.show_compressed()
@@ -127,9 +127,9 @@ class Alternation:
                 self._steps.lagrangian.show_training()
 
     def finish(self) -> None:
-        """Leave θ of the latest C step in the model, which keeps the budget exactly.
+        """Leave θ of the latest C step, which keeps the budget exactly, in the model.
 
-        What was trained after that C step is lost. Once finished, it stays so.
+        Any training after that C step is lost. A finished alternation stays finished.
         """
         self._steps.lagrangian.show_compressed()
         self._steps.lagrangian.release()

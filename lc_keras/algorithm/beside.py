@@ -16,15 +16,15 @@ class Reach:
 
     Attributes:
         part: Float from 0 to 1: the part of the way to its target that a weight is pulled in a batch.
-        ratio: Float ≥ 0: what is left of λ/μ where μ grows, μ of the L step that ends by that of the next
-            one; 0 starts from λ = 0. Where weights are carried (`CarryingLagrangian`), how far they go on
-            for what the optimizer moved them.
-        slack: Float from 0, as much as the budget keeps, to 1: θ is that of a looser budget, and only what
-            that removes need be pulled. `None` (default): θ is that of the cost itself.
-        frees: Bool, whether weights that are kept are left free, instead of pulled to their θ. If they are
+        ratio: Float ≥ 0: the part of λ/μ that is left as μ grows, which is μ of the L step that ends divided
+            by μ of the next one; 0 starts from λ = 0. If weights are carried (`CarryingLagrangian`), how far
+            they go on, relative to how far the optimizer moved them.
+        slack: Float from 0, which keeps as much as the budget, to 1: θ is that of a looser budget, and only
+            what the looser budget removes need be pulled. `None` (default): θ is that of the cost itself.
+        frees: Bool, whether weights that are kept are left free instead of pulled to their θ. If they are
             pulled to a looser θ, λ is 0.
         puts: Bool, whether weights are put onto θ as the C step ends.
-        least: Float from 0 to 1, default 1: how much of `ratio` counts at least where weights are carried.
+        least: Float from 0 to 1, default 1: the least part of `ratio` that counts if weights are carried.
     """
 
     part: float
@@ -40,8 +40,9 @@ class PullBeside(keras.constraints.Constraint):
 
     As a gradient, $\mu (w - t)$, the pull of an L step is as strong as the optimizer makes it: it goes
     through momentum, second moments and signs. Beside the optimizer it is $a$ in each batch, whatever trains
-    the weights: the proximal step of the penalty $\frac{\mu}{2} \lVert w - t \rVert^2$, as decoupled
-    weight decay is one (Loshchilov & Hutter, "Decoupled weight decay regularization", ICLR 2019).
+    the weights. It is then the proximal step of the penalty $\frac{\mu}{2} \lVert w - t \rVert^2$, just as
+    decoupled weight decay is a proximal step (Loshchilov & Hutter, "Decoupled weight decay regularization",
+    ICLR 2019).
 
     Args:
         target: `tf.Variable` of the weight's shape: t; NaN where a weight is left free.
@@ -76,7 +77,7 @@ class PullBeside(keras.constraints.Constraint):
         self.pulls = False
 
     def attach(self, variable: keras.Variable) -> None:
-        """Make it the constraint of a weight, beside the weight's own."""
+        """Make this the constraint of a weight, in addition to the weight's own."""
         self.constraint, variable.constraint = variable.constraint, self
 
     def detach(self, variable: keras.Variable) -> None:

@@ -1,4 +1,4 @@
-"""The C step of few values, which remembers where the optimizer would have carried the weights."""
+"""The C step for few values, which remembers where the optimizer would have carried the weights."""
 
 from collections.abc import Sequence
 
@@ -14,35 +14,36 @@ from lc_keras.algorithm.shadows import Shadow
 from lc_keras.costs.compression import Map
 from lc_keras.costs.thresholds import read
 
-# 1 / (1 − g²) is no larger.
+# The upper limit of 1 / (1 − g²).
 _MOST = 3.0
-# How much of r counts where v is some part of its norm away from θ, times that part.
+# The part of r that counts, as a multiple of ‖v − θ‖ / ‖v‖.
 _PER_DISTANCE = 1.5
 
 
 class CarryingLagrangian(Lagrangian):
     r"""Keep θ, and the weights v as the optimizer alone would have carried them.
 
-    A weight on one of two far values seldom leaves it: what moves it in an L step is little, and is pulled
-    back. So it is remembered. The L step pulls w to θ, and the C step is
+    A weight on one of two values that are far apart seldom leaves it: an L step moves it little, and the move
+    is pulled back. So the move is remembered. The L step pulls w to θ, and the C step is
 
     $$v \leftarrow v + r (w - \theta), \qquad \theta \leftarrow \Pi(v),$$
 
-    or, with r = 0, that of w itself. Of many values one is always near: v is what trains then, and r, which
-    is that of many batches at once, would carry it too far. So r counts $1.5\,\lVert v - \theta \rVert /
-    \lVert v \rVert$ times, once at most, and as that of four batches at least: of two values nearly whole, of
-    sixteen about a fifth. The values are learned of w, whose equal weights were moved together.
-    λ/μ is $\theta - v$ here, as it is where μ stays the same; but the pull leaves it out, and it adds up from
-    L step to L step. Where w stays at θ it is BinaryConnect (Courbariaux, Bengio & David, NeurIPS 2015).
+    or, with r = 0, that of w itself. If there are many values, one is always near: then v is what trains, and
+    r, which stands for many batches at once, would carry it too far. So r is multiplied by
+    $1.5\,\lVert v - \theta \rVert / \lVert v \rVert$, but by at most 1, and never falls below the r of four
+    batches: with two values it counts nearly whole, with sixteen about a fifth. The values are learned from
+    w, whose equal weights were moved together. Here λ/μ is $\theta - v$, as it is if μ stays the same; but
+    the pull leaves it out, and it adds up from L step to L step. If w stays at θ, this is BinaryConnect
+    (Courbariaux, Bengio & David, NeurIPS 2015).
 
-    The fewer the values, the smaller is Π(w): of norm $\sqrt{1 - g^2} \lVert w \rVert$ where they are means,
-    with g the gap. So θ begins as $\Pi(w) / (1 - g^2)^2$; a sum is not learned of w, and its v
-    begins as much larger. With one power less θ would be as large along w as w itself (Vargaftik et al.,
-    DRIVE: one-bit distributed mean estimation, NeurIPS 2021); with two the error of two values was less on
-    held-out images of LeNet-300.
+    The fewer the values, the smaller is Π(w): its norm is $\sqrt{1 - g^2} \lVert w \rVert$ if the values are
+    means, with g the gap. So θ begins as $\Pi(w) / (1 - g^2)^2$; a sum is not learned from w, and its v
+    begins larger by the same factor. With one power less, θ would be as large along w as w itself (Vargaftik
+    et al., DRIVE: one-bit distributed mean estimation, NeurIPS 2021); with both powers, two values had a
+    lower error on held-out images with LeNet-300.
 
     Args:
-        shared: List of `SharedCost`, whose costs are of few values.
+        shared: List of `SharedCost`, whose costs have few values.
         multipliers: `True`.
     """
 
@@ -80,7 +81,7 @@ class CarryingLagrangian(Lagrangian):
             return part.compression.maps(values, tf.constant(1.0), part.layouts)
 
         def carried(weight: tf.Tensor, theta: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
-            # In half precision weights are next to θ at best.
+            # In half precision, weights are at best next to θ.
             now, there = read(weight), tf.cast(tf.cast(theta, weight.dtype), v.dtype)
             return tf.where(ratio == 0, now, v + tf.cast(ratio, v.dtype) * (now - there))
 
@@ -89,7 +90,7 @@ class CarryingLagrangian(Lagrangian):
     def _enlarge(self) -> None:
         for part, slots in self._parts:
             away, all_of_it, _ = tf.unstack(distances(slots))
-            # 1 − g² of those that share their values.
+            # 1 − g² of the weights that share their values.
             left = tf.maximum(1 - tf.math.divide_no_nan(away, all_of_it), 1 / _MOST)
 
             def enlarge(array: tf.Tensor, left: tf.Tensor = left) -> tf.Tensor:
@@ -98,5 +99,5 @@ class CarryingLagrangian(Lagrangian):
             in_place(enlarge, [slot.theta for slot in slots])
             if not part.compression.maps_others:
                 in_place(enlarge, [slot.target for slot in slots])
-        # Values that are given stay what they are.
+        # Given values stay what they are.
         self.compress(self.thetas, tf.constant(1.0))

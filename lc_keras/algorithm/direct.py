@@ -10,22 +10,22 @@ from lc_keras.algorithm.lagrangian import CStep, Lagrangian
 from lc_keras.algorithm.tasks import SharedCost, Task, Tasks, as_tasks, bind_tasks
 from lc_keras.arguments import strength
 
-# How far a projection may move what is one already, by the bytes of the weights.
+# How far a projection may move weights that are projected already, by the bytes of the weights.
 _ROUNDING = {2: 1e-2, 4: 1e-6, 8: 1e-6}
 
 
 def compress_directly(model: keras.Model, tasks: Tasks, mu: float = 1.0) -> None:
     """Compress a model as it is: one C step and no training.
 
-    A `constraint` of the weights' own is applied to what an ℓ0 or N:M cost keeps.
+    If the weights have a `constraint` of their own, it is applied to what an ℓ0 or N:M cost keeps.
 
     Args:
         model: Built `keras.Model`.
         tasks: A compression, a `Task`, or a list of these.
-        mu: Float > 0, default 1: the weight of the distance, which matters to penalties.
+        mu: Float > 0, default 1: the weight of the distance, which matters for penalties.
 
     Raises:
-        TypeError: If an argument is of another type.
+        TypeError: If an argument is of the wrong type.
         ValueError: If `mu` is not positive and finite, a task does not fit the model, or a weight is
             not finite. The model is then unchanged.
 
@@ -44,14 +44,14 @@ def compress_directly(model: keras.Model, tasks: Tasks, mu: float = 1.0) -> None
 
 
 def compress_again(model: keras.Model, tasks: Sequence[Task], mu: float) -> tuple[float, float]:
-    """Compress what a model holds where that breaks a budget. Penalties have none.
+    """Compress the weights of a model where they break a budget. Penalties have no budget.
 
     Returns:
-        Tuple of two floats: how much was removed, at most, as a fraction of the norm of the weights that
-        share a budget, and the fraction of the weights of all tasks that is not zero.
+        Tuple of two floats: the most that was removed, as a fraction of the norm of the weights that share a
+        budget, and the fraction of the weights of all tasks that are not zero.
 
     Raises:
-        ValueError: If a weight is not finite. What shares its budget is not changed then.
+        ValueError: If a weight is not finite. The weights that share its budget are then unchanged.
     """
     shared, gap = bind_tasks(tasks, model), 0.0
     for part in shared:
@@ -71,10 +71,10 @@ def compress_again(model: keras.Model, tasks: Sequence[Task], mu: float) -> tupl
 
 
 def _breaks_budget(lagrangian: Lagrangian, result: CStep) -> bool:
-    """Tell if a direct compression took something away."""
+    """Return whether a direct compression took something away."""
     variables, (part,) = lagrangian.variables, lagrangian.shared
     if part.compression.keeps_values:
-        # A constraint of the weights' own may have changed what was kept.
+        # The weights' own constraint may have changed what was kept.
         pairs = zip(_copies(variables), _copies(lagrangian.thetas), strict=True)
         return any(np.count_nonzero(value) > np.count_nonzero(theta) for value, theta in pairs)
     return float(result.gap) > max(_ROUNDING[v.value.dtype.size] for v in variables)

@@ -1,4 +1,4 @@
-"""Graphs that Lagrangians of equal costs and shapes share: to trace one takes longer than many C steps."""
+"""Graphs that Lagrangians of equal costs and shapes share: tracing one takes longer than many C steps."""
 
 import dataclasses
 import functools
@@ -18,12 +18,12 @@ _KEPT = 64
 
 
 class Part(NamedTuple):
-    """Hold what is known of weights that share a cost before there is a graph, apart from their shapes.
+    """Hold what is known about weights that share a cost before there is a graph, apart from their shapes.
 
     Attributes:
         compression: `Compression`.
         layouts: List of `Layout`, one for each weight.
-        constraints: List of the weights' own constraints of Keras, or `None`.
+        constraints: List of the weights' own Keras constraints, or `None`.
     """
 
     compression: Compression
@@ -31,7 +31,7 @@ class Part(NamedTuple):
     constraints: Sequence[keras.constraints.Constraint | None]
 
     def constrained(self, solves: Sequence[Map]) -> list[Map]:
-        """Apply the weights' own constraints to θ, where the cost only says which weights are zero."""
+        """Apply the weights' own constraints to θ, if the cost only says which weights are zero."""
 
         def constrained(constraint: keras.constraints.Constraint | None, solve: Map) -> Map:
             if constraint is None or not self.compression.keeps_values:
@@ -66,7 +66,7 @@ class Arrays(NamedTuple):
 def in_graph(
     method: Callable[..., Any], holder: Callable[..., Any], parts: Sequence[Part], arrays: Arrays
 ) -> Callable[..., Any]:
-    """Compile a method, whose graph serves all objects of equal parts, and arrays of equal shapes.
+    """Compile a method into a graph that serves all objects with equal parts and arrays of equal shapes.
 
     Args:
         method: Function of an object and scalar tensors, or `None`.
@@ -92,7 +92,7 @@ def in_graph(
 
 
 class _Parts(tuple[Part, ...]):
-    """Parts that are equal if all is that a graph depends on."""
+    """Hold parts that are equal if everything that a graph depends on is equal."""
 
     @functools.cached_property
     def _content(self) -> Hashable:
@@ -124,7 +124,7 @@ def shared(
 
 
 def _content(value: Any) -> Hashable:
-    """Return what tells a value from others; an object of another kind, which may change, equals no other."""
+    """Return what tells a value from others; objects of other kinds, which may change, equal no others."""
     if isinstance(value, (tuple, list)):
         return type(value), *map(_content, value)
     if isinstance(value, np.ndarray):

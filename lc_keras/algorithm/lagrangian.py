@@ -21,18 +21,18 @@ from lc_keras.costs.compression import Map
 from lc_keras.costs.thresholds import read
 from lc_keras.internals.tensorflow import copies_of, emptied
 
-# How much is lost where Keras swaps weights and their averages by adding and subtracting, by the bytes of
-# the weights; and where two sums are of the same values.
+# How much is lost when Keras swaps weights and their averages by adding and subtracting, by the bytes of
+# the weights; and how much two sums of the same values may differ.
 _SWAPPED, _SAME = {2: 0.03, 4: 1e-4, 8: 1e-4}, 1e-12
 
 
 class CStep(NamedTuple):
-    """Hold what a C step found, as scalar tensors.
+    """Hold what a C step found, as tensors.
 
     Attributes:
-        finite: Bool, one for each variable. If any is false, nothing was changed.
+        finite: Bool vector, one for each variable. If any is false, nothing was changed.
         gap: Float, ‖w − θ‖ / ‖w‖ over all variables; −1 if nothing was changed, or θ is loose.
-        density: Float, fraction of the weights that are not zero in θ; −1 where the gap is.
+        density: Float, fraction of the weights that are not zero in θ; −1 if the gap is.
     """
 
     finite: tf.Tensor
@@ -42,14 +42,15 @@ class CStep(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    r"""Hold what LC keeps of one weight.
+    r"""Hold what LC keeps for one weight.
 
     Attributes:
         variable: `keras.Variable`, w.
         theta: `tf.Variable`, θ.
         target: `tf.Variable`, $t = \theta + \lambda/\mu$; the same as `theta` without multipliers. Beside
             the optimizer it is NaN where a weight is left free.
-        pull: `LCPenalty`, the pull through the loss, or `PullBeside` the optimizer; `None` in a graph.
+        pull: `LCPenalty`, the pull through the loss, or `PullBeside`, the pull beside the optimizer; `None`
+            in a graph.
     """
 
     variable: keras.Variable
@@ -69,9 +70,9 @@ class Lagrangian:
     λ is $\mu (t - \theta)$. Without multipliers t is θ and one array serves as both. Nothing here runs weight
     by weight in Python, and nothing is retraced when μ changes.
 
-    The arrays are of the weight's own type, at least float32, and live where it lives; made
-    in the scope of a `tf.distribute` strategy they are mirrored as it is. The C step runs
-    on the device of the weights, and no replica asks another for anything.
+    The arrays have the weight's own type, at least float32, and live where the weight lives;
+    if made in the scope of a `tf.distribute` strategy, they are mirrored as it is. The C step
+    runs on the device of the weights, and no replica asks another for anything.
 
     Args:
         shared: List of `SharedCost`.
@@ -85,13 +86,13 @@ class Lagrangian:
     """
 
     is_loose = False
-    # Of a Lagrangian that can be loose, and of one that is asked how far weights moved.
+    # `project` is for a Lagrangian that can be loose, `moved` for one that is asked how far weights moved.
     project: Callable[[], CStep]
     moved: Callable[[], float]
-    # What the targets are emptied to, so that nothing is pulled any more.
+    # The value that emptied targets have, so that nothing is pulled any more.
     _nowhere = 0.0
 
-    # What is compiled, once for all Lagrangians that are alike.
+    # Methods that are compiled, once for all Lagrangians that are alike.
     _in_graphs: tuple[str, ...] = ("_c_step", "_measure")
 
     def __init__(self, shared: Sequence[SharedCost], multipliers: bool = True) -> None:
@@ -116,7 +117,7 @@ class Lagrangian:
 
     @classmethod
     def _of(cls, parts: Sequence[Part], arrays: Arrays) -> "Lagrangian":
-        """Return one that has nothing but arrays, and no pull, for a graph of them."""
+        """Return a Lagrangian that has nothing but arrays, and no pull, for a graph of them."""
         made = object.__new__(cls)
         made._hold(parts, arrays, pulls=False)
         return made
@@ -155,7 +156,7 @@ class Lagrangian:
         return [tf.cast(self._strength, s.target.dtype) * (s.target - s.theta) for s in self.slots]
 
     def saved(self) -> dict[str, list[tf.Variable]]:
-        """Return the variables that a restart needs, by what they are."""
+        """Return the variables that a restart needs, by name."""
         theta = self.thetas if self._arrays.targets else []
         return {"target": self.targets, "theta": theta, "strength": [self._strength]}
 
@@ -164,7 +165,7 @@ class Lagrangian:
         return {"shown": self._shown.tolist()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`, of which all variables have their values again."""
+        """Go on from a `state`, once all variables have the values of that state again."""
         self.compressed, self._shown = True, np.array(state["shown"])
 
     def penalty(self) -> tf.Tensor:
@@ -183,7 +184,7 @@ class Lagrangian:
                 slot.pull.detach(slot.variable)
 
     def forget_pulls(self) -> None:
-        """Forget what was traced so far, so that `check_pulls` is of what is traced from now on."""
+        """Forget what was traced so far, so that `check_pulls` checks what is traced from now on."""
         for slot in self.slots:
             slot.pull.forget()
 
@@ -222,12 +223,12 @@ class Lagrangian:
         Returns:
             `CStep`.
         """
-        # In double precision: μ may grow by little.
+        # In double precision: μ may grow by very little.
         ratio = tf.constant(mu / next_mu, tf.float64)
         return self._found(self._c_step(tf.constant(mu, tf.float32), ratio, tf.constant(next_mu, tf.float32)))
 
     def latest(self, mu: float) -> CStep:
-        """Bring θ to what the weights are now, under the budget itself, before training ends midway.
+        """Bring θ to the weights as they are now, under the budget itself, before training ends midway.
 
         Args:
             mu: Float > 0, μ of the running L step.
@@ -243,7 +244,7 @@ class Lagrangian:
         return [v.path for v, ok in zip(self.variables, finite, strict=True) if not ok]
 
     def compress(self, variables: Sequence[keras.Variable], mu: tf.Tensor) -> None:
-        r"""Put $\Pi(v)$ in the place of each $v$, λ left aside. To be called in a `tf.function`.
+        r"""Replace each $v$ by $\Pi(v)$, leaving λ aside. This must be called in a `tf.function`.
 
         Args:
             variables: List of variables, one for each weight.
@@ -270,7 +271,7 @@ class Lagrangian:
             self.compressed = False
 
     def is_replaced(self, swapped: bool = False) -> bool:
-        """Tell if somebody put other weights in the place of θ while the model showed it.
+        """Return whether θ was replaced by other weights while the model showed it.
 
         Args:
             swapped: Bool, default `False`. `True`: weights may have changed places with their averages, and
@@ -286,7 +287,7 @@ class Lagrangian:
         return not np.all(changes <= lost[:, None] * self._shown[:, [0, 2, 2]])
 
     def begin_anew(self, mu: float) -> CStep:
-        r"""Take what the model holds in the place of θ for w; start from $\theta = \Pi(w)$, $\lambda = 0$.
+        r"""Take what the model holds in place of θ as w; start from $\theta = \Pi(w)$, $\lambda = 0$.
 
         Args:
             mu: Float > 0, μ of the L step that begins.
@@ -304,7 +305,7 @@ class Lagrangian:
         return result
 
     def release(self) -> None:
-        """Free t, and θ without multipliers. Nothing is pulled from now on, wherever that was traced."""
+        """Free t, or θ without multipliers. From now on nothing is pulled, wherever the pull was traced."""
         self._strength.assign(0.0)
         for slot in self.slots:
             emptied(slot.target, self._nowhere)
@@ -346,7 +347,7 @@ class Lagrangian:
         """Solve for θ, if all weights are finite.
 
         Args:
-            maps: The C step of a cost, of the tensors v and their slots.
+            maps: Called with a part, the tensors v and their slots, returns the C step of the cost.
             shifted: Called with w, θ and t, returns v = w − λ/μ.
             target: Called with the new θ and v, returns the target of the next L step.
             strength: float32 scalar, of the next L step.
@@ -364,7 +365,7 @@ class Lagrangian:
 
         def update() -> tf.Tensor:
             if two_arrays:
-                # v waits where θ will be: no third array.
+                # v waits where θ will be, so that no third array is needed.
                 arrays = self.thetas, self.variables, self.targets
                 in_place(lambda theta, weight, t: shifted(weight, theta, t), *arrays)
             for part, slots in self._parts:
@@ -385,11 +386,11 @@ class Lagrangian:
 
 
 def distances(slots: Sequence[Slot], name: str = "variable") -> tf.Tensor:
-    """Return half of ‖w − θ‖², of ‖w‖² and of the number of weights that are not zero in θ, a vector.
+    """Return a vector: half of ‖w − θ‖², of ‖w‖² and of the number of weights that are not zero in θ.
 
     Args:
         slots: List of `Slot`.
-        name: String, the attribute of these that is w.
+        name: String, the attribute of the slots that is taken as w.
     """
     return _distances(
         [(tf.convert_to_tensor(getattr(s, name)), tf.convert_to_tensor(s.theta)) for s in slots]

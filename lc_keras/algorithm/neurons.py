@@ -1,4 +1,4 @@
-"""Neurons and filters of a model: the weights that make each, found in its graph."""
+"""The neurons and filters of a model: the weights that make each of them, found in the model's graph."""
 
 from collections.abc import Sequence
 
@@ -14,15 +14,15 @@ from lc_keras.showing import listed
 
 
 class Makers:
-    """The weights that make each unit of a model.
+    """Find the weights that make each unit of a model.
 
     Args:
         model: Functional or built Sequential `keras.Model`.
         uses: Dict from the id of a variable to how often it is multiplied by; see `count_uses`.
 
     Attributes:
-        kept_by: Set of strings, what keeps some of the units that were asked for in the model.
-        none_goes: Bool, whether units were asked for of which none can be removed.
+        kept_by: Set of strings, the reasons why some of the requested units stay in the model.
+        none_goes: Bool, whether there was a request for units of which none can be removed.
     """
 
     def __init__(self, model: keras.Model, uses: dict[int, int | None]) -> None:
@@ -35,7 +35,7 @@ class Makers:
         walls = [layer for layer in graph.walls if isinstance(layer, keras.Layer)]
         self._walls = {id(v): f"'{layer.name}' {why}" for layer in walls for v in layer.variables}
         outputs = {int(unit) for signal in graph.outputs for unit in groups[signal.ids]}
-        # What keeps units, apart from that the model hands them out or is given them.
+        # Why units stay, other than that the model returns them or is given them.
         self._reasons = {
             int(groups[unit]): why
             for unit, why in graph.units.pinned.items()
@@ -63,9 +63,9 @@ class Makers:
         return listed(sorted(self.kept_by), "; ")
 
     def by_units(self, parts: list[list[keras.Variable]]) -> list[list[keras.Variable]]:
-        """Return the variables of a model's layers in lists, together those that make units together.
+        """Return the variables of a model's layers in lists, those that make units together in one list.
 
-        Those of which no unit can be removed are left out, if there are others.
+        Variables of which no unit can be removed are left out, if there are others.
         """
         makers = (self._places[id(v)][1].tolist() for v in self._trainable if id(v) in self._places)
         together_made = [{unit for unit in made if not self._rank(unit)} for made in makers]
@@ -74,7 +74,7 @@ class Makers:
             known = [[v] for v in variables if id(v) in self._places]
             unknown = [v for v in variables if id(v) not in self._places]
             for some in (*known, *filter(None, [unknown])):
-                # Of a layer of another kind: a number that no other unit has.
+                # For a layer of another kind, a number that no other unit has.
                 own = {-id(some[0])} if some is unknown else set(self._places[id(some[0])][1].tolist())
                 # A norm over several layers ties them, too.
                 units = own.union(*(made for made in together_made if made & own))
@@ -90,9 +90,9 @@ class Makers:
     ) -> tuple[list[keras.Variable], list[Layout]]:
         """Return all variables that make the units that some variables make, and their `Layout`s.
 
-        Units that cannot be removed are left out, if there are others: the outputs of the model, what a layer
-        of another kind makes, and what would hand out a constant, once dead, that cannot be folded into what
-        follows. Of a layer of another kind `layouts` say what its units are.
+        Units that cannot be removed are left out, if there are others: the outputs of the model, the units
+        that a layer of another kind makes, and units that, once dead, would return a constant that cannot be
+        folded into what follows. For a layer of another kind, `layouts` say what its units are.
         """
         given = {id(v): layout for v, layout in zip(variables, layouts, strict=True)}
         own: dict[int, np.ndarray] = {}
@@ -100,7 +100,7 @@ class Makers:
         for key, layout in given.items():
             place = self._places.get(key)
             if place is None:
-                # Of a layer of another kind: numbers that no other unit has.
+                # For a layer of another kind, numbers that no other unit has.
                 first = -2 - sum(map(len, own.values()))
                 own[key] = first - np.arange(Neurons().count(layout))
             made += (own[key] if place is None else place[1]).tolist()

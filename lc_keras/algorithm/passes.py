@@ -20,15 +20,15 @@ def in_place(
     """Update variables element by element, on each device that holds them.
 
     What is the same for many tensors is traced once, whatever their shapes, and XLA compiles it once for
-    each shape: models have hundreds.
+    each shape: models have hundreds of tensors.
 
     Args:
-        update: Returns the new value of a variable of the first column, or a tuple of those of the first
-            columns. It is called with the values of one index of all columns and, if there are maps, with the
-            map of that index.
-        *columns: Sequences of variables, those of one index on the same devices.
-        maps: Sequence of `Map`, or `None` (default). Those that are `functools.partial` of one function are
-            taken for the same.
+        update: Returns the new value of a variable of the first column, or a tuple of new values for the
+            first columns. It is called with the values at one index of all columns and, if there are maps,
+            with the map at that index.
+        *columns: Sequences of variables, those at the same index on the same devices.
+        maps: Sequence of `Map`, or `None` (default). Maps that are `functools.partial` of one function are
+            treated as the same.
     """
     traced: dict[Hashable, Any] = {}
     for index, row in enumerate(zip(*columns, strict=True)):
@@ -73,7 +73,7 @@ def _run(
 def halves_of_squares(
     count: int, terms: Callable[[tf.Tensor, tf.Tensor], Sequence[tf.Tensor]]
 ) -> Callable[[Sequence[tuple[tf.Tensor, tf.Tensor]]], tf.Tensor]:
-    """Return a function that adds up half of some squares over pairs of tensors.
+    """Return a function that adds up halves of squares over pairs of tensors.
 
     Args:
         count: Int, how many terms there are.
@@ -93,7 +93,7 @@ def halves_of_squares(
 
 
 def new_target(theta: tf.Tensor, shifted: tf.Tensor, ratio: tf.Tensor) -> tf.Tensor:
-    r"""Return the target $\theta + \lambda/\mu'$ of new multipliers $\lambda - \mu (w - \theta)$.
+    r"""Return the target $\theta + \lambda/\mu'$ for new multipliers $\lambda - \mu (w - \theta)$.
 
     Args:
         theta: Tensor, θ.
@@ -105,7 +105,7 @@ def new_target(theta: tf.Tensor, shifted: tf.Tensor, ratio: tf.Tensor) -> tf.Ten
 
 
 def rounded(product: tf.Tensor, ratio: tf.Tensor) -> tf.Tensor:
-    """Return a product as it is; XLA would add to it before it is rounded, and the sum had other digits."""
+    """Return a product as it is; otherwise XLA would add to it unrounded, and the sum have other digits."""
     bits = thresholds.bits_type(product.dtype)
     nothing = tf.cast(ratio < 0, bits)
     return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(product, bits), nothing), product.dtype)

@@ -19,19 +19,19 @@ class LCPenalty(keras.regularizers.Regularizer):
 
     With $t = \theta + \lambda/\mu$ this is the augmented Lagrangian of
     $w = \theta$, up to a constant (Carreira-Perpiñán & Idelbayev, CVPR 2018). Its
-    gradient $\mu (w - t)$ is given as such.
-    `mu` and `target` are variables: a new value retraces nothing.
+    gradient is given directly as $\mu (w - t)$.
+    `mu` and `target` are variables: a new value causes no retracing.
 
     Args:
-        target: `tf.Variable`, or array of the weight's shape, of which a float32 variable is made: t.
+        target: `tf.Variable`, or an array of the weight's shape, from which a float32 variable is made: t.
         mu: `tf.Variable` or float, default 0: μ ≥ 0.
-        regularizer: Regularizer or `None` (default): the one that the weight has
-            already; both count.
-        is_shown: Bool, default `True`. `False`: as a regularizer it adds its gradient to that of the loss,
-            and 0 to its value, so that the loss in the logs is the user's.
+        regularizer: Regularizer that the weight already has, or `None` (default); both
+            count.
+        is_shown: Bool, default `True`. `False`: as a regularizer, this adds its gradient to that of the loss,
+            but 0 to the value of the loss, so that the loss in the logs is the user's.
 
     Raises:
-        TypeError: If `mu` is no number.
+        TypeError: If `mu` is not a number.
         ValueError: If `mu` is negative or not finite in single precision, or a weight has
             another shape than `target`.
 
@@ -72,7 +72,7 @@ class LCPenalty(keras.regularizers.Regularizer):
 
     @property
     def pulls(self) -> bool:
-        """Tell if its gradient has been taken and, as far as a graph shows, been used."""
+        """Return whether its gradient has been taken and, as far as a graph shows, been used."""
         return any(map(_is_used, self._gradients))
 
     def __call__(self, weight: tf.Tensor) -> tf.Tensor:
@@ -87,7 +87,7 @@ class LCPenalty(keras.regularizers.Regularizer):
         self._gradients = []
 
     def attach(self, variable: keras.Variable) -> None:
-        """Make it the regularizer of a weight."""
+        """Make this the regularizer of a weight."""
         variable.regularizer = self
 
     def detach(self, variable: keras.Variable) -> None:
@@ -129,7 +129,7 @@ class LCPenalty(keras.regularizers.Regularizer):
             value = mu * tf.nn.l2_loss(weight - target) if is_shown else tf.zeros([], weight.dtype)
             return value, gradient
 
-        # Keras adds it to losses of that type, whatever the weight is.
+        # Keras adds it to losses of that type, whatever the type of the weight.
         return tf.cast(pull(weight, target, mu), keras.config.floatx())
 
     def get_config(self) -> dict[str, object]:
@@ -151,7 +151,7 @@ class LCPenalty(keras.regularizers.Regularizer):
 
 
 def _is_used(tensor: tf.Tensor | None) -> bool:
-    """Tell if a tensor has an effect: a tape computes gradients that it then throws away."""
+    """Return whether a tensor has an effect; a tape computes gradients that it then throws away."""
     if tensor is None:
         # Run eagerly: it leaves no trace.
         return True

@@ -1,4 +1,4 @@
-"""The augmented Lagrangian of a run whose pull is beside the optimizer, and reaches more and more weights."""
+"""The augmented Lagrangian of a run whose pull is beside the optimizer and reaches more and more weights."""
 
 import math
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ from lc_keras.costs.compression import Map
 class ReachingLagrangian(Lagrangian):
     r"""Keep θ and λ as a `Lagrangian` does, with a pull that a `Reach` describes.
 
-    The C step solves for the budget of the reach, which may be looser. What it removes is pulled; what it
-    keeps is left free, if the reach says so, and has no multiplier then. If it is pulled, too, to a looser θ,
-    nothing has one. Where the reach says so, weights are put onto θ, $w \leftarrow \theta \leftarrow \Pi(w)$:
-    the L step leaves them free, and the C step takes back what led away from what the cost allows. It is
-    projected gradient descent with several batches to a projection (Jain, Meka & Dhillon, Guaranteed rank
-    minimization via singular value projection, NeurIPS 2010). θ is under the budget itself after `project`,
-    which is for whoever shows the model.
+    The C step solves for the budget of the reach, which may be looser. Weights that it removes are pulled.
+    Weights that it keeps are left free if the reach says so, and then have no multiplier; if they are pulled,
+    too, to a looser θ, no weight has one. If the reach says so, weights are put onto θ,
+    $w \leftarrow \theta \leftarrow \Pi(w)$: the L step leaves them free, and the C step takes back what led
+    away from what the cost allows. This is projected gradient descent with several batches for each
+    projection (Jain, Meka & Dhillon, Guaranteed rank minimization via singular value projection, NeurIPS
+    2010). After `project`, which is for code that shows the model, θ is under the budget itself.
 
     Args:
         shared: List of `SharedCost`, whose costs have budgets.
@@ -42,14 +42,14 @@ class ReachingLagrangian(Lagrangian):
     def __init__(self, shared: Sequence[SharedCost], multipliers: bool = True) -> None:
         super().__init__(shared, multipliers)
         self._reach = Reach(0.0)
-        # θ of the latest C step, while one with close values is shown: λ is what leads from it to the target.
+        # θ of the latest C step, while a θ with close values is shown: λ leads from the former to the target.
         is_close = any(s.compression.close_values and s.compression.can_loosen for s in shared)
         self._aside = Shadow(self.variables, "aside", widen=True).copies if is_close else []
         self._is_aside = False
 
     @property
     def is_loose(self) -> bool:  # type: ignore[override]  # of this reach
-        """Tell if θ may keep more than the budget, or other values than the weights have now."""
+        """Return whether θ may keep more than the budget, or other values than the weights have now."""
         return self._reach.slack is not None or self._reach.frees
 
     def saved(self) -> dict[str, list[tf.Variable]]:
@@ -63,7 +63,7 @@ class ReachingLagrangian(Lagrangian):
         self._reach, self._is_aside = Reach(**state["reach"]), state["is_aside"]
 
     def direct_compression(self, mu: float, reach: Reach | None = None) -> CStep:
-        # What was said of λ is over.
+        # What the reach said about λ no longer holds.
         before, self._reach, self._is_aside = self._reach, Reach(0.0), False
         return self._reached(reach or before, 0.0)
 
@@ -81,7 +81,7 @@ class ReachingLagrangian(Lagrangian):
     def project(self) -> CStep:
         r"""Bring θ under the budget itself, $\theta \leftarrow \Pi(w - \lambda/\mu)$, and leave the targets.
 
-        Where what is kept was left free, λ is left aside.
+        If the kept weights were left free, λ is left aside.
 
         Returns:
             `CStep`. If weights are not finite, θ of the latest C step is brought under the budget.
@@ -99,7 +99,7 @@ class ReachingLagrangian(Lagrangian):
     def moved(self) -> float:
         r"""Return how far the weights that the budget keeps have moved since the latest C step.
 
-        θ is brought under the budget for it.
+        For this, θ is brought under the budget.
 
         Returns:
             Float, $\lVert w - \theta \rVert / \lVert \theta \rVert$ over the κ largest of θ.
@@ -126,7 +126,7 @@ class ReachingLagrangian(Lagrangian):
                 slot.theta.assign(slot.target)
         costs = [cost.compression for cost in self.shared]
         same = all(cost.can_loosen and (cost.keeps_values or cost.shrinks) for cost in costs)
-        # Where that is the same, one graph serves all.
+        # If a slack of 0 and none give the same, one graph serves all.
         slack = 0.0 if reach.slack is None and same else reach.slack
         numbers = tf.constant(ratio, tf.float64), None if slack is None else tf.constant(slack)
         flags = map(tf.constant, (reach.part, self._reach.frees, reach.frees, retargets, of_theta))
@@ -149,8 +149,8 @@ class ReachingLagrangian(Lagrangian):
             return part.compression.loosened(values, slack, part.layouts)
 
         def shifted(weight: tf.Tensor, theta: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-            # Where weights were freed, those that are pulled go to λ/μ; what is free has no multiplier. Right
-            # after a C step λ holds all of a weight that was removed, which w − λ/μ would count twice.
+            # If weights were freed, those that are pulled go to λ/μ; those that are free have no multiplier.
+            # Right after a C step, λ holds all of a removed weight, which w − λ/μ would count twice.
             offset = tf.where(freed, target, target - theta)
             has_none = tf.math.is_nan(offset) | (freed & ~retargets)
             offset = tf.where(has_none, tf.zeros([], offset.dtype), offset)
@@ -163,7 +163,7 @@ class ReachingLagrangian(Lagrangian):
         return self._update(maps, shifted, target, part, retargets)
 
     def _put_back(self) -> None:
-        """Let θ be that of the latest C step again, from which λ/μ leads to the target."""
+        """Restore θ of the latest C step, from which λ/μ leads to the target."""
         if self._is_aside:
             for aside, theta in zip(self._aside, self.thetas, strict=True):
                 theta.assign(aside)

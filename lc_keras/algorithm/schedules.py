@@ -13,14 +13,14 @@ from lc_keras.costs.serialization import Serializable
 
 @dataclass(frozen=True)
 class Exponential(Serializable):
-    r"""$\mu_i = \text{initial} \cdot \text{factor}^i$, the schedule of the paper.
+    r"""Follow the schedule of the paper, $\mu_i = \text{initial} \cdot \text{factor}^i$.
 
     Args:
         initial: Float > 0, μ of the first L step.
         factor: Float > 1, growth from one L step to the next.
 
     Raises:
-        TypeError: If an argument is no number.
+        TypeError: If an argument is not a number.
         ValueError: If an argument is out of its range.
 
     Example:
@@ -45,17 +45,17 @@ class Exponential(Serializable):
 
 @dataclass(frozen=True)
 class Geometric(Serializable):
-    r"""From `first` to `last` in equal ratios, over however many L steps there are.
+    r"""Grow μ from `first` to `last` in equal ratios, over however many L steps there are.
 
-    Unlike `Exponential` it depends on the range alone: twice the epochs grow μ
-    twice as slowly.
+    Unlike `Exponential`, this depends on the range alone: with twice the epochs, μ grows
+    half as fast.
 
     Args:
         first: Float > 0, μ of the first L step.
         last: Float > `first`, μ of the last L step.
 
     Raises:
-        TypeError: If an argument is no number.
+        TypeError: If an argument is not a number.
         ValueError: If an argument is out of its range.
 
     Example:
@@ -77,7 +77,7 @@ class Geometric(Serializable):
             )
 
     def over(self, steps: int) -> list[float]:
-        """Return μ of each of a number of L steps, at least one."""
+        """Return a list with μ of each L step, for `steps` ≥ 1 of them."""
         steps = whole("steps", steps)
         ratio = self.last / self.first
         return [self.first * ratio ** (i / max(1, steps - 1)) for i in range(steps)]
@@ -87,7 +87,7 @@ Schedule = Geometric | Callable[[int], float] | Sequence[float]
 
 
 def sequence(schedule: object) -> list[Any] | None:
-    """Return the elements of what is a sequence of μ, and `None` for anything else."""
+    """Return the elements of a sequence of μ, or `None` for anything else."""
     if isinstance(schedule, np.ndarray):
         return list(schedule) if schedule.ndim == 1 else None
     is_text = isinstance(schedule, (str, bytes))
@@ -98,9 +98,9 @@ def values(schedule: Schedule | str, steps: int) -> list[float]:
     """Return μ of every L step of a run.
 
     Raises:
-        TypeError: If `schedule` is none of these, or holds what is no number.
-        ValueError: If μ, or its inverse, is not positive and finite in single precision, μ
-            does not grow, or the sequence is too short.
+        TypeError: If `schedule` is not a `Schedule`, or contains something that is not a number.
+        ValueError: If μ or its inverse is not positive and finite in single precision, if μ
+            does not grow, or if the sequence is too short.
     """
     if isinstance(schedule, Geometric):
         given = schedule.over(steps)

@@ -9,15 +9,15 @@ import tensorflow as tf
 from lc_keras.costs import thresholds
 from lc_keras.internals.tensorflow import compiled
 
-# Traced once for each shape, whatever variables are of it.
+# Traced once for each shape, whichever variables have it.
 _outline, _finite = compiled(thresholds.outline), compiled(thresholds.finite)
 
 
 class Shadow:
-    """Hold a copy of each of some variables, where the variable lives.
+    """Hold copies of some variables, each where its variable lives.
 
-    Made in the scope of a `tf.distribute` strategy, the copies are mirrored as the variables are. With
-    `widen`, copies of half-precision variables are float32.
+    Copies made in the scope of a `tf.distribute` strategy are mirrored as the variables are. With `widen`,
+    copies of half-precision variables are float32.
     """
 
     def __init__(self, variables: Sequence[keras.Variable], name: str, widen: bool = False) -> None:
@@ -30,7 +30,7 @@ class Shadow:
 
     @classmethod
     def joined(cls, shadows: Sequence["Shadow"]) -> "Shadow":
-        """Return one of the variables of some others, and of their copies."""
+        """Return a shadow that joins the variables and the copies of several others."""
         made = cls([], "")
         made.variables = [variable for shadow in shadows for variable in shadow.variables]
         made.copies = [copy for shadow in shadows for copy in shadow.copies]

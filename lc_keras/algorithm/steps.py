@@ -1,4 +1,4 @@
-"""The C steps of a run, whoever trains between them: in `fit`, or in a loop of your own."""
+"""The C steps of a run, whatever trains between them: `fit`, or a loop of your own."""
 
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -12,13 +12,13 @@ from lc_keras.algorithm.tasks import SharedCost
 
 
 class Steps:
-    """Run the C steps of a model, and leave it usable where an L step diverges.
+    """Run the C steps of a model, and leave it usable if an L step diverges.
 
     Args:
         model: `keras.Model`.
         shared: List of `SharedCost`.
-        multipliers: Bool, as of `Lagrangian`.
-        kind: What makes the Lagrangian, `Lagrangian` itself by default.
+        multipliers: Bool, as in `Lagrangian`.
+        kind: Function or class that makes the Lagrangian, `Lagrangian` itself by default.
 
     Attributes:
         lagrangian: `Lagrangian` of the compressed weights.
@@ -54,7 +54,7 @@ class Steps:
         """End an L step, as `Lagrangian.c_step` does, and remember where the model was finite.
 
         Raises:
-            ValueError: If a weight of the model is not finite; `l_step` is what the L step is called.
+            ValueError: If a weight of the model is not finite; the message calls the L step `l_step`.
         """
         bad = [variable.path for variable in self._others.not_finite()]
         if not bad:
@@ -66,7 +66,7 @@ class Steps:
         return found
 
     def diverge(self, why: str, l_step: str = "The L step") -> NoReturn:
-        """Go back to where the model was finite, and raise a ValueError that says what is not."""
+        """Go back to where the model was finite, and raise a ValueError that says what is not finite."""
         self._others.restore()
         self._diverged = True
         raise ValueError(
@@ -91,5 +91,5 @@ class Steps:
         return finite
 
     def go_on(self) -> None:
-        """Take the weights that are not compressed as finite, after all variables were restored."""
+        """Take the weights that are not compressed as finite, after all variables have been restored."""
         self._others.save()

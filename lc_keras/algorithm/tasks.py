@@ -49,25 +49,26 @@ class Task(Serializable):
 
     Args:
         compression: `Compression`, such as `L0Constraint(keep=0.05)`.
-        weights: The trainable variables. `None` (default): the kernels of dense, convolution, attention and
-            recurrent layers, wherever they are nested. A string or compiled pattern: the variables whose
-            `path` the regular expression matches somewhere, such as `r"\bdense/kernel"`; `"dense"` is in the
-            paths of `dense_1` and of biases, too. A layer: its kernels, or, if it has none by that name, all
-            its weights of two or more axes. A variable: itself. A layer or variable of a copy of the model
-            stands for that of the same path and shape. A function of a variable: those for which it returns
-            true. An iterable of these: their union.
-        per_layer: Bool, default `False`: one budget over all the weights, so that the training finds how much
-            each layer keeps. `True`: the same budget for each layer by itself; of neurons, for layers that
-            make them together, and not for those whose neurons all must stay.
+        weights: The trainable variables to compress. `None` (default): the kernels of dense, convolution,
+            attention and recurrent layers, however deeply nested. A string or compiled pattern: the variables
+            whose `path` the regular expression matches anywhere, such as `r"\bdense/kernel"`; `"dense"` also
+            matches the paths of `dense_1` and of biases. A layer: its kernels or, if it has none by that
+            name, all its weights with two or more axes. A variable: that variable. A layer or variable of a
+            copy of the model stands for the one with the same path and shape. A function of a variable: the
+            variables for which it returns true. An iterable of these: their union.
+        per_layer: Bool, default `False`: one budget over all the weights, so that training finds how much
+            each layer keeps. `True`: the same budget for each layer separately. A budget of neurons then
+            applies to each set of layers that make neurons together, and not to layers whose neurons must
+            all stay.
         input_signature: List of `tf.TensorSpec` or of structures of these, one for each positional argument
-            of the model: the inputs that a budget of multiply-adds counts them for, where the model leaves
+            of the model: the inputs for which a budget of multiply-adds counts them, if the model leaves
             their sizes open or has not recorded them. `None` (default): as the model was built.
-        embeddings: Bool, default `False`. `True`: the tables of embeddings are among the weights, too. A
-            table that a layer is tied to counts once. `Neurons()` are its columns, and
-            `Blocks((1, columns))` its rows.
+        embeddings: Bool, default `False`. `True`: the tables of embeddings are compressed, too. A table that
+            a layer is tied to counts once. With `Neurons()`, the groups are the table's columns; with
+            `Blocks((1, columns))`, its rows.
 
     Raises:
-        TypeError: If `compression` or `weights` is of another type.
+        TypeError: If `compression` or `weights` is of the wrong type.
         ValueError: If `weights` is an empty list, or the regular expression does not compile.
 
     Example:
@@ -114,11 +115,11 @@ class Task(Serializable):
             _check_selector(selector)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor, a compiled pattern as its text.
+        """Return the arguments of the constructor, with a compiled pattern as its text.
 
         Raises:
-            TypeError: If `weights` has a layer or a variable, which are of one model, or there is an
-                `input_signature`, which Keras cannot write.
+            TypeError: If `weights` contains a layer or a variable, which belong to one model, or if there is
+                an `input_signature`, which Keras cannot serialize.
         """
         if self.input_signature is not None:
             raise TypeError(f"Expected a task without `input_signature`, to serialize it. Received: {self!r}")
@@ -141,10 +142,10 @@ class Task(Serializable):
         return self.weights if isinstance(self.weights, list) else [self.weights]
 
     def select(self, model: keras.Model) -> list[keras.Variable]:
-        """Find the variables of this task in a built model, in its order, each once even if layers share it.
+        """Find this task's variables in a built model, in model order, each once even if layers share it.
 
         Raises:
-            TypeError: If `model` is no `keras.Model`.
+            TypeError: If `model` is not a `keras.Model`.
             ValueError: If the model is not built, or a selector matches nothing that can be trained.
         """
         candidates = _trainable_variables(model, self)
@@ -169,12 +170,12 @@ class Task(Serializable):
         return [variable for variable in candidates if id(variable) in selected]
 
     def bind(self, model: keras.Model) -> list[SharedCost]:
-        """Find what shares a cost in a built model: all of this task's variables, or those of each layer.
+        """Find the variables that share a cost in a built model: all of this task's, or those of each layer.
 
         Raises:
-            TypeError: If `model` is no `keras.Model`.
-            ValueError: As `select`, or if the budget is out of the weights' range, or of neurons that layers
-                of other kinds keep, where `weights` names none.
+            TypeError: If `model` is not a `keras.Model`.
+            ValueError: As in `select`, if the budget is out of range for the weights, or if it is a budget of
+                neurons that layers of other kinds keep and `weights` names no layers.
         """
         selected, owners, cost = self.select(model), owners_of(model), self.compression
         parts = _by_layer(selected, owners) if self.per_layer else [selected]
@@ -252,8 +253,8 @@ def bind_tasks(tasks: Sequence[Task], model: keras.Model) -> list[SharedCost]:
     """Find the variables of all tasks in a model.
 
     Raises:
-        TypeError: If `model` is no `keras.Model`.
-        ValueError: As `Task.bind`, or if two tasks claim one variable.
+        TypeError: If `model` is not a `keras.Model`.
+        ValueError: As in `Task.bind`, or if two tasks claim the same variable.
     """
     shared: list[SharedCost] = []
     claimed: dict[int, Task] = {}
@@ -305,7 +306,7 @@ def _matches(selector: Single, candidates: list[keras.Variable], kernels: set[in
 
 
 def _counterparts(given: list[keras.Variable], candidates: list[keras.Variable]) -> list[keras.Variable]:
-    """Return those of some variables that are in a model, or those in their place if they are of a copy."""
+    """Return which of the given variables are in a model or, if they are of a copy, those in their place."""
     ids = {id(v) for v in given}
     if own := [v for v in candidates if id(v) in ids]:
         return own
@@ -331,7 +332,7 @@ def _trainable_variables(model: keras.Model, task: Task) -> list[keras.Variable]
 
 
 def _by_layer(variables: list[keras.Variable], owners: dict[int, keras.Layer]) -> list[list[keras.Variable]]:
-    """Return variables in lists, one for each layer."""
+    """Return the variables as lists, one for each layer."""
     found: dict[int, list[keras.Variable]] = {}
     for variable in variables:
         found.setdefault(id(owners.get(id(variable), variable)), []).append(variable)
@@ -363,7 +364,7 @@ def _describe(selector: Single) -> str:
 
 
 def _of_another(selector: Single, model: keras.Model) -> str:
-    """Return what to say of a layer or variable that is not the model's own; empty if it is."""
+    """Return what to say about a layer or variable that is not the model's own; empty if it is."""
     variables = [selector] if isinstance(selector, keras.Variable) else getattr(selector, "variables", [])
     own = {id(v) for v in model.variables}
     return "" if not variables or any(id(v) in own for v in variables) else ", as it is of another model"

@@ -1,4 +1,4 @@
-"""Say how long the kernels of a model take, where a cost counts milliseconds."""
+"""The time that the kernels of a model take, for costs that count milliseconds."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +29,7 @@ def timed(
 def _at_widths(
     model: keras.Model, variables: Sequence[keras.Variable], layouts: Sequence[Layout]
 ) -> list[Layout]:
-    """Return layouts with the time of their weights, the first one with that of all else."""
+    """Return layouts with the time of their weights, the first one also with that of everything else."""
     latency = known(model, "widths")
     if latency is None or any(layout.units is None for layout in layouts):
         raise ValueError(

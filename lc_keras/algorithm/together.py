@@ -1,4 +1,4 @@
-"""Several Lagrangians as one, where the costs of a run are trained in unlike ways."""
+"""Several Lagrangians as one, for a run whose costs are trained in different ways."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,12 +12,13 @@ from lc_keras.algorithm.shadows import Shadow
 
 
 class TogetherLagrangian(Lagrangian):
-    """Run the C steps of several Lagrangians, each of its own weights and with a reach of its own.
+    """Run the C steps of several Lagrangians, each with its own weights and its own reach.
 
-    A list of `Reach`es, one for each, stands wherever others take one; one is that of all.
+    Where other Lagrangians take a `Reach`, this takes a list of them, one for each, or one for all.
 
     Args:
-        parts: List of `Lagrangian`s of a pull beside the optimizer. The first is asked how far weights moved.
+        parts: List of `Lagrangian`s with a pull beside the optimizer. The first is asked how far weights
+            moved.
     """
 
     def __init__(self, parts: Sequence[Lagrangian]) -> None:
@@ -31,7 +32,7 @@ class TogetherLagrangian(Lagrangian):
     def _hold(self, parts: Sequence[Part], arrays: Arrays, pulls: bool = True) -> None:
         super()._hold(parts, arrays, pulls=False)
         if pulls:
-            # Each has its own.
+            # Each has its own pulls.
             self._parts = [pair for each in self._each for pair in each._parts]
             self.slots = [slot for each in self._each for slot in each.slots]
 
@@ -66,7 +67,7 @@ class TogetherLagrangian(Lagrangian):
         return self._found(tf.concat(found, 0))
 
     def moved(self) -> float:
-        """Return how far kept weights have moved, as `ReachingLagrangian.moved` does, of the first part."""
+        """Return how far kept weights of the first part have moved, as `ReachingLagrangian.moved` does."""
         return self._each[0].moved()
 
     def release(self) -> None:

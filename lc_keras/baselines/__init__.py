@@ -1,6 +1,6 @@
-"""Prune by the methods that LC is compared with.
+"""Prune with the methods that LC is compared with.
 
-Here belongs what users would take instead of LC: direct compression, and pruning by magnitude during `fit`.
+What users would use instead of LC belongs here: direct compression, and pruning by magnitude during `fit`.
 """
 
 from lc_keras.algorithm.direct import compress_directly

@@ -8,15 +8,15 @@ from lc_keras.fit.attachment import have_last_word
 
 
 class DirectCompression(keras.callbacks.Callback):
-    """Train as without it, and compress when the training ends.
+    """Leave training as it is, and compress the model when training ends.
 
-    What another callback puts into the model as `fit` ends is compressed, too.
+    Weights that another callback puts into the model as `fit` ends are compressed, too.
 
     Args:
         tasks: A compression, a `Task`, or a list of these.
 
     Raises:
-        TypeError: If `tasks` is of another type.
+        TypeError: If `tasks` is of the wrong type.
         ValueError: In `fit`, if a task does not fit the model.
 
     Example:

@@ -1,4 +1,4 @@
-"""Masks: weights that are removed, and stay at zero while a model trains."""
+"""Masks, which keep removed weights at zero while a model trains."""
 
 import contextlib
 import math
@@ -12,7 +12,7 @@ from lc_keras.algorithm.tasks import SharedCost
 from lc_keras.costs import L0Constraint, thresholds
 from lc_keras.internals.tensorflow import emptied, kept_with_trace
 
-# Weights below it count as zeros, and zeros that may train rank above those that were removed.
+# Weights below this count as zeros, and zeros that may train rank above those that were removed.
 _LEAST = 1e-15
 
 
@@ -20,7 +20,7 @@ class Masked(keras.constraints.Constraint):
     """Keep a weight at zero where a mask is false, after each update. At first the mask removes nothing.
 
     Args:
-        variable: `keras.Variable`, the weight; a constraint of its own is applied first.
+        variable: `keras.Variable`, the weight. If it has a constraint of its own, that is applied first.
 
     Attributes:
         applied: Bool, whether an update, or the trace of one, has used it.
@@ -55,7 +55,7 @@ class Budget:
     """Hold the masks of the weights that share a budget.
 
     Attributes:
-        total: Int, what all groups cost: their number, where each counts one.
+        total: Int, the cost of all groups: their number, if each counts as one.
         kappa: Int κ, the budget.
     """
 
@@ -66,8 +66,8 @@ class Budget:
         self.kappa = self._cost.budget(self._layouts)
 
     def prune_to(self, kept: int) -> None:
-        """Remove the groups of least magnitude, for good, and leave so many."""
-        # What was removed stays so, even if it fits into what a later budget leaves over.
+        """Permanently remove the groups of least magnitude, and leave `kept`."""
+        # What was removed stays removed, even if it would fit into what a later budget leaves over.
         ranks = [masked.ranks() for masked in self.masked]
         maps = self._cost.largest(ranks, kept, self._layouts)
         for masked, rank, largest in zip(self.masked, ranks, maps, strict=True):
@@ -88,7 +88,7 @@ class Masks:
         self.variables = [masked.variable for masked in self._masked]
 
     def prune_to(self, kept: Sequence[int]) -> float:
-        """Leave so many groups of each budget, and return the fraction of the weights that is not zero."""
+        """Leave groups of cost `kept` for each budget; return the fraction of nonzero weights."""
         for budget, left in zip(self.budgets, kept, strict=True):
             budget.prune_to(left)
         nonzeros = sum(int(tf.math.count_nonzero(v.value)) for v in self.variables)
@@ -96,7 +96,7 @@ class Masks:
 
     @contextlib.contextmanager
     def constraining(self) -> Iterator[None]:
-        """Return a context in which the masks are constraints of the weights, beside their own."""
+        """Return a context in which the masks are constraints of the weights, in addition to their own."""
         for masked in self._masked:
             masked.constraint, masked.variable.constraint = masked.variable.constraint, masked
         try:

@@ -20,10 +20,10 @@ from lc_keras.internals.keras import first_epoch_of
 
 
 class Pruning(Attached):
-    """Base class of callbacks that remove the smallest weights as training goes on, and train the others.
+    """Base class of callbacks that remove the smallest weights during training, and train the others.
 
-    A subclass overrides `kept`, and says how many are left when. A copy of the model's weights is kept, to go
-    back to where they were finite.
+    A subclass overrides `kept`, which says how many are left at each point. A copy of the model's weights is
+    kept, to go back to where they were finite.
 
     Args:
         tasks: An `L0Constraint`, a `Task` with one, or a list of these.
@@ -42,17 +42,17 @@ class Pruning(Attached):
                 )
 
     def kept(self, total: int, kappa: int, progress: float) -> int:
-        """Return what is left of the groups that share a budget, from `total` down to `kappa`.
+        """Return what is left of the cost of the groups that share a budget, from `total` down to `kappa`.
 
         Args:
-            total: Int, what all of them cost: their number, where each counts one.
+            total: Int, the cost of all of them: their number, if each counts as one.
             kappa: Int κ, the budget.
-            progress: Float from 0 to 1, the part of `fit` that is done.
+            progress: Float from 0 to 1, the fraction of `fit` that is done.
         """
         raise NotImplementedError
 
     def position(self, epochs: float) -> float:
-        """Return the latest time to remove weights at, in epochs since `fit` began."""
+        """Return the latest time to remove weights, in epochs since `fit` began."""
         return epochs
 
     def make_run(self) -> "PruningRun":
@@ -60,7 +60,7 @@ class Pruning(Attached):
 
 
 class PruningRun(Run):
-    """Remove weights in one `fit`, as a `Pruning` says."""
+    """Remove weights in one `fit`, as a `Pruning` callback says."""
 
     def __init__(self, callback: Pruning) -> None:
         self._model, self._params = callback.model, callback.params
@@ -69,18 +69,18 @@ class PruningRun(Run):
         self.variables = self._masks.variables
         self.logs = {}
         self._finite = Shadow(self._model.weights, "finite")
-        self._cut = 0.0  # of the norm of the weights, by the last removal
+        self._cut = 0.0  # the fraction of the weights' norm that the last removal took
         self._statistics = Statistics(self._model, self._params.get("steps"))
         self._first_epoch: int | None = None
         self._batches: int | None = self._params.get("steps")
         self._epoch = self._batch = 0
         self._left: list[int] = []
-        self._ended: np.ndarray | None = None  # of the weights, a fingerprint, once an epoch has ended
+        self._ended: np.ndarray | None = None  # a fingerprint of the weights, once an epoch has ended
         self._is_underway = False  # whether a batch was trained with the masks
 
     def begin_epoch(self, epoch: int) -> None:
         if self._first_epoch is None:
-            # What `BackupAndRestore` has taken to a later epoch goes on there.
+            # A run that `BackupAndRestore` has taken to a later epoch goes on there.
             self._first_epoch = epoch if first_epoch_of(self._model) is None else 0
             self._check_length()
         self._epoch = epoch - self._first_epoch
@@ -110,7 +110,7 @@ class PruningRun(Run):
         if self._ended is None:
             self._check_finite()
             if self._epoch + 1 == self._epochs:
-                # What ships is validated.
+                # The weights that ship are validated.
                 self._keep_budgets()
             self._statistics.estimate()
             self._finite.save()
@@ -118,13 +118,13 @@ class PruningRun(Run):
 
     def end(self) -> bool:
         self._check_finite()
-        # A budget holds however early the training stops, and averaged weights are not masked.
+        # A budget holds however early training stops, and averaged weights are not masked.
         self._keep_budgets()
         if self._ended is None or not np.array_equal(self._ended, fingerprint(self.variables)):
             self._statistics.estimate()
         self.has_stale_statistics = self._statistics.are_stale
         if self._first_epoch is None:
-            # As where a run is restored that had been cut off after its last epoch.
+            # As when a run is restored that was cut off after its last epoch.
             warn("`fit` trained no epoch. The model was compressed as it is.")
         elif self._cut > FEW_PERCENT:
             warn(
@@ -136,7 +136,7 @@ class PruningRun(Run):
         return False
 
     def abandon(self, error: BaseException) -> None:
-        """Give back what was removed if not even the first batch was trained."""
+        """Put back what was removed if not even the first batch was trained."""
         if self._left and not self._is_underway:
             self._finite.restore()
 
@@ -157,7 +157,7 @@ class PruningRun(Run):
             )
 
     def _check_finite(self) -> None:
-        """Go back to where the model was finite, if it is not."""
+        """Go back to where the model was finite, if it no longer is."""
         bad = ", ".join(v.path for v in self._finite.not_finite())
         if not bad:
             return
@@ -186,7 +186,7 @@ class PruningRun(Run):
         self.logs["density"] = self._masks.prune_to(left)
 
     def _keep_budgets(self) -> None:
-        """Remove what is above the budgets, and note how much that is."""
+        """Remove what exceeds the budgets, and note how much that is."""
         norm = self._norm()
         self._prune([budget.kappa for budget in self._masks.budgets])
         if norm > 0:
@@ -199,18 +199,18 @@ class PruningRun(Run):
 class MagnitudePruning(Pruning):
     r"""Remove the smallest weights, and retrain the others (Han et al., NeurIPS 2015).
 
-    `fit` is divided into rounds of equal length. At the start of round $r = 1 \dots R$ all
-    but the largest $\delta^{r/R}$ of the weights are removed for good, δ being the density
-    of the budget. With `groups=Neurons()` filters and neurons are removed, with their biases and
-    the scales and shifts that follow.
+    `fit` is divided into rounds of equal length. At the start of round $r = 1 \dots R$, all
+    but the largest $\delta^{r/R}$ of the weights are removed for good, where δ is the density
+    of the budget. With `groups=Neurons()`, filters and neurons are removed, together with their
+    biases and the scales and shifts that follow.
 
     Args:
         tasks: An `L0Constraint`, a `Task` with one, or a list of these.
-        rounds: Int ≥ 1, default 1.
+        rounds: Int ≥ 1, default 1: the number of rounds, $R$.
 
     Raises:
-        TypeError: If the compression of a task is not an `L0Constraint`, or `rounds` no number.
-        ValueError: If `rounds` is out of range; in `fit`, if a task does not fit the model, weights
+        TypeError: If the compression of a task is not an `L0Constraint`, or `rounds` is not a number.
+        ValueError: If `rounds` is out of range. In `fit`, if a task does not fit the model, weights
             become NaN or infinite, or the training step applies no constraints or is a
             `tf.function`.
 
@@ -234,18 +234,19 @@ class MagnitudePruning(Pruning):
 class GradualPruning(Pruning):
     r"""Remove more and more of the smallest weights (Zhu & Gupta, 2017).
 
-    Of all that will be removed, $1 - (1 - t)^3$ is after the fraction $t$ of the time that
-    the removing takes; then the others are trained on.
+    After a fraction $t$ of the time that removal takes, $1 - (1 - t)^3$ of all that will be
+    removed is gone. After that time, training goes on with the weights that are left.
 
     Args:
         tasks: An `L0Constraint`, a `Task` with one, or a list of these.
-        until: Float in (0, 1], default 0.75: the part of `fit` that the removing takes. With 1 nothing is
+        until: Float in (0, 1], default 0.75: the fraction of `fit` that removal takes. With 1, nothing is
             trained after the last removal.
-        every: Float > 0, default 0.25: how often weights are removed, in epochs.
+        every: Float > 0, default 0.25: the time from one removal to the next, in epochs.
 
     Raises:
-        TypeError: If the compression of a task is not an `L0Constraint`, or a number is none.
-        ValueError: If an argument is out of range; in `fit`, if a task does not fit the model,
+        TypeError: If the compression of a task is not an `L0Constraint`, or another argument is not a
+            number.
+        ValueError: If an argument is out of range. In `fit`, if a task does not fit the model,
             weights become NaN or infinite, or the training step applies no constraints or is a
             `tf.function`.
 

@@ -8,7 +8,7 @@ $$\\min_\\theta \\tfrac{\\mu}{2} \\lVert v - \\theta \\rVert^2 + C(\\theta).$$
 For most costs the solution is one scalar, or a few, found from all tensors of the task together, and one map
 applied tensor by tensor.
 
-Here belong numbers only. Nothing here knows of models, layers or training.
+This package deals with numbers only. Nothing here knows of models, layers or training.
 """
 
 from lc_keras.costs.codebook import Codebook

@@ -4,16 +4,16 @@ Given magnitudes $m$, costs $c$ and a budget κ, the C step of an ℓ0 constrain
 
 $$\max_{z \in \{0, 1\}} \sum_g m_g^2 z_g \quad \text{such that} \quad \sum_g c_g z_g \le \kappa,$$
 
-a knapsack. Groups are kept in the order of $m_g^2 / c_g$, until the next one no longer fits, after a minimum
-for each layer. What neurons cost depends on each other: the kernel between two layers costs the product of
-how many are kept in both,
+a knapsack problem. After a minimum for each layer, groups are kept in the order of $m_g^2 / c_g$ until the
+next one no longer fits. The costs of neurons depend on each other: the kernel between two layers costs the
+product of the numbers of neurons kept in both,
 
 $$f(z) = \sum_k p_k \, \Bigl(\sum_u a_{ku} z_u\Bigr) \Bigl(\sum_u b_{ku} z_u\Bigr) \le \kappa.$$
 
-Units are ranked by $m_u^2$ over what they cost at the margin, $\partial f / \partial z_u$: first where all
-are kept, then where those just found are, which the optimum of the relaxed problem asks for. The best of a
-few rounds is taken, and what is left of the budget goes to units further down that fit. `docs/costs.md` says
-how near these are to the optimum.
+Units are ranked by $m_u^2$ over their cost at the margin, $\partial f / \partial z_u$. The margin is taken
+first where all units are kept, then where those just found are, as the optimum of the relaxed problem
+requires. The best of a few rounds counts, and the rest of the budget goes to units further down that fit.
+`docs/costs.md` says how near the result is to the optimum.
 """
 
 from collections.abc import Sequence
@@ -24,19 +24,19 @@ import tensorflow as tf
 
 from lc_keras.costs import thresholds
 
-# Small chains of layers, as in tests/costs/test_budgets.py, settle after two.
+# Small chains of layers, as in tests/costs/test_budgets.py, settle after two rounds.
 ROUNDS = 4
 
 
 class Product(NamedTuple):
-    """The cost of a tensor: its price times how many places are kept, of those that make and that read units.
+    """The cost of a tensor: a price times the kept places that make units, times those that read units.
 
     Attributes:
-        price: Number, what an element costs that has one place of either kind.
-        makes: Array, on how many places each unit is made.
-        reads: Array, on how many it is read.
-        made: Int, how many places are always kept.
-        read: Int, the same of those that read.
+        price: Number, what an element with one place of each kind costs.
+        makes: Array, in how many places each unit is made.
+        reads: Array, in how many places each unit is read.
+        made: Int, how many of the places that make units are always kept.
+        read: Int, how many of the places that read units are always kept.
     """
 
     price: float
@@ -46,7 +46,7 @@ class Product(NamedTuple):
     read: int
 
     def __call__(self, kept: np.ndarray) -> np.ndarray:
-        """Return the cost where units are kept, a bool vector; or, with vectors stacked, the cost of each."""
+        """Return the cost of keeping units, a bool vector; for stacked vectors, the cost of each."""
         return self.price * (self.made + kept @ self.makes) * (self.read + kept @ self.reads)
 
 
@@ -58,17 +58,17 @@ def choose(
     parts: Sequence[tuple[np.ndarray, int]] = (),
     leaders: np.ndarray | None = None,
 ) -> tf.Tensor:
-    r"""Choose the units to keep, as a bool vector; none is left out that would fit.
+    r"""Choose the units to keep, as a bool vector; no unit that would still fit is left out.
 
-    They are sorted, $O(U \log U)$ for U units, in a few rounds.
+    Units are sorted in a few rounds, which takes $O(U \log U)$ for U units.
 
     Args:
         magnitudes: Vector of magnitudes.
         costs: Sequence of `Product`, whose sum is the cost f.
-        budget: Number κ, at least what `parts` cost at most.
-        parts: Sequence of pairs: the numbers of a layer's units, and how many of them are kept at least.
-        leaders: Array or `None` (default: each is its own): for each unit the first one of those that are
-            kept in their order, one after the other, up to it.
+        budget: Number κ, no less than the most that `parts` can cost.
+        parts: Sequence of pairs: the numbers of a layer's units, and how many of them to keep at least.
+        leaders: Array or `None` (default: each is its own): for each unit, the first one of its sequence,
+            whose units are kept in their order, one after the other.
     """
     count = int(magnitudes.shape[0])
     makes, reads = (
@@ -83,7 +83,7 @@ def choose(
     part = np.full(count, len(parts))
     for number, (units, _) in enumerate(parts):
         part[units] = number
-    # Where those are that each part keeps at least, if its units come in their order, part after part.
+    # The places of the units that each part keeps at least, when units are sorted part by part, best first.
     ranks = np.arange(count) - np.searchsorted(np.sort(part), np.sort(part))
     least = np.flatnonzero(ranks < np.array([*(at_least for _, at_least in parts), 0])[np.sort(part)])
 
@@ -99,7 +99,7 @@ def choose(
         return thresholds.magnitude_bits(magnitudes * tf.cast(scale, magnitudes.dtype), magnitudes.dtype)
 
     def longest(key: tf.Tensor) -> tf.Tensor:
-        """Return which units come first by a key, as many as the budget takes, as numbers 0 and 1."""
+        """Return the units that come first by a key, as many as the budget allows, as numbers 0 and 1."""
         order = tf.math.top_k(key, count).indices
         rows, columns = (tf.cumsum(tf.gather(matrix, order, axis=1), axis=1) for matrix in (makes, reads))
         spent = tf.linalg.matvec((made[:, None] + rows) * (read[:, None] + columns), price, transpose_a=True)
@@ -118,7 +118,7 @@ def choose(
         found = tf.reduce_sum(energy * kept)
         best = tf.where(found > best_energy, kept, best)
         best_energy = tf.maximum(found, best_energy)
-    # Of those in an order none is kept after one that is not.
+    # Within a sequence, no unit is kept after one that is not.
     gone = tf.cumsum(1 - best)
     before = tf.gather(tf.concat([tf.zeros([1], tf.float64), gone], 0), leaders)
     best *= tf.cast(gone == before, tf.float64)
@@ -130,7 +130,7 @@ def choose(
         fits = is_next & (tf.tensordot(price, rows * columns, 1) + more <= budget)
         key = by_ratio(more)
         filled = longest(tf.where(kept > 0, key.dtype.max, tf.where(fits, key, -1)))
-        # What was behind all that fits may be among them out of its turn.
+        # Units that come after all that fit may be among them out of turn.
         filled = tf.where(is_next, tf.maximum(kept, filled), kept)
         return filled, tf.reduce_any(filled > kept)
 
@@ -144,15 +144,16 @@ def allocate(
     budget: float,
     at_least: Sequence[int],
 ) -> list[tf.Tensor]:
-    """Count the elements of each tensor to keep, the largest ones, where those of a tensor cost the same.
+    """Count the largest elements to keep of each tensor, where all elements of a tensor cost the same.
 
-    A radix search for the ratio at which the budget is spent, as `thresholds.kth_largest`, in $O(N)$.
+    This is a radix search for the ratio at which the budget is spent, as in `thresholds.kth_largest`, in
+    $O(N)$.
 
     Args:
         tensors: Sequence of floating tensors of static shapes.
         prices: Sequence of whole numbers ≥ 0, what an element of each tensor costs.
         budget: Number κ, at least what `at_least` costs.
-        at_least: Sequence of ints, how many elements of each tensor are kept at least.
+        at_least: Sequence of ints, how many elements of each tensor to keep at least.
     """
     sizes = [int(t.shape.num_elements()) for t in tensors]
     priced = [i for i, price in enumerate(prices) if price > 0]
@@ -174,7 +175,7 @@ def allocate(
             )
             reached[i] = above[i] + tf.cumsum(counted[i], reverse=True)
             spent += float(prices[i]) * tf.cast(tf.maximum(reached[i], at_least[i]), tf.float64)
-        # The highest digit down to which all of them would cost too much; any, if all fit.
+        # The highest digit from which on all elements cost too much; any digit, if all fit.
         digit = tf.maximum(tf.reduce_sum(tf.cast(spent > budget, tf.int32)) - 1, 0)
         here = tf.range(tf.size(spent)) == digit
         for i in priced:
@@ -186,7 +187,7 @@ def allocate(
     for i in priced:
         counts[i] = tf.maximum(above[i], at_least[i])
     left = budget - sum(prices[i] * tf.cast(counts[i], tf.float64) for i in priced)
-    # Those at the ratio itself, in order; then whatever fits.
+    # First the elements at the ratio itself, in order; then whatever fits.
     for most in ({i: above[i] + ties[i] for i in priced}, {i: sizes[i] for i in priced}):
         for i in priced:
             fit = tf.cast(tf.minimum(left // prices[i], sizes[i]), tf.int32)

@@ -1,4 +1,4 @@
-"""Codebooks: few values that all weights share, learned or given."""
+"""Codebooks: a few values that all weights share, learned or given."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from lc_keras.costs.kmeans import best_codes
 from lc_keras.costs.values import Values
 
 _MOST, _LARGEST = 2**16, float(np.finfo(np.float32).max)
-# Of so many values, as of 8 bits, the nearest is close.
+# With this many values, as with 8 bits, the nearest is close.
 _CLOSE = 2**8
 
 
@@ -31,19 +31,20 @@ def _numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:
 class Codebook(Values):
     r"""Each weight has one of k values: $\theta_i \in \{c_1, \dots, c_k\}$, learned or given.
 
-    With given values the C step takes the nearest. A learned codebook is k-means of numbers, $\min_{c, z}
-    \sum_i (v_i - c_{z_i})^2$, over all tensors together (Carreira-Perpiñán & Idelbayev, Model compression as
-    constrained optimization, with application to neural nets, part II: quantization, arXiv:1707.04319), here
-    on a histogram. Nothing is random, and nothing is kept from one C step to the next.
+    With given values, the C step takes the nearest. Learning a codebook is k-means in one dimension,
+    $\min_{c, z} \sum_i (v_i - c_{z_i})^2$, over all tensors together (Carreira-Perpiñán & Idelbayev, Model
+    compression as constrained optimization, with application to neural nets, part II: quantization,
+    arXiv:1707.04319), computed here on a histogram. Nothing is random, and nothing is kept from one C step to
+    the next.
 
     Args:
         size: Int k ≥ 1, at most 65,536, or `None` (default) if `values` are given.
         values: Sequence of finite numbers, such as powers of two, or `None` (default).
 
     Raises:
-        TypeError: If an argument is of another type.
-        ValueError: If `size` is out of range, `values` are none or too many or not finite, or not just one of
-            both is given.
+        TypeError: If an argument is of the wrong type.
+        ValueError: If `size` is out of range, `values` is empty, too long or not finite, or not exactly one
+            of the two is given.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""The base of every cost: its declarations, its C step, and the form in which that is asked for."""
+"""The base of every cost: its declarations, its C step, and the form in which the C step is called."""
 
 import dataclasses
 import functools
@@ -14,13 +14,13 @@ from lc_keras.costs.layout import Layout
 from lc_keras.costs.serialization import Serializable
 from lc_keras.internals.tensorflow import compiled, fused
 
-# One that is the same for several tensors, but for what it is computed with, and whatever their shapes, is a
-# `functools.partial` of one function, with tensors in front of the one that it takes.
+# A map that is the same for several tensors of whatever shapes, except for what it is computed with, is a
+# `functools.partial` of one function, with the tensors it is computed with in front of the one that it takes.
 Map = Callable[[tf.Tensor], tf.Tensor]
 Tensors = Sequence[tf.Tensor]
 Layouts = Sequence[Layout]
 
-# How a field is checked as a cost is made: by a function of its name and its value, which returns the value.
+# How a field is checked when a cost is made: by a function of its name and its value that returns the value.
 NON_NEGATIVE = {"check": non_negative}
 
 
@@ -29,24 +29,24 @@ class Compression(Serializable):
     """Base class of everything that has a C step.
 
     A subclass is a frozen dataclass whose fields are the arguments of its constructor. It overrides `maps`,
-    `check` if it does not fit all weights, and what it declares:
+    `check` if it does not fit all weights, and the declarations whose defaults do not fit:
 
     Attributes:
-        has_budget: Bool, whether weights can be said to keep it: it is a constraint. By default the pull is
-            then beside the optimizer.
+        has_budget: Bool, whether it is a constraint, which weights can be said to keep. The pull is then by
+            default beside the optimizer.
         keeps_values: Bool, whether the C step keeps each weight bit for bit or zeroes it.
-        can_loosen: Bool, whether it has a budget that can be `loosened`; values are kept then, unless it
-            `shrinks`.
-        shrinks: Bool, whether the C step makes weights smaller that it does not zero.
-        is_smooth: Bool, whether weights can go from any place that keeps the budget to others next to it, in
-            most directions that matter.
-        few_values: Bool, whether weights can only be at few places far from one another.
-        close_values: Bool, whether kept weights come to other values that are so close to one another that
-            they hardly change.
+        can_loosen: Bool, whether it has a budget that can be `loosened`; the looser C step keeps values,
+            unless the cost `shrinks`.
+        shrinks: Bool, whether weights that the C step does not zero become smaller.
+        is_smooth: Bool, whether weights can move from any point that keeps the budget to neighbouring points
+            that keep it, in most directions that matter.
+        few_values: Bool, whether weights can only be at a few places far from one another.
+        close_values: Bool, whether kept weights move to other values, which are so close to one another that
+            the weights hardly change.
         maps_others: Bool, whether the maps found for some weights bring others under the cost, too.
-        needs_units: Bool, whether its `Layout`s should say which units of a model's graph weights make.
-        needs_macs: Bool, whether its `Layout`s must say how many multiply-adds weights take.
-        needs_time: `"widths"` or `"ranks"`, of which they must say the time, or `None`.
+        needs_units: Bool, whether its `Layout`s should say which units of a model's graph the weights make.
+        needs_macs: Bool, whether its `Layout`s must say how many multiply-adds the weights take.
+        needs_time: `"widths"` or `"ranks"` if its `Layout`s must say the time of these, else `None`.
     """
 
     has_budget: ClassVar[bool] = False
@@ -83,21 +83,21 @@ class Compression(Serializable):
 
         $$\theta = \arg\min_\theta \tfrac{\mu}{2} \lVert v - \theta \rVert^2 + C(\theta)$$
 
-        The last axis of each tensor is taken for that of its output units.
+        The last axis of each tensor is taken as the axis of its output units.
 
         Args:
             weights: Sequence of floating tensors, variables or arrays $v$ of any static shapes.
             mu: Float μ > 0; in a `tf.function` it may be a scalar tensor or `tf.Variable`.
 
         Returns:
-            List of tensors θ, same shapes and dtypes.
+            List of tensors θ, of the same shapes and dtypes.
 
         Raises:
-            TypeError: If `weights` is no list, or μ no number.
+            TypeError: If `weights` is not a list, or μ not a number.
             ValueError: If there are no weights, if μ is not positive and finite, if a tensor is not floating
                 or holds an infinity or a NaN, or if the budget does not fit the shapes. Inside a
-                `tf.function`, where values are not known yet, an infinity or a NaN is a
-                `tf.errors.InvalidArgumentError`, and under `jit_compile=True` it is not looked for.
+                `tf.function`, where values are not known yet, an infinity or a NaN raises a
+                `tf.errors.InvalidArgumentError` instead, and under `jit_compile=True` neither is looked for.
         """
         if not isinstance(weights, Sequence):
             raise TypeError(f"Expected `weights` to be a list of tensors. Received: {type(weights).__name__}")
@@ -129,10 +129,10 @@ class Compression(Serializable):
         return thetas
 
     def check(self, layouts: Layouts) -> None:
-        """Raise a ValueError if the cost does not fit weights of some `Layout`s, or its budget does not."""
+        """Raise a ValueError if the cost or its budget does not fit weights of some `Layout`s."""
 
     def spares(self, layout: Layout) -> bool:
-        """Return whether it leaves more of a weight of this `Layout` than its arguments say."""
+        """Return whether the cost keeps more of a weight of this `Layout` than its arguments say."""
         return False
 
     def maps(self, weights: Tensors, mu: float | tf.Tensor, layouts: Layouts) -> list[Map]:
@@ -146,12 +146,13 @@ class Compression(Serializable):
             layouts: Sequence of `Layout`, one for each tensor.
 
         Returns:
-            List of callables: `maps[i]` takes the value of `weights[i]` and returns θ, same shape and dtype.
+            List of callables: `maps[i]` takes the value of `weights[i]` and returns θ, of the same shape and
+            dtype.
         """
         raise NotImplementedError
 
     def loosened(self, weights: Tensors, slack: tf.Tensor, layouts: Layouts) -> list[Map]:
-        """Return the C step of a looser budget, as `maps`. Only costs that say so (`can_loosen`) have one.
+        """Return the C step of a looser budget, as `maps`. Only costs that declare `can_loosen` have one.
 
         Args:
             weights: Sequence of floating tensors or variables of static shapes.
@@ -161,7 +162,7 @@ class Compression(Serializable):
         raise NotImplementedError
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor, but for those that have their defaults."""
+        """Return the arguments of the constructor, except those that have their defaults."""
         values = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))
         return {field.name: value for field, value in values if value != field.default}
 

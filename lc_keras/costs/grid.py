@@ -1,4 +1,4 @@
-"""The grid of whole numbers with which kernels compute in 8 or 4 bits."""
+"""The grid of whole numbers that kernels compute with in 8 or 4 bits."""
 
 import dataclasses
 from typing import Literal
@@ -12,7 +12,7 @@ from lc_keras.costs.compression import Layouts, Map, Tensors
 from lc_keras.costs.layout import Layout
 from lc_keras.costs.values import Values
 
-# Scales that are tried, by the number of bits: how many, and the least part of the largest magnitude.
+# The scales to try: how many, and the least, as a part of the largest magnitude, for many and for few bits.
 _TRIED, _LEAST, _LEAST_OF_FEW_BITS = 12, 0.7, 0.25
 _ROUNDS = 2
 
@@ -27,16 +27,16 @@ def _from_2_to_8(name: str, value: int) -> int:
 class Grid(Values):
     r"""Each weight is a whole number of steps of its output unit: $\theta_i = s\,q_i$, $|q_i| < 2^{b-1}$.
 
-    It is the grid of kernels in LiteRT (Jacob et al., Quantization and training of neural networks for
-    efficient integer-arithmetic-only inference, CVPR 2018) and, for 8 bits, of `keras.Model.quantize`:
-    symmetric, zero is on it, and the largest weight of each unit is its end, so that both find the same step
-    in θ and change none of its weights. The C step takes the nearest; s is the best of several parts of
-    $\max_i |v_i| / (2^{b-1} - 1)$, and then of least squares. It has so few digits that $s\,q$ is exact in
-    single precision.
+    This is the grid of kernels in LiteRT (Jacob et al., Quantization and training of neural networks for
+    efficient integer-arithmetic-only inference, CVPR 2018) and, for 8 bits, of `keras.Model.quantize`. It is
+    symmetric, contains zero, and ends at the largest of the weights that share a step, so that both find the
+    same step in θ and change none of its weights. The C step takes the nearest point of the grid. The step s
+    is the best of several fractions of $\max_i |v_i| / (2^{b-1} - 1)$, improved by least squares, and has so
+    few digits that $s\,q$ is exact in single precision.
 
     Args:
         bits: Int from 2 to 8, b. Defaults to 8.
-        per: `"channel"` (default): each output unit has a step of its own. `"tensor"`: each tensor has.
+        per: `"channel"` (default): each output unit has a step of its own. `"tensor"`: each tensor has one.
 
     Raises:
         ValueError: If `bits` or `per` is anything else.
@@ -71,7 +71,7 @@ class Grid(Values):
     def learn(self, weights: Tensors, layouts: Layouts, sparse: bool = False) -> list[tf.Tensor]:
         steps: list[tf.Tensor] = []
         for weight, layout in zip(weights, layouts, strict=True):
-            # One after the other: the buffers of one tensor at a time are alive.
+            # One after the other, so that only one tensor's buffers are alive at a time.
             with tf.control_dependencies(steps[-1:]):
                 steps.append(self._best_step(thresholds.read(weight), layout))
         return steps

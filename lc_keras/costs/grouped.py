@@ -10,7 +10,8 @@ from lc_keras.costs.compression import Compression, Layouts, Map, Tensors
 from lc_keras.costs.groups import WEIGHTS, Groups, Weights, hand_out, join
 from lc_keras.costs.layout import Layout
 
-# Which of the magnitudes of a tensor stay. As a `Map`, it may be a partial of what decides for all tensors.
+# Decides which magnitudes of a tensor stay. Like a `Map`, it may be a partial of one function for all
+# tensors.
 Decide = functools.partial[tf.Tensor]
 
 
@@ -41,25 +42,25 @@ class Grouped(Compression):
         return isinstance(self.groups, Weights)
 
     def _shared(self, layouts: Layouts) -> bool:
-        """Return whether groups reach over several tensors."""
+        """Return whether groups span several tensors."""
         return self.needs_units and any(layout.units is not None for layout in layouts)
 
     def _magnitudes(self, weights: Tensors, layouts: Layouts) -> list[tf.Tensor]:
-        """Return the magnitudes of the groups: of each tensor, or, if they are shared, of all in one tensor.
+        """Return the magnitudes of the groups: for each tensor, or, if groups are shared, all in one tensor.
 
-        Those of single weights are the weights themselves.
+        The magnitudes of single weights are the weights themselves.
         """
         found: list[tf.Tensor] = []
         for weight, layout in zip(weights, layouts, strict=True):
-            # One after the other: the squares of one tensor at a time are alive.
+            # One after the other, so that only one tensor's squares are alive at a time.
             with tf.control_dependencies(found[-1:]):
                 found.append(self.groups.magnitudes(tf.convert_to_tensor(weight), layout))
         return [join(found, layouts)] if self._shared(layouts) else found
 
     def _hard(self, decides: Sequence[Decide], magnitudes: Tensors, layouts: Layouts) -> list[Map]:
-        """Return maps that keep the groups that `decides`, one for each tensor of magnitudes, choose."""
+        """Return maps that keep the groups chosen by `decides`, one for each tensor of magnitudes."""
         if self._single:
-            # They are their own magnitudes: taken from the value, nothing is held meanwhile.
+            # Single weights are their own magnitudes: taken from the value, they need no memory meanwhile.
             return [functools.partial(_where(decide.func), *decide.args) for decide in decides]
         chosen = [decide(m) for decide, m in zip(decides, magnitudes, strict=True)]
         return self._spread(chosen, layouts, True, _kept)
@@ -84,7 +85,7 @@ class Grouped(Compression):
 
         def of(per_group: tf.Tensor, layout: Layout) -> Map:
             if self.needs_units:
-                # Of the size of an axis.
+                # Only the size of an axis.
                 return functools.partial(combine, self.groups.spread(per_group, layout))
             return lambda value: combine(self.groups.spread(per_group, layout), value)
 
@@ -93,7 +94,7 @@ class Grouped(Compression):
 
 @functools.cache
 def _where(decide: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """Return what keeps the weights that are decided for; one function for each that decides."""
+    """Return a function that keeps the weights that `decide` chooses, the same one for the same `decide`."""
     return lambda *operands: _kept(decide(*operands), operands[-1])
 
 

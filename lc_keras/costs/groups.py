@@ -1,6 +1,6 @@
-"""Groups of weights that live or die together: a tensor becomes the magnitudes of its groups, and back.
+"""Groups of weights that live or die together: from a tensor to the magnitudes of its groups, and back.
 
-A pruning cost needs two things of a group of weights: one magnitude, and a way to bring a decision or a
+A pruning cost needs two things from a group of weights: one magnitude, and a way to bring a decision or a
 factor for the group back to each of its weights.
 """
 
@@ -41,9 +41,9 @@ class Groups(Serializable):
         raise NotImplementedError
 
     def spread(self, per_group: tf.Tensor, layout: Layout) -> tf.Tensor:
-        """Return one value for each weight from one for each group, shaped as `magnitudes`, of any dtype.
+        """Return a value for each weight, from a value of any dtype for each group, shaped as `magnitudes`.
 
-        It may be of a shape that broadcasts to that of the weight.
+        The result may have a shape that broadcasts to that of the weight.
         """
         raise NotImplementedError
 
@@ -73,13 +73,13 @@ WEIGHTS = Weights()
 
 @dataclasses.dataclass(frozen=True)
 class Neurons(Groups):
-    r"""All that makes one output unit: a neuron, a filter, a recurrent unit, a head of attention.
+    r"""All weights that make one output unit: a neuron, a filter, a recurrent unit, a head of attention.
 
-    The magnitude of unit $j$ is $\lVert w_j \rVert_2$ over all axes but those of the output units. A `Task`
-    finds in the graph of a Functional or Sequential model what makes one unit together, in several tensors:
-    the incoming weights, the bias, the scale and shift of a normalisation that follows, the gates of a
-    recurrent unit, a depthwise filter and the filter before it, filters that an addition ties. The magnitude
-    is then the norm over all of these.
+    The magnitude of unit $j$ is $\lVert w_j \rVert_2$ over all axes except those of the output units. In the
+    graph of a Functional or Sequential model, a `Task` finds the weights in several tensors that make one
+    unit together: the incoming weights, the bias, the scale and shift of a normalisation that follows, the
+    gates of a recurrent unit, a depthwise filter and the filter before it, filters that an addition ties. The
+    magnitude is then the norm over all of these.
 
     Example:
 
@@ -104,12 +104,12 @@ class Neurons(Groups):
 class Blocks(Groups):
     r"""Rectangular blocks of the kernel seen as a matrix.
 
-    The matrix has one column per output unit (the axes of these, flattened) and one row per input (all other
-    axes, flattened), as in a matrix product. It is tiled from its first row and column; tiles that
-    stick out at the end are filled up with zeros. The magnitude of a block is $\lVert w_b \rVert_2$.
+    The matrix has one column per output unit (the axes of the output units, flattened) and one row per input
+    (all other axes, flattened), as in a matrix product. It is tiled from its first row and column; tiles that
+    stick out at the end are padded with zeros. The magnitude of a block is $\lVert w_b \rVert_2$.
 
     Args:
-        shape: Tuple of two ints ≥ 1, rows (inputs) and columns (outputs) of a block.
+        shape: Tuple of two ints ≥ 1, the rows (inputs) and columns (outputs) of a block.
 
     Raises:
         ValueError: If `shape` is anything else.
@@ -165,26 +165,26 @@ def join(parts: Sequence[tf.Tensor], layouts: Sequence[Layout]) -> tf.Tensor:
     """Return the magnitudes of shared units, from those of their parts in each tensor."""
     dtype = thresholds.common_dtype(parts)
     magnitudes = tf.concat([tf.reshape(tf.cast(part, tf.float64), [-1]) for part in parts], 0)
-    # What belongs to no unit falls into one more, which is dropped.
+    # Places that belong to no unit go into an extra one, which is dropped.
     units, count = _or_one_more(layouts), layouts[0].count
     total = tf.math.unsorted_segment_sum(tf.square(magnitudes), units, count + 1)[:-1]
     return tf.cast(tf.minimum(tf.sqrt(total), dtype.max), dtype)
 
 
 def hand_out(per_unit: tf.Tensor, layouts: Sequence[Layout], otherwise: float | bool) -> list[tf.Tensor]:
-    """Return one value for each place of the output axes from one for each shared unit, or `otherwise`."""
+    """Return a value for each place of the output axes: that of its shared unit, or else `otherwise`."""
     rest = tf.fill([1], tf.cast(otherwise, per_unit.dtype))
     values = tf.gather(tf.concat([per_unit, rest], 0), _or_one_more(layouts))
     return tf.split(values, [len(np.asarray(layout.units)) for layout in layouts])
 
 
 def norm(tensor: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
-    r"""Return the ℓ2 norm over some axes, also where squares overflow or vanish.
+    r"""Return the ℓ2 norm over some axes, even where squares overflow or vanish.
 
-    Magnitudes from $10^{-9}$ to $10^{15}$ take the plain way. Others are decomposed into $m \cdot 2^e$ by
+    Magnitudes from $10^{-9}$ to $10^{15}$ take the plain way. All others are decomposed into $m \cdot 2^e$ by
     their bits and scaled by the largest exponent of their group, since arithmetic may flush subnormals to
-    zero. A norm beyond the largest float is returned as the largest float. The norms of half precision are
-    float32.
+    zero. A norm beyond the largest float is returned as the largest float. Norms of half-precision tensors
+    are float32.
     """
     tensor = thresholds.read(tensor)
     found = _norm(tuple(axes), tensor.shape.rank, tensor.dtype)(tensor)
@@ -239,13 +239,13 @@ def _scaled_norm(tensor: tf.Tensor, axes: Sequence[int], dtype: tf.DType) -> tf.
 
     half = top // 2
     normal = root * power(half) * power(top - half)
-    # Below the smallest normal float the bits of the result count multiples of the smallest subnormal.
+    # Below the smallest normal float, the bits of the result count multiples of the smallest subnormal.
     subnormal = tf.bitcast(tf.cast(tf.round(root * 2.0**mantissa_bits), integer), dtype)
     return tf.where(root < 1, subnormal, tf.minimum(normal, dtype.max))
 
 
 def _or_one_more(layouts: Sequence[Layout]) -> np.ndarray:
-    """Return the numbers of the units of all tensors; of what belongs to none, the next number after them."""
+    """Return the number of the unit at each place of all tensors; for places without one, the next number."""
     units = np.concatenate([layout.units for layout in layouts])
     return np.where(units < 0, layouts[0].count, units)
 

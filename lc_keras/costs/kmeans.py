@@ -1,10 +1,10 @@
 r"""The best few values for many numbers: $\min_{c} \sum_i \min_j (v_i - c_j)^2$, without sorting them.
 
-The numbers of all tensors are counted in bins, on which all is sought; they themselves are looked at again
-only where bins are too coarse. Of up to 64 values the best partition of groups of bins is found by dynamic
-programming (Wang & Song, Ckmeans.1d.dp, The R Journal 2011); of more, quantiles of the cube root of the
-density will do (Panter & Dite, Quantization distortion in pulse-count modulation, 1951). Lloyd's algorithm
-then takes the bins one by one.
+The numbers of all tensors are counted in bins, and the search works on the bins; the numbers themselves are
+looked at again only where bins are too coarse. For up to 64 values, the best partition of groups of bins is
+found by dynamic programming (Wang & Song, Ckmeans.1d.dp, The R Journal 2011); for more, quantiles of the cube
+root of the density will do (Panter & Dite, Quantization distortion in pulse-count modulation, 1951). Lloyd's
+algorithm then works on single bins.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,16 +16,16 @@ import tensorflow as tf
 from lc_keras.costs import thresholds
 from lc_keras.internals.tensorflow import traced_once
 
-# The bins of a histogram and of a table to look codes up in, and how many there are for each code at least.
+# How many bins a histogram and a table to look codes up in have, and how many there are at least per code.
 _BINS, _TABLE, _BINS_EACH = 2**16, 2**14, 16
-# The most codes for which the best partition is sought, and of how many groups.
+# The most codes for which the best partition is sought, and how many groups it is made of.
 _FEW, _GROUPS = 64, 256
 _INFINITY = np.float64(np.inf)
 # The bins over which a density is taken.
 _SMOOTH = 64
 # Rounds of Lloyd's algorithm: it has mostly settled before.
 _ROUNDS = 100
-# Numbers are averaged themselves where the mean squared error is below this, in squared widths of a bin.
+# The numbers themselves are averaged if the mean squared error is below this, in squared widths of a bin.
 _FINE = 1e3
 
 
@@ -34,7 +34,7 @@ class Bins:
     """Bins of equal width.
 
     Args:
-        scale: Scalar, the number of bins in a unit of length.
+        scale: Scalar, the number of bins per unit of length.
         shift: Scalar, the place of zero.
         count: Int, how many there are.
     """
@@ -46,7 +46,7 @@ class Bins:
     @classmethod
     def between(cls, low: tf.Tensor, high: tf.Tensor, count: int = _BINS) -> "Bins":
         """Return bins that divide an interval, which may be a point."""
-        # Halves do not overflow, and neither does what is divided by no less than this.
+        # Halves do not overflow, and neither does a quotient with a divisor of at least this.
         largest = tf.maximum(tf.abs(low), tf.abs(high))
         half = tf.maximum(high / 2 - low / 2, tf.maximum(1e-7 * largest, 1e-30))
         scale = count / 2 / half
@@ -55,7 +55,7 @@ class Bins:
     def place(self, values: tf.Tensor) -> tf.Tensor:
         """Return the bin of each value; the order of the values is kept."""
         places = tf.cast(tf.clip_by_value(values * self.scale + self.shift, 0, self.count - 1), tf.int32)
-        # What is no number has one, too.
+        # NaN has a bin, too.
         return tf.maximum(places, 0)
 
     @property
@@ -70,7 +70,7 @@ class Bins:
 
 @tf.autograph.experimental.do_not_convert
 def best_codes(weights: Sequence[tf.Tensor], size: int, sparse: bool = False) -> tf.Tensor:
-    """Find the values that many numbers are nearest to, all tensors together.
+    """Find the values nearest to many numbers, over all tensors together.
 
     Args:
         weights: Sequence of floating tensors of any shapes, fewer than $2^{31}$ elements together.
@@ -93,10 +93,10 @@ def _best_codes(weights: Sequence[tf.Tensor], size: int, sparse: tf.Tensor) -> t
     dtype = thresholds.common_dtype(weights)
     low, high = range_of(weights, dtype, sparse)
     bins = Bins.between(low, high, max(_BINS, _BINS_EACH * size))
-    # What is left out lies beyond the bins.
+    # Zeros that are left out are placed beyond the bins.
     counts = counted(weights, bins, lambda x: tf.where((x == 0) & sparse, bins.count, bins.place(x)))
     total = tf.maximum(tf.reduce_sum(counts), 1)
-    # About their mean, where sums of squares lose no digits.
+    # Relative to their mean, so that sums of squares lose no digits.
     centres = bins.centres()
     mean = tf.reduce_sum(counts * centres) / total
     codes, error = _lloyd(counts, centres - mean, _start(counts, centres - mean, size))
@@ -112,13 +112,13 @@ def nearest_code(codes: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
         codes: Vector of codes, ascending.
 
     Returns:
-        Function of a tensor of the type of the codes; returns the indices, int32, of its shape.
+        Function of a tensor of the type of the codes; returns int32 indices of the same shape.
     """
     last = codes.shape[0] - 1
     if not last:
         return lambda value: tf.zeros_like(value, tf.int32)
     middles = codes[1:] / 2 + codes[:-1] / 2
-    # Looked up in a table: to bisect for each element takes many times longer.
+    # Looked up in a table: bisecting for each element takes many times longer.
     bins = Bins.between(codes[0], codes[-1], max(_TABLE, _BINS_EACH * codes.shape[0]))
     places = bins.place(middles)
     before = tf.searchsorted(places, tf.range(bins.count))
@@ -154,7 +154,7 @@ def _index(
 def range_of(
     tensors: Sequence[tf.Tensor], dtype: tf.DType, sparse: bool | tf.Tensor = False
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the least and the largest number of some tensors, or of those that are not zero; 0 of none."""
+    """Return the least and the largest of all numbers, or of those that are not zero; 0 if there are none."""
     ends = tf.constant(dtype.max, dtype), tf.constant(dtype.min, dtype)
 
     def update(so_far: tuple[tf.Tensor, tf.Tensor], chunk: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -173,7 +173,8 @@ def counted(tensors: Sequence[tf.Tensor], bins: Bins, places: Callable[[tf.Tenso
     Args:
         tensors: Sequence of floating tensors.
         bins: `Bins`.
-        places: Called with a flat tensor, returns numbers of bins; what is beyond them is not counted.
+        places: Called with a flat tensor, returns the number of each element's bin; what is beyond the bins
+            is not counted.
 
     Returns:
         float64 vector.
@@ -184,11 +185,11 @@ def counted(tensors: Sequence[tf.Tensor], bins: Bins, places: Callable[[tf.Tenso
 
 
 def _start(counts: tf.Tensor, centres: tf.Tensor, size: int) -> tf.Tensor:
-    """Return codes to begin with."""
+    """Return the codes to begin with."""
     there = tf.cast(counts > 0, tf.float64)
     number = tf.reduce_sum(there)
     smooth = tf.pow(tf.reduce_sum(tf.reshape(counts, [-1, _SMOOTH]), 1), 1 / 3)
-    # Where few bins are taken, each of them counts.
+    # If few bins are occupied, each of them counts alike.
     density = tf.where(number <= max(_GROUPS, size), there, tf.repeat(smooth, _SMOOTH))
     level = tf.cumsum(density) / tf.maximum(tf.reduce_sum(density), 1)
     if size > _FEW:
@@ -201,7 +202,7 @@ def _start(counts: tf.Tensor, centres: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def _best_partition(number: tf.Tensor, total: tf.Tensor, size: int) -> tf.Tensor:
-    r"""Return the means of the parts of the best partition of groups in a row.
+    r"""Return the means of the parts of the best partition of a row of groups.
 
     The sum of squares within the parts $p$ is least where $\sum_p S_p^2 / N_p$ is largest.
     """
@@ -220,7 +221,7 @@ def _best_partition(number: tf.Tensor, total: tf.Tensor, size: int) -> tf.Tensor
     for cuts in reversed(parts):
         ends.append(tf.gather(cuts, ends[-1]))
     numbers, totals = _between(tf.stack(ends[::-1]), numbers, totals)
-    # An empty part has the code of one before it, or of the first.
+    # An empty part has the code of a part before it, or of the first.
     means = tf.where(numbers > 0, totals / tf.maximum(numbers, 1), -_INFINITY)
     so_far = tf.reduce_max(tf.where(tf.range(size)[:, None] >= tf.range(size), means, -_INFINITY), 1)
     return tf.maximum(so_far, tf.reduce_min(tf.where(numbers > 0, means, _INFINITY)))
@@ -247,14 +248,14 @@ def _lloyd(counts: tf.Tensor, centres: tf.Tensor, codes: tf.Tensor) -> tuple[tf.
 
 
 def _means(weights: Sequence[tf.Tensor], codes: tf.Tensor, sparse: tf.Tensor) -> tf.Tensor:
-    """Return the means of the numbers that are nearest to each code; of none, the code."""
+    """Return the mean of the numbers nearest to each code, or the code itself if there are none."""
     size, nearest = codes.shape[0], nearest_code(codes)
     wide = tf.cast(codes, tf.float64)
 
     def update(sums: tuple[tf.Tensor, tf.Tensor], chunk: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         chunk = tf.cast(chunk, codes.dtype)
         index = nearest(chunk)
-        # What lies off the code, as sums of that lose no digits.
+        # Differences from the code, since sums of these lose no digits.
         off, one = tf.cast(chunk, tf.float64) - tf.gather(wide, index), tf.ones_like(chunk, tf.float64)
         # A negative index is dropped.
         index = tf.where((chunk == 0) & sparse, -1, index)

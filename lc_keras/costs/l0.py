@@ -24,46 +24,48 @@ MEASURES = typing.get_args(Measure)
 
 
 def _kept(name: str, value: float) -> int | float:
-    # Of milliseconds there are parts.
+    # Milliseconds need not be whole.
     is_time = isinstance(value, float) and value > 1 and math.isfinite(value)
     return value if is_time else number_or_fraction(name, value)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class L0Constraint(Grouped):
-    r"""At most κ groups are not zero: $\lVert \theta \rVert_0 \le \kappa$; or they cost at most κ together.
+    r"""At most κ groups are nonzero: $\lVert \theta \rVert_0 \le \kappa$; or the nonzero ones cost at most κ.
 
-    The C step keeps the κ groups of largest magnitude, of all tensors together, bit for bit, and zeroes the
+    The C step keeps the κ groups of largest magnitude, over all tensors together, bit for bit, and zeroes the
     others (Carreira-Perpiñán & Idelbayev, "Learning-Compression" algorithms for neural net pruning, CVPR
-    2018). Of groups of equal magnitude the first in the order of the tensors, then of the elements, is kept.
+    2018). Of groups of equal magnitude, it keeps the first in the order of the tensors, then of the elements.
 
-    With another `measure` groups have costs, which together stay within κ. They are kept in the order of
-    energy for cost, $m_g^2 / c_g$, while the budget lasts; it is never exceeded. How near that is to the
-    optimum, the docs page "Which cost, which budget" says. Neurons that a `Task` finds in a model's graph
-    cost what the weights cost that stay in the smaller net: those that make them out of units that stay, and
-    none of those that do not.
+    With another `measure`, each group has a cost, and the kept groups cost at most κ together. Groups are
+    kept in the order of energy per cost, $m_g^2 / c_g$, while the budget lasts; it is never exceeded. The
+    docs page "Which cost, which budget" says how near this is to the optimum. Neurons that a `Task` finds in
+    a model's graph cost as much as their weights in the smaller net: weights that read a unit that stays
+    count, weights that read a removed unit do not.
 
     Args:
-        keep: Int κ ≥ 0, or float in [0, 1]: the fraction of the groups, or of what all weights cost, to keep,
-            rounded down so that the budget is never exceeded. `1` is one group, `1.0` is all of them.
+        keep: Int κ ≥ 0, or float in [0, 1]: the fraction to keep of all groups, or of the cost of all
+            weights, rounded down so that the budget is never exceeded. `1` is one group, `1.0` all of them.
         groups: `Weights()`, `Neurons()` or `Blocks(shape)`. Defaults to `Weights()`.
-        measure: `"groups"` (default): each group counts one. `"parameters"`: as many as it has weights.
-            `"macs"`: the multiply-adds of one example, which are the output positions for each weight of a
-            convolution. `"bytes"`: the size of its weights. Of `Blocks` each counts whole, though it may
-            stick out of the tensor. `"milliseconds"`, of `Neurons()`: the time of a batch, as `latency` has
-            fitted it; an int or a float above 1 is then κ in milliseconds.
+        measure: `"groups"` (default): each group counts as one. `"parameters"`: the number of its weights.
+            `"macs"`: its multiply-adds for one example; each weight of a convolution has as many as there are
+            output positions. `"bytes"`: the size of its weights. A block counts in full, even where it sticks
+            out of the tensor. `"milliseconds"`, for `Neurons()`: the time of a batch, as fitted by `latency`;
+            `keep` as an int, or as a float above 1, is then κ in milliseconds.
         keep_at_least: Int ≥ 0, or float in [0, 1]: how many groups of each layer, or what fraction of them,
-            rounded up, to keep whatever it takes. `None` (default): where a `Task` finds neurons in a model's
-            graph, half of what an even budget would keep of each layer, and at least one; else none.
-        multiple_of: Int ≥ 1, default 1. With `Neurons()`: what each layer keeps is a multiple of it, or all,
-            in channels: a head of attention counts as many as it has, a group of a convolution all of its
-            own, and layers that are tied keep the same.
-        values: What the kept weights may be, such as `Codebook(16)` or `Grid(8)`; of single weights only.
-            `None` (default): anything. The C step then alternates.
+            rounded up, to keep in any case. `None` (default): for neurons that a `Task` finds in a model's
+            graph, half of what an even budget would keep of each layer, and at least one; otherwise none.
+        multiple_of: Int ≥ 1, default 1. With `Neurons()`: each layer keeps a multiple of it, or all, counted
+            in channels: a head of attention, or a group of a convolution, counts as all the channels it has.
+            Layers that are tied keep the same.
+        values: The values that kept weights may have, such as `Codebook(16)` or `Grid(8)`; for single weights
+            only. The C step then alternates between choosing weights and learning values. `None` (default):
+            any values.
 
     Raises:
-        TypeError: If an argument is of another type.
-        ValueError: If one is negative, or a float beyond 1 or NaN, or `measure` is another.
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument is negative, a float above 1 or NaN, or `measure` is none of the above;
+            if milliseconds or a multiple are asked for without `Neurons()`, or `values` with groups.
 
     Example:
 
@@ -119,20 +121,20 @@ class L0Constraint(Grouped):
         return "widths" if self.measure == "milliseconds" else None
 
     def total(self, layouts: Layouts) -> int:
-        """Return what all groups of some tensors cost: their number, where each counts one."""
+        """Return the cost of all groups of some tensors: their number, where each counts as one."""
         return self._prices(layouts).total
 
     def budget(self, layouts: Layouts) -> int:
-        """Return the budget κ in some tensors: a number of groups, or what they may cost.
+        """Return the budget κ for some tensors: a number of groups, or what they may cost.
 
         Raises:
-            ValueError: If κ exceeds what all groups cost, or is less than what is kept whatever it takes, or
-                if it is not known what the weights cost.
+            ValueError: If κ exceeds the cost of all groups, or is less than the cost of what is kept in any
+                case, or if the cost of the weights is not known.
         """
         prices = self._prices(layouts)
         total, least = prices.total, prices.least
         kappa = self._kappa(total)
-        # Time is counted in nanoseconds, and may be one off.
+        # Time is counted in nanoseconds, and may be off by one.
         unit, digits = (1_000_000, 6) if self.needs_time else (1, 12)
         most, fewest, received = (f"{n / unit:.{digits}g}" for n in (total, least, kappa))
         if kappa > total + bool(self.needs_time):
@@ -167,12 +169,12 @@ class L0Constraint(Grouped):
 
     def loosened(self, weights: Tensors, slack: tf.Tensor, layouts: Layouts) -> list[Map]:
         kappa, total = self.budget(layouts), self.total(layouts)
-        # In double precision, so that no slack is the budget itself, however large.
+        # In double precision, so that a slack of 0 is the budget itself, however large the budget.
         more = tf.floor(tf.cast(slack, tf.float64) * (total - kappa))
         return self.largest(weights, kappa + more, layouts)
 
     def largest(self, weights: Tensors, kappa: int | tf.Tensor, layouts: Layouts) -> list[Map]:
-        """Return the C step, as `maps`, with a κ up to `total`, and as much as is kept in any case."""
+        """Return the C step, as `maps`, for a κ between what is kept in any case and `total`."""
         prices, layouts = self._prices(layouts), self._numbered(layouts)
         magnitudes = self._magnitudes(weights, layouts)
         if isinstance(prices, UnitPrices):
@@ -185,7 +187,7 @@ class L0Constraint(Grouped):
         return self._hard(each, magnitudes, layouts)
 
     def _numbered(self, layouts: Layouts) -> Layouts:
-        """Return layouts that say which units there are, where these are kept in multiples."""
+        """Return layouts that say which units there are, if units are kept in multiples."""
         if self.multiple_of == 1 or self._shared(layouts):
             return layouts
         return numbered(layouts, [self.groups.count(layout) for layout in layouts])
@@ -203,7 +205,7 @@ class L0Constraint(Grouped):
         one_each = keeping(1)
         total = one_each.total
         kappa = self._kappa(total)
-        # What a kernel costs goes by the units of two layers.
+        # The cost of a kernel depends on the units of two layers.
         power = 1 if self.measure == "groups" else 2
         half = keeping(min(1.0, (kappa / max(total, 1)) ** (1 / power) / 2))
         return half if half.least <= kappa else one_each
@@ -227,7 +229,7 @@ class L0Penalty(Grouped):
         groups: `Weights()`, `Neurons()` or `Blocks(shape)`. Defaults to `Weights()`.
 
     Raises:
-        TypeError: If `alpha` or `groups` is of another type.
+        TypeError: If `alpha` or `groups` is of the wrong type.
         ValueError: If `alpha` is negative or not finite.
 
     Example:
@@ -254,18 +256,18 @@ def _is_above(tau: tf.Tensor, magnitudes: tf.Tensor) -> tf.Tensor:
 
 
 def _largest(tensors: Tensors, kappa: int | tf.Tensor) -> list[Decide]:
-    """Return what decides for the κ largest of all magnitudes together; of equal ones, for the first."""
+    """Return functions that choose the κ largest of all magnitudes together; of equal ones, the first."""
     find = _least_and_last if tf.executing_eagerly() else _traced_least_and_last
     least, last = find(tensors, tf.cast(kappa, tf.int32))
     return [functools.partial(_is_among, least, of_tensor) for of_tensor in tf.unstack(last)]
 
 
 def _least_and_last(tensors: Tensors, kappa: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the bits of the κ-th largest magnitude, and where in each tensor the last kept tie is."""
+    """Return the bits of the κ-th largest magnitude, and the place of the last kept tie in each tensor."""
     dtype = thresholds.common_dtype(tensors)
     threshold = thresholds.kth_largest(tensors, kappa)
     left = kappa - threshold.above
-    # Of zeros, too: the norm of subnormal weights may be flushed to zero, and the weights are none.
+    # For zeros, too: the norm of subnormal weights may be flushed to zero, and the weights are not zero.
     crowded = threshold.ties > left
 
     def places() -> tf.Tensor:
@@ -296,7 +298,7 @@ def _number_and_before(tied: tf.Tensor, nth: tf.Tensor) -> tuple[tf.Tensor, tf.T
     def here() -> tf.Tensor:
         return tf.math.count_nonzero(tf.cumsum(ones) < nth, dtype=tf.int32)
 
-    # Sums up to each element are slow: of one chunk of many they are needed.
+    # Sums up to each element are slow, and needed for only one chunk of many.
     is_here = (nth > 0) & (nth <= number)
     return number, tf.cond(is_here, here, lambda: tf.where(number < nth, tf.size(tied), 0))
 
@@ -306,7 +308,7 @@ _traced_least_and_last = compiled(_least_and_last)
 
 
 def _is_among(least: tf.Tensor, last: tf.Tensor, magnitudes: tf.Tensor) -> tf.Tensor:
-    """Return what is above the bits of a magnitude, or equal to it up to a last place."""
+    """Return which magnitudes are above one that is given as bits, or equal to it up to a last place."""
     dtype = tf.float32 if least.dtype == tf.int32 else tf.float64
     bits = thresholds.magnitude_bits(magnitudes, dtype)
     place = tf.reshape(tf.range(tf.size(bits)), tf.shape(bits))

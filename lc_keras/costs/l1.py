@@ -14,10 +14,10 @@ from lc_keras.costs.groups import WEIGHTS, Groups
 class L1Constraint(Grouped):
     r"""The sum of the magnitudes is bounded: $\lVert \theta \rVert_1 \le r$.
 
-    The C step projects on the ℓ1 ball: $\theta_g = (1 - \tau/m_g)_+ v_g$ with the τ ≥ 0 that brings the sum
-    of magnitudes of all tensors together down to $r$ (Duchi, Shalev-Shwartz, Singer & Chandra, Efficient
-    projections onto the ℓ1-ball for learning in high dimensions, ICML 2008). Of groups it is the bound of the
-    group lasso (Yuan & Lin, Model selection and estimation in regression with grouped variables, JRSS-B
+    The C step projects onto the ℓ1 ball: $\theta_g = (1 - \tau/m_g)_+ v_g$ with the τ ≥ 0 that brings the sum
+    of magnitudes over all tensors together down to $r$ (Duchi, Shalev-Shwartz, Singer & Chandra, Efficient
+    projections onto the ℓ1-ball for learning in high dimensions, ICML 2008). For groups, it is the bound of
+    the group lasso (Yuan & Lin, Model selection and estimation in regression with grouped variables, JRSS-B
     2006).
 
     Args:
@@ -25,7 +25,7 @@ class L1Constraint(Grouped):
         groups: `Weights()`, `Neurons()` or `Blocks(shape)`. Defaults to `Weights()`.
 
     Raises:
-        TypeError: If `radius` or `groups` is of another type.
+        TypeError: If `radius` or `groups` is of the wrong type.
         ValueError: If `radius` is negative or not finite.
 
     Example:
@@ -52,16 +52,16 @@ class L1Constraint(Grouped):
 class L1Penalty(Grouped):
     r"""The cost is α times the sum of the magnitudes: $C(\theta) = \alpha \lVert \theta \rVert_1$.
 
-    The C step is $\theta_g = (1 - \tau/m_g)_+ v_g$ with $\tau = \alpha/\mu$. Of groups it is the penalty of
+    The C step is $\theta_g = (1 - \tau/m_g)_+ v_g$ with $\tau = \alpha/\mu$. For groups, it is the penalty of
     the group lasso (Yuan & Lin, Model selection and estimation in regression with grouped variables, JRSS-B
-    2006), each group counting alike, whatever its size.
+    2006), with each group counting alike, whatever its size.
 
     Args:
         alpha: Float α ≥ 0.
         groups: `Weights()`, `Neurons()` or `Blocks(shape)`. Defaults to `Weights()`.
 
     Raises:
-        TypeError: If `alpha` or `groups` is of another type.
+        TypeError: If `alpha` or `groups` is of the wrong type.
         ValueError: If `alpha` is negative or not finite.
 
     Example:

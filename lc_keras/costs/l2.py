@@ -1,4 +1,4 @@
-"""Costs of the norm of the weights. They shrink and prune nothing."""
+"""Costs of the norm of the weights. They make weights smaller and prune nothing."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from lc_keras.costs.compression import NON_NEGATIVE, Compression, Layouts, Map, 
 class L2Constraint(Compression):
     r"""The norm of the weights is bounded: $\lVert \theta \rVert_2 \le r$.
 
-    The C step is $\theta = \min(1, r / \lVert v \rVert_2)\, v$, the norm taken of all tensors together.
+    The C step is $\theta = \min(1, r / \lVert v \rVert_2)\, v$, with the norm over all tensors together.
 
     Args:
         radius: Float r ≥ 0.

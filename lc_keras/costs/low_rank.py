@@ -1,4 +1,4 @@
-"""Matrices of low rank, of a rank that is given or chosen by what it costs."""
+"""Matrices of low rank: the rank is given, or chosen by what it costs."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ class Matrix:
     """A way to see a tensor as a matrix.
 
     Attributes:
-        shape: Tuple of ints, that of the tensor.
+        shape: Tuple of ints, the shape of the tensor.
         order: Tuple of ints, its axes, those of the rows first.
         rows: Int, how many rows there are.
         columns: Int, how many columns there are.
@@ -33,9 +33,9 @@ class Matrix:
     def of(cls, layout: Layout) -> list["Matrix"]:
         """Return the ways to see a kernel as a matrix.
 
-        The first has a column for each output unit. That of a two-dimensional convolution may also have a row
-        for each channel and row, and a column for each output unit and column, of its window: two
-        convolutions, one along each axis.
+        The first way has a column for each output unit. The kernel of a two-dimensional convolution can also
+        have a row for each input channel and row of its window, and a column for each output unit and column
+        of its window: two convolutions, one along each axis.
 
         Raises:
             ValueError: If the tensor has no axis of inputs.
@@ -58,7 +58,7 @@ class Matrix:
         return min(self.rows, self.columns)
 
     def parameters(self, rank: int) -> int:
-        """Return how many weights the factors of a rank have, or the matrix, if it has fewer."""
+        """Return how many weights factors of a rank have, or the matrix, if it has fewer."""
         return min(rank * (self.rows + self.columns), self.rows * self.columns)
 
     def unfold(self, value: tf.Tensor) -> tf.Tensor:
@@ -77,12 +77,12 @@ class Factored(Compression):
     def objective(
         self, tails: tf.Tensor, matrix: Matrix, index: int, layout: Layout, mu: tf.Tensor
     ) -> tf.Tensor:
-        """Return what each rank comes to; the least is taken.
+        """Return the objective of each rank; the rank with the least is taken.
 
         Args:
             tails: float64 vector, the sum of the squares of all but the first 0, 1, … singular values.
             matrix: `Matrix`.
-            index: Int, which of the ways to see the tensor as a matrix it is.
+            index: Int, which of the ways to see the tensor as a matrix this is.
             layout: `Layout` of the tensor.
             mu: float64 scalar, μ.
 
@@ -100,7 +100,7 @@ class Factored(Compression):
         return [self._solved(tf.convert_to_tensor(w), tf.cast(mu, tf.float64), layout) for w, layout in pairs]
 
     def _solved(self, weight: tf.Tensor, mu: tf.Tensor, layout: Layout) -> Map:
-        """Return the map of one tensor, whose ranks and directions are found here."""
+        """Find the ranks and directions of one tensor, and return its map."""
         ways, objectives = [], []
         for index, matrix in enumerate(Matrix.of(layout)):
             energies, vectors = _decomposed(matrix.unfold(tf.cast(weight, tf.float64)))
@@ -123,19 +123,20 @@ class Factored(Compression):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LowRank(Factored):
-    r"""Each kernel is a matrix of rank r at most: $\operatorname{rank} \theta \le r$.
+    r"""Each kernel is a matrix of rank at most r: $\operatorname{rank} \theta \le r$.
 
     The C step is the truncated singular value decomposition (Eckart & Young, The approximation of one matrix
     by another of lower rank, Psychometrika 1936). The kernel of a two-dimensional convolution is seen as a
-    matrix in two ways, with a column for each output unit, or as two convolutions along one axis each; the
-    nearer one is taken.
+    matrix in two ways: with a column for each output unit, or as two convolutions along one axis each. The
+    nearer result is taken.
 
     Args:
-        rank: Int r ≥ 1, not above the rank that each kernel can have.
+        rank: Int r ≥ 1, at most the largest rank that each kernel can have.
 
     Raises:
-        TypeError: If `rank` is no number.
-        ValueError: If it is out of range; with some weights, if it is above the rank that one can have.
+        TypeError: If `rank` is not a number.
+        ValueError: If `rank` is out of range, or, for given weights, above the largest rank that one of them
+            can have.
 
     Example:
 
@@ -166,25 +167,25 @@ class LowRank(Factored):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class RankSelection(Factored):
-    r"""Each kernel is a matrix of the rank that pays.
+    r"""Each kernel is a matrix of the rank that is worth its cost.
 
-    The cost is $C(\theta) = \alpha \sum_l c(\operatorname{rank} \theta_l)$. The C step takes, kernel by
-    kernel, $\arg\min_r \alpha\, c(r) + \frac{\mu}{2} \sum_{i > r} \sigma_i^2$, with σ the singular values, by
-    trying all r, and then the truncated singular value decomposition (Idelbayev & Carreira-Perpiñán, Low-rank
-    compression of neural nets: learning the rank of each layer, CVPR 2020). A kernel of m × n costs $c(r) = r
-    (m + n)$ weights as two factors, and no more than its own m n, for which it stays as it is. Convolutions
-    are seen as matrices in the two ways of `LowRank`.
+    The cost is $C(\theta) = \alpha \sum_l c(\operatorname{rank} \theta_l)$. Kernel by kernel, the C step
+    finds $\arg\min_r \alpha\, c(r) + \frac{\mu}{2} \sum_{i > r} \sigma_i^2$, with σ the singular values, by
+    trying all r, and then takes the truncated singular value decomposition (Idelbayev & Carreira-Perpiñán,
+    Low-rank compression of neural nets: learning the rank of each layer, CVPR 2020). An m × n kernel costs
+    $c(r) = r (m + n)$ weights as two factors, but at most its own m n weights, for which it stays as it is.
+    Convolutions are seen as matrices in the two ways of `LowRank`.
 
     Args:
-        alpha: Float α ≥ 0, what a weight, a multiply-add or a millisecond costs, in units of the loss that
-            is trained.
+        alpha: Float α ≥ 0, what a weight, a multiply-add or a millisecond costs, in units of the training
+            loss.
         measure: `"parameters"` (default): weights. `"macs"`: the multiply-adds of one example.
-            `"milliseconds"`: the time of a batch, of one layer or of the two that `shrink` makes of it, as
-            `latency(model, of="ranks")` has fitted it; kernels of other kinds stay as they are.
+            `"milliseconds"`: the time of a batch in one layer, or in the two that `shrink` makes of it, as
+            fitted by `latency(model, of="ranks")`; kernels of other kinds stay as they are.
 
     Raises:
-        TypeError: If `alpha` is no number.
-        ValueError: If an argument is out of range; with some weights, if what they cost is not known.
+        TypeError: If `alpha` is not a number.
+        ValueError: If an argument is out of range, or, for given weights, if their cost is not known.
 
     Example:
 
@@ -241,7 +242,7 @@ class RankSelection(Factored):
 def _decomposed(matrix: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the squares of the singular values, the largest first, and the vectors of the shorter side.
 
-    In double precision they are those of the product of the matrix with itself, which is much faster.
+    They come from the product of the matrix with its transpose, in double precision, which is much faster.
     """
     tall = matrix.shape[0] >= matrix.shape[1]
     energies, vectors = tf.linalg.eigh(tf.matmul(matrix, matrix, transpose_a=tall, transpose_b=not tall))
@@ -249,7 +250,7 @@ def _decomposed(matrix: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _projected(value: tf.Tensor, matrix: Matrix, projector: tf.Tensor, truncates: tf.Tensor) -> tf.Tensor:
-    """Return the tensor whose matrix is projected on some directions; of full rank, itself."""
+    """Return the tensor with its matrix projected onto some directions; at full rank, the tensor itself."""
     unfolded = matrix.unfold(tf.cast(value, tf.float64))
     tall = matrix.rows >= matrix.columns
     nearest = tf.matmul(unfolded, projector) if tall else tf.matmul(projector, unfolded)

@@ -1,11 +1,11 @@
-r"""Units that are kept in multiples: those of a layer in pieces, the largest units first.
+r"""Units that are kept in multiples: the units of a layer in pieces, the largest units first.
 
-Units that the same tensors make and read cost the same, whatever else is kept. Of such a class the ones to
-keep are the largest, so only their number is to be found, among the numbers that make each layer as wide as
-it may be. From one such number to the next, the units in between are a piece, which stays or goes as a whole:
-a unit of its own, whose squared magnitude is the sum of theirs. Since units are sorted, the pieces of a class
-hold less and less energy a unit, and are taken in their order by themselves. The choice among pieces is that
-of `budgets`, with its bound: of units of one layer
+Units that the same tensors make and read cost the same, whatever else is kept. The ones to keep of such a
+class are the largest, so only their number has to be found, among the numbers that give each layer a width it
+may have. The units between one such number and the next are a piece, which stays or goes as a whole: it acts
+as one unit whose squared magnitude is the sum of theirs. Since units are sorted, the energy per unit falls
+from piece to piece of a class, so that pieces are automatically taken in their order. Pieces are chosen as in
+`budgets`, with its bound: for units of one layer
 
 $$\text{optimum} - \text{energy kept} < m_s^2,$$
 
@@ -23,7 +23,7 @@ import tensorflow as tf
 from lc_keras.costs.budgets import Product, choose
 from lc_keras.costs.layout import Layout
 
-# More than three operations in single precision lose.
+# More than what three operations in single precision lose.
 _ROUNDING = 5e-7
 
 
@@ -32,8 +32,8 @@ class Class(NamedTuple):
 
     Attributes:
         units: Array of their numbers.
-        widths: Array, how many of them each piece has, the largest units in the first.
-        stays: Bool, whether the first piece stays whatever it takes: without it no width would do.
+        widths: Array, how many units each piece has, with the largest units in the first.
+        stays: Bool, whether the first piece always stays: without it, no width would do.
     """
 
     units: np.ndarray
@@ -41,7 +41,7 @@ class Class(NamedTuple):
     stays: bool
 
     def least(self, at_least: int) -> int:
-        """Return how many pieces have so many units together."""
+        """Return how many pieces together have at least so many units."""
         return max(int(self.stays), int(np.searchsorted(np.cumsum(self.widths), at_least)) + (at_least > 0))
 
 
@@ -50,7 +50,7 @@ def classes_of(layouts: Sequence[Layout], multiple: int) -> list[Class]:
 
     Args:
         layouts: Sequence of `Layout` with `units`, one for each tensor.
-        multiple: Int, of which the channels that are kept of each tensor shall be a multiple, or all of them.
+        multiple: Int; the channels that are kept of each tensor shall be a multiple of it, or all of them.
 
     Returns:
         List of `Class`.
@@ -61,7 +61,7 @@ def classes_of(layouts: Sequence[Layout], multiple: int) -> list[Class]:
     )
     each = np.array([layout.channels for layout in layouts])
     channels = np.rint(made * each[:, None]).astype(int)
-    # Channels that always stay; the first class beside them makes up for them.
+    # Channels that always stay; the first class of the same tensor makes up for them.
     beside = np.array([round((np.asarray(y.units) < 0).sum() * y.channels) for y in layouts])
     kinds, kind = np.unique(np.concatenate([made, read]), axis=1, return_inverse=True)
     found = []
@@ -77,7 +77,7 @@ def classes_of(layouts: Sequence[Layout], multiple: int) -> list[Class]:
 
 
 def in_pieces(product: Product, classes: Sequence[Class]) -> Product:
-    """Return what the weights of a tensor cost, by pieces in the place of units."""
+    """Return what the weights of a tensor cost, with pieces in place of units."""
     makes, reads = (
         np.concatenate([places[c.units[0]] * c.widths for c in classes])
         for places in (product.makes, product.reads)
@@ -88,7 +88,7 @@ def in_pieces(product: Product, classes: Sequence[Class]) -> Product:
 def least_pieces(
     parts: Sequence[tuple[np.ndarray, int]], classes: Sequence[Class]
 ) -> list[tuple[np.ndarray, int]]:
-    """Return the pieces that stay whatever it takes, where of each layer a number of units does."""
+    """Return the pieces that always stay, given how many units of each layer always stay."""
     found, first = [], 0
     for one in classes:
         shares = (len(np.intersect1d(one.units, units)) * n / len(units) for units, n in parts if len(units))
@@ -128,7 +128,7 @@ def choose_pieces(
     norms = tf.cast(tf.sqrt(tf.math.unsorted_segment_sum(energy, piece, len(widths))), magnitudes.dtype)
     counts = [len(c.widths) for c in classes]
     first = np.repeat(np.cumsum([0, *counts[:-1]]), counts)
-    # By rounding a piece could come before one of its class that holds as much.
+    # Rounding could put a piece before an earlier one of its class that holds as much.
     norms *= tf.constant(1 - _ROUNDING * (np.arange(len(widths)) - first), norms.dtype)
     kept = choose(norms, costs, budget, parts, first)
     return tf.scatter_nd(order[:, None], tf.cast(tf.gather(kept, piece), tf.int32), magnitudes.shape) > 0
@@ -144,6 +144,6 @@ def numbered(layouts: Sequence[Layout], counts: Sequence[int]) -> list[Layout]:
 
 
 def _places(units: np.ndarray | None, count: int) -> np.ndarray:
-    """Return at how many places each unit is."""
+    """Return in how many places each unit is."""
     units = np.empty(0, int) if units is None else np.asarray(units)
     return np.bincount(units[units >= 0], minlength=count)

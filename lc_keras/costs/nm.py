@@ -1,4 +1,4 @@
-"""Fine-grained patterns: so many of every so many weights."""
+"""Fine-grained patterns: n of every m weights."""
 
 import dataclasses
 
@@ -12,18 +12,19 @@ from lc_keras.costs.layout import Layout
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class NMConstraint(Compression):
-    r"""Of every m weights in a row along the inputs of an output unit, at most n are not zero.
+    r"""At most n of every m consecutive weights along the inputs of an output unit are nonzero.
 
-    The pattern of sparse matrix units in hardware, 2 of every 4 (Mishra et al., Accelerating sparse deep
-    neural networks, 2021; Zhou et al., Learning N:M fine-grained structured sparse neural networks from
-    scratch, ICLR 2021). A row runs along the last axis that is not one of the output units, the channels of a
-    convolution. At its end it may be shorter than m, and of those too n stay: of kernels whose inputs are no
-    multiple of m more is kept, of 2 inputs or fewer under 2:4 all; `fit` names these. The C step keeps the n
-    weights of largest magnitude of each, bit for bit; of equal ones the first.
+    This is the pattern of sparse matrix units in hardware, 2 of every 4 (Mishra et al., Accelerating sparse
+    deep neural networks, 2021; Zhou et al., Learning N:M fine-grained structured sparse neural networks from
+    scratch, ICLR 2021). The m weights lie along the last axis that is not one of the output units: for a
+    convolution along its channels, or, if it is depthwise, along its window. At the end of the axis fewer
+    than m may be left, of which n stay, too: kernels whose inputs are not a multiple of m keep more, and
+    those of 2 inputs or fewer keep all under 2:4; `fit` names these. The C step keeps the n weights of
+    largest magnitude of every m, bit for bit; of equal ones, the first.
 
     Args:
         n: Int ≥ 0, how many are kept.
-        m: Int ≥ n and ≥ 1, of how many.
+        m: Int ≥ n and ≥ 1, out of how many.
 
     Raises:
         ValueError: If `n` or `m` is not such an int.
@@ -55,7 +56,7 @@ class NMConstraint(Compression):
                 )
 
     def spares(self, layout: Layout) -> bool:
-        # Of the shorter row at the end.
+        # For the shorter row at the end.
         rest = layout.shape[layout.inputs[-1]] % self.m
         return min(self.n, rest) * self.m > self.n * rest
 
@@ -67,7 +68,7 @@ class NMConstraint(Compression):
         return [self._along(layout.inputs[-1], n) for layout in layouts]
 
     def _along(self, axis: int, n: tf.Tensor) -> Map:
-        """Return the map that keeps n of every m in rows along an axis."""
+        """Return the map that keeps n of every m weights along an axis."""
 
         def theta(value: tf.Tensor) -> tf.Tensor:
             rank = value.shape.rank

@@ -1,4 +1,4 @@
-"""The prices of groups, of all of them and of those of each layer that stay whatever it takes."""
+"""The prices of groups: of all of them, and of those of each layer that always stay."""
 
 import decimal
 import math
@@ -19,12 +19,12 @@ Measure = Literal["groups", "parameters", "macs", "bytes", "milliseconds"]
 
 @dataclass(frozen=True)
 class TensorPrices:
-    """The prices of groups that lie in one tensor each; those of a tensor cost the same.
+    """The prices of groups that lie in one tensor each; all groups of a tensor cost the same.
 
     Attributes:
         prices: List of ints, what a group of each tensor costs.
         counts: List of ints, how many groups each tensor has.
-        at_least: List of ints, how many of these stay whatever it takes.
+        at_least: List of ints, how many of these always stay.
     """
 
     prices: list[int]
@@ -35,10 +35,10 @@ class TensorPrices:
     def of(
         cls, groups: Groups, layouts: Sequence[Layout], measure: Measure, at_least: int | float
     ) -> "TensorPrices":
-        """Return the prices of the groups of some tensors, `at_least` a number or fraction of each to keep.
+        """Return the prices of some tensors' groups; `at_least` is the number or fraction of each to keep.
 
         Raises:
-            ValueError: If a tensor cannot be grouped, or it is not known what its weights cost.
+            ValueError: If a tensor cannot be grouped, or the cost of its weights is not known.
         """
         counts = [groups.count(layout) for layout in layouts]
         sizes = [1 if measure == "groups" else groups.size(layout) for layout in layouts]
@@ -54,20 +54,20 @@ class TensorPrices:
 
     @property
     def least(self) -> int:
-        """Return what those cost that stay whatever it takes."""
+        """Return the cost of the groups that always stay."""
         return sum(price * count for price, count in zip(self.prices, self.at_least, strict=True))
 
 
 @dataclass(frozen=True)
 class UnitPrices:
-    """The prices of units that several tensors make, of which what one costs depends on others.
+    """The prices of units that several tensors make, where the cost of one depends on others.
 
     Attributes:
         products: List of `Product`, what the weights of each tensor cost.
-        parts: List of pairs: the units of a layer, as an array of their numbers, and how many of these stay
-            whatever it takes.
-        classes: List of `Class`, whose pieces are in the place of units; none of them (default) if units
-            stay or go one by one.
+        parts: List of pairs: the units of a layer, as an array of their numbers, and how many of these always
+            stay.
+        classes: List of `Class`, whose pieces take the place of units; empty (default) if units stay or go
+            one by one.
     """
 
     products: list[Product]
@@ -76,11 +76,11 @@ class UnitPrices:
 
     @classmethod
     def of(cls, layouts: Sequence[Layout], measure: Measure, at_least: int | float) -> "UnitPrices":
-        """Return the prices of the units that some tensors make, as `TensorPrices.of`."""
+        """Return the prices of the units that some tensors make, as `TensorPrices.of` does."""
         parts, seen = [], np.empty(0, int)
         for layout in layouts:
             units = np.asarray(layout.units)
-            # A layer's other weights, layers tied to it, and norms after it have units of before.
+            # A layer's other weights, layers tied to it, and norms after it have units seen before.
             new = np.setdiff1d(units[units >= 0], seen)
             seen = np.union1d(seen, new)
             parts.append((new, _part(at_least, len(new))))
@@ -99,7 +99,7 @@ class UnitPrices:
         return UnitPrices(products, least_pieces(self.parts, classes), classes)
 
     def choose(self, magnitudes: tf.Tensor, budget: float | tf.Tensor) -> tf.Tensor:
-        """Return which units to keep, a bool vector, of their magnitudes and a budget."""
+        """Return which units to keep, as a bool vector, from their magnitudes and a budget."""
         if self.classes:
             return choose_pieces(magnitudes, self.products, budget, self.parts, self.classes)
         return choose(magnitudes, self.products, budget, self.parts)
@@ -111,7 +111,7 @@ class UnitPrices:
 
     @property
     def least(self) -> int:
-        """Return what the units that stay whatever it takes cost at most, whichever they are."""
+        """Return the most that the units that always stay can cost, whichever they are."""
 
         def most(places: list[np.ndarray]) -> np.ndarray:
             of_parts = (
@@ -144,7 +144,7 @@ def price_of_weight(layout: Layout, measure: Measure) -> int:
 
 
 def _products(layout: Layout, measure: Measure) -> list[Product]:
-    """Return what the weights of a tensor cost that makes shared units, and may read some."""
+    """Return the cost of the weights of a tensor that makes shared units, and may read some."""
 
     def places(units: np.ndarray) -> tuple[np.ndarray, int]:
         return np.bincount(units[units >= 0], minlength=layout.count), int((units < 0).sum())
@@ -164,7 +164,7 @@ def _products(layout: Layout, measure: Measure) -> list[Product]:
 
 
 def _part(at_least: int | float, count: int) -> int:
-    """Return how many of some groups a number or a fraction, rounded up, asks for."""
+    """Return how many of `count` groups a number, or a fraction rounded up, asks for."""
     if isinstance(at_least, float):
         at_least = math.ceil(decimal.Decimal(repr(at_least)) * count)
     return min(at_least, count)

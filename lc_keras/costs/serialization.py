@@ -1,4 +1,4 @@
-"""Let Keras write costs, groups, schedules and tasks down as configs, and make them again from these."""
+"""Let Keras write costs, groups, schedules and tasks as configs, and make them again from these."""
 
 import dataclasses
 from typing import Any, Self
@@ -7,9 +7,10 @@ import keras
 
 
 class Serializable:
-    """Base class of what `keras.saving` can serialize: its config are the fields of a dataclass.
+    """Base class of what `keras.saving` can serialize: its config holds the fields of a dataclass.
 
-    Keras knows those of this package; others are registered by who writes them, as anywhere in Keras.
+    Subclasses in this package are registered with Keras; others are registered by whoever writes them, as
+    usual in Keras.
     """
 
     def __init_subclass__(cls) -> None:
@@ -24,5 +25,5 @@ class Serializable:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """Make it from what `get_config` returned, serialized or not."""
+        """Make an object from what `get_config` returned, serialized or not."""
         return cls(**{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()})

@@ -1,4 +1,4 @@
-"""Signs times one learned magnitude, with zero or without."""
+"""Signs times one learned magnitude, with or without zero."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from lc_keras.costs.compression import Layouts, Tensors
 from lc_keras.costs.kmeans import Bins, counted, range_of
 from lc_keras.costs.values import Values
 
-# Means over what is above half of the mean before: it has mostly settled after a few.
+# Rounds of averaging what is above half of the last mean, which has mostly settled after a few.
 _ROUNDS = 20
 
 
@@ -39,8 +39,8 @@ class Ternary(Values):
     The j largest magnitudes become their mean $a$, where j maximises $\sum_{i \le j} |v_{(i)}| / \sqrt{j}$,
     over all tensors together (Li, Zhang & Liu, Ternary weight networks, 2016; Carreira-Perpiñán & Idelbayev,
     Model compression as constrained optimization, with application to neural nets, part II: quantization,
-    arXiv:1707.04319). It is sought in a histogram; what is above $a/2$ is then averaged until that is all
-    that is kept.
+    arXiv:1707.04319). A histogram gives a first j; the magnitudes above $a/2$ are then averaged anew until
+    they are exactly those that are kept.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Weights that are both few and of few values."""
+"""Weights that are few and have few values."""
 
 from collections.abc import Callable
 
@@ -14,12 +14,13 @@ _ROUNDS = 3
 def sparse_values(
     values: Values, largest: Callable[[Tensors], list[Map]], weights: Tensors, layouts: Layouts
 ) -> list[Map]:
-    r"""Return the C step of weights that are few and of few values, under one budget.
+    r"""Return the C step for weights that are few and have few values, under one budget.
 
-    A weight v that is kept, with q(v) the nearest of the values, is nearer by $v^2 - (v - q(v))^2$ than one
-    that is removed: those of the largest such gains are kept. Values for these are then learned anew, and so
-    on while that gains. It begins with the better of the values of all weights and those of the largest ones,
-    so that it is never further away than to prune and quantise, one after the other, in either order.
+    Keeping a weight v, with q(v) the nearest of the values, comes nearer by $v^2 - (v - q(v))^2$ than
+    removing it, so the weights with the largest such gains are kept. Values are then learned anew for these,
+    and so on while that gains. The first values are the better of those learned from all weights and those
+    learned from the largest ones, so that the result is never further away than pruning and quantising one
+    after the other, in either order.
 
     Args:
         values: `Values`.
@@ -28,7 +29,7 @@ def sparse_values(
         layouts: Sequence of `Layout`, one for each tensor.
 
     Returns:
-        List of callables, as of `Compression.maps`. Two copies of the weights are made meanwhile.
+        List of callables, as from `Compression.maps`. Meanwhile, two copies of the weights are made.
     """
     wide = [thresholds.read(weight) for weight in weights]
 

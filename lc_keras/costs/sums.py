@@ -9,7 +9,7 @@ import tensorflow as tf
 from lc_keras.costs import thresholds
 from lc_keras.costs.compression import Compression, Layouts, Map, Tensors
 
-# All of a part's like are solved for anew so often; the last rounds gain little.
+# How often each part is solved for anew; the last rounds gain little.
 _ROUNDS = 8
 
 
@@ -18,17 +18,17 @@ class Sum(Compression):
     r"""The weights are a sum of parts, each under a cost of its own: $\theta = \theta_1 + \dots + \theta_n$.
 
     The C step solves for one part at a time, $\theta_j \leftarrow \Pi_j(v - \sum_{i \ne j} \theta_i)$,
-    beginning with the first and zeros, so that the distance falls from round to round (Idelbayev &
-    Carreira-Perpiñán, More general and effective model compression via an additive combination of
-    compressions, ECML 2021). It ends where that gains nothing.
+    beginning with the first part and all parts zero, so that the distance falls from round to round
+    (Idelbayev & Carreira-Perpiñán, More general and effective model compression via an additive combination
+    of compressions, ECML 2021). It ends when a round gains nothing.
 
     Args:
         *parts: At least two `Compression`s of single weights or kernels, such as `Codebook(2)` and
             `L0Constraint(0.01)`.
 
     Raises:
-        TypeError: If a part is no `Compression`.
-        ValueError: If there are fewer than two, or one is of neurons that several tensors make.
+        TypeError: If a part is not a `Compression`.
+        ValueError: If there are fewer than two parts, or one is a cost of neurons that several tensors make.
 
     Example:
 

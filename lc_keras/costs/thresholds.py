@@ -4,8 +4,8 @@ Every function takes a sequence of tensors and treats it as one long vector with
 vector: a tensor is read in chunks that fit the cache, and only counts and sums are kept. The functions can
 be called eagerly, inside `tf.function`, and inside `tf.function(jit_compile=True)`.
 
-On a GPU nothing of the size of the weights leaves it, but for thresholds that are subnormal or tied:
-TensorFlow compares int32 in the memory of the host, so that the usual case compares floats.
+Nothing of the size of the weights leaves a GPU, except where thresholds are subnormal or tied: TensorFlow
+compares int32 in the memory of the host, so the usual case compares floats.
 """
 
 from collections.abc import Callable, Sequence
@@ -83,9 +83,9 @@ def fold(
     Args:
         tensors: Sequence of floating tensors of any shapes, or of tuples of tensors of the same shape.
         initial: Tensor or nest of tensors, the state before the first chunk.
-        update: Called with the state and a flat chunk, or one for each of a tuple; returns the new state. Of
-            one tensor chunks come in order. Small tensors and remainders of several are packed into chunks
-            together, a few `CHUNK`s at most.
+        update: Called with the state and a flat chunk, or one chunk for each tensor of a tuple; returns the
+            new state. The chunks of one tensor come in order. Small tensors and the remainders of several are
+            packed together into chunks of a few `CHUNK`s at most.
 
     Returns:
         The state after the last chunk.
@@ -153,14 +153,14 @@ def histogram(
     low: int,
     scale: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """Count the values of the 16 bits from `low` up, of the magnitudes that agree with `prefix` above those.
+    """Count the values of the 16 bits from `low` up, for magnitudes whose higher bits agree with `prefix`.
 
     Args:
         tensors: Sequence of floating tensors of any shapes.
         dtype: `tf.float32` or `tf.float64`, the type to compare in.
         prefix: Integer scalar, or `None` for all magnitudes.
         low: Int, the lowest of the bits.
-        scale: Scalar of type `dtype` or `None` (default: 1): what the tensors are multiplied by first.
+        scale: Scalar of type `dtype` or `None` (default: 1): what to multiply the tensors by first.
 
     Returns:
         int32 vector of $2^{16}$ counts, $2^{15}$ for the highest bits.
@@ -183,9 +183,9 @@ def histogram(
 
 @tf.autograph.experimental.do_not_convert
 def kth_largest(tensors: Sequence[tf.Tensor], k: int | tf.Tensor) -> Threshold:
-    r"""The κ-th largest magnitude over all tensors together, exactly, in $O(N)$.
+    r"""Return the exact κ-th largest magnitude over all tensors together, in $O(N)$.
 
-    A radix search over the bits of $|x|$: one histogram of the high 15 bits finds the bin of
+    This is a radix search over the bits of $|x|$: one histogram of the high 15 bits finds the bin of
 
     $$\tau = \max \{ t : \#\{i : |x_i| \ge t\} \ge \kappa \}$$
 
@@ -216,16 +216,16 @@ def kth_largest(tensors: Sequence[tf.Tensor], k: int | tf.Tensor) -> Threshold:
         prefix = tf.bitwise.bitwise_or(
             prefix, tf.bitwise.left_shift(tf.cast(digit, bits), tf.constant(low, bits))
         )
-    # As bits: `tf.debugging.enable_check_numerics` takes no infinity for a constant.
+    # As bits: `tf.debugging.enable_check_numerics` does not accept an infinity as a constant.
     infinity = tf.constant(0x7F800000 if dtype == tf.float32 else 0x7FF0000000000000, bits)
     return Threshold(tf.minimum(prefix, infinity), above, ties)
 
 
 def _bin_of(counts: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Return the bin of the κ-th largest of what was counted, how many are in bins above it, and in it.
+    """Return the bin of the κ-th largest counted element, and how many are in the bins above it and in it.
 
-    It looks for the row of bins first, then in that row: a cumulative sum over all bins takes longer than to
-    count hundreds of thousands of weights.
+    It looks for the row of bins first, then within that row: a cumulative sum over all bins takes longer than
+    counting hundreds of thousands of weights.
     """
     rows = tf.reshape(counts, [-1, 2**8])
     row, above, _ = _place_of(tf.reduce_sum(rows, 1), k)
@@ -244,14 +244,14 @@ def _place_of(counts: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf
 
 @tf.autograph.experimental.do_not_convert
 def l1_ball_threshold(tensors: Sequence[tf.Tensor], radius: float | tf.Tensor) -> tf.Tensor:
-    r"""Return the threshold that projects all tensors together on the ℓ1 ball.
+    r"""Return the threshold that projects all tensors together onto the ℓ1 ball.
 
     $$\tau \ge 0: \quad \sum_i \max(|x_i| - \tau, 0) = r,$$
 
     or 0 when the sum of magnitudes does not exceed $r$. The sum is convex and decreasing in $\tau$, so Newton
     steps from the left, $\tau \leftarrow \tau + (f(\tau) - r) / \#\{i : |x_i| > \tau\}$, never overshoot and
-    end after finitely many. The start is the solution for magnitudes rounded down to seven bits, which one
-    histogram gives: $\max_j (S_j - r) / C_j$ with $S_j, C_j$ the sum and the count from bin $j$ on.
+    end after finitely many steps. The start is the solution for magnitudes rounded down to seven bits, which
+    one histogram gives: $\max_j (S_j - r) / C_j$ with $S_j, C_j$ the sum and the count from bin $j$ on.
 
     The projection is that of Duchi, Shalev-Shwartz, Singer & Chandra, Efficient projections onto the ℓ1-ball
     for learning in high dimensions, ICML 2008.
@@ -275,7 +275,7 @@ def l1_ball_threshold(tensors: Sequence[tf.Tensor], radius: float | tf.Tensor) -
     low = bits.size * 8 - 16
     counts = histogram(tensors, dtype, None, low)
     edges = tf.bitcast(tf.bitwise.left_shift(tf.range(2**15, dtype=bits), tf.constant(low, bits)), dtype)
-    # Sums of values near the largest float would overflow: they are taken of x / 2**64 instead.
+    # Sums of values near the largest float would overflow: they are taken over x / 2**64 instead.
     largest = tf.reduce_max(tf.where(counts > 0, edges, 0))
     scale = tf.where(largest > dtype.max / 2.0**64, tf.constant(2.0**-64, dtype), 1)
     edges = tf.cast(tf.where(counts > 0, edges * scale, 0), tf.float64)
@@ -348,7 +348,7 @@ def l2_norm(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
 
 @tf.autograph.experimental.do_not_convert
 def outline(tensor: tf.Tensor) -> tf.Tensor:
-    r"""Return a few numbers by which other values are recognised.
+    r"""Return a few numbers that tell these values from others.
 
     Args:
         tensor: Floating tensor of any shape.
@@ -384,7 +384,7 @@ def finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     def all_finite(tensor: tf.Tensor) -> tf.Tensor:
         return tf.reduce_all(tf.math.is_finite(tensor))
 
-    # A sum of squares, which is no array, is finite only if all are; of large values it may overflow.
+    # A sum of squares takes no array and is finite only if all values are; with large ones it may overflow.
     found = [
         tf.math.is_finite(tf.nn.l2_loss(tensor)) if of_many else all_finite(tensor)
         for tensor, of_many in zip(tensors, large, strict=True)

@@ -10,7 +10,7 @@ from lc_keras.costs.kmeans import nearest_code
 class Values(Compression):
     """Base class of costs whose θ takes, weight by weight, the nearest of a few values.
 
-    A subclass overrides `learn`, and `nearest` if what it learns is no vector of values.
+    A subclass overrides `learn`, and `nearest` if what it learns is not a vector of values.
     """
 
     has_budget = few_values = maps_others = True
@@ -29,7 +29,7 @@ class Values(Compression):
         raise NotImplementedError
 
     def nearest(self, learned: tf.Tensor, dtype: tf.DType) -> Map:
-        """Return a function that takes each weight to the nearest of the values.
+        """Return a function that maps each weight to the nearest of the values.
 
         Args:
             learned: What `learn` found for a tensor: a vector of values, ascending.

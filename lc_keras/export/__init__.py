@@ -1,6 +1,6 @@
 """Write files that serve a model without Keras.
 
-Here belongs how a model is stored and served. How a weight is packed belongs in `measuring`.
+How a model is stored and served belongs here. How a weight is packed belongs in `measuring`.
 """
 
 from lc_keras.export.exported import ExportedWeight, LiteRTExport, SavedModelExport

@@ -1,4 +1,4 @@
-"""Run the LiteRT converter in a process of its own, which is all that it can take along."""
+"""Run the LiteRT converter in a process of its own, so that a crash takes nothing else with it."""
 
 import json
 import os
@@ -23,7 +23,8 @@ class Converted:
     Attributes:
         content: Bytes, the file.
         sparse: Bool, whether weights in it are sparse.
-        answers: Dictionary of arrays, by the number of the inputs, a slash, and the name of the output.
+        answers: Dictionary of arrays; a key is the number of the batch of inputs, a slash, and the name of
+            the output.
     """
 
     content: bytes
@@ -32,7 +33,7 @@ class Converted:
 
 
 class Converter:
-    """A process that converts one SavedModel, as a context in which its files are there.
+    """A process that converts one SavedModel, as a context in which its files exist.
 
     It starts, and imports TensorFlow, while the SavedModel is still being written.
 
@@ -43,7 +44,7 @@ class Converter:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self.saved_model = self._path("model")
-        # It finds what this process finds, and leaves a GPU to this process.
+        # It finds the same modules as this process, and leaves a GPU to this process.
         found = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CUDA_VISIBLE_DEVICES": "-1"}
         with open(self._path("log"), "w") as log:
             self._process = subprocess.Popen(
@@ -69,13 +70,13 @@ class Converter:
         batches: list[dict[str, np.ndarray]],
         answered: int,
     ) -> None:
-        """Convert the SavedModel, and run what comes out.
+        """Convert the SavedModel, and run the resulting files.
 
         Args:
             names: Sequence of `"dense"` and `"sparse"`, the files to make.
             quantize: `None`, `"float16"` or `"int8"`.
-            batches: List of dictionaries of arrays by the names of the inputs, to calibrate on.
-            answered: Int, how many of these, from the first on, the files are to answer.
+            batches: List of dictionaries of arrays by input name, to calibrate on.
+            answered: Int, how many of these batches, counted from the first, the files are to answer.
         """
         with open(self._path("request.json"), "w") as file:
             counts = {"batches": len(batches), "answered": answered}
@@ -89,7 +90,7 @@ class Converter:
         """Return a file that was made.
 
         Args:
-            name: String, one of those that `run` was given.
+            name: String, one of the names that `run` was given.
 
         Returns:
             `Converted`.
@@ -113,7 +114,7 @@ class Converter:
         if status < 0:
             how = f"{signal.Signals(-status).name}{', as where memory runs out' if status == -9 else ''}"
         lines = self._read("log").strip().splitlines()
-        # TensorFlow greets whoever starts it.
+        # Lines that TensorFlow logs at every start do not count.
         last = [line for line in lines if not re.match(r"[IW]\d{4} |WARNING: All log messages", line)][-3:]
         said = f" Last it said: {' / '.join(last)}" if last else ""
         return f"its converter crashed ({how}).{said}"

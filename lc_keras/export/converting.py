@@ -1,8 +1,9 @@
 """Convert a SavedModel to LiteRT files and run them: `python converting.py FOLDER`.
 
-It is run in a process of its own, which a converter that crashes takes along, and nothing else. So it imports
-neither this library nor Keras. In the folder are the SavedModel `model`, `request.json` and `inputs.npz`; it
-puts a file and its answers there for each name of the request, or a text that says what went wrong.
+It runs in a process of its own, so that a converter that crashes takes nothing else with it. It therefore
+imports neither this library nor Keras. The folder holds the SavedModel `model`, `request.json` and
+`inputs.npz`; for each name in the request, this program puts a file and its answers there, or a text that
+says what went wrong.
 """
 
 import json
@@ -15,7 +16,7 @@ def convert(folder: str) -> None:
     """Convert the SavedModel in a folder.
 
     Args:
-        folder: String, where all is read and written.
+        folder: String, where everything is read and written.
     """
     import numpy as np
     from ai_edge_litert.interpreter import Interpreter
@@ -37,7 +38,7 @@ def convert(folder: str) -> None:
             details = Interpreter(model_content=content).get_tensor_details()
             named = {f"{number}/{k}": a for number, answer in enumerate(answers) for k, a in answer.items()}
             plain = {k: a.astype("S") if a.dtype == object else a for k, a in named.items()}
-            # No output is named so.
+            # No output has this name.
             plain["/sparse"] = np.array(any(detail["sparsity_parameters"] for detail in details))
             np.savez(os.path.join(folder, f"{name}.npz"), **plain)
         # The converter's own error has no public name.
@@ -62,7 +63,7 @@ def _converted(folder: str, quantize: str | None, batches: list[Any], sparse: bo
 
 
 if __name__ == "__main__":
-    # TensorFlow imports Keras if it is there, which takes as long as all the rest.
+    # TensorFlow imports Keras if it is there, which takes as long as everything else.
     sys.modules["keras"] = None  # type: ignore[assignment]
     import tensorflow  # noqa: F401
 

@@ -12,10 +12,11 @@ import tensorflow as tf
 
 @contextlib.contextmanager
 def appearing(path: str, overwrite: bool) -> Iterator[str]:
-    """Yield a new directory beside `path`, which takes its name in the end, unless the block raises.
+    """Yield a new directory beside `path`, which takes that name at the end, unless the block raises.
 
-    With `overwrite` a directory of that name is moved aside first, and back if the new one cannot take its
-    place. Without, one that is not empty is an error, even if another process wrote it in the meantime.
+    With `overwrite`, a directory of that name is moved aside first, and moved back if the new one cannot take
+    its place. Without it, a directory there that is not empty is an error, even if another process wrote it
+    in the meantime.
     """
     unfinished, replaced = (f"{path}.{state}-{uuid.uuid4().hex}" for state in ("unfinished", "replaced"))
     missing = list(_missing(os.path.dirname(path)))
@@ -25,7 +26,7 @@ def appearing(path: str, overwrite: bool) -> Iterator[str]:
         if overwrite and tf.io.gfile.exists(path):
             tf.io.gfile.rename(path, replaced)
         try:
-            # For a directory, `overwrite` means: if that one is empty.
+            # For a directory, `overwrite` means: if the one there is empty.
             tf.io.gfile.rename(unfinished, path, overwrite=True)
         except BaseException:
             if tf.io.gfile.exists(replaced):
@@ -42,10 +43,10 @@ def appearing(path: str, overwrite: bool) -> Iterator[str]:
 
 
 def version_directory(path: str, version: int | str | None) -> str:
-    """Return the directory to write a model to that was given this path and version.
+    """Return the directory to write a model to, for a given path and version.
 
-    An int is this version of the model whose base directory is `path`, `"next"` one above the highest there,
-    or 1. `None` is `"next"` if `path` holds versions already, `path` itself if not.
+    An int is a version of the model whose base directory is `path`; `"next"` is one above the highest there,
+    or 1. `None` means `"next"` if `path` already holds versions, and `path` itself if not.
     """
     if isinstance(version, np.integer):
         version = int(version)
@@ -70,13 +71,13 @@ def version_directory(path: str, version: int | str | None) -> str:
 
 
 def check_free(path: str, overwrite: bool) -> None:
-    """Check that a SavedModel may be written to `path`, and replaced there only with `overwrite`.
+    """Check that a SavedModel may be written to `path`, and that one there is replaced only with `overwrite`.
 
     Raises:
-        ValueError: If `path` does not end in a name, has one that TensorFlow could not load or one of a
-            file of Keras's, is a file, or lies in one, or holds anything that may not be replaced.
+        ValueError: If `path` does not end in a name, has a name that TensorFlow could not load or that of a
+            Keras file, is a file or lies in one, or holds anything that may not be replaced.
     """
-    # What is written appears beside `path` first, and beside ".." is somewhere else.
+    # The directory appears beside `path` first, and beside ".." is somewhere else.
     if os.path.basename(path) in ("", os.curdir, os.pardir):
         raise ValueError(f"Expected `path` to end in the name of a directory. Received: '{path}'")
     if patterns := set(path) & set("[]\\"):
@@ -100,7 +101,7 @@ def check_free(path: str, overwrite: bool) -> None:
 
 
 def check_name(path: str) -> None:
-    """Check that a path has no name of Keras's files, which are read by their names."""
+    """Check that a path does not have the name of a Keras file, since such files are read by their names."""
     if path.lower().endswith((".keras", ".h5", ".hdf5")):
         raise ValueError(
             f"Expected a `path` that is no name of a file of Keras's, which `model.save` writes. Received: "
@@ -109,7 +110,7 @@ def check_name(path: str) -> None:
 
 
 def check_parents(path: str) -> str:
-    """Check that a directory may be made, and return what there is of its path; `""` if there is nothing."""
+    """Check that a directory may be made, and return the part of its path that exists; `""` if none does."""
     parent = path
     while parent and not tf.io.gfile.exists(parent):
         parent = os.path.dirname(parent)
@@ -119,11 +120,11 @@ def check_parents(path: str) -> str:
 
 
 def _remove(path: str) -> None:
-    """Remove a directory if it is there, and nothing that links in it lead to."""
+    """Remove a directory if it exists, but nothing that links in it point to."""
     if os.path.islink(path):
         os.unlink(path)
     elif os.path.isdir(path):
-        # TensorFlow's own would follow the links.
+        # TensorFlow's own `rmtree` would follow the links.
         shutil.rmtree(path)
     elif tf.io.gfile.exists(path):
         tf.io.gfile.rmtree(path)
@@ -135,7 +136,7 @@ def _versions(path: str) -> list[int]:
 
 
 def _missing(path: str) -> Iterator[str]:
-    """Yield the directories of a path that are not there, from the innermost on."""
+    """Yield the directories of a path that do not exist, the innermost first."""
     while path and not tf.io.gfile.exists(path):
         yield path
         path = os.path.dirname(path)

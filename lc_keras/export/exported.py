@@ -1,4 +1,4 @@
-"""Say what exports wrote."""
+"""Describe what exports wrote."""
 
 import os
 from collections.abc import Iterator
@@ -17,18 +17,18 @@ from lc_keras.showing import Bar, Shown, Table, listed
 
 @dataclass(frozen=True)
 class ExportedWeight:
-    """The encoding and the size of one variable of a SavedModel.
+    """The encoding and the size of one variable in a SavedModel.
 
     Attributes:
         path: String, the variable's path in the model.
-        encoding: String, `"dense"`, `"gaps4"`, `"gaps8"`, `"gaps16"` or `"bitmask"`, with the bits of each
-            value after a slash where these are coded, as in `"gaps8/4"`; of `"dense/1+gaps8"` some have
-            values of their own, stored apart.
+        encoding: String, `"dense"`, `"gaps4"`, `"gaps8"`, `"gaps16"` or `"bitmask"`. If the values are
+            coded, the bits of each follow a slash, as in `"gaps8/4"`. In `"dense/1+gaps8"`, some weights
+            have values of their own, which are stored separately.
         compute: String, `"dense"` or `"sparse"`.
         nbytes: Int, the bytes of its values and places in the file.
         dense_nbytes: Int, its bytes in the model.
-        error: Float, how far the stored values are from the model's at most: 0 unless
-            they are stored in fewer bits.
+        error: Float, the largest distance of a stored value from the model's: 0 unless the values are
+            stored in fewer bits.
     """
 
     path: str
@@ -40,7 +40,7 @@ class ExportedWeight:
 
 
 class _Export(Shown):
-    """Show an export: as a table in a notebook, and by the notes below it as text."""
+    """Show an export: as a table in a notebook, and as text by the notes below that table."""
 
     def __str__(self) -> str:
         return "\n".join(self._table().notes)
@@ -53,13 +53,13 @@ class LiteRTExport(_Export):
     Attributes:
         path: String, the file.
         nbytes: Int, its size.
-        dense_nbytes: Int, the size it has without sparse weights.
+        dense_nbytes: Int, the size it would have without sparse weights.
         sparse: Bool, whether weights are stored sparse.
-        error: Float, how far it answers from the Keras model, relative to the largest
+        error: Float, how far its outputs are from those of the Keras model, relative to the largest
             output, on up to 200 examples of `representative_data` or on made-up inputs.
         refused: String, why the sparse encoding was not used though it would have been
             smaller, or empty.
-        answered: String, of which inputs `error` is.
+        answered: String, the inputs on which `error` was measured.
         slow: Bool, whether its weights are sparse in int8, which LiteRT multiplies slowly.
         dead: Int, how many units `shrink` would have taken out of the model.
     """
@@ -98,7 +98,7 @@ class LiteRTExport(_Export):
 class SavedModelExport(_Export):
     """The size and the weights of a SavedModel; see `export_saved_model`.
 
-    `str()` of it says it in a few lines.
+    `str()` summarises it in a few lines.
 
     Attributes:
         path: String, the directory of the SavedModel.
@@ -106,13 +106,13 @@ class SavedModelExport(_Export):
         weights: Tuple of `ExportedWeight`, one for each variable of the model.
         signatures: Tuple of strings.
         inputs: Tuple of strings, the name, type and shape of each input of `serving_default`.
-        litert: `LiteRTExport` of the file beside it, or `None`.
-        dense_nbytes: Int, about the size that it has where every weight is stored.
+        litert: `LiteRTExport` of the LiteRT file beside it, or `None`.
+        dense_nbytes: Int, roughly the size it would have with every weight stored.
         dead: Int, how many units `shrink` would have taken out of the model.
-        storage: String, `"packed"` or `"dense"`, as it was asked for.
+        storage: String, `"packed"` or `"dense"`, as requested.
         warmup_nbytes: Int, the size of the warm-up requests in it.
-        declined: Dict by path of the speed that sparse compute promised for layers that stay dense, over that
-            of dense, at the least of the expected batch sizes.
+        declined: Dict from the path of each kernel that stays dense though sparse compute promised to be
+            faster, to the promised speed over that of dense compute: the least over the expected batch sizes.
     """
 
     path: str
@@ -191,7 +191,7 @@ def _hint(dead: int) -> list[str]:
 
 
 def count_dead_units(model: keras.Model) -> int:
-    """Return how many units `shrink` takes out of a model, tied ones as one; 0 if it cannot."""
+    """Return how many units `shrink` would take out of a model, tied ones as one; 0 if it cannot."""
     owners = owners_of(model)
 
     def has_dead(kernel: keras.Variable) -> bool:
@@ -214,9 +214,9 @@ def described(spec: tf.TensorSpec) -> str:
 def exported_as(
     variable: keras.Variable, array: np.ndarray, stored: tuple[Packed, StoredWeight | StoredSparse] | None
 ) -> ExportedWeight:
-    """Return the encoding and the size of a variable of some value.
+    """Return the encoding and the size of a variable with the value `array`.
 
-    `stored` is what is written and what reads it back, or `None`: written as it is.
+    `stored` is what is written and what reads it back, or `None` if the variable is written as it is.
     """
     if stored is None:
         return ExportedWeight(variable.path, "dense", "dense", array.nbytes, array.nbytes, 0.0)

@@ -21,9 +21,9 @@ from lc_keras.model.signatures import Structure, input_signature_of, named, of_b
 Batches = list[dict[str, np.ndarray]]
 Data = Iterable[Request] | Callable[[], Iterable[Request]]
 
-# How far a sparse file may answer from the dense one, relative to the largest output.
+# How far the outputs of a sparse file may be from those of the dense one, relative to the largest.
 _TOLERANCE = 1e-3
-# How many examples the file answers before it is written.
+# How many examples the file is run on before it is written.
 _EXAMPLES = 200
 
 
@@ -41,31 +41,31 @@ def export_litert(
 ) -> LiteRTExport:
     """Write a model as a LiteRT (TensorFlow Lite) file.
 
-    The file has the signature `serving_default`, with inputs and outputs named as by
-    `export_saved_model`. It is run with the `ai-edge-litert` interpreter before it is
-    written: a sparse file that this runtime cannot load, or that answers otherwise than
-    the dense one, is not used. Weights that are zero stay zero when quantised. Converter and
-    interpreter run in a process of their own: if one crashes, that is an error here.
+    The file has the signature `serving_default`, with inputs and outputs named as in `export_saved_model`.
+    It is run with the `ai-edge-litert` interpreter before it is written. A sparse file is not used if this
+    runtime cannot load it, or if its outputs differ from those of the dense file. Zero weights stay zero
+    when quantised. The converter and the interpreter run in a process of their own: if either crashes, this
+    function raises an error.
 
     Args:
         model: Built `keras.Model` in float32.
         path: String or path-like, the file to write, such as `"digits.tflite"`.
         sparse: `"auto"` (default): weights are stored sparse if that makes the file
-            smaller and it runs. `True`: they are stored sparse, if any are zero. `False`:
+            smaller and the file runs. `True`: they are stored sparse if any are zero. `False`:
             they are not.
         quantize: `None` (default), `"float16"` (weights) or `"int8"` (weights and
             activations, calibrated on `representative_data`; inputs and outputs stay
             as they are).
-        representative_data: Iterable of batches of inputs: arrays, or dictionaries of arrays by
-            the names of the inputs, without targets; or one of these, or a function that returns such an
+        representative_data: Iterable of batches of inputs, without targets: arrays, or dictionaries of
+            arrays by input name. A single batch will do, and so will a function that returns such an
             iterable, as TensorFlow's converter takes it. Needed for `"int8"`. `None` (default): none.
-        batch_size: Int, the batch that the file is made for. `None` (default): that of the inputs of the
-            model or of `input_signature`, or 1 if they leave it open. `"any"`: it stays open, for a runtime
+        batch_size: Int, the batch size that the file is made for. `None` (default): that of the model's
+            inputs or of `input_signature`, or 1 if they leave it open. `"any"`: it stays open, for a runtime
             that resizes inputs, such as TensorFlow Serving.
-        input_signature: List of `tf.TensorSpec` or of structures of these, one for
-            each positional argument of the model. `None` (default): as the model was
-            built; see `export_saved_model`.
-        overwrite: Bool, default `False`. `True`: replaces the file.
+        input_signature: List of `tf.TensorSpec` or of structures of these, one for each positional argument
+            of the model. `None` (default): the inputs that the model was built for; see
+            `export_saved_model`.
+        overwrite: Bool, default `False`. `True`: replaces an existing file.
         verbose: Bool, default `False`. `True`: prints what was written.
 
     Returns:
@@ -73,13 +73,13 @@ def export_litert(
 
     Raises:
         ImportError: If `ai-edge-litert` is not installed.
-        RuntimeError: If LiteRT cannot express the model, the converter crashes, the runtime cannot run
-            the file, or not as `sparse=True` asks.
-        TypeError: If `model` is not a `keras.Model`, or an argument of another type.
-        ValueError: If an argument is out of its range, the model is not built or not in
-            float32, `path` has the name of a file of Keras's, is a directory, lies in a file, or exists and
-            `overwrite` is `False`, or `representative_data` is missing, empty, not finite, of other shapes
-            or types than the inputs, or the model cannot answer it.
+        RuntimeError: If LiteRT cannot express the model, the converter crashes, or the runtime cannot run
+            the file, or cannot run it sparse with `sparse=True`.
+        TypeError: If `model` is not a `keras.Model`, or an argument is of the wrong type.
+        ValueError: If an argument is out of range; the model is not built or not in float32; `path` has the
+            name of a Keras file, is a directory, lies in a file, or exists while `overwrite` is `False`; or
+            `representative_data` is missing, empty, not finite, of other shapes or types than the inputs, or
+            cannot be answered by the model.
 
     Example:
 
@@ -97,8 +97,8 @@ def export_litert(
     structure = _of_batch(model, input_signature, batch_size)
     specs = named(structure)
     batches = _batches(representative_data, specs)
-    # Where any size will do, the smallest, or one that a few convolutions leave something of. Ones, of which
-    # masks hide nothing, unless that is no entry of a table.
+    # Where any size will do, the smallest, or one of which a few convolutions leave something. Whole numbers
+    # are ones, of which masks hide nothing, unless a table has no such entry.
     tries = [batches] if batches else [[_made_up(specs, n, whole)] for n in (1, 32) for whole in (1, 0)]
     count = max(1, _EXAMPLES // (specs[0].shape[0] or 1))
     names = ["dense"] if sparse is False else ["dense", "sparse"]
@@ -114,7 +114,7 @@ def export_litert(
         if sparse is not False:
             try:
                 candidate = converter.result("sparse")
-                # Not a number is not below it either.
+                # NaN is not below it either.
                 if not (difference := _difference(candidate.answers, dense.answers)) <= _TOLERANCE:
                     raise RuntimeError(f"it answers otherwise than the dense file, by {difference:.2g}")
                 # Where nothing is sparse, the same weights may still take a few bytes less.
@@ -191,7 +191,7 @@ def _check_runtime() -> None:
 
 
 def _batches(representative_data: Data | None, specs: list[tf.TensorSpec]) -> Batches:
-    """Return the representative data, cut into batches as large as those of the file, where open of one."""
+    """Return the representative data, cut into batches of the size of the file, or of one if that is open."""
     cut = []
     any_size = [of_batch(spec, None) for spec in specs]
     size = specs[0].shape[0] or 1
@@ -239,7 +239,7 @@ def _made_up(specs: list[tf.TensorSpec], open_size: int, whole: int) -> dict[str
 def _answered(
     function: Callable[..., dict[str, tf.Tensor]], tries: list[Batches], count: int, made_up: bool
 ) -> tuple[Batches, dict[str, np.ndarray]]:
-    """Return the first of some lists of batches that a model can answer, and its answers to `count` of it."""
+    """Return the first list of batches that a model can answer, and its answers to `count` of them."""
     for batches in tries:
         try:
             outputs = [
@@ -269,7 +269,7 @@ def _whose(batches: Batches, quantize: str | None) -> str:
 def _of_batch(
     model: keras.Model, input_signature: list[Structure] | None, batch_size: int | Literal["any"] | None
 ) -> list[Structure]:
-    """Return the inputs that the file is made for, all of whose batches have one size."""
+    """Return the inputs that the file is made for, all with one batch size."""
     structure = input_signature_of(model) if input_signature is None else input_signature
     if len(named(structure)) > len(keras.tree.flatten(structure)):
         raise ValueError(f"Expected dense inputs, which alone LiteRT takes. Received: {structure}")
@@ -285,7 +285,7 @@ def _of_batch(
 
 
 def _difference(answers: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
-    """Return the largest difference, relative to the largest output; NaN is like NaN."""
+    """Return the largest difference, relative to the largest output; NaN equals NaN."""
     pairs = [(answers[name].astype(float), output.astype(float)) for name, output in expected.items()]
     largest = max(np.abs(output[np.isfinite(output)]).max(initial=0) for _, output in pairs)
     unlike = [~np.isclose(answer, output, rtol=0, atol=0, equal_nan=True) for answer, output in pairs]

@@ -1,4 +1,4 @@
-"""Find what traced functions use besides weights, which a SavedModel tracks: lookup tables and files."""
+"""Find the lookup tables and files that traced functions use, which a SavedModel tracks besides weights."""
 
 import contextlib
 import functools
@@ -14,12 +14,12 @@ _LIBRARIES = ("keras", "tensorflow", "numpy", "builtins")
 
 
 def resources_of(model: keras.Model, functions: Iterable[Callable[..., Any]]) -> list[object]:
-    """Return the tables and assets that a model, or functions, may use.
+    """Return the tables and assets that a model or functions may use.
 
     Args:
         model: Built `keras.Model`.
-        functions: Iterable of functions: what they refer to, as arguments with defaults, in closures and
-            among the globals, is looked through, too.
+        functions: Iterable of functions. What they refer to in default arguments, closures and globals is
+            searched, too.
 
     Returns:
         List of `tf.saved_model.experimental.TrackableResource` and `tf.saved_model.Asset`.
@@ -31,11 +31,11 @@ def resources_of(model: keras.Model, functions: Iterable[Callable[..., Any]]) ->
 def save_tracked(module: tf.Module, folder: str, functions: dict[str, Any]) -> None:
     """Write a SavedModel, or say what to do about a resource that nothing tracks."""
     try:
-        # Functions that are not traced yet TensorFlow would trace once more.
+        # TensorFlow would trace a function once more if it were not traced yet.
         traced = {name: function.get_concrete_function() for name, function in functions.items()}
         tf.saved_model.save(module, folder, signatures=traced)
     except AssertionError as error:
-        # A captured tensor has no way back to the object that owns it.
+        # A captured tensor does not lead back to the object that owns it.
         raise ValueError(
             "Expected signatures that use what the model holds, or what their functions refer to by name. "
             f"Received: functions that use something else, such as a lookup table: {error}"
@@ -78,11 +78,11 @@ def _is_of_a_library(part: object) -> bool:
 
 
 def _referred_to(function: FunctionType) -> Iterator[object]:
-    """Yield what the code of a function, and of those inside of it, has names for."""
+    """Yield what the code of a function, and of functions inside it, refers to by name."""
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
     for cell in function.__closure__ or ():
-        # One of a name that is yet to be bound is empty.
+        # The cell of a name that is not bound yet is empty.
         with contextlib.suppress(ValueError):
             yield cell.cell_contents
     names = set(_names_in(function.__code__))

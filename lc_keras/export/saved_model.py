@@ -34,7 +34,7 @@ from lc_keras.model.signatures import Structure, input_signature_of, named, name
 
 # Functions of the inputs of a model, or of inputs of their own.
 Signatures = dict[str, Callable[..., Structure] | tuple[Callable[..., Structure], list[Structure]]]
-# What is stored in another form than the model's, by the id of the variable.
+# What is stored in another form than in the model, by the id of the variable.
 Stored = dict[int, tuple[Packed, StoredWeight | StoredSparse]]
 
 
@@ -56,69 +56,65 @@ def export_saved_model(
 ) -> SavedModelExport:
     """Write a model as a SavedModel for inference.
 
-    What is written needs neither Keras nor this package: `tf.saved_model.load` and
-    TensorFlow Serving read it. It takes any batch size (that of the model, if the graph
-    fixes one, as a reshape or a stateful layer does), and its signature
-    `serving_default` has inputs and outputs by name: the keys of dictionaries, else the
-    names given to input and output layers, else `inputs` and `output_0`. A ragged input `x`
-    is taken in parts, `x_values` and `x_row_splits`, a sparse one as `x_indices`, `x_values`
-    and `x_dense_shape`; so are such outputs handed out. Files behind `tf.saved_model.Asset`
-    are copied. Loaded in Python, its function `serve` takes and returns the structures of the
+    The SavedModel needs neither Keras nor this package: `tf.saved_model.load` and TensorFlow Serving read
+    it. It takes any batch size, or that of the model if the graph fixes one, as a reshape or a stateful
+    layer does. Its signature `serving_default` names inputs and outputs by the keys of dictionaries, else
+    by the names given to input and output layers, else `inputs` and `output_0`. A ragged input `x` is passed
+    in parts, `x_values` and `x_row_splits`; a sparse one as `x_indices`, `x_values` and `x_dense_shape`.
+    Ragged and sparse outputs are returned in the same way. Files behind `tf.saved_model.Asset` are copied.
+    When the SavedModel is loaded in Python, its function `serve` takes and returns the structures of the
     model.
 
-    Each variable is written once. Weights with many zeros are written packed, each in
-    the encoding that is smallest for it; the file's own initialisation unpacks them
-    when it is loaded. With dense compute, calls then run at the speed of the dense
-    model. With sparse compute, dense layers and 1 × 1 convolutions stay sparse in
-    memory and multiply by their nonzero weights only.
+    Each variable is written once. Weights with many zeros are written packed, each in the encoding that is
+    smallest for it; the SavedModel's own initialisation unpacks them when it is loaded. With dense compute,
+    calls then run at the speed of the dense model. With sparse compute, dense layers and 1 × 1 convolutions
+    stay sparse in memory and multiply by their nonzero weights only.
 
-    The directory appears under its name when it is complete, so that a server
-    watching its parent never meets half a model.
+    The directory takes its name only when it is complete, so a server that watches its parent never sees
+    half a model.
 
     Args:
         model: Built `keras.Model`. A subclassed one must have been called on data.
         path: String or path-like, the directory to write, such as
             `"models/digits/1"`, or a model's base directory: see `version`.
         storage: `"packed"` (default) or `"dense"`.
-        compute: `"dense"`: every layer as Keras computes it, with outputs equal bit for
-            bit to those of `predict` in batches of the same size. `"sparse"`: every dense layer and
-            1 × 1 convolution in float32 from its nonzero weights; outputs differ by rounding. `"auto"`
-            (default): each of these, if a measured rule promises 1.4 times the speed.
+        compute: `"dense"`: every layer is computed as in Keras, and outputs equal those of `predict` bit for
+            bit in batches of the same size. `"sparse"`: every dense layer and 1 × 1 convolution in float32
+            is computed from its nonzero weights; outputs differ by rounding. `"auto"` (default): as
+            `"sparse"`, but only the layers for which a measured rule promises 1.4 times the speed.
         expected_batch: Int or tuple of ints, default `(1, 32)`: the batch sizes at
             which `"auto"` must not make a layer slower.
-        values: `None` (default): values are stored in their own type. `"float16"`:
-            those of weights with two or more axes in half precision.
-        input_signature: List of `tf.TensorSpec` or of structures of these, one for
-            each positional argument of the model. `None` (default): as the model was
-            built. A subclassed model does not record the types of its inputs; `None`
-            then means its `input_dtype`, and arguments that have a default keep it.
-        signatures: Dictionary of further signatures by name: functions of the inputs
-            of the model, or tuples of a function and the list of its own
-            `tf.TensorSpec`. They may use layers, tables and variables that the model does not
-            have, if they refer to them by name. `"serving_default"` is the model's own. `None`
-            (default): none.
-        warmup: Requests that TensorFlow Serving sends itself before it lets the model
-            answer: an array, a dictionary of arrays by the names of the inputs, or a
-            list of up to 1,000 of these. Needs `tensorflow-serving-api`. `None`
-            (default): none.
-        version: Int: writes this version of the model whose base directory is `path`.
-            `"next"`: one above the highest there, or 1. `None` (default): `"next"` if
-            `path` holds versions already; if not, `path` is what is written.
-        litert: Bool, default `False`. `True`: writes a LiteRT file beside it, `model.tflite`, which
-            `tensorflow_model_server --prefer_tflite_model` serves in its place. It needs `ai-edge-litert`.
-        overwrite: Bool, default `False`. `True`: replaces the SavedModel there.
+        values: `None` (default): values are stored in their own type. `"float16"`: values of weights with
+            two or more axes are stored in half precision.
+        input_signature: List of `tf.TensorSpec` or of structures of these, one for each positional argument
+            of the model. `None` (default): the inputs that the model was built for. A subclassed model does
+            not record the types of its inputs: its `input_dtype` is then used, and arguments that have a
+            default keep it.
+        signatures: Dictionary of further signatures by name: functions of the inputs of the model, or tuples
+            of a function and the list of its own `tf.TensorSpec`. The functions may use layers, tables and
+            variables that the model does not have, if they refer to them by name. `"serving_default"` is
+            the model's own signature. `None` (default): none.
+        warmup: Requests that TensorFlow Serving sends itself before it lets the model answer: an array, a
+            dictionary of arrays by input name, or a list of up to 1,000 of these. Needs
+            `tensorflow-serving-api`. `None` (default): none.
+        version: Int: `path` is the model's base directory, and this version is written there. `"next"`: one
+            above the highest version there, or 1. `None` (default): `"next"` if `path` already holds
+            versions; if not, `path` itself is written.
+        litert: Bool, default `False`. `True`: also writes a LiteRT file, `model.tflite`, beside the
+            SavedModel, which `tensorflow_model_server --prefer_tflite_model` serves in its place. Needs
+            `ai-edge-litert`.
+        overwrite: Bool, default `False`. `True`: replaces the SavedModel at that path.
         verbose: Bool, default `False`. `True`: prints what was written.
 
     Returns:
         `SavedModelExport`.
 
     Raises:
-        TypeError: If `model` is not a `keras.Model`, or an argument of another type.
-        ImportError: If `warmup` is given and `tensorflow-serving-api` is not installed, or `litert` and
-            `ai-edge-litert` is not.
-        ValueError: If the model is not built, a weight is not a number or does not
-            fit in half precision, nothing can be computed sparse though
-            `compute="sparse"`, or `path` is a file, holds a SavedModel and
+        TypeError: If `model` is not a `keras.Model`, or an argument is of the wrong type.
+        ImportError: If `warmup` is given and `tensorflow-serving-api` is not installed, or `litert` is
+            `True` and `ai-edge-litert` is not installed.
+        ValueError: If the model is not built, a weight is NaN or does not fit in half precision, nothing can
+            be computed sparse though `compute="sparse"`, or `path` is a file, holds a SavedModel while
             `overwrite` is `False`, or holds anything else.
 
     Example:
@@ -151,12 +147,12 @@ def export_saved_model(
     module, functions = _module(model, stored, sparse, structure, signatures)
     read = {id(variable) for variable in module.used}
     if also_dense := {id(v) for v in model.variables if id(v.value) in read} & sparse.keys():
-        # A kernel that something else reads, too, would be in the file twice.
+        # A kernel that something else reads as well would be in the file twice.
         sparse = {key: layers for key, layers in sparse.items() if key not in also_dense}
         stored = _store(model, arrays, sparse, storage, values)
         module, functions = _module(model, stored, sparse, structure, signatures)
     if built_by_the_call := model.variables[len(arrays) :]:
-        # In layers that others make as they are built.
+        # They are in layers that other layers create as they are built.
         raise ValueError(
             f"Expected a built model. Received: model '{model.name}', of which these weights were not there, "
             f"and are random: {', '.join(variable.path for variable in built_by_the_call)}"
@@ -190,7 +186,7 @@ def _arrays(model: keras.Model) -> list[np.ndarray]:
 def _store(
     model: keras.Model, arrays: list[np.ndarray], sparse: Sparse, storage: str, values: str | None
 ) -> Stored:
-    """Return what is stored in another form than the model's, by the id of the variable."""
+    """Return what is stored in another form than in the model, by the id of the variable."""
     kept: dict[int, np.ndarray] = {}
     for variable, array in zip(model.variables, arrays, strict=True):
         if keras.backend.is_float_dtype(variable.dtype):
@@ -227,7 +223,7 @@ def _in_half_precision(variable: keras.Variable, array: np.ndarray) -> np.ndarra
 def _module(
     model: keras.Model, stored: Stored, sparse: Sparse, structure: list[Structure], further: Signatures
 ) -> tuple[tf.Module, dict[str, Callable[..., Any]]]:
-    """Return a `tf.Module` that tracks what its signatures use, and these."""
+    """Return a `tf.Module` that tracks what its signatures use, and the signatures."""
     dense = {k: w for k, (_, w) in stored.items() if isinstance(w, StoredWeight)}
     methods = [
         method
@@ -235,7 +231,7 @@ def _module(
         for layer in layers
         for method in sparse_methods(layer, stored[key][1])
     ]
-    # The call must not give the model weights that it did not have, and that would be random.
+    # The call must not add weights to the model, which would be random.
     unbuilt = [part for part in layers_in(model) if not part.built]
     methods += [(part, "add_weight", _refuse(model, part)) for part in unbuilt]
     variables = {id(variable): variable for variable in model.variables}
@@ -249,7 +245,7 @@ def _module(
                 scope = stack.enter_context(_Scope(mapping))
                 stack.enter_context(replaced(methods))
                 outputs = function(*inputs)
-            # Only the weights are replaced: states, such as a random seed, still move on.
+            # Only the weights are replaced: states, such as a random seed, still advance.
             for key, variable in scope.updated.items():
                 value = scope.get_current_value(variable)
                 # What a loop has updated stays inside it.
@@ -261,7 +257,7 @@ def _module(
 
     typed = functools.partial(tf.function, input_signature=_with_single_name(structure), autograph=False)
     traced = typed(with_stored_weights(lambda *inputs: model(*inputs, training=False)))
-    # TensorFlow traces a function that a module holds twice.
+    # TensorFlow would trace a function twice if the module held it.
     called = traced.get_concrete_function()
     serve = typed(lambda *inputs: called(*inputs))
     names = named_outputs(model)
@@ -295,7 +291,7 @@ def _refuse(model: keras.Model, layer: keras.Layer) -> Callable[..., None]:
 
 
 class _Scope(keras.StatelessScope):
-    """A scope that notes what is updated in it: of some states, Keras has no list."""
+    """A scope that records what is updated in it, since Keras has no list of some states."""
 
     def __init__(self, mapping: list[tuple[keras.Variable, tf.Tensor]]) -> None:
         super().__init__(mapping)
@@ -312,7 +308,7 @@ def _signature(
     inputs: list[tf.TensorSpec],
     names: Callable[[Structure], dict[str, tf.Tensor]],
 ) -> Callable[..., dict[str, tf.Tensor]]:
-    """Return a function of flat, named inputs to a dictionary of named outputs."""
+    """Return a function from flat, named inputs to a dictionary of named outputs."""
 
     @tf.function(input_signature=inputs, autograph=False)
     def signature(*flat: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -322,7 +318,7 @@ def _signature(
 
 
 def _with_single_name(structure: list[Structure]) -> list[Structure]:
-    """Return the structure, whose input has a name if there is but one."""
+    """Return the structure, with a name for its input if there is only one."""
     if len(structure) == 1 and isinstance(structure[0], tf.TensorSpec):
         return named(structure)
     return structure
@@ -361,7 +357,7 @@ def _batches(expected: int | Sequence[int]) -> list[int]:
 
 
 def _is_pair(given: object) -> bool:
-    """Return whether it is a function with the specification of its inputs."""
+    """Return whether what is given is a function with the specification of its inputs."""
     if not (isinstance(given, tuple) and len(given) == 2):
         return False
     function, inputs = given

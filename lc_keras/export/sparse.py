@@ -1,4 +1,4 @@
-"""Multiply in dense layers and 1 × 1 convolutions by their nonzero weights only."""
+"""Multiply by nonzero weights only, in dense layers and 1 × 1 convolutions."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -16,12 +16,12 @@ from lc_keras.model.macs import Uses
 # The layers that multiply sparse, by the id of their kernel.
 Sparse = dict[int, list[keras.Layer]]
 
-# Rows up to which multiplying entry by entry is faster than in compressed rows: both sides of it are among
-# those that `benchmarks.serving.saved_model --calibrate` measures.
+# Up to this many rows, multiplying entry by entry is faster than in compressed rows.
+# `benchmarks.serving.saved_model --calibrate` measures numbers of rows on both sides of it.
 _FEW_ROWS = 16
 # Eigen multiplies whole packets of columns; a remainder costs more than the padding.
 _PACKET = 16
-# The `gain` from which on a layer multiplies sparse: it is an estimate, and machines differ.
+# Above this `gain`, a layer multiplies sparse: the gain is an estimate, and machines differ.
 ENOUGH = 1.4
 
 
@@ -35,12 +35,12 @@ def sparse_layers(model: keras.Model) -> list[keras.Layer]:
 def choose(
     model: keras.Model, counted: Uses, compute: str, batches: Sequence[int]
 ) -> tuple[Sparse, dict[str, float]]:
-    """Return the layers that multiply sparse, and the `gain` of others that would be faster, by path.
+    """Return the layers that multiply sparse and, by path, the `gain` of others that would be faster.
 
     Args:
         model: Built `keras.Model`.
-        counted: `Uses`, of the model.
-        compute: String, as of `export_saved_model`.
+        counted: `Uses` of the model.
+        compute: String, as in `export_saved_model`.
         batches: Sequence of ints, the expected batch sizes.
     """
     found: Sparse = {}
@@ -91,10 +91,10 @@ def sparse_methods(
 
 
 def multiply(inputs: tf.Tensor, weight: StoredSparse) -> tf.Tensor:
-    """Multiply the last axis of the inputs, of any type, by a sparse matrix, outputs × inputs, in float32.
+    """Multiply the last axis of inputs of any type by a sparse matrix, outputs × inputs, in float32.
 
-    The kernel is chosen when it runs, from the number of rows: a loop over the entries
-    for few, compressed sparse rows for many.
+    The number of rows decides the kernel at run time: a loop over the entries for few rows, compressed
+    sparse rows for many.
     """
     shape = [*tf.unstack(tf.shape(inputs)[:-1]), weight.shape[0]]
     columns = tf.transpose(tf.reshape(inputs, [-1, weight.shape[1]]))
@@ -123,7 +123,7 @@ def multiply(inputs: tf.Tensor, weight: StoredSparse) -> tf.Tensor:
 
 
 def gain(shape: tuple[int, int], kept: int, rows: int) -> float:
-    """Return how many times faster it is to multiply sparse than dense, by a rule that was measured.
+    """Return how many times as fast sparse multiplication is as dense, by a rule that was measured.
 
     The times in nanoseconds were fitted to eight shapes, five densities and seven numbers of rows on two
     cores (`benchmarks.serving.saved_model --calibrate`). Only their ratio counts.
@@ -131,7 +131,7 @@ def gain(shape: tuple[int, int], kept: int, rows: int) -> float:
     Args:
         shape: Tuple of ints, the outputs and the inputs of the matrix.
         kept: Int, how many of its weights are not zero.
-        rows: Int, how many rows it is multiplied by in a call: the batch size, times
+        rows: Int, how many rows the matrix is multiplied by in a call: the batch size, times
             the pixels of a convolution.
     """
     weights, ends = math.prod(shape), sum(shape)
@@ -144,7 +144,7 @@ def gain(shape: tuple[int, int], kept: int, rows: int) -> float:
 
 
 def _is_vectorized(layer: keras.Layer) -> bool:
-    """Return whether a layer calls what is inside for all steps at once, as many as come."""
+    """Return whether a layer calls the layer inside it for all steps at once, however many there are."""
     if not isinstance(layer, keras.layers.TimeDistributed):
         return False
     shape = (layer.get_build_config() or {}).get("input_shape")

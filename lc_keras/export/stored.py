@@ -22,7 +22,7 @@ class StoredValues(tf.Module):
         self.held = [tf.Variable(array, trainable=False) for array in held]
 
     def read(self, positions: tf.Tensor | None) -> tf.Tensor:
-        """Return the values, at places in the flattened weight; `None`: at all places."""
+        """Return the values, which are at `positions` in the flattened weight; `None`: at all of them."""
         values, *rest = (variable.value() for variable in self.held)
         if self._codes is None:
             return values
@@ -57,7 +57,7 @@ class StoredArray(tf.Module):
 
 
 class StoredWeight(tf.Module):
-    """A weight that is stored packed, or in fewer bits, and read dense. `dtype` is what it is read in."""
+    """A weight that is stored packed, or in fewer bits, and read dense, in the type `dtype`."""
 
     def __init__(self, packed: Packed, dtype: str | tf.DType) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class StoredWeight(tf.Module):
 
 
 class StoredSparse(tf.Module):
-    """A matrix that is stored packed and stays sparse when it is loaded. `dtype` is what it is read in."""
+    """A matrix that is stored packed and stays sparse when loaded; it is read in the type `dtype`."""
 
     def __init__(self, packed: Packed, dtype: str | tf.DType) -> None:
         super().__init__()
@@ -85,11 +85,11 @@ class StoredSparse(tf.Module):
         self.entries = unsaved((len(packed.values),), dtype)
 
     def read(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """Return the places, of shape `(n, 2)`, and what is there, once `load` has run."""
+        """Return the places, of shape `(n, 2)`, and the values there, once `load` has run."""
         return self.indices.value(), self.entries.value()
 
     def load(self) -> None:
-        """Unpack the places."""
+        """Unpack the values and their places."""
         positions = positions_of(self._encoding, self.places, self._count)
         columns = tf.constant(self.shape[1], tf.int64)
         _fill(self.indices, tf.stack([positions // columns, positions % columns], axis=1))
@@ -97,14 +97,14 @@ class StoredSparse(tf.Module):
 
 
 class LoadOnce(tf.saved_model.experimental.TrackableResource):
-    """A resource that loads weights as a loader initialises it: once, after the variables."""
+    """A resource that loads weights when a loader initialises it: once, after the variables."""
 
     def __init__(self, weights: Iterable[StoredWeight | StoredSparse]) -> None:
         super().__init__()
         self._weights = tuple(weights)
 
     def _create_resource(self) -> tf.Tensor:
-        # The variables are what it holds; a resource must have a handle.
+        # It holds only the variables, but a resource must have a handle.
         return tf.constant(0)
 
     def _initialize(self) -> None:
@@ -113,5 +113,5 @@ class LoadOnce(tf.saved_model.experimental.TrackableResource):
 
 
 def _fill(variable: tf.Variable, value: tf.Tensor) -> None:
-    # What was emptied has another shape, which `assign` would not have.
+    # An emptied variable has another shape, which `assign` would not accept.
     tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from lc_keras.model.signatures import argument_name
 
-# An array of a single input, or arrays by the names of the inputs.
+# An array for a single input, or arrays by input name.
 Request = np.ndarray | dict[str, np.ndarray]
 Requests = Request | list[Request] | tuple[Request, ...]
 
@@ -22,12 +22,12 @@ def as_requests(warmup: Requests, specs: list[tf.TensorSpec]) -> list[dict[str, 
     """Check warm-up requests against the inputs of a model.
 
     Args:
-        warmup: What `export_saved_model` takes: an array of one input, a dictionary of
-            arrays by the names of the inputs, or a list of these.
+        warmup: What `export_saved_model` takes: an array for one input, a dictionary of arrays by input
+            name, or a list of these.
         specs: List of `tf.TensorSpec`, the named inputs.
 
     Returns:
-        List of dictionaries of arrays by the names of the inputs, in their types.
+        List of dictionaries of arrays by input name, in the types of the inputs.
 
     Raises:
         ValueError: If inputs are missing or unknown, a shape does not fit, or there
@@ -43,13 +43,13 @@ def as_request(given: Request, specs: list[tf.TensorSpec], argument: str) -> dic
     """Check arrays against the inputs of a model.
 
     Args:
-        given: An array of one input, or a dictionary of arrays by the names of the inputs, as they are
-            served or as the model has them.
+        given: An array for one input, or a dictionary of arrays by input name, as the inputs are served or
+            as the model names them.
         specs: List of `tf.TensorSpec`, the named inputs.
-        argument: String, what the user calls the arrays.
+        argument: String, the argument in which the user passes the arrays.
 
     Returns:
-        Dictionary of arrays by the names of the inputs, in their types.
+        Dictionary of arrays by input name, in the types of the inputs.
 
     Raises:
         ValueError: If inputs are missing or unknown, or a shape or a type does not fit.
@@ -108,7 +108,7 @@ def write_warmup(folder: str, requests: Iterable[dict[str, np.ndarray]]) -> int:
 
     Args:
         folder: String, the SavedModel.
-        requests: Iterable of dictionaries of arrays by the names of the inputs.
+        requests: Iterable of dictionaries of arrays by input name.
 
     Returns:
         Int, the size of the file.
@@ -131,7 +131,7 @@ def write_warmup(folder: str, requests: Iterable[dict[str, np.ndarray]]) -> int:
 
 
 def prediction_log() -> ModuleType:
-    """Return the module of the model server's `PredictionLog`.
+    """Return the module that holds the model server's `PredictionLog`.
 
     Raises:
         ImportError: If `tensorflow-serving-api` is not installed.

@@ -1,7 +1,7 @@
-"""Run LC inside of `keras.Model.fit`.
+"""Run LC inside `keras.Model.fit`.
 
-Here belongs all that knows of `fit`: callbacks, epochs, optimizers, checkpoints, and what Keras does not
-offer its callbacks. The algorithm itself belongs in `algorithm`.
+Everything that knows about `fit` belongs here: callbacks, epochs, optimizers, checkpoints, and what Keras
+does not offer its callbacks. The algorithm itself belongs in `algorithm`.
 """
 
 from lc_keras.fit.callback import LearningCompression

@@ -34,7 +34,7 @@ class Attached(keras.callbacks.Callback):
 
     Attributes:
         tasks: List of `Task`.
-        density: Float, the fraction of the weights that were kept last; NaN before `fit`.
+        density: Float, the latest fraction of the weights kept; NaN before `fit`.
         history: List of dicts, the number and the logs of each epoch of the last `fit`.
 
     Raises:
@@ -54,7 +54,7 @@ class Attached(keras.callbacks.Callback):
         return self._logs.get("density", math.nan)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
-        """Draw the last `fit`, epoch by epoch: the gap, μ, the density, and the `val_` metrics of what ships.
+        """Plot the last `fit`, epoch by epoch: gap, μ, density, and the `val_` metrics of the net that ships.
 
         Args:
             path: String or path-like, the image to write, or `None` (default).
@@ -64,7 +64,7 @@ class Attached(keras.callbacks.Callback):
 
         Raises:
             ImportError: If matplotlib is not installed.
-            ValueError: If no epoch was completed yet.
+            ValueError: If no epoch has been completed yet.
         """
         if not self.history:
             raise ValueError("Expected a `fit` with this callback that completed an epoch. Received: none.")
@@ -92,7 +92,7 @@ class Attached(keras.callbacks.Callback):
         return figure
 
     def make_run(self) -> Run:
-        """Make the run of a `fit` that begins."""
+        """Make the run for a `fit` that begins."""
         raise NotImplementedError
 
     def set_model(self, model: keras.Model) -> None:
@@ -148,7 +148,7 @@ class Attached(keras.callbacks.Callback):
         have_last_word(self, variables, lambda changed: self._finish(mu, gap, changed))
 
     def _finish(self, mu: float, gap: float, changed: bool) -> None:
-        """End, now that all callbacks have; `changed`: others have put other weights into the model since."""
+        """Finish after all callbacks have ended; `changed`: they have put other weights into the model."""
         if changed:
             self._compress_again(mu)
         self._verdict.give(gap)
@@ -164,7 +164,7 @@ class Attached(keras.callbacks.Callback):
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[Run]:
-        """Return a context of what is done to the run, which leaves the model usable if that fails."""
+        """Return a context for work with the run, which leaves the model usable if the work fails."""
         if self._attachment.run is None:
             raise ValueError(NOT_ALONE)
         try:

@@ -1,7 +1,7 @@
-"""All that `fit` does not offer its callbacks: the training itself, its failures, its first epoch, its end.
+"""Everything that `fit` does not offer its callbacks: training itself, its failures, first epoch and end.
 
-Keras tells callbacks nothing of exceptions, traces a train function once for all later calls, and never
-clears the epoch with which a restored run begins. What is done about it is here and nowhere else.
+Keras tells callbacks nothing about exceptions, traces a train function once for all later calls, and never
+clears the epoch with which a restored run begins. The code that deals with this is here and nowhere else.
 """
 
 import types
@@ -26,14 +26,14 @@ NOT_ALONE = (
 
 
 class Run:
-    """Base class of a run of LC, or of a method that it is compared with, in one `fit`.
+    """Base class of a run, in one `fit`, of LC or of a method that it is compared with.
 
     Attributes:
         variables: List of `keras.Variable`, the weights that have a budget.
-        logs: Dict of floats, what the epoch's logs say of the run.
-        mu: Float, μ with which weights are compressed that come later. A budget does not depend on it.
-        last_gap: Float, ‖w − θ‖ / ‖w‖ at the end, if nothing was said of it.
-        has_stale_statistics: Bool, whether those of batch normalisation are of other weights at the end.
+        logs: Dict of floats, what the epoch's logs say about the run.
+        mu: Float, the μ with which later weights are compressed. A budget does not depend on it.
+        last_gap: Float, ‖w − θ‖ / ‖w‖ at the end, if nothing has been said about it.
+        has_stale_statistics: Bool, whether batch normalisation ends with statistics of other weights.
     """
 
     variables: list[keras.Variable]
@@ -56,51 +56,52 @@ class Run:
         """Leave weights in the model that others may see until the next epoch begins."""
 
     def complete_epoch(self, epoch: int, loss: float) -> None:
-        """Note that an epoch is over, with its loss; raise a `ValueError` if that shows a divergence."""
+        """Note that an epoch is over, with its loss; raise a `ValueError` if the loss shows a divergence."""
 
     def end(self) -> bool:
-        """Leave the compressed weights in the model, and tell if they are to be compressed once more."""
+        """Leave the compressed weights in the model; return whether they are to be compressed once more."""
         raise NotImplementedError
 
     def abandon(self, error: BaseException) -> None:
         """Leave the model usable, now that an exception has ended the training."""
 
     def release(self) -> None:
-        """Free memory, and end what traced functions still do."""
+        """Free memory, and stop what traced functions still do."""
 
 
 class Attachment:
-    """Bring a run into the `fit` of one model, as its train function, and take it away whatever happens.
+    """Put a run into the `fit` of one model, as its train function, and take it away whatever happens.
 
-    What the run adds to the model is there while the train function runs, and at no other time: whatever
-    other callbacks do or raise, they meet the user's model.
+    What the run adds to the model is there only while the train function runs: whatever other callbacks do
+    or raise, they see the user's model.
 
     Args:
         callback: `keras.callbacks.Callback` that takes part in the training, with its model set.
 
     Attributes:
         run: `Run` that is attached, or `None`.
-        first_logs: What the first batch of the `fit` logged, of the model before its first update, or `None`.
+        first_logs: The logs of the first batch of the `fit`, for the model before any update, or `None`.
     """
 
     def __init__(self, callback: keras.callbacks.Callback) -> None:
         self._callback = callback
         self._model = callback.model
-        # By which this `fit` is told from others.
+        # These tell this `fit` from others.
         self._history: object = None
         self._params: object = None
         self._first_epoch: np.int64 | None = None
         self._train_function: Any = None
         self.run: Run | None = None
         self.first_logs: Logs | None = None
-        # Keras would begin every later `fit` where an earlier one was resumed.
+        # Otherwise Keras would begin every later `fit` where an earlier one was resumed.
         set_first_epoch(self._model, None)
 
     def clear_way(self) -> None:
-        """Take away what an earlier `fit` left where it could not do so itself.
+        """Take away what an earlier `fit` left because it could not do so itself.
 
         Raises:
-            ValueError: If another callback is attached in this same `fit`, or nothing is known of it.
+            ValueError: If another callback is attached in this same `fit`, or nothing is known about the
+                `fit`.
         """
         params = self._callback.params
         if params is None:
@@ -118,7 +119,7 @@ class Attachment:
                 )
 
     def attach(self, run: Run) -> None:
-        """Put a run between `fit` and its train function, if Keras traces its `train_step`."""
+        """Put a run between `fit` and its train function, if Keras traces the model's `train_step`."""
         self.run = run
         self._history, self._params = getattr(self._model, "history", None), self._callback.params
         try:
@@ -128,7 +129,7 @@ class Attachment:
             raise
 
     def renew(self) -> bool:
-        """Attach again where another callback has had Keras make the train function anew; tell if so."""
+        """Attach again if another callback made Keras rebuild the train function; return whether it did."""
         if self.run is None or not is_of_keras(self._model.train_function):
             return False
         self._trace()
@@ -143,7 +144,7 @@ class Attachment:
                 self.detach()
 
     def detach(self) -> None:
-        """Take all that was added away from the model, and free it."""
+        """Remove everything that was added to the model, and free it."""
         if self.run is None:
             return
         if isinstance(self._model.train_function, Attachment):
@@ -157,13 +158,13 @@ class Attachment:
         run.release()
 
     def begin_at(self, epoch: int | None) -> None:
-        """Say with which epoch this `fit` begins; `None`: as its `initial_epoch` says."""
+        """Set the epoch with which this `fit` begins; `None`: its `initial_epoch`."""
         self._first_epoch = None if epoch is None else np.int64(epoch)
         set_first_epoch(self._model, self._first_epoch)
 
     def check_beginning(self) -> None:
-        """Check that nobody else, such as `BackupAndRestore`, has taken the model to another epoch."""
-        # `is`, since who sets the same epoch has set weights, too.
+        """Check that no other callback, such as `BackupAndRestore`, has taken the model to another epoch."""
+        # `is`, since a callback that sets the same epoch has set weights, too.
         found = first_epoch_of(self._model)
         if found is not self._first_epoch:
             raise ValueError(
@@ -208,14 +209,14 @@ class Attachment:
 def have_last_word(
     callback: keras.callbacks.Callback, variables: Sequence[keras.Variable], act: Callable[[bool], None]
 ) -> None:
-    """Act once more after `on_train_end` of all callbacks of a `fit`.
+    """Act once more after the `on_train_end` of all callbacks of a `fit`.
 
     `EarlyStopping` puts weights of another epoch into the model, even if it comes later in the list.
 
     Args:
         callback: The callback that acts, in its `on_train_end`.
         variables: Sequence of `keras.Variable`.
-        act: Called with a bool, whether the variables then have other values than now.
+        act: Called with a bool, whether the variables have changed by then.
     """
     history, params = getattr(callback.model, "history", None), callback.params
     if history is None:
@@ -226,9 +227,9 @@ def have_last_word(
     def last(logs: dict[str, float] | None = None) -> None:
         vars(history).pop("on_train_end", None)
         own(logs)
-        # One that the user put in front of the callback is called in the next `fit` first.
+        # If the user put the history in front of the callback, this is first called in the next `fit`.
         if history.params is params:
             act(not np.array_equal(left, fingerprint(variables)))
 
-    # Keras appends it to the callbacks of the user.
+    # Keras appends the history to the user's callbacks.
     history.on_train_end = last

@@ -13,15 +13,15 @@ from lc_keras.internals.tensorflow import compiled
 
 
 class Averages:
-    """Compress what `use_ema` of an optimizer keeps of the compressed weights.
+    """Compress the averages that an optimizer with `use_ema` keeps of the compressed weights.
 
     Keras puts averages into the model when `fit` ends, and `keras.callbacks.SwapEMAWeights`
-    whenever it pleases. What they put there while the model shows its compressed weights
-    is compressed, too. This takes a third array of each weight's shape.
+    may do so at any time. The averages that they put there while the model shows its compressed
+    weights are compressed, too. This takes a third array of each weight's shape.
 
     Raises:
-        ValueError: If a `MultiOptimizer` keeps averages of some of the compressed weights only: no
-            compression of weights and averages together would hold once these are put into the model.
+        ValueError: If a `MultiOptimizer` keeps averages of only some of the compressed weights: no
+            compression of weights and averages together would hold once the averages are in the model.
     """
 
     def __init__(self, optimizer: Optimizer, lagrangian: Lagrangian) -> None:
@@ -48,12 +48,12 @@ class Averages:
         average = {id(v): a for v, a in self._kept()}
         if self.trained or not average:
             return
-        # Unless weights are trained by another optimizer, too, of which Keras swaps nothing.
+        # Unless another optimizer trains some of the weights: Keras swaps nothing of that one.
         if all(id(v) in average for v in self._lagrangian.variables):
             self._trained = Shadow([average[id(v)] for v in self._lagrangian.variables], "trained")
 
     def show_compressed(self, mu: float) -> None:
-        r"""Put $\Pi$ of the averages in their place."""
+        r"""Replace the averages by their $\Pi$."""
         self.prepare()
         if self.trained:
             self._trained.save()
@@ -66,7 +66,7 @@ class Averages:
     def swapped(self) -> list[tuple[keras.Variable, keras.Variable]]:
         """Return the pairs of weights and averages that have changed places in the model, if they have."""
         averages = self._trained.variables
-        # Of the compressed weights and the compressed averages, the latter are nearer to the averages.
+        # The compressed averages are nearer to the averages than the compressed weights are.
         if not averages or self._distance(self._lagrangian.variables) >= self._distance(averages):
             return []
         return self._kept()

@@ -1,4 +1,4 @@
-"""The Learning-Compression algorithm as a callback of `fit`."""
+"""The Learning-Compression algorithm as a callback for `fit`."""
 
 import math
 import os
@@ -16,76 +16,76 @@ _SUGGESTED_EPOCHS = 20
 
 
 class LearningCompression(Attached):
-    r"""Compresses a model to its budget while `fit` trains it.
+    r"""Compress a model to its budget while `fit` trains it.
 
-    Solves $\min_w L(w)$ subject to a budget $C(w) \le \kappa$, or with a penalty
+    This solves $\min_w L(w)$ subject to a budget $C(w) \le \kappa$, or with a penalty
     $\alpha C(w)$, by the Learning-Compression algorithm (Carreira-Perpiñán &
     Idelbayev, "Learning-Compression" Algorithms for Neural Net Pruning, CVPR 2018):
 
-    - L step: the epochs of `fit`, on $L(w) + \frac{\mu}{2} \lVert w - \theta - \lambda/\mu \rVert^2$;
+    - L step: the epochs of `fit` train on
+      $L(w) + \frac{\mu}{2} \lVert w - \theta - \lambda/\mu \rVert^2$;
     - C step: $\theta \leftarrow \arg\min_\theta \lVert w - \lambda/\mu - \theta \rVert^2$ under the cost;
     - multipliers: $\lambda \leftarrow \lambda - \mu (w - \theta)$; then μ grows.
 
-    When `fit` returns, the model holds θ: it keeps the budget exactly, and nothing of
-    this callback is left on it. While `fit` runs, the `val_*` metrics, and what other
-    callbacks see at the end of an epoch, are those of the compressed model.
+    When `fit` returns, the model holds θ, which keeps the budget exactly, and nothing of
+    this callback remains on the model. While `fit` runs, the `val_*` metrics are those of the
+    compressed model, which is also what other callbacks see at the end of an epoch.
 
-    `logs` carry `mu`, `density` (the fraction of weights kept), `gap`
+    The `logs` contain `mu`, `density` (the fraction of weights kept), `gap`
     ($\lVert w - \theta \rVert / \lVert w \rVert$ at the latest C step), `l_step` (the
-    number of the running L step) and `l_steps` (how many there are).
+    number of the running L step) and `l_steps` (the number of all L steps).
 
-    Other callbacks may come before or after it: at the end of an epoch they meet the
-    compressed model. Weights that they put into it between epochs are trained on; what they
-    put there as `fit` ends is compressed, too, where that breaks a budget. Where the optimizer
-    keeps averages of the weights (`use_ema`), it is compressed averages that
-    `keras.callbacks.SwapEMAWeights` puts into it.
+    Other callbacks may come before or after this one: either way, they see the compressed
+    model at the end of an epoch. If they put other weights into it between epochs, training
+    goes on from those; if they do so as `fit` ends, those weights are compressed, too, where
+    they break a budget. If the optimizer keeps averages of the weights (`use_ema`), the
+    averages that `keras.callbacks.SwapEMAWeights` puts into the model are compressed.
 
-    A `constraint` of the weights' own holds for θ, too, where the cost is an ℓ0 or N:M one.
+    If the weights have a `constraint` of their own, it also holds for θ with ℓ0 and N:M costs.
 
     Args:
         tasks: A compression (over all default kernels jointly), a `Task`, or a list
             of these.
         mu: `"auto"` (default): for budgets the pull goes beside the optimizer, for penalties through the
-            loss, as strong as the run needs it. Or a schedule such as `Exponential(9e-5, 1.1)` or
-            `Geometric(1e-3, 1e-1)`, a function of the L step's index, or a sequence: the pull then goes
-            through the loss, as in the paper. μ must be positive and grow.
-        steps: Int ≥ 1 or `None` (default). The number of L steps. `None`: as many as
-            the epochs that `fit` is given hold, or as `mu` has elements.
-        epochs_per_step: Float > 0 or `None` (default): the length of an L step in epochs. A
-            C step runs where an L step ends, at the next boundary between executions; in the first
-            epoch none does if Keras does not know how many batches an epoch has. `None`:
-            a quarter of an epoch; where that makes fewer than 160 L steps and `steps` is not given, as short
-            as makes so many, but no shorter than 15 batches or a 40th of a short run. (80 L steps, of 15
-            batches at least, where the pull goes through the loss.)
-        first_step_epochs: Float > 0 or `None` (default, as the others): the length of
+            loss; in both cases it is as strong as the run needs. Or a schedule such as
+            `Exponential(9e-5, 1.1)` or `Geometric(1e-3, 1e-1)`, a function of the L step's index, or a
+            sequence: the pull then goes through the loss, as in the paper. μ must be positive and grow.
+        steps: Int ≥ 1 or `None` (default). The number of L steps. `None`: as many as there is room
+            for in the epochs given to `fit`, or as many as `mu` has elements.
+        epochs_per_step: Float > 0 or `None` (default). The length of an L step in epochs. When an L step
+            ends, a C step runs at the next boundary between executions; in the first epoch none runs if
+            Keras does not know how many batches an epoch has. `None`: a quarter of an epoch. If that makes
+            fewer than 160 L steps and `steps` is not given, L steps are short enough to make 160, but no
+            shorter than 15 batches, or than a 40th of a run of fewer than 600. (80 L steps of at least 15
+            batches if the pull goes through the loss.) This takes data of known length.
+        first_step_epochs: Float > 0 or `None` (default: the same as the others). The length of
             the first L step in epochs.
         multipliers: Bool, default `True`. `False`: the plain quadratic penalty, which
             fails at low budgets.
-        limit_learning_rate: Bool, default `True`: holds the learning rate at
-            $\min(\eta, 1/\mu)$ in each L step whose pull goes through the loss. `False` where a
+        limit_learning_rate: Bool, default `True`: hold the learning rate at
+            $\min(\eta, 1/\mu)$ in each L step whose pull goes through the loss. Pass `False` if a
             `train_step` sets the rate itself.
-        reset_optimizer: Bool, default `False`: a fresh optimizer state at each L step,
-            as with the paper's L steps of many epochs. Of Adam and its kind only the
-            momentum begins afresh: its second moment is corrected for its start but once.
+        reset_optimizer: Bool, default `False`. `True`: start each L step with a fresh optimizer state,
+            as with the paper's L steps of many epochs. With Adam and similar optimizers, only the
+            momentum starts afresh, because the second moment is corrected for its start only once.
         tolerance: Float ≥ 0, default 0: training stops once the gap is below it.
-        checkpoint_dir: Path or `None` (default): a directory in which to keep, at the end
-            of each epoch, all that a `fit` that was cut off needs: the model, its optimizer,
-            θ, λ, μ and the place in the schedule. The same script started again goes on
-            after the last epoch that was completed. Removed when training ends.
+        checkpoint_dir: Path or `None` (default). A directory in which to save, at the end of each epoch,
+            everything needed to resume an interrupted `fit`: the model, its optimizer, θ, λ, μ and the
+            place in the schedule. If the same script is started again, it goes on after the last
+            completed epoch. The checkpoints are removed when training ends.
 
     Attributes:
-        epochs: Int, the number of epochs to pass to `fit`: what `steps` need, else 20.
+        epochs: Int, the number of epochs to pass to `fit`: as many as `steps` L steps need, or else 20.
         gap: Float, the latest gap.
         density: Float, the latest density.
         multipliers: Bool, as given.
 
     Raises:
-        TypeError: If an argument is of another type than described.
-        ValueError: If an argument is out of range; in `fit`, if a task does not fit the
-            model, its `train_step` is a `tf.function` or leaves out the penalty, there is no
-            epoch, another callback trains the model meanwhile, or an L step diverges. What is found in
-            the first batch leaves the model uncompressed; later it holds the last compressed weights, all
-            finite.
+        TypeError: If an argument is not of the type described.
+        ValueError: If an argument is out of range. In `fit`, if a task does not fit the model, the
+            `train_step` is a `tf.function` or leaves out the penalty, there is no epoch, another callback
+            trains the model meanwhile, or an L step diverges. After an error found in the first batch, the
+            model is uncompressed; after a later one, it holds the last compressed weights, all finite.
 
     Example:
 
@@ -152,7 +152,7 @@ class LearningCompression(Attached):
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         with self._running():
             self._attachment.check_beginning()
-            # Keras has read it; were it still there, an interruption would leave it to the next `fit`.
+            # Keras has read it. If it stayed, an interruption would leave it for the next `fit`.
             self._attachment.begin_at(None)
         super().on_epoch_begin(epoch, logs)
 

@@ -1,4 +1,4 @@
-"""The last two checkpoints of a run in a directory, each whole or not there."""
+"""The last two checkpoints of a run in a directory, each complete or absent."""
 
 import json
 import os
@@ -21,12 +21,12 @@ _FILE = re.compile(r"epoch-(\d{6,})\.(index|data-.*)")
 
 
 class Resumable:
-    """Base class of what a restart goes on with: `held` names the attributes that are its state."""
+    """Base class of objects that a restart goes on with: `held` names the attributes that are their state."""
 
     held: ClassVar[tuple[str, ...]] = ()
 
     def state(self) -> Facts:
-        """Return what `load` needs, as JSON can hold it."""
+        """Return what `load` needs, in a form that JSON can hold."""
         return {name: getattr(self, name) for name in self.held}
 
     def load(self, state: Facts) -> None:
@@ -36,13 +36,13 @@ class Resumable:
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint whose every byte was read and agrees with its checksums.
+    """Hold a checkpoint, every byte of which was read and agrees with its checksums.
 
     Attributes:
-        path: String, what its files' names begin with.
+        path: String, with which the names of its files begin.
         epoch: Int, the epoch to go on with.
         facts: Dict, what was given to `save`.
-        read: Returns the value of a tensor, by the name that `save` was given.
+        read: Returns the value of a tensor by the name that was given to `save`.
     """
 
     path: str
@@ -54,8 +54,8 @@ class Checkpoint(NamedTuple):
 class Checkpoints:
     """Keep checkpoints in TensorFlow's own format in a directory, whose other files are left alone.
 
-    The format has a checksum for every tensor and block, and a file takes its name when
-    it is complete, the index last: a checkpoint without its index is none.
+    The format has a checksum for every tensor and block, and a file gets its name when it is
+    complete, the index last: without its index, a checkpoint does not count.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
@@ -71,7 +71,7 @@ class Checkpoints:
         self._kept: list[int] = []
 
     def latest(self) -> Checkpoint | None:
-        """Return the newest checkpoint that is whole, and warn of others; another format is an error."""
+        """Return the newest undamaged checkpoint, and warn of damaged ones; another format is an error."""
         for epoch in sorted(self._epochs(), reverse=True):
             path = self._prefix(epoch)
             try:
@@ -79,7 +79,7 @@ class Checkpoints:
                 facts = json.loads(tensors.get_tensor(_FACTS))
                 for name in tensors.get_variable_to_shape_map():
                     tensors.get_tensor(name)
-            # The reader raises an IndexError where a file ends too early.
+            # The reader raises an IndexError if a file ends too early.
             except (tf.errors.OpError, IndexError, ValueError) as error:
                 warn(
                     f"The checkpoint '{path}' is damaged ({error}). Training goes on from "
@@ -96,9 +96,9 @@ class Checkpoints:
         return None
 
     def save(self, epoch: int, facts: Facts, tensors: dict[str, tf.Tensor]) -> None:
-        """Write a checkpoint, of facts that may have NumPy's numbers, then remove all but the last two."""
+        """Write a checkpoint, whose facts may contain NumPy numbers, then remove all but the last two."""
         tf.io.gfile.makedirs(self.directory)
-        # What was damaged, or never finished, is not to be met again.
+        # Damaged or unfinished checkpoints must not be found again.
         self._remove_all_but(self._kept)
         written = json.dumps({"format": _FORMAT, **facts}, default=np.generic.item)
         tensors = {_FACTS: tf.constant(written), **tensors}
@@ -129,7 +129,7 @@ class Checkpoints:
         return [int(match[1]) for match in self._files() if match.string.endswith(".index")]
 
     def _remove_all_but(self, epochs: Sequence[int]) -> None:
-        # The older first and an index before its data: what is left at any moment is whole.
+        # Older ones first, and an index before its data: what is left at any moment is complete.
         gone = [match for match in self._files() if int(match[1]) not in epochs]
         for match in sorted(gone, key=lambda match: (int(match[1]), match[2] != "index")):
             tf.io.gfile.remove(os.path.join(self.directory, match.string))

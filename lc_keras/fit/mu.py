@@ -11,18 +11,18 @@ from lc_keras.fit.checkpoints import Facts, Resumable
 from lc_keras.fit.optimizers import LearningRateLimit
 from lc_keras.fit.plan import Plan
 
-# How long an epoch is taken to be until the first one has ended, if Keras does not know.
+# The assumed length of an epoch until the first one has ended, if Keras does not know it.
 _UNKNOWN_BATCHES = 100
-# From weights that hardly feel the pull of a run, to a time constant that is a small part of it
-# (benchmarks/training/automatic_mu.py); and the batches beyond which a longer run pulls as if it had no more:
-# they are better spent on weights that have settled.
+# From weights that hardly feel the pull of a run, to a time constant that is a small part of the run
+# (benchmarks/training/automatic_mu.py); and the number of batches beyond which a longer run pulls as if it
+# had no more: further batches are better spent on weights that have settled.
 _PULL, _MOST_BATCHES = (1.5, 80.0), 5000
 
 Mu = Literal["auto"] | schedules.Schedule
 
 
 def is_automatic(mu: Mu) -> bool:
-    """Tell if `mu` is to be found from what the run shows."""
+    """Return whether `mu` is to be found from what the run shows."""
     return isinstance(mu, str) and mu == "auto"
 
 
@@ -44,14 +44,14 @@ class Pull(Resumable):
         return self._plan.epochs * (self._plan.batches or _UNKNOWN_BATCHES)
 
     def begin(self) -> None:
-        """Note what is to be known of the optimizer as training begins."""
+        """Note what must be known about the optimizer as training begins."""
 
     def looks(self, step: int) -> bool:
-        """Tell if it asks how far weights moved in an L step."""
+        """Return whether this pull asks how far weights moved in an L step."""
         return False
 
     def look(self, step: int, moved: float, batches: float) -> None:
-        """Note how far, by their norm, the kept weights moved in the L step that ends, in so many batches."""
+        """Note how far the kept weights moved, by their norm, in the `batches` of the L step that ends."""
 
     def next(self, step: int, gap: float) -> tuple[float, Any]:
         """Return the strength of the pull in an L step, and its `Reach` beside the optimizer, if it has one.
@@ -77,13 +77,13 @@ class Scheduled(Pull):
 class ThroughLoss(Pull):
     r"""Find μ of a pull through the loss from the optimizer's rate, the length of the run, and the gap.
 
-    An L step of SGD moves a weight towards its target by $\eta_\text{eff}\,\mu$ of the distance in a batch.
-    Over a run of T batches it is the product $\eta_\text{eff}\,\mu\,T$ that decides whether weights are still
-    free to move or the gap closes; it grows geometrically from 1.5 to 80. T counts 5,000 batches at most. The
+    In an L step with SGD, each batch moves a weight towards its target by $\eta_\text{eff}\,\mu$ of the
+    distance. Over a run of T batches, the product $\eta_\text{eff}\,\mu\,T$ decides whether weights are still
+    free to move or the gap closes; it grows geometrically from 1.5 to 80. T counts at most 5,000 batches. The
     rate is measured anew at each C step. If the gap still lags in the second half, μ grows faster.
 
-    Both are bounded: a rate that decays to 0, or a second moment that is mostly the pull's own, would
-    otherwise send μ to infinity.
+    Both the rate and this growth are bounded: a rate that decays to 0, or a second moment that is mostly the
+    pull's own, would otherwise send μ to infinity.
 
     Args:
         plan: `Plan` of the run.
@@ -125,10 +125,11 @@ class ThroughLoss(Pull):
 class Carrying(Pull):
     r"""Pull weights all the way to θ in each L step, and let θ change less and less.
 
-    $a = 1 - e^{-5/n}$ in L steps of n batches brings a weight whose value changed to the new one in time. Of
-    what the optimizer moves a weight in a batch, $(1 - a) / a$ is left in the end, so that times $n a / (1 -
-    a)$ it is what n batches move; that falls to 0 after nine tenths of the run. The rest of it trains the
-    values and what is not compressed. Of near values less counts, but at least what four batches move.
+    In L steps of n batches, $a = 1 - e^{-5/n}$ brings a weight whose value changed to the new value in time.
+    Of the distance that the optimizer moves a weight in a batch, $(1 - a) / a$ is left in the end. Multiplied
+    by $n a / (1 - a)$, this is the distance of n batches. That factor falls to 0 after nine tenths of the
+    run; the rest of the run trains the values and what is not compressed. If values are near one another,
+    less of the distance counts, but at least that of four batches.
     """
 
     _ARRIVES, _FALLING, _AT_LEAST = 5.0, 0.9, 4
@@ -142,11 +143,11 @@ class Carrying(Pull):
 
 
 class Sliding(Pull):
-    """Leave weights free that each C step puts onto θ, and pull them there, too, in the last quarter.
+    """Leave weights free and let each C step put them onto θ; in the last quarter, also pull them there.
 
-    Matrices of low rank are a smooth set, along which most of what the loss asks for leads. A pull to one θ
-    holds weights back along the set, too. It grows from 0 to 0.3 of the way in a batch: the closer weights
-    stay to θ, the better is what ships, and what it holds back of them is little by then.
+    Matrices of low rank are a smooth set, and the loss mostly leads along this set. A pull to one θ holds
+    weights back along the set, too. The pull grows from 0 to 0.3 of the way in a batch: the closer weights
+    stay to θ, the better the net that ships, and by then the pull holds back little.
     """
 
     _FREE, _LAST = 0.75, 0.3
@@ -159,25 +160,27 @@ class Sliding(Pull):
 class Beside(Pull):
     r"""Find the reach of the pull beside the optimizer, from the progress of the run and how weights move.
 
-    Budgets loosen or are fixed; weights shrink to a norm, or settle on few values: a method for each. The
-    pull brings weights $1 - e^{-s/E}$ of the way in each of the E batches that it has, where s grows over
-    them.
+    There is a method for each case: budgets loosen or are fixed, and weights shrink to a norm or settle on
+    few values. In each of the E batches that it has, the pull brings weights $1 - e^{-s/E}$ of the way, where
+    s grows over these batches.
 
     The constants were chosen in trials on LeNet-300 and a small ResNet; `benchmarks/robustness/matrix.py`
-    shows what they come to on these and other nets.
+    shows what they achieve on these and other nets.
 
     Args:
         plan: `Plan` of the run.
-        by_gradient: Bool, whether all steps of the optimizers are as SGD's or Muon's.
+        by_gradient: Bool, whether all optimizers take steps like those of SGD or Muon.
         costs: Sequence of `Compression`s that have budgets.
-        normalizes: Bool, default `False`, whether training moves statistics, as those of batch normalisation.
+        normalizes: Bool, default `False`, whether training moves statistics, such as those of batch
+            normalisation.
     """
 
     _REMOVING, _FALLING, _SETTLED = 0.75, 0.9, 0.9
-    # What is left for later, and what of it in a run of few batches.
+    # The part that is left for later, the same in a run of few batches, and how many batches are few.
     _LATER, _LATER_OF_FEW, _FEW = 0.25, 0.1, 400
     _PATH = 50.0, 300.0
-    # L steps that begin in so many batches pull all the way; by when the others have made up for it.
+    # The number of first batches in which L steps that begin pull all the way; the batch by which the other
+    # weights have made up for it.
     _AT_ONCE, _MADE_UP = 5, 25
     _SHRUNK, _SHRINKING = 0.4, (5.0, _PULL[1])
     _FAR, _IN_A_ROW, _LOOKS = 1.0, 3, 0.15
@@ -188,10 +191,10 @@ class Beside(Pull):
         self, plan: Plan, by_gradient: bool, costs: Sequence[Compression], normalizes: bool = False
     ) -> None:
         super().__init__(plan)
-        # A budget that cannot be loosened holds for all.
+        # If one budget cannot be loosened, all are fixed.
         self._is_fixed = not all(cost.can_loosen for cost in costs)
         self._shrinks = any(cost.shrinks for cost in costs)
-        # What is kept must come to other values, too, which do not count at first; if they are close, never.
+        # Kept weights must also come to other values. These do not count at first and, if close, never do.
         others = [cost for cost in costs if not (cost.keeps_values or cost.shrinks)]
         self._values_wait = bool(others) and not self._is_fixed
         self._settles = self._values_wait and not all(cost.close_values for cost in others)
@@ -213,7 +216,7 @@ class Beside(Pull):
         self._far = self._far + 1 if moved * left / batches > self._FAR else 0
         if self._far == self._IN_A_ROW:
             self._is_fixed = True
-            # λ/μ was of a much stronger pull.
+            # λ/μ belonged to a much stronger pull.
             self._strength = 0.0
 
     def next(self, step: int, gap: float) -> tuple[float, Reach | None]:
@@ -228,19 +231,19 @@ class Beside(Pull):
         return self._strength, reach
 
     def _loosening(self, step: int) -> Reach:
-        """Return the reach of a pull to a budget that comes down from all weights to its own.
+        """Return the reach of a pull to a budget that comes down from all weights to its final value.
 
         The pull reaches more and more weights, the smallest first, as gradual pruning removes them (Zhu &
-        Gupta, "To prune, or not to prune", 2017), but it brings them to zero little by little. Of the weights
-        beyond the budget, $1 - (1 - q/0.9)^3 / 4$ are pulled after the part q of the removing, which takes
-        three quarters of the run: the smallest three quarters of them are next to nothing. In runs of fewer
-        than 400 batches a tenth is left for later, not a quarter, since few batches are left to make up for
-        what goes late. Of units it is $1 - (1 - q/0.9)^3$, since each of them is much. s grows from 50 to
-        300. The last quarter trains what is left.
+        Gupta, "To prune, or not to prune", 2017), but it brings them to zero little by little. Removal takes
+        three quarters of the run. After a part q of that time, $1 - (1 - q/0.9)^3 / 4$ of the weights beyond
+        the budget are pulled: the smallest three quarters of them are next to nothing. In runs of fewer than
+        400 batches, a tenth is left for later instead of a quarter, since few batches remain to make up for
+        what goes late. For units it is $1 - (1 - q/0.9)^3$, since each unit counts for much. s grows from 50
+        to 300. The last quarter of the run trains what is left.
 
-        With SGD or Muon, whose steps grow with the gradient, single weights within reach of L steps that
-        begin in the first five batches are zero at once. If they went little by little, the loss would rise
-        in each of these batches, and momentum would carry the others far away.
+        With SGD or Muon, which do not normalise the step of each weight, single weights within reach of an
+        L step that begins in the first five batches become zero at once. If they went little by little, the
+        loss would rise in each of these batches, and momentum would carry the other weights far away.
         """
         removed = self._removed(step)
         later = self._LATER_OF_FEW if self._batches < self._FEW else self._LATER
@@ -254,16 +257,16 @@ class Beside(Pull):
     def _fixed(self, step: int) -> Reach:
         """Return the reach of a pull of all weights to θ of the budget itself.
 
-        Where SGD or Muon carry weights far, this is better: then the training itself finds which weights to
-        keep. If the kept weights, going on as in the latest L step, would move by more than their norm in the
-        rest of the run, and that three times in a row in the first 15 % of it, the budget is fixed from then
-        on. The first 25 batches do not count, in which they make up for those that went at once. With batch
-        normalisation the length of a kernel means nothing, nor does how far it moves: there the budget
-        always loosens. Other optimizers move weights that do not matter as far as those that do, and a fixed
-        budget then keeps the wrong ones.
+        This is better where SGD or Muon carry weights far: then training itself finds which weights to keep.
+        If the kept weights, at the pace of the latest L step, would move by more than their norm in the rest
+        of the run, and if this is so three times in a row in the first 15 % of the run, the budget is fixed
+        from then on. The first 25 batches do not count: in them, the kept weights make up for those that went
+        at once. With batch normalisation, neither the length of a kernel nor how far it moves means anything:
+        there the budget always loosens. Other optimizers move weights that do not matter as far as those that
+        do, and a fixed budget then keeps the wrong ones.
 
-        s grows from 1.5 to 80. Units are removed in three quarters of the run: what goes with a late one, at
-        a rate that has fallen, is lost. Values do not count yet.
+        s grows from 1.5 to 80. Units are removed in three quarters of the run: what goes with a late unit,
+        when the rate has fallen, is lost. Values do not count yet.
         """
         progress, batches = step / self._plan.steps, min(self._batches, _MOST_BATCHES)
         if self._units or self._settles:
@@ -274,11 +277,11 @@ class Beside(Pull):
         return Reach(part, ratio, slack=0.0 if self._values_wait else None)
 
     def _shrinking(self, step: int) -> Reach:
-        """Return the reach of a pull of all weights to a budget that makes them smaller, as that of a norm.
+        """Return the reach of a pull of all weights to a budget that makes them smaller, such as a norm's.
 
-        Weights that are free do not keep such a budget. It falls in 0.4 of the run as `_loosening` says, and
-        s grows from 5 to 80. Multipliers begin where it stops, so that weights which the loss cannot move end
-        as by direct compression.
+        Free weights do not keep such a budget. It falls over 0.4 of the run, as described in `_loosening`,
+        and s grows from 5 to 80. Multipliers begin where it stops falling, so that weights which the loss
+        cannot move end as with direct compression.
         """
         progress = step / self._plan.steps
         slack = max(0.0, 1 - progress / self._SHRUNK) ** 3 or None
@@ -287,9 +290,9 @@ class Beside(Pull):
     def _settling(self, step: int) -> Reach:
         """Return the reach of a pull of kept weights to few values, after three quarters of the run.
 
-        Until then budgets loosen, or are fixed, as if there were none. s grows from 1.5 to 80 until nine
-        tenths of the run. From then on each C step puts weights onto their values, so that it is the values
-        that train. Close values need none of this: the last C step takes the nearest.
+        Until then, budgets loosen or are fixed as if there were no values. s grows from 1.5 to 80 until nine
+        tenths of the run. From then on, each C step puts weights onto their values, so that it is the values
+        that train. Close values need none of this: the last C step takes the nearest one.
         """
         progress = step / self._plan.steps
         if progress >= self._SETTLED:
@@ -298,14 +301,14 @@ class Beside(Pull):
         return Reach(*self._grown(_PULL, of_settling, (1 - self._REMOVING) * self._batches))
 
     def _removed(self, step: int) -> float:
-        """Return how much of the removing is over, 1 and more after three quarters of the run."""
+        """Return the part of the removal that is over; 1 or more after three quarters of the run."""
         return step / self._plan.steps / self._REMOVING
 
     def _grown(self, bounds: tuple[float, float], progress: float, batches: float) -> tuple[float, float]:
-        """Let s grow geometrically; return what part of the way it pulls, and the strength before by it."""
+        """Let s grow geometrically; return the part of the way, and the ratio of old to new strength."""
         first, last = bounds
         before, self._strength = self._strength, first * (last / first) ** min(progress, 1.0) / batches
-        # Not above 1, as where an epoch turns out to be longer than it was taken to be.
+        # Not above 1, not even if an epoch turns out to be longer than assumed.
         return -math.expm1(-self._strength), min(1.0, before / self._strength)
 
     def _batches_before(self, step: int) -> float:

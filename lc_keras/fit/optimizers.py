@@ -26,11 +26,11 @@ _LOOKS = 20
 
 
 class LearningRateLimit(Resumable):
-    r"""Hold a learning rate at $\min(\eta, \text{limit})$ while the training runs.
+    r"""Hold a learning rate at $\min(\eta, \text{limit})$ while training runs.
 
-    Works with a fixed rate, a rate that other callbacks set, a schedule or a function: η is what the user's
-    own rate says at that moment, and nobody else meets the limit. Of several optimizers, those that update
-    other weights than `variables`, the compressed ones, are left alone.
+    This works with a fixed rate, a rate that other callbacks set, a schedule or a function: η is what the
+    user's own rate says at that moment, and no other code sees the limit. If there are several optimizers,
+    those that update other weights than `variables`, the compressed ones, are left alone.
     """
 
     held = ("_ahead",)
@@ -39,32 +39,35 @@ class LearningRateLimit(Resumable):
         self._optimizers = [inner_optimizer(optimizer) for optimizer in optimizers]
         self._variables = list(variables)
         self._limit = tf.Variable(float("inf"), trainable=False, name="learning_rate_limit")
-        # How schedules go on, by batches seen.
+        # How schedules continue, by batches seen.
         self._ahead: list[list[tuple[int, float]]] = [[] for _ in self._optimizers]
 
     @property
     def updating(self) -> list[Optimizer]:
-        """Return the optimizers that update the compressed weights; all, while that is not known."""
+        """Return the optimizers that update the compressed weights; all of them while that is not known."""
         return [optimizer for optimizer in self._optimizers if self._updates(optimizer)] or self._optimizers
 
     @property
     def guessed(self) -> bool:
-        """Tell if it is not known yet which of several optimizers updates the compressed weights."""
+        """Return whether it is not yet known which of several optimizers updates the compressed weights."""
         return len(self._optimizers) > 1 and not any(map(self._updates, self._optimizers))
 
     @property
     def is_by_gradient(self) -> bool:
-        """Tell if each optimizer of the compressed weights is SGD or Muon, whose steps go by the gradient."""
+        """Return whether the compressed weights are updated by SGD or Muon only.
+
+        These do not normalise the step of each weight.
+        """
         kinds = (keras.optimizers.SGD, keras.optimizers.Muon)
         return all(isinstance(optimizer, kinds) for optimizer in self.updating)
 
     @property
     def rests(self) -> bool:
-        """Tell if the rate of the compressed weights is 0, now and in the next step of a schedule."""
+        """Return whether the rate of the compressed weights is 0, now and in the next step of a schedule."""
         return bool(self.updating) and not any(map(self._rate_soon, self.updating))
 
     def check_reset(self) -> None:
-        """Raise a ValueError if Keras cannot make an optimizer anew, as `reset_optimizers` does."""
+        """Raise a ValueError if Keras cannot recreate an optimizer, as `reset_optimizers` does."""
         for optimizer in [] if self.guessed else self.updating:
             try:
                 _made_anew(optimizer)
@@ -75,7 +78,7 @@ class LearningRateLimit(Resumable):
                 ) from error
 
     def reset_optimizers(self) -> None:
-        """Reset the state of those that update the compressed weights."""
+        """Reset the state of the optimizers that update the compressed weights."""
         for optimizer in self.updating:
             reset_state(optimizer)
 
@@ -96,7 +99,7 @@ class LearningRateLimit(Resumable):
                 set_learning_rate(optimizer, rate)
 
     def look_ahead(self, batches: float) -> None:
-        """Note how schedules go on in so many batches that the run has left."""
+        """Note how schedules continue in the number of `batches` that the run has left."""
         for i, optimizer in enumerate(self._optimizers):
             schedule = learning_rate_of(optimizer)
             if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
@@ -118,7 +121,7 @@ class LearningRateLimit(Resumable):
     def _rate_soon(self, optimizer: Optimizer) -> float:
         now, given = float(tf.convert_to_tensor(self._rate_of(optimizer)())), learning_rate_of(optimizer)
         if now or not isinstance(given, keras.optimizers.schedules.LearningRateSchedule):
-            # One that wraps another may have no rate of its own, and report the other's.
+            # An optimizer that wraps another may have no rate of its own, and report the other's.
             return now or float(tf.convert_to_tensor(optimizer.learning_rate))
         # The first step of a warm-up is 0, too.
         return float(given(tf.constant(_number(batches_seen_by(optimizer)) + 1, tf.int64)))
@@ -131,7 +134,7 @@ class LearningRateLimit(Resumable):
         rate = self._rate_of(optimizer)
 
         def limited() -> tf.Tensor:
-            # An optimizer asks for its rate when it is built: it is known by then what it updates.
+            # An optimizer asks for its rate when it is built; what it updates is known by then.
             if len(self._optimizers) > 1 and not self._updates(optimizer):
                 return rate()
             kept_with_trace(self._limit)
@@ -142,16 +145,17 @@ class LearningRateLimit(Resumable):
     def _rate_of(self, optimizer: Optimizer) -> Callable[[], tf.Tensor]:
         given: Rate = learning_rate_of(optimizer)
         if isinstance(given, keras.optimizers.schedules.LearningRateSchedule):
-            # As Keras does; `iterations` counts updates, of which one may take several batches.
+            # As Keras does; `iterations` counts updates, each of which may take several batches.
             return lambda: given(batches_seen_by(optimizer).value)
         return (lambda: given.value) if isinstance(given, keras.Variable) else given
 
 
 def optimizers_of(model: keras.Model) -> list[Optimizer]:
-    """Return the optimizers of a model: the compiled one, and those that a subclass keeps beside it.
+    """Return the optimizers of a model: the compiled one, and any others that a subclass keeps.
 
-    Those of models inside it are not among them: a net that was trained before and is part of a new one still
-    has its own. Each is there once, without what wraps it; a `MultiOptimizer` is built, to know those in it.
+    The optimizers of models inside it are not included: a net that was trained before and is part of a new
+    one still has its own. Each optimizer is returned once, without its wrappers; a `MultiOptimizer` is built,
+    so that the optimizers in it are known.
     """
     wrapped = wrapped_optimizers_of(model)
     for optimizer in wrapped:
@@ -161,7 +165,7 @@ def optimizers_of(model: keras.Model) -> list[Optimizer]:
 
 
 def wrapped_optimizers_of(model: keras.Model) -> list[Optimizer]:
-    """Return `optimizers_of` a model, with what wraps them."""
+    """Return `optimizers_of` a model, with their wrappers."""
     attributes = [getattr(model, "optimizer", None), *vars(model).values()]
     kept = [item for part in attributes if isinstance(part, (list, tuple)) for item in part]
     kept += [item for part in attributes if isinstance(part, dict) for item in part.values()]
@@ -186,13 +190,13 @@ def parts_of(optimizer: Optimizer) -> list[Optimizer]:
 
 
 def effective_rate(optimizer: Optimizer, variables: Sequence[keras.Variable], learning_rate: float) -> float:
-    r"""Return how far a unit gradient that stays moves a weight in a batch, once it has settled.
+    r"""Return how far a constant unit gradient moves a weight in a batch, once the motion has settled.
 
-    $\eta / (1 - m)$ for SGD with momentum m. Optimizers that divide by the root of a
-    second moment v of the gradient: $\eta / \sqrt{\bar v}$ with the mean of v over
-    `variables`, or, as for optimizers of another kind, $\eta / 10^{-3}$ while it is not
-    known, $10^{-3}$ being the size of gradient that such optimizers meet in classifiers. A
-    k-th of that if the gradients of k batches make one update.
+    For SGD with momentum m, this is $\eta / (1 - m)$. For optimizers that divide by the root
+    of a second moment v of the gradient, it is $\eta / \sqrt{\bar v}$ with the mean of v over
+    `variables`. While v is not known, and for optimizers of other kinds, it is
+    $\eta / 10^{-3}$, where $10^{-3}$ is the size of gradient that such optimizers meet in
+    classifiers. If the gradients of k batches make one update, it is a k-th of that.
     """
     optimizer = inner_optimizer(optimizer)
     learning_rate /= optimizer.gradient_accumulation_steps or 1
@@ -210,9 +214,9 @@ def effective_rate(optimizer: Optimizer, variables: Sequence[keras.Variable], le
 
 
 def _second_moments(optimizer: Optimizer, variables: Sequence[keras.Variable]) -> list[keras.Variable]:
-    """Return the second moments of variables that the optimizer has.
+    """Return the second moments that the optimizer has for some variables.
 
-    Of several optimizers, another one may update some of them, which are left out.
+    If there are several optimizers, variables that another one updates are left out.
     """
     if not optimizer.built or _number(optimizer.iterations) == 0:
         return []
@@ -224,8 +228,9 @@ def _second_moments(optimizer: Optimizer, variables: Sequence[keras.Variable]) -
 def reset_state(optimizer: Optimizer, wholly: bool = False) -> None:
     """Give an optimizer the moments of a new one; its step count, rate and averaged weights stay.
 
-    Second moments that Adam and its kind correct by the step count stay, too, if they are finite: from zero,
-    with a correction that is over, steps would be several times the learning rate. `wholly`: nothing stays.
+    Second moments that Adam and similar optimizers correct by the step count stay, too, if they are finite:
+    if they began at zero when the correction is over, steps would be several times the learning rate.
+    `wholly`: nothing stays.
     """
     optimizer = inner_optimizer(optimizer)
     if not optimizer.built:
@@ -245,7 +250,7 @@ def reset_state(optimizer: Optimizer, wholly: bool = False) -> None:
 def begin_anew(optimizers: Iterable[Optimizer]) -> None:
     """Clear what a divergence left in optimizers: their state, and averages that are not finite."""
     for optimizer in optimizers:
-        # What Keras cannot make anew stays as it is: there is another error to be told.
+        # What Keras cannot recreate stays as it is: there is another error to report.
         with contextlib.suppress(TypeError, ValueError):
             reset_state(optimizer)
         for weight, average in averages_of(optimizer):
@@ -261,10 +266,10 @@ def averages_of(optimizer: Optimizer) -> list[tuple[keras.Variable, keras.Variab
 
 
 def _made_anew(optimizer: Optimizer) -> Optimizer:
-    """Return an optimizer of the same config but for the rate, which Keras may not be able to write down."""
+    """Return an optimizer with the same config except the rate, which Keras may not be able to serialize."""
     given: Rate = learning_rate_of(optimizer)
     if not isinstance(given, keras.Variable):
-        # A schedule, too, so that the variables of the optimizer are as many.
+        # A schedule, too, so that the optimizer has as many variables.
         set_learning_rate(optimizer, keras.optimizers.schedules.ExponentialDecay(0.0, 1, 1.0))
     try:
         return type(optimizer).from_config(optimizer.get_config())
@@ -273,5 +278,5 @@ def _made_anew(optimizer: Optimizer) -> Optimizer:
 
 
 def _number(variable: keras.Variable) -> int:
-    # What is mirrored over devices is no number to Python yet.
+    # A variable that is mirrored over devices is no number to Python yet.
     return int(tf.convert_to_tensor(variable))

@@ -1,4 +1,4 @@
-"""Where in the epochs of a run its L steps lie."""
+"""Where the L steps lie in the epochs of a run."""
 
 import math
 from collections.abc import Iterator
@@ -6,24 +6,25 @@ from dataclasses import dataclass
 
 from lc_keras.fit.checkpoints import Resumable
 
-# The length of an L step in epochs; how many there are to be at least, for which it may be shorter; and its
-# fewest batches (benchmarks/training/step_length.py).
+# The length of an L step in epochs; the least number of L steps, for which it may be shorter; and its fewest
+# batches (benchmarks/training/step_length.py).
 _LENGTH, _STEPS, _FEWEST_BATCHES = 0.25, 80, 15
-# Beside the optimizer steps may be shorter: these, and the longest part of a short run.
+# With the pull beside the optimizer, L steps may be shorter: their least number, and the part of a short run
+# that is enough for one.
 _STEPS_BESIDE, _PART_BESIDE = 160, 1 / 40
 _FEW_EPOCHS, _FEW_BATCHES = 4, 100
 
 
 @dataclass
 class Plan(Resumable):
-    """Where in the epochs of a run its L steps end.
+    """Lay out where the L steps end in the epochs of a run.
 
     Args:
-        steps: Int ≥ 1, how many L steps there are.
+        steps: Int ≥ 1, the number of L steps.
         length: Float > 0, the length of an L step in epochs.
-        first_length: Float > 0, that of the first one.
-        epochs: Float, how many the run has. The L step that runs when they end, ends there.
-        batches: Int, how many an epoch has, or `None` while that is not known.
+        first_length: Float > 0, the length of the first L step in epochs.
+        epochs: Float, the number of epochs in the run. An L step that still runs when they end, ends there.
+        batches: Int, the number of batches in an epoch, or `None` while it is not known.
     """
 
     steps: int
@@ -45,14 +46,14 @@ class Plan(Resumable):
         execution: int = 1,
         beside: bool = False,
     ) -> "Plan":
-        """Return a plan with all that is not given filled in, as `LearningCompression` says.
+        """Return a plan in which everything not given is filled in, as `LearningCompression` says.
 
         Args:
-            steps: Int or `None`, as of `LearningCompression`.
+            steps: Int or `None`, as in `LearningCompression`.
             length: Float or `None`, `epochs_per_step`.
             first_length: Float or `None`, `first_step_epochs`.
-            epochs: Float, default infinite, for a number of steps that is given.
-            batches: Int or `None` (default), how many an epoch has.
+            epochs: Float, default infinite, for use when the number of steps is given.
+            batches: Int or `None` (default), the number of batches in an epoch.
             execution: Int, default 1: how many batches run at once.
             beside: Bool, default `False`: whether the pull is beside the optimizer.
         """
@@ -73,14 +74,14 @@ class Plan(Resumable):
 
     @property
     def shortest(self) -> float:
-        """Return the batches of the shortest L step; infinite while that is not known."""
+        """Return the number of batches in the shortest L step; infinite while it is not known."""
         return min(self.length, self.first_length) * (self.batches or math.inf)
 
     def caveats(self, steps_given: bool, execution: int) -> Iterator[str]:
-        """Yield warnings of what will not go as it was asked for.
+        """Yield warnings about what will not go as requested.
 
         Args:
-            steps_given: Bool, whether the user asked for so many L steps.
+            steps_given: Bool, whether the user asked for this number of L steps.
             execution: Int, how many batches run at once.
         """
         if steps_given and self.epochs < self.epochs_needed:
@@ -108,9 +109,9 @@ class Plan(Resumable):
             )
 
     def step_at(self, step: int, epoch: int, batch: int, execution: int) -> int:
-        """Return the L step of the execution that begins with a batch, where `step` ran so far.
+        """Return the L step of the execution that begins with a batch, if `step` has run so far.
 
-        If several L steps end in the execution, it is the last of them; after the last L step, `steps`.
+        If several L steps end in the execution, this is the last of them; after the last L step, `steps`.
         """
         assert self.batches  # noqa: S101  # for the type checker
         position = epoch + batch / self.batches
@@ -123,7 +124,7 @@ class Plan(Resumable):
         return self.first_length + step * self.length
 
     def _ended(self, step: int, position: float) -> int:
-        """Return the number of L steps that end up to a position, in epochs; `step` of them did before."""
+        """Return how many L steps have ended by a position in epochs; `step` of them ended before."""
         slack = 0.5 / self.batches if self.batches else 1e-9
         ended = step
         while ended < self.steps and self._end(ended) <= position + slack:

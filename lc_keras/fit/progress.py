@@ -37,14 +37,14 @@ class Saved:
         return {name: tf.convert_to_tensor(swapped.get(id(v), v)) for name, v in self._variables()}
 
     def description(self) -> Facts:
-        """Return what the variables belong to, as JSON can hold it."""
+        """Return what the variables belong to, in a form that JSON can hold."""
         return {**self._model_and_tasks(), "optimizers": self._described_optimizers()}
 
     def restore(self, checkpoint: Checkpoint, description: Facts) -> None:
-        """Give all variables the values of a checkpoint, whose `description` was that.
+        """Give all variables the values of a checkpoint that was saved with this `description`.
 
         Raises:
-            ValueError: If it is of another model, optimizer or task. No value is changed then.
+            ValueError: If it is of another model, optimizer or task. In that case no value is changed.
         """
         received = dict(description)
         optimizers = received.pop("optimizers")
@@ -95,7 +95,7 @@ class Saved:
 
 
 def check_same(expected: Facts, received: Facts, checkpoint: Checkpoint) -> None:
-    """Raise a ValueError that says in what a checkpoint is of another run than the one to go on with it."""
+    """Raise a ValueError that says what differs, if a checkpoint is not of the run to go on from it."""
     differences = list(_differences(expected, received))
     if differences:
         more = f"\n  … and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""

@@ -34,11 +34,11 @@ _SETTINGS = "multipliers", "limit_learning_rate", "reset_optimizer", "tolerance"
 class CompressionRun(Run, Resumable):
     """Run the L steps and C steps of one `fit`, and choose which weights the model holds.
 
-    The model holds w while it trains, and θ from the end of an epoch to the next batch. Where
+    The model holds w while it trains, and θ from the end of an epoch to the next batch. If
     a method raises, `abandon` leaves the model usable.
 
     Args:
-        callback: `LearningCompression` in `fit`, whose arguments are followed.
+        callback: The `LearningCompression` in `fit`, whose arguments the run follows.
 
     Attributes:
         first_epoch: Int, the epoch in which the first L step began, or `None` before it.
@@ -47,7 +47,7 @@ class CompressionRun(Run, Resumable):
         finished: Bool, whether the last C step has run.
         stopped: Bool, whether training was told to stop.
         logs: Dict of floats: `gap`, ‖w − θ‖ / ‖w‖ at the latest C step; `density`, the fraction of the
-            weights that θ keeps; and what else the logs say of the run.
+            weights that θ keeps; and what else the logs say about the run.
     """
 
     held = "first_epoch", "step", "mu", "finished", "stopped", "logs"
@@ -58,7 +58,7 @@ class CompressionRun(Run, Resumable):
         self._params: dict[str, Any] = callback.params
         shared = bind_tasks(callback.tasks, model)
         self._costs = costs = [part.compression for part in shared]
-        # A penalty's α counts in units of the loss: the pull is the paper's, through the loss.
+        # A penalty's α is in units of the loss, so the pull is the paper's, through the loss.
         self._beside = is_automatic(callback.mu) and all(cost.has_budget for cost in costs)
         self._manners = _by_manner(shared, callback.multipliers) if self._beside else {}
         self._limits_rate = callback.limit_learning_rate and not self._beside
@@ -77,19 +77,20 @@ class CompressionRun(Run, Resumable):
         self.mu = math.nan
         self.finished = self.stopped = False
         self.logs = {}
-        # Both are made as the first epoch begins, before which it is not known.
+        # Both are made when the first epoch begins; which one that is, is not known before.
         self._plan: Plan = None  # type: ignore[assignment]
         self._pull: Pull = None  # type: ignore[assignment]
         self._is_checked = False  # whether the train function was seen to pull
-        self._is_underway = False  # whether a batch was trained as it should
+        self._is_underway = False  # whether a batch was trained as it should be
         self._epoch = self._batch = self._batches_since = 0
         self._metrics: Logs = {}
 
     def resume(self, checkpoint: Checkpoint) -> bool:
-        """Go back to the last epoch that was completed, and tell if training was over.
+        """Go back to the last completed epoch, and return whether training was over.
 
         Raises:
-            ValueError: If the checkpoint is of another model or another run. No value is changed then.
+            ValueError: If the checkpoint is of another model or another run. In that case no value is
+                changed.
         """
         state = checkpoint.facts["state"]
         self._lay_out(state["run"]["first_epoch"])
@@ -119,10 +120,10 @@ class CompressionRun(Run, Resumable):
             self._advance(batch)
 
     def execute(self, train_function: TrainFunction, iterator: Iterator[object]) -> Logs:
-        """Run an execution of the L step, and what is due if it is the last of the epoch."""
+        """Run an execution of the L step, and whatever is due if it is the last of the epoch."""
         self._statistics.see(iterator)
         if self.finished:
-            # Keras runs a batch more after it was told to stop.
+            # Keras runs one more batch after it was told to stop.
             self.end_epoch()
         else:
             try:
@@ -130,7 +131,7 @@ class CompressionRun(Run, Resumable):
                 with self._lagrangian.pulling(), limit:
                     self._metrics = train_function(iterator)
                 self._batches_since += self._model.steps_per_execution
-                # Not where a batch begins: where the length is unknown, Keras begins one that has no data.
+                # Not when a batch begins: if the length is unknown, Keras begins one that has no data.
                 self.logs.update(mu=self.mu, l_step=self._running + 1)
             except (StopIteration, tf.errors.OutOfRangeError):
                 self.end_epoch(out_of_data=True)
@@ -153,27 +154,27 @@ class CompressionRun(Run, Resumable):
             return
         ended = self._batch + self._model.steps_per_execution
         if self._plan.batches is None:
-            # Where data ran out, a batch began that found none.
+            # If the data ran out, the last batch began without any.
             self._plan.batches = ended = self._batch if out_of_data else ended
         if not self._plan.batches:
             raise ValueError("Expected data to train on. Received: an epoch without batches.")
         if not self._beside:
             self.logs["pull"] = float(self._lagrangian.penalty())
         if self._epoch + 1 >= self._plan.epochs and not self._model.stop_training:
-            # The last C step comes, however short the last epoch was.
+            # The last C step runs, however short the last epoch was.
             ended = self._plan.batches
         self._advance(min(ended, self._plan.batches))
         self._show_compressed()
 
     def complete_epoch(self, epoch: int, loss: float) -> None:
-        """Check that the loss of an epoch is no NaN, and write a checkpoint."""
+        """Check that the loss of an epoch is not NaN, and write a checkpoint."""
         if np.isnan(loss).any():
             self._steps.diverge("the loss is NaN", self._name_of_l_step)
         if self._callback.checkpoints:
             self._save(self._callback.checkpoints, epoch + 1)
 
     def end(self) -> bool:
-        """Check that there was an epoch, warn of an early end, and tell if others have put weights over θ."""
+        """Check that there was an epoch, warn of an early end, and return whether others have replaced θ."""
         if self.first_epoch is None:
             raise ValueError(
                 "Expected at least one epoch to train and compress in. Received: `fit` without any, such as "
@@ -202,8 +203,8 @@ class CompressionRun(Run, Resumable):
     def abandon(self, error: BaseException) -> None:
         """Compress the model as it is, or go back to where it was finite, after an exception.
 
-        What fails before an L step has begun to pull, as with a `train_step` that leaves the pull out, has
-        no compressed weights that are worth more than the user's.
+        A run that fails before an L step has begun to pull, as with a `train_step` that leaves the pull out,
+        has no compressed weights that are worth more than the user's.
         """
         if self.first_epoch is None or not (self._is_underway or self.step):
             return
@@ -214,7 +215,7 @@ class CompressionRun(Run, Resumable):
             begin_anew(optimizers_of(self._model))
 
     def release(self) -> None:
-        """End the pull, wherever it was traced, and the limit of the learning rate."""
+        """End the pull, wherever it was traced, and the limit on the learning rate."""
         self._lagrangian.release()
         self._rate.set(math.inf)
 
@@ -228,7 +229,7 @@ class CompressionRun(Run, Resumable):
         return f"L step {self._running + 1} of {self._plan.steps}"
 
     def _parts(self) -> dict[str, Any]:
-        """Return what has a state besides the variables."""
+        """Return the parts that have a state besides the variables."""
         parts = {"run": self, "plan": self._plan, "pull": self._pull, "rate": self._rate}
         return {**parts, "lagrangian": self._lagrangian}
 
@@ -250,7 +251,7 @@ class CompressionRun(Run, Resumable):
         state = {name: part.state() for name, part in self._parts().items()}
         facts = {"run": self._saved.description(), "settings": self._settings(), "state": state}
         tensors = self._saved.tensors()
-        # Of several workers all read their variables, and one writes.
+        # If there are several workers, all read their variables, and one writes.
         if self._model.distribute_strategy.extended.should_checkpoint:
             checkpoints.save(epoch, facts, tensors)
 
@@ -301,7 +302,7 @@ class CompressionRun(Run, Resumable):
         if not is_loose:
             self._note(found)
         self.step, self.mu = next_step, next_mu
-        # While θ is loose, the gap is that of the last time when the model was shown.
+        # While θ is loose, the gap is from the last time the model was shown.
         settles = not is_loose and not self._manners.keys() - {Beside}
         self.finished = last or (settles and self.logs["gap"] < self._callback.tolerance)
         if self.finished:
@@ -333,9 +334,9 @@ class CompressionRun(Run, Resumable):
         return manner(self._plan)
 
     def _note_of_budget(self, found: CStep | None) -> None:
-        """Note what a C step found, or, where θ is loose, what it is once it is brought under the budget."""
+        """Note what a C step found or, if θ is loose, what is found once θ is brought under the budget."""
         if self._lagrangian.is_loose:
-            # What is shown keeps the budget, however far the pull reaches.
+            # The weights that are shown keep the budget, however far the pull reaches.
             found = self._lagrangian.project()
             self._batches_since = 0
         if found and np.all(found.finite):
@@ -380,7 +381,7 @@ class CompressionRun(Run, Resumable):
 
 
 def _by_manner(shared: Sequence[SharedCost], multipliers: bool) -> dict[type[Pull], list[SharedCost]]:
-    """Return which costs are trained in each way, the one that asks how far weights moved first."""
+    """Return which costs are trained in each way. The way that asks how far weights moved comes first."""
     found: dict[type[Pull], list[SharedCost]] = {Beside: [], Sliding: [], Carrying: []}
     for part in shared:
         cost = part.compression

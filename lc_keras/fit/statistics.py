@@ -15,15 +15,15 @@ from lc_keras.model.statistics import BATCHES, Estimator
 class Statistics:
     """Estimate the statistics of the compressed weights while the model shows them.
 
-    Training moves them slowly after w: a moving average of momentum 0.99 is of the last hundred batches.
-    Those of θ differ, and with them the scale of each unit behind a removed weight.
+    During training they follow w slowly: a moving average with momentum 0.99 is of the last hundred batches.
+    The statistics of θ differ, and with them the scale of each unit behind a removed weight.
 
     Args:
         model: Built `keras.Model`.
         batches: Int or `None`, the number of batches in an epoch, if that is known.
 
     Attributes:
-        are_stale: Bool, whether the latest ones could not be estimated, of which a warning was given.
+        are_stale: Bool, whether the latest ones could not be estimated; if so, a warning was given.
     """
 
     def __init__(self, model: keras.Model, batches: int | None) -> None:
@@ -33,7 +33,7 @@ class Statistics:
         self._of_several_workers = strategy.num_replicas_in_sync > self._estimator.replicas
         self._batches: int | None = min(batches or BATCHES, BATCHES)
         if self._of_several_workers:
-            # All take the same number, and the last batch of an epoch may not be there for each of them.
+            # All workers take the same number, and not all of them may have the last batch of an epoch.
             self._batches = min(max(1, batches - 1), BATCHES) if batches else None
         self._dataset: tf.data.Dataset | None = None
         self._is_known = self.are_stale = False
@@ -55,9 +55,9 @@ class Statistics:
             self._warn("the data cannot be read a second time, as those of a Python generator")
 
     def show_compressed(self, is_interrupted: bool = False) -> None:
-        """Put the statistics of the weights that the model now has in the place of those of the trained ones.
+        """Replace the statistics of the trained weights by those of the weights that the model now has.
 
-        Where training `is_interrupted`, other workers may have gone on.
+        If training `is_interrupted`, other workers may have gone on.
         """
         if self.trained:
             self._trained.save()

@@ -1,4 +1,4 @@
-"""The last word on a `fit`: what looks bad of its result, and what to do about it."""
+"""The last word on a `fit`: what looks bad about its result, and what to do about it."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -10,12 +10,12 @@ from lc_keras.algorithm.tasks import Task
 from lc_keras.arguments import warn
 from lc_keras.showing import listed
 
-# What is more than a few per cent.
+# Anything above this is more than a few per cent.
 FEW_PERCENT = 0.05
-# A metric is far below that of the first epoch: of training data, and of validation data, which are harder;
-# or below that of the first batch, which no update has changed yet.
+# A metric below this part of its first value has fallen far: for training data and for validation data, which
+# are harder, compared with the first epoch; or compared with the first batch, which precedes any update.
 _BELOW, _VALIDATION_BELOW, _BELOW_BATCH = 0.8, 0.6, 0.5
-# Metrics that are better the larger they are, by a word of their names; `MeanIoU` is "mean_io_u".
+# Metrics for which larger is better, by a word in their names; `MeanIoU` is "mean_io_u".
 _SCORES = {"acc", "accuracy", "auc", "precision", "recall", "f1", "fbeta", "io", "iou", "r2"}
 
 _STALE = (
@@ -25,10 +25,10 @@ _STALE = (
 
 
 class Verdict:
-    """Watch the epochs of a `fit`, and warn as it ends if its result looks bad.
+    """Watch the epochs of a `fit`, and warn when it ends if its result looks bad.
 
     Attributes:
-        is_stale: Bool, whether statistics are those of other weights, which is no reason by itself.
+        is_stale: Bool, whether statistics are those of other weights, which by itself is no reason to warn.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Verdict:
         self._first = self._first or self._last
 
     def give(self, gap: float) -> None:
-        """Warn, in one line, of what looks bad; `gap` is the last one, 0 where it was said already."""
+        """Warn, in one line, about what looks bad; `gap` is the last gap, 0 if it was mentioned already."""
         if reasons := [*self._reasons(gap)]:
             if self.is_stale:
                 reasons.insert(0, _STALE)
@@ -96,7 +96,7 @@ class Verdict:
 
 
 def _scores(logs: object) -> dict[str, float]:
-    """Return the metrics that are better if larger; of one with a value for each class, the mean."""
+    """Return the metrics for which larger is better; for one with a value for each class, the mean."""
     metrics = logs if isinstance(logs, dict) else {}
     names = [name for name in metrics if _SCORES.intersection(name.lower().split("_"))]
     return {name: float(np.mean(metrics[name])) for name in names}

@@ -1,7 +1,7 @@
-"""Reach what Keras and TensorFlow keep to themselves.
+"""Use what is private to Keras and TensorFlow.
 
-Every private name of theirs that the library uses is in this room, behind a function that says why; all were
-seen in Keras 3.14 and 3.15, and in TensorFlow 2.21. `tests/test_internals.py` lists them: where it fails with
-a new Keras, change a file of this room. Nothing else belongs here. It exports nothing: `startup` must run
-before TensorFlow is imported.
+Every private Keras or TensorFlow name that the library uses is in this room, behind a function that says why;
+all were seen in Keras 3.14 and 3.15, and in TensorFlow 2.21. `tests/test_internals.py` lists them: if it
+fails with a new Keras, change a file in this room. Nothing else belongs here. The room exports nothing,
+because `startup` must run before TensorFlow is imported.
 """

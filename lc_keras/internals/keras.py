@@ -1,4 +1,4 @@
-"""Reach what Keras keeps to itself."""
+"""Use what is private to Keras."""
 
 import contextlib
 import inspect
@@ -26,7 +26,7 @@ def replaced(attributes: Iterable[tuple[keras.Layer, str, object]]) -> Iterator[
     """Replace attributes of single layers by name, methods by functions without `self`, and put them back."""
     with contextlib.ExitStack() as stack:
         for layer, name, value in attributes:
-            # Beside `Layer.__setattr__`, which would track what it is given.
+            # Past `Layer.__setattr__`, which would track the value.
             if name in vars(layer):
                 stack.callback(object.__setattr__, layer, name, vars(layer)[name])
             else:
@@ -36,15 +36,15 @@ def replaced(attributes: Iterable[tuple[keras.Layer, str, object]]) -> Iterator[
 
 
 def layers_in(layer: keras.Layer, include_self: bool = True) -> list[keras.Layer]:
-    """Return a layer or model and all layers inside of it, at any depth, each once.
+    """Return a layer or model and all layers inside it, at any depth, each once.
 
-    `model.layers` has those of the first depth alone. `Layer._flatten_layers`.
+    `model.layers` has only those at the first depth. `Layer._flatten_layers`.
     """
     return list(layer._flatten_layers(include_self=include_self))
 
 
 def created_by(layer: keras.Layer) -> list[keras.Variable]:
-    """Return the variables that a layer itself has made, without those of layers inside of it.
+    """Return the variables that a layer itself has created, without those of layers inside it.
 
     `layer.variables` has both. `Layer._trainable_variables` and `_non_trainable_variables`.
     """
@@ -52,9 +52,9 @@ def created_by(layer: keras.Layer) -> list[keras.Variable]:
 
 
 def states_of(layer: keras.Layer) -> list[keras.Variable]:
-    """Return the variables that a layer itself has made not to be trained, such as moving averages.
+    """Return the variables that a layer itself has created as not trainable, such as moving averages.
 
-    `layer.non_trainable_variables` has weights that are frozen, too, and random seeds.
+    `layer.non_trainable_variables` also has frozen weights and random seeds.
     `Layer._non_trainable_variables`.
     """
     return list(layer._non_trainable_variables)
@@ -63,7 +63,7 @@ def states_of(layer: keras.Layer) -> list[keras.Variable]:
 def global_seed() -> keras.Variable:
     """Return the state of the random numbers that belong to no layer.
 
-    `keras.random.normal(shape)` without a seed moves it. `keras.src.random.seed_generator` makes it.
+    `keras.random.normal(shape)` without a seed advances it. `keras.src.random.seed_generator` makes it.
     """
     return global_seed_generator().state
 
@@ -71,7 +71,7 @@ def global_seed() -> keras.Variable:
 def is_gated(layer: keras.layers.MultiHeadAttention) -> bool:
     """Return whether the attention multiplies its heads by a gate.
 
-    Its config says so, too, but may not be to be had. `MultiHeadAttention._use_gate`.
+    Its config says so, too, but may not be available. `MultiHeadAttention._use_gate`.
     """
     return bool(layer._use_gate)
 
@@ -79,15 +79,15 @@ def is_gated(layer: keras.layers.MultiHeadAttention) -> bool:
 def output_shape_of(layer: keras.layers.Lambda) -> Any:
     """Return the `output_shape` that a Lambda layer was given.
 
-    Its config has it as text, if it is a function. `Lambda._output_shape`.
+    If it is a function, the config has it as text. `Lambda._output_shape`.
     """
     return layer._output_shape
 
 
 def copied_together(objects: Sequence[keras.Layer]) -> list[keras.Layer]:
-    """Return copies of layers, with new weights, in which what several of them hold is one again.
+    """Return copies of layers, with new weights; what several of the layers share, their copies share, too.
 
-    As Keras does where it saves a model and loads it. `serialization_lib.ObjectSharingScope`.
+    Keras does the same when it saves and loads a model. `serialization_lib.ObjectSharingScope`.
     """
     classes = {type(part) for layer in objects for part in layers_in(layer)}
     named = {name(c): c for c in classes for name in (keras.saving.get_registered_name, lambda c: c.__name__)}
@@ -108,7 +108,7 @@ def set_mask(tensor: keras.KerasTensor, mask: keras.KerasTensor | None) -> None:
 
 @contextlib.contextmanager
 def without_traces(layers: Iterable[keras.Layer]) -> Iterator[None]:
-    """Take back that layers were called on tensors. `Operation._inbound_nodes`, `_outbound_nodes`."""
+    """Erase that layers were called on tensors. `Operation._inbound_nodes`, `_outbound_nodes`."""
     kept = [(nodes, len(nodes)) for one in layers for nodes in (one._inbound_nodes, one._outbound_nodes)]
     try:
         yield
@@ -118,7 +118,7 @@ def without_traces(layers: Iterable[keras.Layer]) -> Iterator[None]:
 
 
 def functional_class(model: keras.Model) -> type[keras.Model] | None:
-    """Return the class of what `keras.Model(inputs, outputs)` makes, `None` if the model is none of it.
+    """Return the class of models made by `keras.Model(inputs, outputs)`, `None` if this model is not one.
 
     It has no public name. `keras.src.models.Functional`.
     """
@@ -126,15 +126,15 @@ def functional_class(model: keras.Model) -> type[keras.Model] | None:
 
 
 def as_functional(model: keras.Model) -> keras.Model:
-    """Return the graph of a model: itself, or the one that a `Sequential` keeps.
+    """Return the graph of a model: the model itself, or the one that a `Sequential` keeps.
 
-    It is `None` if a `Sequential` is not built. `Sequential._functional`.
+    The graph is `None` if a `Sequential` is not built. `Sequential._functional`.
     """
     return model._functional if isinstance(model, keras.Sequential) else model
 
 
 def calls_in(functional: keras.Model) -> list[Call]:
-    """Return the calls of layers in a graph, those of its inputs too, in an order in which they can run.
+    """Return the calls of layers in a graph, with those of its inputs, in an order in which they can run.
 
     `Function._nodes_by_depth`: the deepest come first.
     """
@@ -146,18 +146,18 @@ def call_again(
     inputs: Sequence[keras.KerasTensor],
     instead: Callable[[keras.Layer], keras.Layer],
 ) -> Any:
-    """Return the outputs of a graph that is called on other inputs, with the layers that `instead` gives.
+    """Return the outputs of a graph that is called on other inputs, with the layers that `instead` returns.
 
-    `keras.models.clone_model` makes models, not layers, anew. `Function._run_through_graph`.
+    `keras.models.clone_model` remakes models, not layers. `Function._run_through_graph`.
     """
     return functional._run_through_graph(inputs, operation_fn=lambda layer: with_masks(instead(layer)))
 
 
 def with_masks(layer: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what calls a layer with the masks that its inputs carry as arguments by name.
+    """Return a function that calls a layer with the masks of its inputs as keyword arguments.
 
-    Keras finds them itself, and leaves no record of it in the graph where there are other arguments by name.
-    When the graph runs, the inputs may have lost them: attention takes them off. `Layer.__call__`.
+    Keras finds the masks itself, but leaves no record of this in the graph if there are other keyword
+    arguments. When the graph runs, the inputs may have lost them: attention takes them off. `Layer.__call__`.
     """
     if not isinstance(layer, keras.Layer):
         return layer
@@ -200,19 +200,19 @@ def set_first_epoch(model: keras.Model, epoch: Any) -> None:
 
 
 def build_for_training(model: keras.Model, iterator: object) -> None:
-    """Have a model make what its first train step makes: the state of its optimizer, loss and metrics.
+    """Have a model create what its first train step would create: the state of optimizer, loss and metrics.
 
-    Keras traces a train step that makes variables twice. What is not made here, of other data than dense
-    tensors or by a `train_step` of the user's, is made there. `Trainer._symbolic_build`.
+    Keras traces a train step twice if it creates variables. With data other than dense tensors, or with a
+    `train_step` of the user's, the train step still creates what is missing. `Trainer._symbolic_build`.
 
     Args:
         model: `keras.Model`, compiled.
-        iterator: Over the batches that it will be trained on, of which none is taken.
+        iterator: Iterator over the batches that the model will be trained on; none is taken.
     """
     batch = getattr(iterator, "element_spec", None)
     are_dense = all(type(part) is tf.TensorSpec and part.shape.rank for part in keras.tree.flatten(batch))
     if are_dense and not model.run_eagerly and is_of_keras(model.train_step):
-        # A model that cannot be called on symbols can still be trained.
+        # A model that cannot be called on symbolic tensors can still be trained.
         with contextlib.suppress(Exception):
             model._symbolic_build(data_batch=batch)
 
@@ -220,15 +220,15 @@ def build_for_training(model: keras.Model, iterator: object) -> None:
 def learning_rate_of(optimizer: keras.optimizers.Optimizer) -> Rate:
     """Return the learning rate as an optimizer holds it: a variable, a schedule or a function.
 
-    `optimizer.learning_rate` is the present number. `Optimizer._learning_rate`.
+    `optimizer.learning_rate` is the current number. `Optimizer._learning_rate`.
     """
     return optimizer._learning_rate
 
 
 def set_learning_rate(optimizer: keras.optimizers.Optimizer, rate: Rate) -> None:
-    """Put a variable, a schedule or a function in the place of `learning_rate_of` an optimizer.
+    """Replace the `learning_rate_of` an optimizer by a variable, a schedule or a function.
 
-    `optimizer.learning_rate = ...` assigns to the variable, and does not take a function in its stead.
+    `optimizer.learning_rate = ...` assigns to the variable, and does not take a function in its place.
     """
     optimizer._learning_rate = rate
 
@@ -236,7 +236,7 @@ def set_learning_rate(optimizer: keras.optimizers.Optimizer, rate: Rate) -> None
 def batches_seen_by(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
     """Return the variable that counts the batches of an optimizer.
 
-    `optimizer.iterations` counts updates, of which one may take several batches. `Optimizer._iterations`.
+    `optimizer.iterations` counts updates, each of which may take several batches. `Optimizer._iterations`.
     """
     return optimizer._iterations
 
@@ -255,16 +255,16 @@ def moving_averages_of(optimizer: keras.optimizers.Optimizer) -> list[keras.Vari
 
 
 def second_moments_of(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
-    """Return what an optimizer keeps of the squares of the gradients of `updated_by`, if anything.
+    """Return what an optimizer keeps of the squared gradients of `updated_by`, if anything.
 
-    `_velocities` of Adam, its kind and `RMSprop`, `Adagrad._accumulators`.
+    `_velocities` of Adam, its relatives and `RMSprop`, and `Adagrad._accumulators`.
     """
     names = ("_velocities", "_accumulators")
     return next((list(kept) for name in names if (kept := getattr(optimizer, name, None))), [])
 
 
 def corrected_moments_of(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
-    """Return the second moments that Adam and its kind divide by 1 − β₂ᵗ, where t counts all steps.
+    """Return the second moments that Adam and its relatives divide by 1 − β₂ᵗ, where t counts all steps.
 
     `Adam._velocities`, `Adam._velocity_hats`, `Muon.adam_velocities`.
     """
@@ -277,10 +277,10 @@ def corrected_moments_of(optimizer: keras.optimizers.Optimizer) -> list[keras.Va
 def paired_state(
     optimizer: keras.optimizers.Optimizer, other: keras.optimizers.Optimizer
 ) -> Iterator[tuple[keras.Variable, keras.Variable]]:
-    """Yield the variables of two optimizers of one class and config, in pairs.
+    """Yield the variables of two optimizers of the same class and config, in pairs.
 
-    Inside a `LossScaleOptimizer`, `optimizer.variables` lacks variables of some classes; they are then found
-    among its attributes but `_trainable_variables` and `_variables`.
+    Inside a `LossScaleOptimizer`, `optimizer.variables` lacks variables of some classes. They are then found
+    among the attributes other than `_trainable_variables` and `_variables`.
     """
     if len(optimizer.variables) == len(other.variables):
         yield from zip(optimizer.variables, other.variables, strict=True)
@@ -295,7 +295,7 @@ def paired_state(
 def compiled_with(model: keras.Model) -> dict[str, Any]:
     """Return the arguments that a model was compiled with, the optimizer and the metrics made anew.
 
-    `get_compile_config` gives them serialised, and not all that the user's are made of can be read back.
+    `get_compile_config` returns them serialised, and not every part of the user's own can be read back.
     `Model._compile_config`.
     """
 

@@ -1,7 +1,7 @@
 """Start programs of this package without what TensorFlow prints before it can be told not to.
 
-It writes lines about processors and devices to the error stream while it is imported, whatever
-`TF_CPP_MIN_LOG_LEVEL` says. Whoever imports `lc_keras` in a program of their own sees what TensorFlow prints.
+While it is imported, TensorFlow writes lines about processors and devices to the error stream, whatever
+`TF_CPP_MIN_LOG_LEVEL` says. Users who import `lc_keras` in programs of their own still see these lines.
 """
 
 import os
@@ -9,13 +9,13 @@ import sys
 
 
 def is_command_line() -> bool:
-    """Tell if `lc-keras` or `python -m lc_keras` is what runs."""
+    """Return whether the program that runs is `lc-keras` or `python -m lc_keras`."""
     program = os.path.basename(sys.argv[0]) if sys.argv else ""
     return program == "lc-keras" or (program == "-m" and "lc_keras" in sys.orig_argv)
 
 
 def import_quietly() -> None:
-    """Import TensorFlow with the error stream of the process held; Python's exceptions are not."""
+    """Import TensorFlow with the error stream of the process silenced; Python's exceptions are not."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -1,4 +1,4 @@
-"""Trace functions, and reach what TensorFlow keeps to itself."""
+"""Trace functions, and use what is private to TensorFlow."""
 
 import contextlib
 import functools
@@ -17,14 +17,15 @@ from lc_keras.internals.keras import is_of_keras
 
 F = TypeVar("F", bound=Callable[..., object])
 
-# From here on compiling a pass over a tensor is worth its time, some hundredths of a second for each shape.
+# From this size on, compiling a pass over a tensor is worth its time: some hundredths of a second per shape.
 _MANY = 2**17
 
 
 def compiled(function: F, **options: Any) -> F:
     """Return a `tf.function` without AutoGraph, one of many with the same code.
 
-    TensorFlow counts traces by code, and would take those of a sixth object for needless ones of the first.
+    TensorFlow counts traces by code, and would take those of a sixth object for needless retraces of the
+    first.
     `Function._omit_frequent_tracing_warning`.
     """
     made = tf.function(function, autograph=False, **options)
@@ -33,20 +34,21 @@ def compiled(function: F, **options: Any) -> F:
 
 
 def is_large(size: int) -> bool:
-    """Return whether XLA is worth its time for a pass over so many elements."""
+    """Return whether XLA is worth its time for a pass over this many elements."""
     return size >= _MANY
 
 
 def fused(function: F, size: int, signature: Sequence[Any] | None = None) -> F:
-    """Return a function of which XLA makes one pass over memory, in place where it assigns to a variable.
+    """Return a function that XLA turns into one pass over memory, in place where it assigns to a variable.
 
-    One operation after the other makes buffers as large as its tensors, whose memory the system must first
-    give. With few elements compiling takes longer than that is worth: they are computed one after the other.
+    Operations that run one after the other make buffers as large as their tensors, and the system must first
+    provide that memory. With few elements, compiling takes longer than it saves, so they run one after
+    the other.
 
     Args:
         function: Function of tensors, called in a `tf.function`.
         size: Int, how many elements it goes through.
-        signature: List of specs of its arguments, or `None` (default). With one it is traced only once.
+        signature: List of specs of its arguments, or `None` (default). With a list it is traced only once.
 
     Returns:
         Function.
@@ -57,15 +59,15 @@ def fused(function: F, size: int, signature: Sequence[Any] | None = None) -> F:
 
 
 def traced_once(function: F, signature: Sequence[Any] | None = None) -> F:
-    """Return a function of which a graph with many calls holds one copy; without a signature one a shape."""
+    """Return a function of which a graph with many calls holds one copy, or one per shape if no signature."""
     return compiled(function, input_signature=signature, experimental_attributes={"_noinline": True})
 
 
 def at_once(function: F) -> F:
-    """Return a function, of tensors of one size, of which XLA makes one pass; for what each batch does.
+    """Return a function of tensors of one size that XLA turns into one pass, for work done in each batch.
 
-    One after the other, operations each write an array. Many batches are worth the time of compiling, once
-    for each shape, of fewer elements than a C step is.
+    Operations that run one after the other each write an array. Over many batches, compiling once for each
+    shape is worth its time for fewer elements than in a C step.
     """
     single_pass = compiled(function, jit_compile=True)
 
@@ -77,7 +79,7 @@ def at_once(function: F) -> F:
 
 
 def kept_with_trace(*variables: tf.Variable) -> None:
-    """Keep variables for as long as there is the graph that is being traced and reads them.
+    """Keep variables for as long as the graph exists that is being traced and reads them.
 
     A function that a `train_step` calls may be called long after the `fit` in which it was traced. The memory
     of the variables is freed with `emptied`. The attribute of the graph is this library's own.
@@ -96,14 +98,14 @@ def copies_of(variable: keras.Variable | tf.Variable) -> Sequence[tf.Variable]:
 def variable_of(handle: tf.Tensor, shape: Sequence[int], dtype: tf.DType) -> tf.Variable:
     """Return a variable by its handle, which may be an argument of the graph that is being traced.
 
-    A graph of which a variable itself is an argument is only of use while the first such variable lives.
+    A graph that takes a variable itself as an argument is of use only while the first such variable lives.
     `resource_variable_ops.ResourceVariable` takes the handle.
     """
     return resource_variable_ops.ResourceVariable(handle=handle, shape=shape, dtype=dtype, trainable=False)
 
 
 def view_of(variable: keras.Variable) -> np.ndarray:
-    """Return the values of a variable, without a copy where NumPy has their type; not to be written to."""
+    """Return the values of a variable, without a copy if NumPy has their type. Do not write to them."""
     value = tf.convert_to_tensor(variable)
     if "CPU" not in value.device or value.dtype.as_numpy_dtype.__module__ != "numpy":
         return value.numpy()
@@ -111,10 +113,10 @@ def view_of(variable: keras.Variable) -> np.ndarray:
 
 
 def emptied(variable: tf.Variable, value: float | bool) -> None:
-    """Put one value in the place of all that a variable holds, and free their memory.
+    """Replace all that a variable holds by one value, and free the memory.
 
-    TensorFlow keeps the graph of a train function for good, and with it the values of the variables that it
-    reads. Where such a function runs again after all, the one value is broadcast.
+    TensorFlow never frees the graph of a train function, nor the values of the variables that it reads. If
+    such a function runs again after all, the one value is broadcast.
     """
     for part in copies_of(variable):
         single = tf.cast(value, part.dtype)
@@ -124,10 +126,10 @@ def emptied(variable: tf.Variable, value: float | bool) -> None:
 def function_graphs(op: tf.Operation, attribute: str, inputs: Sequence[tf.Tensor]) -> list[tf.Graph]:
     """Return the graphs of the functions that an operation calls, with shapes that follow from its inputs.
 
-    One that was traced earlier may have been so for inputs of other shapes, or of unknown ones.
+    A function that was traced earlier may have been traced for inputs of other or of unknown shapes.
     `tensorflow.python.framework.function_def_to_graph` makes a graph of a function, and
     `handle_data_util` knows the shape of a variable by its handle.
-    `attribute` names the function or a list of these, `inputs` are like what the functions take.
+    `attribute` names the function or a list of functions; `inputs` are like the inputs that these take.
     """
     named, graphs = op.get_attr(attribute), []
     for function in named if isinstance(named, list) else [named]:
@@ -153,7 +155,7 @@ def function_graphs(op: tf.Operation, attribute: str, inputs: Sequence[tf.Tensor
 def in_vectorized_map() -> bool:
     """Return whether the graph that is being traced is that of a `tf.vectorized_map`.
 
-    Of some operations it makes what cannot be loaded from a SavedModel. The scope `loop_body`.
+    It turns some operations into others that cannot be loaded from a SavedModel. The scope `loop_body`.
     """
     return "loop_body" in tf.compat.v1.get_default_graph().get_name_scope().split("/")
 
@@ -161,19 +163,20 @@ def in_vectorized_map() -> bool:
 def dataset_of(iterator: Any) -> tf.data.Dataset | None:
     """Return the dataset behind the iterator that Keras gives its train function, `None` if there is none.
 
-    Under a `tf.distribute` strategy it is that of this worker, of which each replica in turn takes an
-    element. Nothing public leads back to it. `OwnedIterator._dataset`, `DistributedIterator._iterators`.
+    Under a `tf.distribute` strategy it is the dataset of this worker, from which each replica in turn takes
+    an element. Nothing public leads back to it. `OwnedIterator._dataset`, `DistributedIterator._iterators`.
     """
     workers = getattr(iterator, "_iterators", [iterator])
     return getattr(workers[0], "_dataset", None) if len(workers) == 1 else None
 
 
 def is_read_once(dataset: tf.data.Dataset) -> bool:
-    """Return whether Keras has made a dataset of a Python generator or a `PyDataset`.
+    """Return whether Keras has made a dataset from a Python generator or a `PyDataset`.
 
-    A second iterator would take the batches of the first. One of the user's own `from_generator` calls its
-    function once more. `Dataset._inputs`, `Dataset._functions`: of `from_generator` nothing is left but the
-    number of a Python function, `script_ops._py_funcs`, which is of a `_GeneratorState`, with `_generator`.
+    A second iterator over such a dataset would take batches from the first. One over a user's own
+    `from_generator` calls its function once more. `Dataset._inputs`, `Dataset._functions`: all that is left
+    of `from_generator` is the number of a Python function in `script_ops._py_funcs`, which belongs to a
+    `_GeneratorState`, with `_generator`.
     """
     graphs = [wrapper.function.graph.as_graph_def() for wrapper in dataset._functions()]
     nodes = [n for g in graphs for part in [g.node, *(f.node_def for f in g.library.function)] for n in part]
@@ -198,8 +201,9 @@ def in_silence() -> Iterator[None]:
 def unsaved(shape: Sequence[int], dtype: str | tf.DType) -> tf.Variable:
     """Return a variable of which a SavedModel holds nothing but its shape.
 
-    TensorFlow has no public way to leave a value out. `BaseResourceVariable._serialize_to_tensors` gives what
-    a checkpoint holds of it, `_export_to_saved_model_graph` makes the copy that is exported. It is emptied.
+    TensorFlow has no public way to leave a value out. `BaseResourceVariable._serialize_to_tensors` returns
+    what a checkpoint holds of the variable, and `_export_to_saved_model_graph` makes the copy that is
+    exported. The variable is emptied.
     """
     variable = tf.Variable(tf.zeros(shape, dtype), trainable=False)
     export = variable._export_to_saved_model_graph

@@ -1,6 +1,7 @@
 """Measure what is left of a model: weights, bits and multiply-adds.
 
-Here belongs what counts and shows, and how a weight with zeros is packed. Nothing here changes a model.
+What counts and shows belongs here, and so does how a weight with zeros is packed. Nothing here changes a
+model.
 """
 
 from lc_keras.measuring.counting import report

@@ -1,4 +1,4 @@
-"""Code values that are few, or whole numbers of steps, in few bits each."""
+"""Code values in few bits each, if they are few or whole numbers of steps."""
 
 import functools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ _MOST_BITS, _SOME = 8, 2**16
 
 @dataclass(frozen=True)
 class Codes:
-    """Values as numbers of a few bits each: $v_i = t_{n_i}$, or $t_{n_i}$ steps of the column that it is in.
+    """Values as numbers of a few bits each: $v_i = t_{n_i}$, or $t_{n_i}$ steps of the column of the value.
 
     Attributes:
         bits: Int, how many bits a number has.
@@ -35,19 +35,19 @@ class Codes:
 
 
 def code(values: np.ndarray, columns: np.ndarray | None, steps: np.ndarray | None) -> Codes | None:
-    """Code values in as few bits as they take.
+    """Code values in as few bits as they need.
 
     Args:
         values: One-dimensional floating array.
         columns: int array of the same shape, the column of each value; `None` without steps.
-        steps: As `steps_of` gives them.
+        steps: As `steps_of` returns them.
 
     Returns:
         `Codes`, or `None` if more than 8 bits would be needed.
     """
     if not len(values):
         return None
-    # Most weights have many values in any part of them; and the sign of a zero would be lost.
+    # Most weights have many values in any part of them, and the sign of a zero would be lost.
     some = values[: 16 * _SOME]
     few = (
         len(np.unique(some[some != 0][:_SOME])) <= 2**_MOST_BITS and not np.signbit(values[values == 0]).any()
@@ -73,21 +73,21 @@ def frequent(values: np.ndarray) -> tuple[Codes | None, np.ndarray]:
         values: One-dimensional floating array.
 
     Returns:
-        Tuple of `Codes`, in which other values have some number, and a bool array: which these are. `None`
-        for the codes if values that are frequent are not most of them.
+        Tuple of `Codes`, in which the other values have an arbitrary number, and a bool array that marks
+        those others. The codes are `None` if frequent values are not the majority.
     """
     none = None, np.zeros(len(values), bool)
     most = 2**_MOST_BITS
     if not len(values):
         return none
-    # Zeros are none of them: they take less room with the places of the others.
+    # Zeros do not count: they take less room if the places of the others are stored.
     some = values[:: -(-len(values) // _SOME)]
     some = some[some != 0]
     again = np.unique(some, return_counts=True)[1]
     if np.sort(again[again > 1])[-most:].sum() <= len(some) / 2:
         return none
     found, numbers, counts = np.unique(values, return_inverse=True, return_counts=True)
-    # The sign of a zero would be lost, and what is zero is no other value.
+    # The sign of a zero would be lost, and a zero cannot be one of the other values.
     if np.signbit(values[values == 0]).any() or not np.isfinite(found).all():
         return none
     order = np.lexsort((-counts, found != 0))
@@ -101,18 +101,19 @@ def frequent(values: np.ndarray) -> tuple[Codes | None, np.ndarray]:
 
 
 def steps_of(array: np.ndarray) -> np.ndarray | None:
-    """Return the step of each place of the last axis, if all values are whole numbers of them.
+    """Return a step for each place of the last axis, if all values there are whole multiples of it.
 
     Args:
-        array: Floating array of two axes or more, such as `Grid` leaves it.
+        array: Floating array of two axes or more, such as `Grid` leaves.
 
     Returns:
-        One-dimensional array, or `None`: the largest of a column is not the end of a grid of 2 to 8 bits.
+        One-dimensional array, or `None` if the largest value of a column is not the end of a grid of 2 to 8
+        bits.
     """
     if array.ndim < 2 or not array.size:
         return None
     rows = array.reshape(-1, array.shape[-1])
-    # Neither makes an array as large.
+    # Neither term makes an array as large.
     largest = np.maximum(rows.max(0), -rows.min(0))
     if not np.isfinite(largest).all():
         return None
@@ -123,14 +124,14 @@ def steps_of(array: np.ndarray) -> np.ndarray | None:
 
     for bits in range(2, _MOST_BITS + 1):
         steps = largest / largest.dtype.type(2 ** (bits - 1) - 1)
-        # Most weights are told by their first rows.
+        # For most weights, the first rows decide.
         if are_whole(rows[: 1 + _SOME // rows.shape[1]], steps) and are_whole(rows, steps):
             return steps
     return None
 
 
 def decode(bits: int, numbers: tf.Tensor, table: tf.Tensor, count: int) -> tf.Tensor:
-    """Return what numbers of `Codes` stand for, as TensorFlow operations; steps are left to the caller.
+    """Return what the numbers of `Codes` stand for, as TensorFlow operations; the caller applies steps.
 
     Args:
         bits: Int, as in `Codes`.
@@ -154,7 +155,7 @@ def _decoder(bits: int, dtype: tf.DType) -> Callable[..., tf.Tensor]:
 
 
 def to_bits(numbers: np.ndarray, bits: int) -> np.ndarray:
-    """Return whole numbers below 2**bits as bytes, one after the other."""
+    """Return whole numbers below 2**bits, packed one after the other into bytes."""
     flags = np.asarray(numbers).ravel().astype("uint8")[:, None] >> np.arange(bits, dtype="uint8") & 1
     return np.packbits(flags.astype(bool), bitorder="little")
 
@@ -168,6 +169,6 @@ def from_bits(packed: tf.Tensor, bits: int, count: int | tf.Tensor) -> tf.Tensor
     if bits < 8:
         flags = tf.bitwise.right_shift(packed[:, tf.newaxis], np.arange(8, dtype="uint8")) & 1
         rows = tf.reshape(tf.reshape(flags, [-1])[: count * bits], [-1, bits])
-        # As bytes: whole numbers would take many times the memory.
+        # As bytes: wider integers would take many times the memory.
         packed = tf.reduce_sum(tf.bitwise.left_shift(rows, np.arange(bits, dtype="uint8")), 1)
     return tf.cast(packed, tf.int32)

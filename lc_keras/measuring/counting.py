@@ -19,38 +19,36 @@ from lc_keras.model.signatures import Structure, is_built
 # How variables are stored, by id: the encoding and the bytes.
 Stored = dict[int, tuple[str, int]]
 
-# Where a SavedModel of `export_saved_model` has its report; a model server passes over it.
+# Where `export_saved_model` puts the report in a SavedModel; a model server ignores it.
 REPORT_FILE = os.path.join("assets.extra", "lc_keras_report.json")
 
 
 def report(
     model: keras.Model | str | os.PathLike[str], input_signature: list[Structure] | None = None
 ) -> PruningReport:
-    """Report what is left of a model, and what that takes to store and to compute.
+    """Report what is left of a model, and what it takes to store and to compute.
 
-    Any model with zeros in it will do, however they came there. The kernels are those
-    that a `Task` takes by default, and tables of embeddings, which it takes with `embeddings=True`, count
-    among them where they have zeros and are trainable. Sizes are of the values, at their own types, without
-    the graph around them. A weight is packed as `export_saved_model` packs it: as the
-    values that are not zero, and for each the number of zeros before it in 4, 8 or 16
-    bits or else a bit for each place, unless it is smaller as it is. What is gained by
-    taking dead neurons out, in time too, `shrink_report` shows.
+    The model may be any with zeros in it, however they got there. The kernels are the weights that a `Task`
+    takes by default. Embedding tables, which it takes with `embeddings=True`, count among them if they have
+    zeros and are trainable. Sizes are those of the values, in their own types, without the graph around
+    them. A weight is packed as `export_saved_model` packs it: as its nonzero values, with either the number
+    of zeros before each in 4, 8 or 16 bits, or a bit for each place. It is left as it is if that is smaller.
+    `shrink_report` shows what is gained, in time too, by taking out dead neurons.
 
     Args:
-        model: Built `keras.Model`, or the path of a SavedModel that
-            `export_saved_model` wrote; it records what was exported, without gzip.
-        input_signature: List of `tf.TensorSpec` or of structures of these, one for each
-            positional argument of the model: the inputs to count multiply-adds for, where the
-            model leaves their sizes open or has not recorded them. `None` (default): as the
-            model was built.
+        model: Built `keras.Model`, or the path of a SavedModel that `export_saved_model` wrote, which
+            records what was exported, without gzip sizes.
+        input_signature: List of `tf.TensorSpec` or of structures of these, one for each positional argument
+            of the model: the inputs to count multiply-adds for, if the model leaves their sizes open or has
+            not recorded them. `None` (default): those that the model was built for.
 
     Returns:
         `PruningReport`.
 
     Raises:
         TypeError: If `model` is neither a `keras.Model` nor a path.
-        ValueError: If the model is not built or has no weights, the path holds no such
-            SavedModel, or the model cannot be called with what `input_signature` says.
+        ValueError: If the model is not built or has no weights, the path holds no such SavedModel, or the
+            model cannot be called with inputs of this `input_signature`.
 
     Example:
 
@@ -86,17 +84,17 @@ def measure(
 
     Args:
         model: Built `keras.Model`.
-        variables: List of `keras.Variable` of it.
-        counted: `Uses`, of the model.
-        stored: Dictionary from the id of a variable that is not stored dense to the tuple of the encoding
-            and the bytes it was stored in. `None` (default): they are packed to see, and compressed by gzip
-            as well.
+        variables: List of `keras.Variable` of the model.
+        counted: `Uses` of the model.
+        stored: Dictionary from the id of each variable that is not stored dense to a tuple of its encoding
+            and the bytes it takes. `None` (default): the variables are packed to find out, and compressed
+            by gzip as well.
 
     Returns:
         `PruningReport`.
     """
     frozen = {id(variable) for variable in frozen_kernels(model)}
-    # What nothing multiplies by is added or looked up.
+    # A variable that nothing is multiplied by is added or looked up.
     packed, zips = (_as_packed(variables), True) if stored is None else (stored, False)
     rows = {
         id(v): _variable_report(v, counted.uses.get(id(v), 0), id(v) in frozen, packed.get(id(v)), zips)
@@ -129,7 +127,7 @@ def _variable_report(
     value = keras.ops.convert_to_numpy(variable)
     floating = keras.backend.is_float_dtype(variable.dtype)
     wide = value.astype("float32", copy=False) if floating and value.dtype != "float64" else value
-    # No copy, which `tobytes` would be.
+    # A view, where `tobytes` would copy.
     data = value.reshape(-1).view("uint8")
     kept = int(np.count_nonzero(value))
     encoding, nbytes = stored or ("dense", value.nbytes)

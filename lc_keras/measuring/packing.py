@@ -1,4 +1,4 @@
-"""Pack weights in few bytes: the values that are not zero, coded where they are few, and where they are."""
+"""Pack weights in few bytes: the nonzero values, coded if they are few, and their places."""
 
 import functools
 import math
@@ -11,8 +11,8 @@ import tensorflow as tf
 from lc_keras.internals.tensorflow import traced_once
 from lc_keras.measuring.coding import Codes, code, frequent, from_bits, steps_of, to_bits
 
-# Bounds on what a packed weight adds to a SavedModel, in bytes: with TensorFlow 2.21 3,300, and 2,500 for its
-# values if they are coded; and on what all packed weights share, some 7,000.
+# Bounds in bytes on what a packed weight adds to a SavedModel (3,300 with TensorFlow 2.21, and 2,500 for its
+# values if they are coded), and on what all packed weights share (some 7,000).
 _UNPACKING, _DECODING, _SHARED = 4096, 3072, 8192
 _BITS = np.arange(8, dtype="uint8")
 
@@ -23,14 +23,14 @@ class Packed:
 
     Attributes:
         encoding: String. `"gaps4"`, `"gaps8"`, `"gaps16"`: the values, and for each the number of
-            zeros before it, in so many bits; a gap too long for it is bridged by
+            zeros before it, in that many bits; a gap that is too long for them is bridged by
             stored zeros. `"bitmask"`: the values, and a bit for each place. `"dense"`:
             each value in its place.
         shape: Tuple of ints.
-        values: NumPy array: one-dimensional, and of that shape if `"dense"`.
+        values: NumPy array, of that shape if `"dense"`, else one-dimensional.
         places: NumPy array of the gaps or the bits, or `None` if `"dense"`.
-        codes: `Codes` in which the values are stored, or `None`: they are as they are.
-        others: `Packed` weight of those that have other values, zeros elsewhere, or `None`.
+        codes: `Codes` in which the values are stored, or `None` if they are stored as they are.
+        others: `Packed` weight with the entries that have other values, and zeros elsewhere, or `None`.
     """
 
     encoding: str
@@ -48,13 +48,13 @@ class Packed:
 
     @property
     def name(self) -> str:
-        """Return the encoding, with the bits of a coded value and that of others: `"dense/1+gaps8"`."""
+        """Return the encoding with the bits of a coded value and the name of `others`: `"dense/1+gaps8"`."""
         name = self.encoding if self.codes is None else f"{self.encoding}/{self.codes.bits}"
         return name if self.others is None else f"{name}+{self.others.name}"
 
     @property
     def saved(self) -> int:
-        """Return the bytes that it saves of a file, with what unpacks it, but for what all weights share."""
+        """Return the bytes saved in a file, after what unpacks the weight but before what all share."""
         dense = self.values.itemsize * math.prod(self.shape)
         return 0 if self.name == "dense" else dense - _size(self) - _UNPACKING
 
@@ -71,8 +71,8 @@ def pack(array: np.ndarray, dense: bool = True) -> Packed:
 
     Args:
         array: NumPy array of a floating-point type and any shape.
-        dense: Bool, default `True`: whether the weight may stay as it is, which it
-            does unless packing saves more than it adds to a file, but for what `pays` counts.
+        dense: Bool, default `True`: whether the weight may stay as it is. It then does so unless packing
+            saves more than it adds to a file, not counting what `pays` counts.
 
     Returns:
         `Packed`.
@@ -107,12 +107,12 @@ def pack(array: np.ndarray, dense: bool = True) -> Packed:
 
 
 def pays(saved: Iterable[int]) -> bool:
-    """Tell if weights save more together, each `Packed.saved`, than what they share adds to a file."""
+    """Return whether weights, each with its `Packed.saved`, save more than what they share adds to a file."""
     return sum(saved) > _SHARED
 
 
 def _size(packed: Packed) -> int:
-    """Return the bytes that a weight takes, with what unpacks it more than others."""
+    """Return the bytes that a weight takes, plus what unpacks it beyond what every packed weight needs."""
     unpacking = 0 if packed.others is None else _UNPACKING + _size(packed.others) - packed.others.nbytes
     return packed.nbytes + unpacking + _DECODING * (packed.codes is not None)
 
@@ -130,7 +130,7 @@ def _coded(packed: Packed, steps: np.ndarray | None) -> Packed:
 
 
 def _corrected(array: np.ndarray) -> Packed | None:
-    """Return the weight with its most frequent values coded and others apart, as of a `Sum`."""
+    """Return the weight with its most frequent values coded and the others apart, as after a `Sum`."""
     flat = array.ravel()
     codes, is_other = frequent(flat)
     if codes is None:
@@ -167,7 +167,7 @@ def _finder(encoding: str) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
 
 
 def spread(positions: tf.Tensor, values: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
-    """Return a tensor with values at places of it, flattened, and zeros elsewhere."""
+    """Return a tensor with values at positions in its flattened form, and zeros elsewhere."""
     size = tf.constant([np.prod(shape, dtype="int64")], tf.int64)
     return tf.reshape(_spreader(values.dtype)(positions, values, size), shape)
 

@@ -15,27 +15,27 @@ _HEAD = ("shape", "kept", "density", "dense B", "packed", "gzip", "MACs", "left"
 
 @dataclass(frozen=True)
 class VariableReport:
-    """The figures of what is left of one variable.
+    """The figures for what is left of one variable.
 
     Attributes:
         path: String, the variable's path in the model.
         shape: Tuple of ints.
         weights: Int, how many weights it has.
         kept: Int, how many of them are not zero.
-        encoding: String, `"dense"`, `"bitmask"`, `"gaps4"`, `"gaps8"` or `"gaps16"`, with the bits of each
-            value after a slash where these are coded, as in `"gaps8/4"`; of `"dense/1+gaps8"` some have
-            values of their own, stored apart: how `export_saved_model`
-            stores it to be computed dense, or has stored it.
+        encoding: String, how `export_saved_model` stores the variable to be computed dense, or has stored
+            it: `"dense"`, `"bitmask"`, `"gaps4"`, `"gaps8"` or `"gaps16"`. If the values are coded, the bits
+            of each follow a slash, as in `"gaps8/4"`. In `"dense/1+gaps8"`, some weights have values of
+            their own, which are stored separately.
         dense_bits: Int, its size with every weight stored.
         bits: Int, its size in that encoding.
-        gzip_bits: Int, the size of the dense weight compressed by gzip at its fastest, or as it is
-            where that is less; `None` if it was not measured.
-        macs: Int, multiply-adds by it for one example, or `None` if not known.
-        remaining_macs: Int, those by weights that are not zero, or `None`.
-        finite: Bool, whether all its weights are numbers.
+        gzip_bits: Int, the size of the dense weight compressed by gzip at its fastest setting, or
+            uncompressed if that is smaller; `None` if it was not measured.
+        macs: Int, multiply-adds with its weights for one example, or `None` if not known.
+        remaining_macs: Int, those with nonzero weights, or `None`.
+        finite: Bool, whether all its weights are finite.
         frozen: Bool, whether it is a kernel that a `Task` leaves alone because it is not
             trainable.
-        density: Float, the fraction of its weights that is kept.
+        density: Float, the fraction of its weights that are kept.
     """
 
     path: str
@@ -58,32 +58,32 @@ class VariableReport:
 
 @dataclass(frozen=True)
 class PruningReport(Drawn):
-    """The figures of what is left of a model; see `report`.
+    """The figures for what is left of a model; see `report`.
 
-    `str()` of it is a table of at most 100 columns, `plot()` draws the density of each kernel as a bar.
+    `str()` returns a table of at most 100 columns, and `plot()` draws the density of each kernel as a bar.
 
     Attributes:
-        rows: Tuple of `VariableReport`, one for each kernel, and each table of embeddings with zeros.
+        rows: Tuple of `VariableReport`, one for each kernel and each embedding table with zeros.
         others: Tuple of `VariableReport`, one for each other variable: biases,
             normalisation, embeddings without zeros, frozen kernels.
-        attention_macs: Int, the multiply-adds of activations by one another, as in
-            attention, or by constants; `None` if not known.
+        attention_macs: Int, the multiply-adds of activations with one another, as in attention, or with
+            constants; `None` if not known.
         file_bits: Int, the size of the SavedModel that was read, or `None`.
         weights: Int, how many weights all kernels have.
         kept: Int, how many of them are not zero.
-        density: Float, the fraction of the kernels' weights that is kept.
-        dense_bits: Int, the size of all variables, each weight stored.
-        bits: Int, the size of all variables in these encodings.
-        gzip_bits: Int, the same, each compressed by gzip, or `None` if not measured.
+        density: Float, the fraction of the kernels' weights that are kept.
+        dense_bits: Int, the size of all variables with every weight stored.
+        bits: Int, the size of all variables in their encodings.
+        gzip_bits: Int, the size of all variables, each compressed by gzip, or `None` if not measured.
         macs: Int, the multiply-adds for one example, without those of `unknown_macs`, or
             `None` if nothing is known.
-        remaining_macs: Int, those by weights that are not zero, or `None`.
-        macs_density: Float, the fraction of the multiply-adds that is left, or `None`.
-        unknown_macs: Tuple of strings, what is not in these figures: the paths of
-            variables, and `"attention"` for activations by one another.
-        frozen: Tuple of those of `others` that are kernels and were left out because they
+        remaining_macs: Int, those that are left with the nonzero weights, or `None`.
+        macs_density: Float, the fraction of the multiply-adds that are left, or `None`.
+        unknown_macs: Tuple of strings, what these figures leave out: the paths of variables, and
+            `"attention"` for activations multiplied by one another.
+        frozen: Tuple of the entries of `others` that are kernels and were left out because they
             are not trainable: frozen, quantised, or under LoRA.
-        largest: `VariableReport` that takes the most bits as stored: pruning elsewhere
+        largest: `VariableReport` of the variable that takes the most bits as stored: pruning elsewhere
             gains less. `None` if there is no variable.
     """
 
@@ -186,8 +186,8 @@ class PruningReport(Drawn):
         """Return the report as JSON.
 
         Returns:
-            String: an object with `rows` and `others`, the attributes of each
-            `VariableReport`, and `totals`, those of the whole.
+            String: a JSON object with `rows` and `others`, which have the attributes of each
+            `VariableReport`, and `totals`, which has those of the whole.
 
         Example:
 
@@ -224,7 +224,7 @@ class PruningReport(Drawn):
 
 
 def _cells(rows: Sequence[VariableReport]) -> tuple[str | Bar, ...]:
-    """Return the cells of a line of the table that sums up some variables."""
+    """Return the cells of a table row that sums up some variables."""
     kept, weights = (sum(getattr(row, name) for row in rows) for name in ("kept", "weights"))
     density = Bar(f"{100 * kept / weights:.2f} %", kept / weights) if weights else ""
     sizes = (_sum(getattr(row, f"{kind}bits") for row in rows) for kind in ("dense_", "", "gzip_"))
@@ -247,7 +247,7 @@ def _sum(values: Iterable[int | None]) -> int | None:
 
 
 def _density(counts: VariableReport | PruningReport) -> float:
-    # Of nothing, nothing was removed.
+    # From nothing, nothing was removed.
     return counts.kept / counts.weights if counts.weights else 1.0
 
 

@@ -1,6 +1,6 @@
 """Read any Keras model: its kernels, its inputs and outputs, its multiply-adds, its units.
 
-Here belongs what a kind of layer says of itself. Nothing here knows of costs, of LC or of training.
+What a kind of layer says of itself belongs here. Nothing here knows of costs, of LC or of training.
 """
 
 from lc_keras.model.flow import Graph

@@ -1,4 +1,4 @@
-"""Find the kernels of a model, their axes that number output units, and their bytes."""
+"""Find the kernels of a model, the axes that number their output units, and their bytes."""
 
 import keras
 import numpy as np
@@ -16,8 +16,8 @@ def default_kernels(model: keras.Model) -> list[keras.Variable]:
 def frozen_kernels(model: keras.Model) -> list[keras.Variable]:
     """Return the weights that a `Task` would take by default if they could be trained.
 
-    They are the kernels of layers with `trainable=False`, of quantised ones, and those beside which LoRA
-    trains others.
+    They are the kernels of layers with `trainable=False`, those of quantised layers, and those beside which
+    LoRA trains others.
     """
     owners = owners_of(model)
     return [v for v in model.non_trainable_variables if is_kernel(v, owners.get(id(v)))]
@@ -29,12 +29,12 @@ def owners_of(model: keras.Model) -> dict[int, keras.Layer]:
 
 
 def is_kernel(variable: keras.Variable, owner: keras.Layer | None = None) -> bool:
-    """Return whether a variable is a kernel; its name decides where the layer that owns it is not known."""
+    """Return whether a variable is a kernel; its name decides if the layer that owns it is not known."""
     return kind_of(owner).is_kernel(variable)
 
 
 def is_table(variable: keras.Variable) -> bool:
-    """Return whether a variable is the table of an embedding, by its name, which is of no kernel."""
+    """Return whether a variable is an embedding table, by its name, which no kernel has."""
     return variable.name.endswith("embeddings") and len(variable.shape) == 2
 
 

@@ -1,4 +1,4 @@
-"""Hold the time of models at other widths, as it was fitted, for them and their copies."""
+"""Hold the fitted time of models at other widths, for the models and their copies."""
 
 import dataclasses
 import json
@@ -18,27 +18,29 @@ _KNOWN: dict[tuple[object, ...], "Latency"] = {}
 
 @dataclasses.dataclass(frozen=True)
 class Latency(Shown):
-    r"""The time of a batch at any widths or ranks, fitted to timed ones; see `latency`. `str()` is a table.
+    r"""The time of a batch at any widths or ranks, fitted to timed nets; see `latency`. `str()` is a table.
 
-    Of widths it is
+    For widths it is
 
     $$t = c + \sum_k \bigl(a_k \rho_k \sigma_k + b_k \rho_k\bigr)$$
 
-    with ρ and σ the fractions of what kernel k makes and reads that are kept. Of ranks it is $t = c + \sum_k
-    t_k$, with $t_k = w_k$ where kernel k stays whole, and $t_k = a_{kj} + b_{kj} r$ where two layers of rank
-    r stand for it. Those of a two-dimensional convolution can be made in two ways j: over the window and 1 ×
-    1, or along one axis each.
+    where ρ and σ are the kept fractions of what kernel k makes and of what it reads. For ranks it is $t = c +
+    \sum_k t_k$, with $t_k = w_k$ where kernel k stays whole, and $t_k = a_{kj} + b_{kj} r$ where two layers
+    of rank r replace it. A two-dimensional convolution can be replaced in two ways j: by layers over the
+    window and 1 × 1, or by layers along one axis each.
 
     Attributes:
-        batch_size: Int, the examples of a batch.
+        batch_size: Int, the number of examples in a batch.
         milliseconds: Float, the time of the whole model.
         fixed: Float, c, in milliseconds.
-        kernels: Dict from the path of a kernel to a and b, or to w and for each way a and b, in milliseconds.
-        error: Float, by which part of the time a net is misjudged that was left out of the fit, in the mean.
-        largest_error: Float, the same at most.
+        kernels: Dict from the path of a kernel to a and b, or to w and then a and b for each way, in
+            milliseconds.
+        error: Float, the relative error in the time of a net that was left out of the fit, on average.
+        largest_error: Float, the largest of these relative errors.
         nets: Int, how many nets were timed.
-        sizes: Dict from the path of a kernel to its shape, and for how many places of an example it is used.
-        machine: String, where they were timed.
+        sizes: Dict from the path of a kernel to its shape, followed by the number of places of an example
+            at which it is used.
+        machine: String, where the nets were timed.
         of: `"widths"` (default) or `"ranks"`.
     """
 
@@ -74,7 +76,7 @@ class Latency(Shown):
 
     @classmethod
     def from_json(cls, text: str) -> "Latency":
-        """Return what `to_json` made a text of, or raise a ValueError."""
+        """Return the `Latency` that `to_json` made into text, or raise a ValueError."""
         try:
             content = json.loads(text)
             for name in ("milliseconds", "fixed", "error", "largest_error"):
@@ -104,12 +106,12 @@ class Latency(Shown):
 
 
 def remember(model: keras.Model, latency: Latency) -> None:
-    """Note what was fitted of a model, for it and its copies."""
+    """Note what was fitted for a model, for the model and its copies."""
     _KNOWN[latency.of, *_signature(model)] = latency
 
 
 def known(model: keras.Model, of: Of = "widths") -> Latency | None:
-    """Return what was fitted of a model, or of one that it is a copy of, last."""
+    """Return what was last fitted for a model, or for one that it is a copy of."""
     return _KNOWN.get((of, *_signature(model)))
 
 

@@ -1,4 +1,4 @@
-"""Count the multiply-adds of a model for one example, all of them and those by nonzero weights."""
+"""Count the multiply-adds of a model for one example, all of them and those with nonzero weights."""
 
 import math
 from collections.abc import Callable
@@ -19,16 +19,16 @@ from lc_keras.model.signatures import Structure, input_signature_of, is_built, n
 
 @dataclass(frozen=True)
 class KernelMacs:
-    """The multiply-adds by one kernel, for one example.
+    """The multiply-adds with one kernel, for one example.
 
     Attributes:
         path: String, the variable's path in the model.
         weights: Int, how many weights it has.
         kept: Int, how many of them are not zero.
-        uses: Int, how often each weight is multiplied: once in a dense layer, once a
-            pixel of the output in a convolution, once a step in a recurrent layer,
-            all calls of a shared layer together. `None` if that is not known: a size
-            of the input is not, or the layer is of another kind.
+        uses: Int, how often each weight is multiplied: once in a dense layer, once per
+            pixel of the output in a convolution, once per step in a recurrent layer,
+            summed over all calls of a shared layer. `None` if this is not known, because
+            a size of the input is not known or the layer is of another kind.
         dense: Int, `uses · weights`, or `None`.
         remaining: Int, `uses · kept`, or `None`.
     """
@@ -52,11 +52,11 @@ class Macs:
     """The multiply-adds of a model for one example; see `macs`.
 
     Attributes:
-        kernels: Tuple of `KernelMacs`, one for each variable that is named a kernel, or is multiplied by.
-        attention: Int, the multiply-adds of activations by one another, as in attention, or by constants,
+        kernels: Tuple of `KernelMacs`, one for each variable that is named a kernel or is multiplied by.
+        attention: Int, the multiply-adds of activations with one another, as in attention, or with constants,
             which pruning does not change; `None` if not known.
-        dense: Int, the sum of all that is known, with every weight; `None` if nothing is.
-        remaining: Int, the same by the weights that are not zero, or `None`.
+        dense: Int, the sum of all that is known, with every weight; `None` if nothing is known.
+        remaining: Int, the same sum with the nonzero weights only, attention included, or `None`.
         unknown: Tuple of strings, what is left out of the sums: the paths of kernels, and
             `"attention"`.
     """
@@ -86,24 +86,24 @@ class Macs:
 def macs(model: keras.Model, input_signature: list[Structure] | None = None) -> Macs:
     """Return the multiply-adds of a model for one example.
 
-    The model is traced, without data, and each matrix product, einsum and convolution of
-    the trace counted, whatever layer it belongs to, as often as it runs and at the shapes
-    it meets. Convolutions count as if their padding were pixels; additions of biases,
-    normalisation and activations do not count. The first axis of a layer's outputs is taken
-    to be that of the examples, where its size is lost.
+    The model is traced without data. Each matrix product, einsum and convolution in the trace
+    is counted, whatever layer it belongs to, as often as it runs and at the shapes it meets.
+    Convolutions count as if their padding were pixels; bias additions, normalisation and
+    activations do not count. Where the size of the first axis of a layer's outputs is lost,
+    that axis is taken to be the one of the examples.
 
     Args:
         model: Built `keras.Model`.
-        input_signature: List of `tf.TensorSpec` or of structures of these, one for
-            each positional argument of the model, of a batch of one where its size is open.
-            `None` (default): as the model was built.
+        input_signature: List of `tf.TensorSpec` or of structures of these, one for each positional argument
+            of the model; an open batch size is taken to be one. `None` (default): the inputs that the model
+            was built for.
 
     Returns:
         `Macs`.
 
     Raises:
-        TypeError: If it is no `keras.Model`.
-        ValueError: If the model is not built, or cannot be called with what `input_signature` says.
+        TypeError: If `model` is not a `keras.Model`.
+        ValueError: If the model is not built, or cannot be called with inputs of this `input_signature`.
 
     Example:
 
@@ -123,17 +123,17 @@ def macs(model: keras.Model, input_signature: list[Structure] | None = None) -> 
 
 
 def count_uses(model: keras.Model, input_signature: list[Structure] | None = None) -> "Uses":
-    """Count how often each weight is multiplied by, for one example.
+    """Count the multiplications by each weight, for one example.
 
     Args:
         model: Built `keras.Model`.
-        input_signature: As that of `macs`.
+        input_signature: As in `macs`.
 
     Returns:
         `Uses`.
 
     Raises:
-        TypeError, ValueError: As `macs`.
+        TypeError, ValueError: As in `macs`.
     """
     uses: dict[int, int | None] = dict.fromkeys(map(id, _kernels(model)))
     if input_signature is not None:
@@ -151,8 +151,8 @@ def count_uses(model: keras.Model, input_signature: list[Structure] | None = Non
         if not is_built(model):
             raise
         return Uses(uses, None)
-    # A kernel that nothing was seen to multiply by is not known to be idle. What is the same for all examples
-    # counts for each.
+    # A kernel that was not seen in any product is not known to be idle. A product that is the same for all
+    # examples counts for each of them.
     for variable in model.variables:
         if id(variable) in counted.by_weight:
             count = counted.by_weight[id(variable)]
@@ -162,12 +162,12 @@ def count_uses(model: keras.Model, input_signature: list[Structure] | None = Non
 
 @dataclass(frozen=True)
 class Uses:
-    """Count of the multiplications by each weight, for one example.
+    """The number of multiplications by each weight, for one example.
 
     Attributes:
-        uses: Dictionary from the id of a variable to `KernelMacs.uses`, for each kernel and whatever else is
-            multiplied by.
-        attention: As that of `Macs`.
+        uses: Dictionary from the id of a variable to `KernelMacs.uses`, for each kernel and every other
+            variable that is multiplied by.
+        attention: As in `Macs`.
     """
 
     uses: dict[int, int | None]
@@ -183,9 +183,9 @@ def _trace(model: keras.Model, signature: list[Structure]) -> tuple[Products, in
     changed: list[tuple[keras.Layer, str, object]] = [
         (layer, "call", _with_batch(layer, examples, lost)) for layer in layers
     ]
-    # Counting must not give the model weights that it did not have.
+    # Counting must not add weights to the model.
     changed += [(layer, "build", _refuse(layer)) for layer in layers if not layer.built]
-    # On a GPU these would be a single operation, which says nothing of its products.
+    # On a GPU each of these layers would be a single operation, which does not show its products.
     changed += [(layer, "use_cudnn", False) for layer in layers if hasattr(layer, "use_cudnn")]
 
     def call(*inputs: tf.Tensor) -> Structure:
@@ -210,15 +210,15 @@ def _trace(model: keras.Model, signature: list[Structure]) -> tuple[Products, in
 
 
 def _dense(spec: tf.TypeSpec) -> tf.TypeSpec:
-    """Return the specification of a sparse input as that of a dense one, for which its products count."""
+    """Return the specification of a sparse input as that of a dense one: its products count as if dense."""
     return tf.TensorSpec(spec.shape, spec.dtype) if isinstance(spec, tf.SparseTensorSpec) else spec
 
 
 def _with_batch(layer: keras.Layer, examples: int, lost: set[int]) -> Callable[..., Any]:
-    """Return the `call` of a layer with outputs of this batch size, and of the sizes that its graph has.
+    """Return the `call` of a layer, with outputs of this batch size and of the sizes that its graph has.
 
-    Where a layer loses the static size of the batch, its outputs have one row for each example, nevertheless.
-    What is not traced as often as it runs is put among the `lost`.
+    Where a layer loses the static batch size, its outputs still have one row for each example. Variables of
+    a layer that is not traced as often as it runs are added to `lost`.
     """
     original = layer.call
     try:
@@ -256,6 +256,6 @@ def _refuse(layer: keras.Layer) -> Callable[..., None]:
 
 def _kernels(model: keras.Model) -> list[keras.Variable]:
     owners = owners_of(model)
-    # What is named a kernel and is none, such as a fixed transform, is multiplied, too.
+    # A variable that is named a kernel but is none, such as a fixed transform, is multiplied, too.
     found = (v for v in model.variables if is_kernel(v) or is_kernel(v, owners.get(id(v))))
     return list({id(v): v for v in found}.values())

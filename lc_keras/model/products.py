@@ -1,4 +1,4 @@
-"""Find the multiplications of a traced graph: how many there are, and which weights they are by."""
+"""Find the multiplications in a traced graph: how many there are, and by which weights."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,22 +7,22 @@ import tensorflow as tf
 
 from lc_keras.internals.tensorflow import function_graphs
 
-# The weights that a tensor was made of, by their keys; `None`: of examples, too.
+# The keys of the weights that a tensor was made from; `None`: from examples, too.
 Made = frozenset[int] | None
 
 _MATRIX = ("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3")
 _CONVOLUTIONS = ("Conv", "Conv2D", "Conv3D", "DepthwiseConv2dNative")
 _TRANSPOSED = ("Conv2DBackpropInput", "Conv3DBackpropInputV2", "DepthwiseConv2dNativeBackpropInput")
 _OF_SHAPES = ("Shape", "ShapeN", "Size", "Rank", "VariableShape", "ZerosLike", "OnesLike")
-# What these compute nobody knows.
+# It is not known what these compute.
 _OPAQUE = ("PyFunc", "PyFuncStateless", "EagerPyFunc", "XlaCallModule")
 
 
 class Products:
-    """The multiply-adds of a graph, by the weights that are multiplied by.
+    """The multiply-adds of a graph, for each weight that is multiplied by.
 
-    Matrix products, einsums and convolutions count, if the outputs need them: as often as the loops around
-    them run, and of branches those that take the most.
+    Matrix products, einsums and convolutions count if the outputs need them, as often as the loops around
+    them run. Of several branches, the one with the most multiply-adds counts.
 
     Args:
         sizes: Mapping from the key of a weight to the number of its elements.
@@ -30,7 +30,7 @@ class Products:
 
     Attributes:
         by_weight: Dict from the key of a weight to its multiply-adds, `None` if not known.
-        others: Int, those of activations by one another or by constants, `None` if not known.
+        others: Int, those of activations with one another or with constants, `None` if not known.
     """
 
     def __init__(self, sizes: Mapping[int, int], examples: int) -> None:
@@ -43,11 +43,11 @@ class Products:
 
         Args:
             graph: The graph of a function.
-            given: List of what each of its inputs was made of.
+            given: List of what each of its inputs was made from.
             times: Int, default 1, how often it runs; `None` if that is not known.
 
         Returns:
-            List of what each of its outputs was made of.
+            List of what each of its outputs was made from.
         """
         made = {id(tensor): m for tensor, m in zip(graph.inputs, given, strict=True)}
         needed = _needed(graph)
@@ -70,7 +70,7 @@ class Products:
         if (product := _product(op, self._examples)) is not None:
             count, places = product
             self._add(op, given, places, _times(count, times))
-            # Of weights alone it is none of them.
+            # A product of weights alone is none of them.
             made = None if made is None else frozenset()
         elif op.type.startswith(_OPAQUE) and any(tensor.dtype.is_floating for tensor in op.outputs):
             self.others = None
@@ -85,7 +85,7 @@ class Products:
             return
         weights = sorted(given[place] or (), key=self._sizes.__getitem__)
         if sum(map(self._sizes.__getitem__, weights)) != op.inputs[place].shape.num_elements():
-            # Not put side by side: a part of a weight, or one that others change.
+            # These are not weights side by side, but a part of a weight, or one that others change.
             weights = weights[-1:]
         whole = sum(map(self._sizes.__getitem__, weights))
         for weight in weights:
@@ -128,7 +128,7 @@ class Products:
 
 
 def _needed(graph: tf.Graph) -> set[int]:
-    """Return the operations that the outputs are computed by, by their ids."""
+    """Return the ids of the operations that compute the outputs."""
     needed: set[int] = set()
     waiting = [tensor.op for tensor in graph.outputs] + list(graph.control_outputs)
     while waiting:
@@ -152,12 +152,12 @@ def _times(*numbers: int | None) -> int | None:
 
 
 def _plus(one: int | None, other: int | None) -> int | None:
-    """Return the sum of two numbers, `None` if one is not known: unknown once is unknown in all."""
+    """Return the sum of two numbers, `None` if one is not known: one unknown part makes the sum unknown."""
     return None if one is None or other is None else one + other
 
 
 def _steps(most: tf.Tensor) -> int | None:
-    """Return how often a loop runs that has a constant as its maximum."""
+    """Return how often a loop runs whose maximum is a constant."""
     while most.op.type in ("Max", "Identity"):
         most = most.op.inputs[0]
     value = tf.get_static_value(most)
@@ -173,7 +173,7 @@ def _product(op: tf.Operation, examples: int) -> tuple[int | None, tuple[int, ..
         inner = inner or _axis(shapes[1], -1 if op.get_attr(right) else -2)
         return _times(op.outputs[0].shape.num_elements(), inner), (1, 0)
     if op.type == "SparseTensorDenseMatMul":
-        # As if it were dense. Each row is an example, where their number is lost.
+        # As if it were dense. Where the number of rows is lost, each row is an example.
         return _times(_axis(op.outputs[0].shape, 0) or examples, shapes[3].num_elements()), (3, 1)
     if op.type == "Einsum" and len(shapes) == 2:
         return _einsum(op.get_attr("equation").decode(), shapes), (1, 0)

@@ -1,4 +1,4 @@
-"""Describe what goes into a model and what comes out, by name and type."""
+"""Describe the inputs and outputs of a model, by name and type."""
 
 import inspect
 import keyword
@@ -22,7 +22,7 @@ _AUTOMATIC_INPUT = re.compile(r"(input_layer|keras_tensor)(_\d+)?")
 def is_built(model: keras.Model) -> bool:
     """Return whether a model has all its weights.
 
-    One that is never called itself, such as a pair of nets that play against each other,
+    A model that is never called itself, such as a pair of nets that play against each other,
     has them when its parts do.
     """
     parts = layers_in(model, include_self=False)
@@ -33,18 +33,17 @@ def input_signature_of(model: keras.Model, own_batch: bool = False) -> list[Stru
     """Return the inputs that a model was built for, with any batch size unless the model fixes one.
 
     Args:
-        model: Built `keras.Model`. It fixes the batch size if its outputs have it whatever the inputs have,
-            if an operation has a first axis of the size that the inputs were given, or a layer of it is
-            `stateful`, and has states for as many examples.
+        model: Built `keras.Model`. It fixes the batch size if its outputs have one whatever the inputs have,
+            if an operation has a first axis of the batch size that the inputs were given, or if one of its
+            layers is `stateful`, with states for that many examples.
         own_batch: Bool, default `False`. `True`: with the batch size that the inputs were given,
             if they were given one.
 
     Returns:
-        List of `tf.TensorSpec` or of structures of these, one for each positional
-        argument of the model, or of the specifications of ragged and sparse inputs. A
-        subclassed model does not record the types of its inputs: they are taken to be its
-        `input_dtype`. Arguments that it has defaults for keep these, unless its `build` takes
-        their shapes.
+        List of `tf.TensorSpec`, of the specifications of ragged and sparse inputs, or of structures of
+        these, one for each positional argument of the model. A subclassed model does not record the types of
+        its inputs: they are taken to be its `input_dtype`. Arguments with a default keep it, unless the
+        model's `build` takes their shapes.
 
     Raises:
         ValueError: If the model is empty, is not built, or did not record the shapes of
@@ -84,17 +83,17 @@ def input_signature_of(model: keras.Model, own_batch: bool = False) -> list[Stru
 def named(structure: list[Structure], model: keras.Model | None = None) -> list[tf.TensorSpec]:
     """Flatten an input signature, and give each input the name that it is served under.
 
-    A key of a dictionary is a name; else the name that the specification has; else
-    `"inputs"` if there is one input, and `"inputs_0"`, `"inputs_1"`, ... if several. What is
-    no ASCII letter or digit becomes `_`, and what does not begin with a letter, or is a word of
-    Python's, is put after `"arg_"`.
+    The name is the key in a dictionary; else the name that the specification has; else
+    `"inputs"` if there is one input, and `"inputs_0"`, `"inputs_1"`, ... if there are several.
+    A character other than an ASCII letter or digit becomes `_`, and a name that does not begin
+    with a letter, or is a Python keyword or `self`, is put after `"arg_"`.
 
-    A ragged or sparse tensor is flattened to its parts, each a dense one. Without `model`, whose inputs these
-    are, it has a name only in a dictionary.
+    A ragged or sparse tensor is flattened to its parts, each of which is dense. Without `model`, whose inputs
+    these are, it has a name only in a dictionary.
 
     Raises:
-        TypeError: If it is no list, or the structures hold anything else.
-        ValueError: If there are none, or two inputs have one name.
+        TypeError: If `structure` is not a list, or holds anything other than specifications.
+        ValueError: If there are no inputs, or two have the same name.
     """
     if not isinstance(structure, (list, tuple)):
         raise TypeError(
@@ -131,7 +130,7 @@ def named(structure: list[Structure], model: keras.Model | None = None) -> list[
 
 
 def packed(structure: list[Structure], flat: Sequence[tf.Tensor]) -> list[Structure]:
-    """Return the arguments of a model, of the tensors that `named` has specifications of."""
+    """Return the arguments of a model, made from the tensors that `named` has specifications of."""
     parts = iter(flat)
     leaves = [
         tf.nest.pack_sequence_as(spec, [next(parts) for _ in _parts_of(spec)], expand_composites=True)
@@ -143,9 +142,9 @@ def packed(structure: list[Structure], flat: Sequence[tf.Tensor]) -> list[Struct
 def named_outputs(model: keras.Model) -> Callable[[Structure], dict[str, tf.Tensor]]:
     """Return a function from what a model returns to a dictionary of tensors by name.
 
-    A key of a dictionary is a name; else the name that the user gave the layer which
-    the output comes from, unless that does its work elsewhere in the model, too, where
-    outputs are as many and of such shapes as the model's; else `"output_0"`, `"output_1"`, ....
+    The name is the key in a dictionary; else, where the outputs have the number and the shapes
+    of the model's, the name that the user gave the layer which the output comes from, unless
+    that layer is also used elsewhere in the model; else `"output_0"`, `"output_1"`, ....
     """
     layers = [_given_name(model, name) for name in getattr(model, "output_names", None) or []]
     if isinstance(model, keras.Sequential) and model.layers:
@@ -155,7 +154,7 @@ def named_outputs(model: keras.Model) -> Callable[[Structure], dict[str, tf.Tens
     def names(outputs: Structure) -> dict[str, tf.Tensor]:
         flat = keras.tree.flatten(outputs)
         own = len(layers) == len(flat) and all(
-            # Of a model without a graph they are not known.
+            # The shapes of a model without a graph are not known.
             shape.is_compatible_with(tensor.shape[1:])
             for shape, tensor in zip(shapes, flat, strict=False)
         )
@@ -176,9 +175,9 @@ def named_outputs(model: keras.Model) -> Callable[[Structure], dict[str, tf.Tens
 
 
 def argument_name(text: str) -> str:
-    """Return the name of an argument of a signature: `text`, as far as that may be one."""
+    """Return `text` as the name of an argument of a signature, changed where needed."""
     name = re.sub(r"\W", "_", text, flags=re.ASCII)
-    # TensorFlow makes Python functions of signatures, and calls them with an argument of its own, `self`.
+    # TensorFlow turns signatures into Python functions, and calls them with an argument of its own, `self`.
     taken = keyword.iskeyword(name) or name == "self"
     return name if name[:1].isalpha() and not taken else f"arg_{name}"
 
@@ -200,7 +199,7 @@ def _needed_arguments(model: keras.Model) -> list[str]:
 
 
 def _keys(structure: Structure, skip: int = 0) -> list[str | None]:
-    """Return for each leaf the keys on the way to it, or `None` if none is of a dictionary."""
+    """Return for each leaf the keys on the path to it, or `None` if none of them is of a dictionary."""
     paths = [path[skip:] for path, _ in keras.tree.flatten_with_path(structure)]
     return ["_".join(map(str, path)) if any(isinstance(key, str) for key in path) else None for path in paths]
 
@@ -208,14 +207,14 @@ def _keys(structure: Structure, skip: int = 0) -> list[str | None]:
 def _given_name(model: keras.Model, name: str) -> str | None:
     """Return the name of a layer, unless Keras made it up and it differs from run to run."""
     layer = next((layer for layer in model.layers if layer.name == name), None)
-    # A class may end in a number, too.
+    # The name of a class may end in a number, too.
     stems = {stem.replace("_", "") for stem in (name, re.sub(r"_\d+$", "", name))}
     automatic = layer is None or type(layer).__name__.replace("_", "").lower() in stems
     return None if automatic or _is_used_inside(layer, model) else _given(name)
 
 
 def _is_used_inside(layer: keras.Layer, model: keras.Model) -> bool:
-    """Return whether a layer does not only make an output, as an embedding that a decoder ends with, too."""
+    """Return whether a layer does more than make an output, as an embedding that a decoder also ends with."""
     if any(layer in layers_in(other, include_self=False) for other in model.layers if other is not layer):
         return True
     functional = (
@@ -230,10 +229,10 @@ def _given(name: str | None) -> str | None:
 
 
 def _parts_of(tensor: Any) -> list[tuple[Any, str]]:
-    """Return the dense tensors that a tensor consists of, and what is put after its name for each.
+    """Return the dense tensors that a tensor consists of, and for each the suffix of its name.
 
     Args:
-        tensor: Tensor of any kind, or the specification of one; the parts are of the same.
+        tensor: Tensor of any kind, or the specification of one; the parts are tensors or specifications, too.
     """
     parts = tf.nest.flatten(tensor, expand_composites=True)
     if isinstance(tensor, (tf.RaggedTensor, tf.RaggedTensorSpec)):
@@ -249,7 +248,7 @@ def _joined(name: str, part: str) -> str:
 
 
 def _fixed_batch(model: keras.Model, own_batch: bool) -> int | None:
-    """Return the batch size that a model fixes, or with `own_batch` is given; `None` if there is none."""
+    """Return the batch size that a model fixes or, with `own_batch`, was given; `None` if there is none."""
 
     def sizes(tensors: Sequence[keras.KerasTensor]) -> set[int | None]:
         return {tensor.shape[0] if len(tensor.shape) else None for tensor in tensors}
@@ -264,7 +263,7 @@ def _fixed_batch(model: keras.Model, own_batch: bool) -> int | None:
 
 
 def _needs_batch(model: keras.Model, size: int) -> bool:
-    """Return whether an operation of a graph has a batch size though its inputs are given none."""
+    """Return whether an operation in a graph has the batch size though the inputs are given none."""
     found: list[Sequence[int | None]] = []
 
     def noted(operation: keras.Operation) -> Callable[..., Any]:
@@ -284,7 +283,7 @@ def _needs_batch(model: keras.Model, size: int) -> bool:
     try:
         call_again(functional, [opened(tensor) for tensor in functional.inputs], noted)
     except Exception:
-        # An operation takes no other.
+        # An operation takes no other size.
         return True
     return any(shape and shape[0] == size for shape in found)
 

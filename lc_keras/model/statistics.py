@@ -1,4 +1,4 @@
-"""Statistics that training moves, as those of batch normalisation, estimated for the present weights."""
+"""Estimate what training updates besides weights, such as the statistics of batch normalisation."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,35 +18,37 @@ _MOVING = ("moving_mean", "moving_variance", "moving_stddev")
 
 
 def estimate_statistics(model: keras.Model, data: Iterable[Any], batches: int = BATCHES) -> int:
-    r"""Estimate the statistics of batch normalisation anew, for the weights that a model now has.
+    r"""Estimate the statistics of batch normalisation anew, for a model's current weights.
 
     Each moving mean and variance becomes the plain mean over the batches,
 
     $$\bar m = \frac{1}{K} \sum_{k=1}^{K} m_k,$$
 
-    of what training takes from them (Izmailov et al., Averaging Weights Leads to Wider Optima and Better
-    Generalization, UAI 2018, section 3.2). No weight changes, and frozen layers stay as they are. Layers of
-    other kinds that training moves, such as `SpectralNormalization`, see the batches as in training and keep
-    what these leave in them. All else is as before: random seeds, counters, metrics, the states of RNNs.
+    of the statistics that training takes from them (Izmailov et al., Averaging Weights Leads to Wider Optima
+    and Better Generalization, UAI 2018, section 3.2). No weight changes, and frozen layers stay as they are.
+    Layers of other kinds that training updates, such as `SpectralNormalization`, see the batches as in
+    training and keep the resulting values. Everything else is left as it was: random seeds, counters,
+    metrics, the states of RNNs.
 
-    Where it is due: after weights were changed without training, as by
-    `lc_keras.baselines.compress_directly`, by averaging, or by `fit` on a Python generator or a
-    `PyDataset`. Under a `tf.distribute` strategy each batch is
-    shared among the replicas of this process; with several workers, each needs data of the same length.
+    Use it after weights were changed without training, as by `lc_keras.baselines.compress_directly` or by
+    averaging, and after `fit` on a Python generator or a `PyDataset`. Under a `tf.distribute` strategy, each
+    batch is divided among the replicas of this process; with several workers, each needs data of the same
+    length.
 
     Args:
         model: Built `keras.Model`.
-        data: `tf.data.Dataset`, `keras.utils.PyDataset`, or other iterable of batches as `fit` takes them:
-            inputs, or a tuple of inputs, targets and weights. Batches as in training, in random order.
-        batches: Int ≥ 1, default 20: how many batches are used at most.
+        data: `tf.data.Dataset`, `keras.utils.PyDataset`, or another iterable of batches as `fit` takes them:
+            inputs, or a tuple of inputs, targets and weights. The batches should be as in training, in random
+            order.
+        batches: Int ≥ 1, default 20: the largest number of batches to use.
 
     Returns:
-        Int, the number of batches that were used; 0 if the model has no such layer, and nothing was run.
+        Int, the number of batches used; 0 if the model has no such layer, in which case nothing was run.
 
     Raises:
-        TypeError: If `model` is no Keras model, or `data` no iterable of batches.
-        ValueError: If the model is not built, there is no batch, or NaN or infinite values come out. The
-            statistics are then as they were.
+        TypeError: If `model` is not a Keras model, or `data` is not an iterable of batches.
+        ValueError: If the model is not built, there is no batch, or the result has NaN or infinite values.
+            The statistics are then left as they were.
 
     Example:
 
@@ -68,7 +70,7 @@ class Estimator:
         model: Built `keras.Model`.
 
     Attributes:
-        variables: List of `keras.Variable`, what training moves beside the weights; empty if nothing.
+        variables: List of `keras.Variable`, those that training updates besides the weights; may be empty.
         replicas: Int, the number of replicas in this process.
     """
 
@@ -85,16 +87,17 @@ class Estimator:
         self._step = self._pass if model.run_eagerly else compiled(self._pass, reduce_retracing=True)
 
     def estimate(self, data: Iterable[Any], batches: int) -> int:
-        """Estimate the statistics, and return the number of batches that were used; errors are as above.
+        """Estimate the statistics, and return the number of batches used; errors as in `estimate_statistics`.
 
         Args:
-            data: Iterable of what a replica takes at a time, inputs or a tuple that begins with them; each
-                replica in turn. What is left for too few replicas is not used, as it would be none for some.
-            batches: Int, how many are used at most, each of them one for each replica.
+            data: Iterable of what one replica takes at a time: inputs, or a tuple that begins with them. The
+                replicas take turns. A rest that is too small for all replicas is not used, as some would get
+                none.
+            batches: Int, the largest number of batches to use; each consists of one for each replica.
         """
         if not self.variables:
             return 0
-        # A tensor that was read shares its memory with the variable, until that is assigned to.
+        # A tensor that was read from a variable shares its memory until the variable is assigned to.
         before = _values(self.variables)
         moved = {id(v) for v in self.variables}
         with self._model.distribute_strategy.scope():
@@ -162,7 +165,7 @@ class _Means:
     def begin(self) -> None:
         """Forget earlier batches."""
         for variable, total in zip(self._variables, self._sums, strict=True):
-            # The layer multiplies them by zero, which leaves a NaN one.
+            # The layer multiplies them by zero, which leaves NaN as it is.
             value = tf.convert_to_tensor(variable)
             variable.assign(tf.where(tf.math.is_finite(value), value, tf.zeros_like(value)))
             total.assign(tf.zeros_like(total))
@@ -179,11 +182,11 @@ class _Means:
             return outputs
 
         yield self._layer, "call", counted
-        # The moving statistics are those of the latest batch then.
+        # The moving statistics are then those of the latest batch.
         yield self._layer, "momentum", 0.0
 
     def end(self) -> None:
-        """Put the means in the place of the layer's statistics, if it was called."""
+        """Replace the layer's statistics by the means, if the layer was called."""
         calls = float(self._calls.numpy())
         for variable, total in zip(self._variables, self._sums, strict=True):
             if calls:
@@ -196,17 +199,17 @@ class _Means:
 
 
 def _moved_in(layer: keras.Layer) -> list[keras.Variable]:
-    """Return what training may move in a layer, beside its weights."""
+    """Return what training may update in a layer, besides its weights."""
     if isinstance(layer, keras.layers.Normalization):
         return []
-    # Where they are those of the batch before, as `stateful=True` has it.
+    # States that are carried over from the batch before, as with `stateful=True`.
     carried = {id(v) for v in tf.nest.flatten(layer.states)} if isinstance(layer, keras.layers.RNN) else ()
     return [v for v in states_of(layer) if v.value.dtype.is_floating and id(v) not in carried]
 
 
 def _zeros(shape: Sequence[int], dtype: tf.DType) -> tf.Variable:
     wide = dtype if dtype == tf.float64 else tf.float32
-    # As Keras has moving statistics of several replicas.
+    # As Keras aggregates moving statistics of several replicas.
     mean = tf.VariableAggregation.MEAN
     return tf.Variable(tf.zeros(shape, wide), trainable=False, aggregation=mean)
 

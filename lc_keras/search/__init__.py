@@ -1,7 +1,7 @@
 """Fit or compress a model many times: the smallest budget for a score, the sensitivity of each layer.
 
-Here belongs what asks a score again and again. How a single run compresses belongs in the rooms below; how a
-model is served, in `export`.
+Code that asks for a score again and again belongs here. How a single run compresses belongs in the rooms
+below; how a model is served, in `export`.
 """
 
 from lc_keras.search.bisection import smallest

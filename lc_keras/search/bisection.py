@@ -1,4 +1,4 @@
-"""Seek the smallest budget at which a model is still as good as was asked for."""
+"""Find the smallest budget at which a model is still as good as asked for."""
 
 import contextlib
 import itertools
@@ -20,11 +20,11 @@ from lc_keras.search.runs import Compress, Fit, Runs, ScoreOf
 from lc_keras.search.scores import Score, restored, score_of
 from lc_keras.shrinking.timing import ensure_known
 
-# A budget whose score is within the noise is run so often.
+# How often, at most, a budget whose score is within the noise is run.
 _REPEATS = 3
-# The part of the reference's score by which a pruned net may be better.
+# By how much a pruned net may be better than the reference, as a part of the reference's score.
 _FAR_BETTER = 0.1
-# By what the names of metrics hold, of those that are better when they are low, and of others.
+# Parts of the names of metrics: of those that are better when they are low, and of others.
 _LOW = "loss error entropy mse mae mape msle divergence hinge poisson logcosh".split()
 _HIGH = "acc auc precision recall iou dice f1 fbeta r2 similarity sensitivity specificity".split()
 
@@ -47,52 +47,53 @@ def smallest(
     directory: str | os.PathLike[str] | None = None,
     verbose: int = 1,
 ) -> Smallest:
-    r"""Find the smallest budget at which a model's score is within what was asked for of the reference's.
+    r"""Find the smallest budget at which a model's score is at most `within` worse than the reference's.
 
-    Each run fits a copy of the model under a budget. Budgets are sought by
-    bisection in their logarithm: $\sqrt{ab}$ between the largest a that failed and the smallest b that
-    reached the score, until $b \le$ `precision` · a. Where the first two fail, the next run keeps all there
-    is, to see whether `fit` reaches the score at all. Budgets that the cost itself refuses are passed over.
-    The model itself is as it was afterwards, whatever `fit` and `score` do.
+    Each run fits a copy of the model under a budget. The search bisects the logarithm of the budget: it tries
+    $\sqrt{ab}$, between the largest a that failed and the smallest b that reached the score, until $b \le$
+    `precision` · a. If the first two budgets fail, the next run keeps everything, to see whether `fit`
+    reaches the score at all. Budgets that the cost itself refuses are skipped. Afterwards the model itself is
+    as it was before, whatever `fit` and `score` do.
 
     Args:
-        model: Built `keras.Model`, the trained reference. If it is compiled, so are its copies, each with an
-            optimizer that begins afresh.
-        fit: Function of a model and a list of callbacks, which trains the model and hands the callbacks to
-            `model.fit`; it may compile it first, and returns what `model.fit` returns.
+        model: Built `keras.Model`, the trained reference. If it is compiled, so are its copies, each with a
+            fresh optimizer.
+        fit: Function of a model and a list of callbacks that trains the model, passes the callbacks to
+            `model.fit`, and returns what `model.fit` returns. It may compile the model first.
         score: Function of a model that returns a float, on validation data. Or the name of a metric, such as
-            `"accuracy"` or `"val_accuracy"`: the last `val_` value of the history that `fit` returns; the
-            reference is then the run that keeps all.
+            `"accuracy"` or `"val_accuracy"`: the score is then its last `val_` value in the history that
+            `fit` returns, and the reference is the run that keeps everything.
         within: Float ≥ 0, default 0.005: how much worse than the reference the score may be.
-        compress: Function from a budget to what is compressed under it: a cost, a `Task`, a list of these, or
-            a callback of `baselines`. Weights are selected by name, since it is copies that are trained.
-            Defaults to `L0Constraint`: the budget is the fraction of all weights.
-            `lambda keep: L0Constraint(keep, Neurons(), measure="macs")` seeks the fewest multiply-adds.
+        compress: Function from a budget to what to compress under it: a cost, a `Task`, a list of these, or a
+            callback of `baselines`. Select weights by name, since copies of the model are trained. Defaults
+            to `L0Constraint`: the budget is the fraction of all weights.
+            `lambda keep: L0Constraint(keep, Neurons(), measure="macs")` finds the fewest multiply-adds.
         lowest: Float > 0, default 0.001: the smallest budget to try.
-        highest: Float, default 1.0: the budget of everything.
-        precision: Float > 1, default 1.1: the search ends when budgets are this near.
-        mode: `"max"` or `"min"`: which score is better. `"auto"` (default): the larger one for a function; of
-            a metric by its name.
-        noise: Float ≥ 0, default 0: the standard deviation of a score, $\sqrt{p(1-p)/n}$ for an accuracy p
-            on n examples. Where the score is within it of what was asked, the budget is run up to three
-            times, and must reach it by more than the noise of the mean.
-        warm_start: Bool, default `True`: runs begin with the weights of the smallest budget that reached the
-            score so far, and not with the reference's, so that they train for longer in all.
-        max_runs: Int ≥ 1, default 20: after so many budgets the search ends.
-        max_seconds: Float > 0 or `None` (default): after this time no run begins.
-        directory: Path or `None` (default): where to keep what a search that was cut off needs: its points,
-            the best weights, and checkpoints of the run. The same call goes on from there; its points stay. A
-            call with another model, range, cost or callback, or score by another name, is an error.
-        verbose: Int, default 1: a bar shows the progress. 0: nothing does.
+        highest: Float, default 1.0: the budget that keeps everything.
+        precision: Float > 1, default 1.1: the search ends when the two budgets are within this factor.
+        mode: `"max"` or `"min"`: which score is better. `"auto"` (default): for a function the larger one,
+            for a metric by its name.
+        noise: Float ≥ 0, default 0: the standard deviation of a score, $\sqrt{p(1-p)/n}$ for an accuracy p on
+            n examples. A budget whose score is within the noise of what was asked for is run up to three
+            times, and must beat it by more than the noise of the mean.
+        warm_start: Bool, default `True`: each run begins with the weights of the smallest budget that has
+            reached the score so far, not with the reference's, so that weights train for longer in total.
+        max_runs: Int ≥ 1, default 20: the search ends after this many budgets.
+        max_seconds: Float > 0 or `None` (default): no run begins after this time.
+        directory: Path or `None` (default): where to keep what a search needs to resume after it was cut off:
+            its points, the best weights, and checkpoints of the run. The same call goes on from there and
+            keeps the points. A call with another model, range, cost or callback, another name for the score,
+            or another `within`, `noise`, `warm_start` or `mode` is an error.
+        verbose: Int, default 1: show a progress bar. 0: show nothing.
 
     Returns:
         `Smallest`: the model, its budget, and the curve.
 
     Raises:
-        TypeError: If an argument is of another type, or the score no number.
+        TypeError: If an argument is of the wrong type, or the score is not a number.
         ValueError: If an argument is out of range, the model cannot be copied, `fit` does not train with the
-            callbacks that it is given, a score is not finite, or with everything kept the score is worse than
-            asked for. What was found so far is a note of the error, and in the `directory`.
+            callbacks that it is given, a score is not finite, or the score is worse than asked for even with
+            everything kept. What was found so far is in a note of the error, and in the `directory`.
 
     Example:
 
@@ -169,18 +170,18 @@ class _Bisection:
 
     @property
     def limit(self) -> float:
-        """The worst score that was asked for."""
+        """Return the worst score that is accepted."""
         return self._target.limit(self._runs.reference)
 
     def measure_reference(self, score: Score | None) -> None:
-        """Score the reference; where only a history has scores, what is fitted with everything kept."""
+        """Score the reference, or, where only a history has scores, what is fitted with everything kept."""
         if score is None:
             self._take(self._runs.point(self._highest, False, self._is_reference))
         elif math.isnan(self._runs.reference):
             self._runs.reference = score_of(self._model, score)
 
     def run(self, warm: bool, max_runs: int, max_seconds: float, verbose: int) -> None:
-        """Run budgets until they are near, or a limit is met."""
+        """Run budgets until they are near each other, or a limit is reached."""
         self._warm = warm
         if self._runs.points and verbose:
             print(f"Going on with {len(self._runs.points)} points of '{self._runs.folder}'.")
@@ -213,7 +214,7 @@ class _Bisection:
         return Smallest(self._runs.best(), budget, score, reference, self.limit, points, note)
 
     def _next(self) -> float | None:
-        """Return the budget to run next, `None` if there is none."""
+        """Return the budget to run next, or `None` if there is none."""
         is_narrow = self._high <= self._low * self._precision
         if self._best is None and (is_narrow or self._failures == 2):
             return self._highest
@@ -221,7 +222,7 @@ class _Bisection:
         return budget if not is_narrow and self._low < budget < self._high else None
 
     def _fits(self, budget: float) -> bool:
-        """Return whether the cost takes a budget: one of neurons may not, since each layer keeps some."""
+        """Return whether the cost accepts a budget: one of neurons may not, since each layer keeps some."""
         try:
             bind_tasks(self._runs.tasks(budget), self._model)
         except ValueError:
@@ -287,8 +288,8 @@ class _Target:
 
     Attributes:
         sign: Int, 1 where the larger score is better, -1 where the smaller one is.
-        within: Float, how much worse than the reference it may be.
-        noise: Float, its standard deviation.
+        within: Float, how much worse than the reference the score may be.
+        noise: Float, the standard deviation of a score.
     """
 
     sign: int
@@ -299,16 +300,16 @@ class _Target:
         return reference - self.sign * self.within
 
     def reached(self, scores: Sequence[float], reference: float) -> bool | None:
-        """Return whether scores of a budget reach the limit; `None` if it is to be run once more."""
+        """Return whether the scores of a budget reach the limit; `None` if it is to be run once more."""
         limit, error = self.limit(reference), self.noise / math.sqrt(len(scores))
         gain = self.sign * (sum(scores) / len(scores) - limit)
         if abs(gain) < error and len(scores) < _REPEATS:
             return None
-        # Rounding is no loss.
+        # Rounding does not count as a loss.
         return gain >= error - 1e-9 * abs(limit)
 
     def contradiction(self, points: Sequence[Point]) -> tuple[Point, Point] | None:
-        """Return two points that failed, of which the smaller one has clearly the better score, if any."""
+        """Return two failed points, the one of the smaller budget with a clearly better score, if any."""
         failed = sorted((p for p in points if not p.reached), key=lambda point: point.budget)
         clear = max(self.within, 2 * self.noise)
         pairs = (
@@ -333,7 +334,7 @@ def _sign(score: Score | str, mode: str) -> int:
 
 
 def _scores(score: Score | str) -> ScoreOf:
-    """Return a function of a model, and of what `fit` returned, that returns the score."""
+    """Return a function from a model, and what `fit` returned, to the score."""
     if not isinstance(score, str):
         return lambda model, _: score_of(model, score, finite=False)
     name = score if score.startswith("val_") else f"val_{score}"

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerSensitivity:
-    """The scores of a model of which one layer is compressed.
+    """The scores of a model with one layer compressed.
 
     Attributes:
-        name: String, the path of the layer; of several that make their neurons together, all of them.
+        name: String, the path of the layer, or the paths of several layers that make their neurons together.
         groups: Int, how many weights, neurons or blocks there are to keep.
         scores: Tuple of floats, one for each fraction kept.
     """
@@ -40,9 +40,9 @@ class LayerSensitivity:
 
 @dataclass(frozen=True)
 class Sensitivity(Drawn):
-    """The score of a model against what is kept of each layer; see `sensitivity`.
+    """The score of a model against the fraction kept of each layer; see `sensitivity`.
 
-    `str()` is a table, `plot()` draws a map of layers and fractions kept, coloured by the score.
+    `str()` returns a table; `plot()` draws a map of layers and fractions kept, coloured by the score.
 
     Attributes:
         keep: Tuple of floats, the fractions kept.
@@ -60,7 +60,7 @@ class Sensitivity(Drawn):
         return Table(head, rows, notes=[f"As it is: {self.reference:.4g}"])
 
     def to_json(self) -> str:
-        """Return the scores as JSON: an object with `keep`, `reference` and `rows`; `null` is no number."""
+        """Return a JSON object with `keep`, `reference` and `rows`; scores that are not finite are `null`."""
         return json.dumps(numbers_or_none(asdict(self)), indent=2)
 
     @property
@@ -88,30 +88,30 @@ def sensitivity(
     weights: Selector = None,
     verbose: int = 1,
 ) -> Sensitivity:
-    """Return the score of a model against what is kept of each layer, the others left whole.
+    """Return the score of a model against the fraction kept of each layer, with the others left whole.
 
-    Each layer by itself is compressed as it is, without training: what is largest is kept. A layer whose
-    score falls early needs more than an even share of a budget, or is better left out of it. The model and
-    its optimizer are as they were afterwards, also where `score` fails, trains, or changes weights, as
-    `estimate_statistics` does. It must not compile the model.
+    Each layer is compressed by itself and as it is, without training: its largest groups are kept. A layer
+    whose score falls early needs more than an even share of a budget, or is better left out of it. Afterwards
+    the model and its optimizer are as they were before, even if `score` fails, trains, or changes weights, as
+    `estimate_statistics` does. `score` must not compile the model.
 
     Args:
         model: Built `keras.Model`.
         score: Function of the model that returns a float.
-        keep: Float in (0, 1] or a sequence of these, the fractions of a layer's groups to keep, rounded
-            down, but one group at least. Defaults to six from 0.5 to 0.01.
+        keep: Float in (0, 1] or a sequence of these, the fractions of a layer's groups to keep, rounded down,
+            but at least one group. Defaults to six from 0.5 to 0.01.
         groups: `Weights()` (default), `Neurons()` or `Blocks(shape)`. Layers that make neurons together are
             compressed together.
-        weights: Which weights, as of `Task`. `None` (default): all kernels.
-        verbose: Int, default 1: a bar shows the progress. 0: nothing does.
+        weights: Which weights, as in `Task`. `None` (default): all kernels.
+        verbose: Int, default 1: show a progress bar. 0: show nothing.
 
     Returns:
         `Sensitivity`.
 
     Raises:
-        TypeError: If an argument is of another type, or `score` returns no number.
-        ValueError: If `keep` is empty or out of range, no weights match, or the score of the model as it is,
-            is not finite.
+        TypeError: If an argument is of the wrong type, or `score` does not return a number.
+        ValueError: If `keep` is empty or out of range, no weights match, or the model as it is has a score
+            that is not finite.
 
     Example:
 
@@ -151,7 +151,7 @@ def sensitivity(
 
 
 def numbers_or_none(content: object) -> object:
-    """Return what JSON can hold, with `None` in the place of what is not finite."""
+    """Return what JSON can hold, with `None` in place of numbers that are not finite."""
     if isinstance(content, dict):
         return {name: numbers_or_none(value) for name, value in content.items()}
     if isinstance(content, (list, tuple)):

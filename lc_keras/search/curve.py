@@ -18,12 +18,12 @@ class Point:
     """The runs of a budget.
 
     Attributes:
-        budget: Float, what the cost was made with.
+        budget: Float, the budget that the cost was made with.
         scores: Tuple of floats, one for each run.
         density: Float, the fraction of the kernels' weights that the last run kept.
-        seconds: Float, how long the runs took, of one that was cut off only what came after.
-        reached: Bool, whether the budget counts as one that reaches the score.
-        start: Float, the budget with whose weights the runs began, or `None`: with the reference's.
+        seconds: Float, how long the runs took; for one that was cut off, only the time after that.
+        reached: Bool, whether the budget counts as reaching the score.
+        start: Float, the budget whose weights the runs began with, or `None` for the reference's weights.
     """
 
     budget: float
@@ -35,7 +35,7 @@ class Point:
 
     @property
     def score(self) -> float:
-        """The mean of the scores."""
+        """Return the mean of the scores."""
         return sum(self.scores) / len(self.scores)
 
 
@@ -43,16 +43,16 @@ class Point:
 class Smallest(Drawn):
     """The smallest budget that reaches a score, and the whole curve; see `smallest`.
 
-    `str()` is a table, `plot()` draws the score against the budget, on a logarithmic axis.
+    `str()` returns a table; `plot()` draws the score against the budget, on a logarithmic axis.
 
     Attributes:
-        model: `keras.Model` under that budget.
-        budget: Float, the budget; as large as the search began with if no smaller one reaches the score.
+        model: `keras.Model`, the model under that budget.
+        budget: Float, the budget; the largest of the search if no smaller one reaches the score.
         score: Float, the model's score.
         reference: Float, the score of the model that it was pruned from.
-        limit: Float, the worst score that was asked for.
+        limit: Float, the worst score that is accepted.
         points: Tuple of `Point`, in the order of the runs.
-        note: String, what to know of the result; empty if there is nothing.
+        note: String, what to know about the result; empty if there is nothing.
     """
 
     model: keras.Model
@@ -68,7 +68,7 @@ class Smallest(Drawn):
         return table_of(self.points, self.limit, said, *filter(None, [self.note]))
 
     def to_json(self) -> str:
-        """Return all but the model as JSON: an object with the attributes of the same names."""
+        """Return everything but the model as JSON: an object with the attributes by their names."""
         names = ("budget", "score", "reference", "limit", "note")
         content = {name: getattr(self, name) for name in names}
         content["points"] = [{**asdict(point), "score": point.score} for point in self.points]
@@ -93,7 +93,7 @@ class Smallest(Drawn):
 
 @dataclass(frozen=True)
 class SoFar(Shown):
-    """Points of a search that did not end, and the worst score that was asked for."""
+    """Points of a search that did not end, and the worst score that is accepted."""
 
     points: tuple[Point, ...]
     limit: float

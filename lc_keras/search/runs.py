@@ -1,4 +1,4 @@
-"""Run a user's `fit` on copies of a model, and keep what came out on disk."""
+"""Run a user's `fit` on copies of a model, and keep the results on disk."""
 
 import hashlib
 import inspect
@@ -24,11 +24,11 @@ from lc_keras.search.curve import Point
 from lc_keras.search.scores import restored
 
 Fit = Callable[[keras.Model, list[keras.callbacks.Callback]], Any]
-# What a budget makes: what to compress under it, or a callback that does.
+# From a budget to what to compress under it, or to a callback that compresses.
 Compress = Callable[[float], Tasks | Attached]
 # The score of a model, and of what `fit` returned.
 ScoreOf = Callable[[keras.Model, Any], float]
-# Whether scores of a budget reach what was asked for; `None` if they do not decide.
+# Whether the scores of a budget reach what was asked for; `None` if they do not decide it.
 Reached = Callable[[Sequence[float]], bool | None]
 
 
@@ -41,16 +41,16 @@ class Runs:
         score: Function of a model and of what `fit` returned.
         compress: Function from a budget to what is compressed.
         directory: Path.
-        resumable: Bool, whether runs keep checkpoints there.
-        question: Dict of what JSON can hold: what must be the same for the record to go on with.
+        resumable: Bool, whether runs keep checkpoints in the directory.
+        question: Dict that JSON can hold: what must be the same for a record to be continued.
 
     Attributes:
         folder: Path, the directory.
-        points: List of `Point`, of this search and of those before it in the directory.
+        points: List of `Point`, of this search and of earlier ones in the directory.
         reference: Float, the score of the reference; NaN while it is not known.
 
     Raises:
-        ValueError: If the directory holds the record of another search. It is not changed then.
+        ValueError: If the directory holds the record of another search. It is then left unchanged.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Runs:
         return made.tasks if isinstance(made, Attached) else as_tasks(made)
 
     def point(self, budget: float, warm: bool, reached: Reached) -> Point:
-        """Return the point of a budget: as recorded, or of runs until their scores decide.
+        """Return the point of a budget: the recorded one, or one of new runs until their scores decide.
 
         Args:
             budget: Float.
@@ -89,7 +89,7 @@ class Runs:
 
         Raises:
             ValueError: If `fit` does not train the model with the callbacks that it is given, or leaves it
-                outside of the budget, or a score is not finite.
+                outside the budget, or a score is not finite.
         """
         for point in self.points:
             if point.budget == budget:
@@ -110,13 +110,13 @@ class Runs:
         model = copy_of(self._model)
         if self._best:
             with warnings.catch_warnings():
-                # Of the optimizer's state, which a fresh one does not take.
+                # It is about the optimizer's state, which a fresh optimizer does not take.
                 warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
                 model.load_weights(self.folder / self._best)
         return model
 
     def save(self) -> None:
-        """Write the record, as a whole or not at all."""
+        """Write the record, completely or not at all."""
         content = {
             "question": self._question,
             "reference": self.reference,
@@ -183,14 +183,14 @@ class Runs:
                 )
 
     def _cost(self, budget: float) -> str:
-        """Return what a budget makes as a text, the same in each process."""
+        """Return what a budget makes as text that is the same in each process."""
         made = self._compress(budget)
         text = repr(as_tasks(made)) if not isinstance(made, Attached) else _shown(made)
         return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
 class _Watch(keras.callbacks.Callback):
-    """See which model a `fit` trains, and whether it does."""
+    """Observe which model a `fit` trains, and whether it trains at all."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,7 +221,7 @@ class _Watch(keras.callbacks.Callback):
 
 
 def copy_of(model: keras.Model) -> keras.Model:
-    """Return a model of its own with the same weights, compiled in the same way with a fresh optimizer.
+    """Return a separate model with the same weights, compiled in the same way with a fresh optimizer.
 
     Raises:
         ValueError: If Keras cannot make the model again.

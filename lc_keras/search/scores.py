@@ -13,16 +13,16 @@ Score = Callable[[keras.Model], float]
 
 
 def score_of(model: keras.Model, score: Score, finite: bool = True) -> float:
-    """Return the score of a model, checked.
+    """Return the score of a model, after checking it.
 
     Args:
         model: `keras.Model`.
         score: Function of it.
-        finite: Bool, default `True`, whether it must be finite.
+        finite: Bool, default `True`, whether the score must be finite.
 
     Raises:
-        TypeError: If it is no number.
-        ValueError: If it is not finite.
+        TypeError: If the score is not a number.
+        ValueError: If the score is not finite.
     """
     value = score(model)
     if not is_number(value):
@@ -34,7 +34,7 @@ def score_of(model: keras.Model, score: Score, finite: bool = True) -> float:
 
 @contextlib.contextmanager
 def restored(model: keras.Model) -> Iterator[Callable[[], None]]:
-    """Give a model and its optimizers their values back at the end, and where what is yielded is called."""
+    """Restore the values of a model and its optimizers at the end and when the yielded function is called."""
     optimizers = wrapped_optimizers_of(model)
     fresh = [optimizer for optimizer in optimizers if not optimizer.built]
     held = [(v, keras.ops.copy(v)) for part in (model, *optimizers) for v in part.variables]

@@ -1,6 +1,6 @@
-"""Take dead units out of a model, and report on it.
+"""Take dead units out of a model, and report on that.
 
-Here belongs how a model is made again at a smaller size. How units pass through layers belongs in
+How a model is made again at a smaller size belongs here. How units pass through layers belongs in
 `model.flow`.
 """
 

@@ -1,4 +1,4 @@
-"""Read the configs of layers, to make these anew at other sizes."""
+"""Read the configs of layers, to make the layers anew at other sizes."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import keras
 
 
 def config_of(layer: keras.Layer) -> dict[str, Any]:
-    """Return the config of a layer, with the user's functions themselves, which it may not hold."""
+    """Return the config of a layer, with the user's functions themselves, which the config may not hold."""
     config = layer.get_config()
     functions = [
         name
@@ -21,7 +21,7 @@ def _is_of_keras(config: Any) -> bool:
 
 
 def without_fixed_values(config: Any) -> Any:
-    """Return a config in which initializers that hold arrays, of the sizes of before, give zeros."""
+    """Return a config in which initializers that hold arrays of the old sizes give zeros."""
     if isinstance(config, list):
         return [without_fixed_values(part) for part in config]
     if not isinstance(config, dict):

@@ -1,4 +1,4 @@
-"""Make two layers of one whose kernel is of low rank."""
+"""Make two layers out of one whose kernel is of low rank."""
 
 import math
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-# What a config says of each axis of a window.
+# What a config says about each axis of a window.
 _OF_AXES = "kernel_size", "strides", "dilation_rate"
-# Ranks from here on are not looked for, since that takes long.
+# Ranks from here on are not looked for, since that takes a long time.
 _HIGH = 1024
-# What the second layer does.
+# What is left to the second layer.
 _PLAIN = {"use_bias": False, "activation": None, "activity_regularizer": None}
 
 
@@ -26,12 +26,12 @@ class Pair(tuple[keras.Layer, keras.Layer]):
 
 
 class Factors(NamedTuple):
-    """Hold the kernels of two layers that together are one.
+    """Hold the kernels of two layers that together stand for one.
 
     Attributes:
         first: Array, the kernel of the first.
-        second: Array, that of the second, of as many axes.
-        window: Tuple of bools: whether it is the first one that goes along an axis of the window.
+        second: Array, the kernel of the second, with as many axes.
+        window: Tuple of bools, for each axis of the window whether the first layer goes along it.
     """
 
     first: np.ndarray
@@ -40,7 +40,7 @@ class Factors(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Return how many weights both have."""
+        """Return how many weights both have together."""
         return self.first.size + self.second.size
 
     @property
@@ -52,11 +52,11 @@ class Factors(NamedTuple):
 
         Args:
             kind: Class of layers.
-            config: Dict, the config of the one.
-            name: String, that of the first.
+            config: Dict, the config of the one layer.
+            name: String, the name of the first layer.
         """
         width = "units" if "units" in config else "filters"
-        # A bound on the one kernel is none on two.
+        # A bound on the one kernel is not one on the two.
         second = {**config, "kernel_constraint": None}
         first = {**second, **_PLAIN, "name": name, width: self.rank}
         for part in set(_OF_AXES) & set(config):
@@ -67,17 +67,17 @@ class Factors(NamedTuple):
 
 
 def split(kernel: np.ndarray, ways: Sequence[tuple[int, ...]]) -> Factors | None:
-    """Return the kernels of two layers that together are one of low rank, if they are smaller.
+    """Return the kernels of two layers that together stand for one of low rank, if they are smaller.
 
     Args:
-        kernel: Floating array; its last two axes are those of the input and output channels, others those of
-            a window.
+        kernel: Floating array; its last two axes are those of the input and output channels, any others those
+            of a window.
         ways: Sequence of tuples of ints: the axes of the window along which the first layer goes. The second
             goes along the others.
 
     Returns:
-        `Factors` in the way of the fewest weights; `None` if these are no fewer than the weights of the
-        kernel that are not zero.
+        `Factors` in the way that has the fewest weights; `None` if these are no fewer than the nonzero
+        weights of the kernel.
     """
     best, least = None, int(np.count_nonzero(kernel))
     for way in ways:
@@ -91,11 +91,11 @@ def split(kernel: np.ndarray, ways: Sequence[tuple[int, ...]]) -> Factors | None
 
 
 def blank(shape: tuple[int, ...], way: tuple[int, ...], rank: int) -> Factors:
-    """Return kernels of zeros of two layers that together are one of a rank.
+    """Return kernels of zeros for two layers that together stand for one of a given rank.
 
     Args:
-        shape: Tuple of ints, that of the one's kernel.
-        way: Tuple of ints, as those of `split`.
+        shape: Tuple of ints, the shape of the one layer's kernel.
+        way: Tuple of ints, as in `split`.
         rank: Int ≥ 1.
     """
     rows, columns = (math.prod(shape[a] for a in side) for side in sides(shape, way))
@@ -118,7 +118,7 @@ def _layers(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...], way: 
 
 
 def _factors(matrix: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return two factors of a matrix, `None` if its rank is 0 or above `most`, or `_HIGH` at least.
+    """Return two factors of a matrix, or `None` if its rank is 0, above `most`, or at least `_HIGH`.
 
     A singular value that rounding the matrix may have made counts as zero.
     """
@@ -138,7 +138,7 @@ def _factors(matrix: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray] | N
 
 
 def _has_rank(matrix: np.ndarray, rank: int, noise: float) -> bool:
-    """Return whether random projections show that a matrix has so high a rank: they are faster than its SVD.
+    """Return whether random projections, which are faster than an SVD, show that a matrix has this rank.
 
     Halko, Martinsson & Tropp, Finding structure with randomness, SIAM Review 2011.
     """
@@ -146,6 +146,6 @@ def _has_rank(matrix: np.ndarray, rank: int, noise: float) -> bool:
         return False
     draw = np.random.default_rng(0).normal
     rows, columns = (draw(size=(n, rank)) for n in matrix.shape)
-    # Of what is noise the projections make no more than this.
+    # The projections make no more than this of noise.
     most = noise * math.prod(math.sqrt(n) + math.sqrt(rank) + 2 for n in matrix.shape)
     return bool(np.linalg.svd(rows.T @ matrix @ columns, compute_uv=False)[-1] > most)

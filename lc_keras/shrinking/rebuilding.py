@@ -31,24 +31,24 @@ from lc_keras.shrinking.stand_ins import stand_in
 def shrink(model: keras.Model) -> keras.Model:
     """Return a smaller model that computes the same, without the units that are dead.
 
-    A unit is dead where its output does not depend on the model's input, since all weights into it are zero,
-    or where nothing depends on it. What a dead unit hands out, if it is not zero, is folded into the biases
+    A unit is dead if its output does not depend on the model's input, since all weights into it are zero, or
+    if nothing depends on it. The constant output of a dead unit, if it is not zero, is folded into the biases
     of what follows; where that is not exact, as before a convolution that pads, the unit stays. Units that
-    are tied, by an addition or a shared layer, go together or not at all. Of no layer all units go. Layers of
-    unknown kinds stay as they are, with all that goes in and out of them; those that cannot be made anew from
-    their config, as Keras makes them, are in both models.
+    are tied, by an addition or a shared layer, go together or not at all. No layer loses all its units,
+    except in a residual block that goes as a whole. Layers of unknown kinds stay as they are, with all units
+    that enter or leave them; those that Keras cannot make anew from their config are shared by both models.
 
-    A dense layer or a convolution whose kernel, as it stays, is of low rank becomes two layers, where these
-    have fewer weights than it has that are not zero; outputs are equal up to rounding then.
+    A dense layer or a convolution whose remaining kernel is of low rank becomes two layers, if the two have
+    fewer weights than the kernel has nonzero ones; outputs are then equal up to rounding.
 
-    Any model with zeros or low ranks in it will do, however they came there. The model itself is not changed.
+    Any model with zeros or low ranks in it will do, however they got there. The model itself is not changed.
 
     Args:
         model: Functional or built Sequential `keras.Model`, of any depth of nesting.
 
     Returns:
         `keras.Model` with layers of the same names and weights of its own, Sequential or Functional as
-        `model` is, to be compiled. A class of the user's is kept if its constructor is that of Keras, or if
+        `model` is, and not compiled. A user's own class is kept if its constructor is that of Keras, or if
         nothing in the model goes.
 
     Raises:
@@ -69,10 +69,10 @@ def rebuild(model: keras.Model) -> tuple[keras.Model, "Rebuilt"]:
     """Return the smaller model, and how it was made.
 
     Args:
-        model: As that of `shrink`.
+        model: As in `shrink`.
 
     Raises:
-        TypeError: As `shrink`.
+        TypeError: As in `shrink`.
     """
     rebuilt = Rebuilt(Graph(model))
     small = rebuilt.model(model)
@@ -86,8 +86,8 @@ class Rebuilt:
     Args:
         graph: `Graph`.
         stays: Array of bools, which units stay. `None` (default): those that are not dead.
-        factors: Dict of `Factors` by the ids of the layers that two stand for. `None` (default): those of
-            kernels that are of low rank.
+        factors: Dict of `Factors` by the ids of the layers to replace by two. `None` (default): those of
+            kernels of low rank, or none if `stays` is given.
     """
 
     def __init__(
@@ -101,18 +101,18 @@ class Rebuilt:
         self._made: dict[int, keras.Layer] = {}
         # What is called instead of a layer, which may be a function.
         self._calls: dict[int, Any] = {}
-        # Of nets that are asked for, no weights are looked at.
+        # For nets with given units, no weights are looked at.
         self._factors: dict[int, Factors | None] = {}
         if stays is not None:
             self._factors |= dict.fromkeys(graph.layers) | dict(factors or {})
         self._copies: list[tuple[keras.Layer, keras.Layer]] = []
         self._wholes: list[tuple[keras.Layer, keras.Layer]] = []
-        # The layers inside of which layers are being made, by name.
+        # The names of the layers inside which layers are being made.
         self._path: list[str] = []
         self._names: dict[str, keras.Layer] = {}
         try:
             made = copied_together(graph.tied)
-        except Exception:  # of layers of the user's own, which are then in both models
+        except Exception:  # for layers of the user's own, which are then in both models
             made = graph.tied
         self._made.update(zip(map(id, graph.tied), made, strict=True))
 
@@ -139,12 +139,12 @@ class Rebuilt:
         return new
 
     def instead_of(self, layer: keras.Layer) -> Any:
-        """Return what stands for a layer, the last of two, `None` if it was not even made."""
+        """Return what stands for a layer, the second if there are two, or `None` if nothing was made."""
         made = self._made.get(id(layer))
         return made[-1] if isinstance(made, Pair) else made
 
     def factors(self, flow: Flow) -> Factors | None:
-        """Return the kernels of two layers to take the place of one, `None` where one stays."""
+        """Return the kernels of the two layers that take the place of one, or `None` if the one stays."""
         key = id(flow.layer)
         if key not in self._factors:
             ways = ways_of(self.graph, flow)
@@ -157,7 +157,7 @@ class Rebuilt:
         for made, layer in self._wholes:
             _restore(made, layer)
         for flow in self.graph.layers.values():
-            # What only masks need may be made by Keras itself.
+            # Layers that only masks need may be made by Keras itself.
             made = self._made.get(id(flow.layer))
             factors = self.factors(flow)
             if isinstance(made, Pair) and factors:
@@ -171,7 +171,7 @@ class Rebuilt:
                     made.set_weights(self._weights(flow))
 
     def _changes(self, model: keras.Model) -> bool:
-        """Return whether units of anything in a model go, or two layers take the place of one."""
+        """Return whether any units in a model go, or two layers take the place of one."""
         flows = self.graph.inside[id(model)]
         if any(flow.bypasses(self._kept(flow)) or self.factors(flow) for flow in flows):
             return True
@@ -179,7 +179,7 @@ class Rebuilt:
         return not all(self._stays[s.ids].all() for s in (*signals, *self.graph.models[id(model)]))
 
     def _copy(self, model: keras.Model) -> keras.Model | None:
-        """Return a copy of a model that its own class makes, `None` if it makes another one of the config."""
+        """Return a copy that a model's own class makes, or `None` if it makes another one from the config."""
         try:
             made = type(model).from_config(model.get_config())
         except Exception:  # whatever a class of the user's own raises
@@ -227,7 +227,7 @@ class Rebuilt:
         return self._opened(operation, inside) if whole is None else whole
 
     def _whole(self, layer: keras.Layer) -> keras.Layer | None:
-        """Return a layer made anew as it is, `None` if it cannot be."""
+        """Return a layer made anew as it is, or `None` if it cannot be."""
         try:
             made = type(layer).from_config(layer.get_config() | {"name": self._name(layer)})
         except Exception:  # whatever a layer of the user's own raises
@@ -236,7 +236,7 @@ class Rebuilt:
         return made
 
     def _opened(self, layer: keras.Layer, inside: keras.Model) -> Callable[..., Any]:
-        """Return a function that calls the layers in a layer, under names that begin with the layer's."""
+        """Return a function that calls the layers inside a layer, under names that begin with the layer's."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             self._path.append(layer.name)
@@ -248,7 +248,7 @@ class Rebuilt:
 
     def _name(self, layer: keras.Layer) -> str:
         name = "_".join([*self._path, layer.name])
-        # "a_b" may be b in a, and another layer's name.
+        # "a_b" may be b in a, and also another layer's name.
         while self._path and self._names.setdefault(name, layer) is not layer:
             name += "_1"
         return name
@@ -261,7 +261,7 @@ class Rebuilt:
         return name
 
     def _is_shared(self, model: keras.Model) -> bool:
-        """Return whether layers in a nested model are called outside of it, too, which Keras cannot load."""
+        """Return whether layers in a nested model are also called outside it, which Keras cannot load."""
         callers = self.graph.callers
         return any(len(callers.get(id(f.layer), ())) > 1 for f in self.graph.inside[id(model)])
 
@@ -299,7 +299,7 @@ class Rebuilt:
             try:
                 return type(layer).from_config(layer.get_config() | self._renamed(layer))
             except Exception:
-                # Of the user's own, such as an operation that holds a function.
+                # A layer of the user's own, such as an operation that holds a function.
                 instead = stand_in(layer, self._name(layer))
                 if instead is None:
                     warn(
@@ -325,7 +325,7 @@ class Rebuilt:
         return {port: self._stays[ids] for port, ids in flow.ports.items()}
 
     def _folded(self, flow: Flow) -> dict[str, np.ndarray]:
-        """Return the weights of a layer that are cut, or changed by what is folded in, by name."""
+        """Return, by name, the weights of a layer that are cut, or changed by what is folded in."""
         kept = self._kept(flow)
         arrays = {
             w.name: _cut(array, w, kept) for w in flow.weights if (array := flow.optional(w.name)) is not None
@@ -351,23 +351,23 @@ def ways_of(graph: Graph, flow: Flow) -> tuple[tuple[int, ...], ...]:
 
 
 def _class_of(model: keras.Model) -> type[keras.Model] | None:
-    """Return the class of a model, `None` if its constructor is another than that of Keras."""
+    """Return the class of a model, or `None` if its constructor is not that of Keras."""
     of_keras = keras.Sequential if isinstance(model, keras.Sequential) else functional_class(model)
     return type(model) if type(model).__init__ is of_keras.__init__ else None  # type: ignore[misc]
 
 
 def _restore(made: keras.Layer, layer: keras.Layer) -> None:
-    """Give a layer that was made anew as it is all that its config does not say."""
+    """Give a layer that was made anew as it is everything that its config does not say."""
     _alter(made, layer)
     quantized = any(getattr(part, "quantization_mode", None) for part in layers_in(layer))
-    # What is quantised is built with its weights in another order.
+    # A quantised layer is built with its weights in another order.
     if not quantized:
         made.set_weights([keras.ops.convert_to_numpy(v) for v in layer.weights])
     _copy_state(made, layer, all_of_it=quantized)
 
 
 def _alter(made: keras.Layer, layer: keras.Layer) -> None:
-    """Quantise what is quantised inside of a layer, and adapt what is adapted, which no config says."""
+    """Quantise what is quantised inside a layer, and enable LoRA where it was, which no config says."""
     for new, old in zip(layers_in(made), layers_in(layer), strict=True):
         mode = getattr(old, "quantization_mode", None)
         if mode and getattr(new, "quantization_mode", None) != mode:
@@ -377,7 +377,7 @@ def _alter(made: keras.Layer, layer: keras.Layer) -> None:
 
 
 def _copy_state(made: keras.Layer, layer: keras.Layer, all_of_it: bool) -> None:
-    """Give a layer what another has learnt by `adapt`, beside its weights, or all that it holds."""
+    """Give a layer what another has learnt by `adapt`, besides its weights, or all that it holds."""
     for new, old in zip(layers_in(made), layers_in(layer), strict=True):
         # What is trained is in the weights.
         if old.trainable_weights and not all_of_it:

@@ -19,40 +19,40 @@ _WHOLE = 0.3
 
 
 class Samples(Protocol):
-    """Nets that are a model but for one kind of size, and what their time depends on.
+    """Nets that differ from a model in one kind of size, and what their time depends on.
 
     Attributes:
-        sizes: Dict from the path of a kernel to its shape, and for how many places of an example it is used.
+        sizes: Dict from the path of a kernel to its shape and the number of places of an example that use it.
     """
 
     sizes: dict[str, tuple[int, ...]]
 
     def whole(self) -> Any:
-        """Return what stands for the model itself."""
+        """Return the sample that stands for the model itself."""
 
     def drawn(self, generator: np.random.Generator) -> Any:
-        """Return what stands for a random net."""
+        """Return a sample that stands for a random net."""
 
     def model(self, sample: Any) -> keras.Model:
-        """Return a net, with weights of no meaning."""
+        """Return the net of a sample, with meaningless weights."""
 
     def features(self, sample: Any) -> np.ndarray:
-        """Return what the time of a net is a sum of, up to coefficients; the first is 1."""
+        """Return the terms that the time of a net is a sum of, up to coefficients; the first is 1."""
 
     def scales(self) -> np.ndarray:
-        """Return for each feature what its time goes by as a first guess, and which ones share a guess."""
+        """Return what each feature's time depends on as a first guess, and which features share a guess."""
 
     def of_kernels(self, coefficients: np.ndarray) -> dict[str, tuple[float, ...]]:
         """Return the coefficients of each kernel, by its path."""
 
 
 class Widths:
-    """A model that has some of its units."""
+    """A model with some of its units."""
 
     def __init__(self, model: keras.Model) -> None:
         self._model, self._graph = model, Graph(model, dead=True)
         self._groups = self._graph.units.groups()
-        # Units of each layer that can be removed, each in the first layer that has it.
+        # The units of each layer that can be removed, each listed in the first layer that has it.
         self._layers, seen = [], self._graph.lasting()
         for signal in self._graph.made:
             new = np.setdiff1d(self._groups[signal.ids], seen)
@@ -98,10 +98,10 @@ class Widths:
         kinds = np.zeros((1 + 2 * len(self.sizes), 5))
         kinds[0, 0] = 1
         for i, ((made, read), size) in enumerate(zip(self._ports, self.sizes.values(), strict=True)):
-            # A kernel that reads no units of others, as a depthwise one, waits for memory.
+            # A kernel that reads no units of others, such as a depthwise one, waits for memory.
             kinds[1 + 2 * i, 1 if read is not None else 2] = math.prod(size)
             kinds[2 + 2 * i, 3] = size[-1] * len(made)
-            # At small batches so do the weights themselves.
+            # At small batches, so do the weights themselves.
             kinds[1 + 2 * i, 4] = math.prod(size[:-1])
         return _shared(kinds)
 
@@ -111,14 +111,14 @@ class Widths:
 
 
 class Ranks:
-    """A model in which two layers stand for some, as for those whose kernels are of low rank."""
+    """A model with two layers in place of some, as for kernels of low rank."""
 
     def __init__(self, model: keras.Model) -> None:
         self._model, self._graph = model, Graph(model, dead=True)
         uses = count_uses(model).uses
         self.sizes: dict[str, tuple[int, ...]] = {}
         self._layers: list[keras.Layer] = []
-        # Of each kernel and each way: its axes, and the rows and columns of the matrix.
+        # For each kernel and each way: its axes, and the rows and columns of the matrix.
         self._ways: list[list[tuple[tuple[int, ...], int, int]]] = []
         for flow in self._graph.layers.values():
             ways = ways_of(self._graph, flow)
@@ -170,7 +170,7 @@ class Ranks:
         return np.array(row)
 
     def scales(self) -> np.ndarray:
-        # Whatever it is: multiply-adds, weights, what is written, how many layers are called.
+        # Whatever time goes into: multiply-adds, weights, what is written, how many layers are called.
         rows = [[1.0, 0, 0, 0, 0]]
         for ways, (*shape, times) in zip(self._ways, self.sizes.values(), strict=True):
             written, weights = times * shape[-1], math.prod(shape)
@@ -187,11 +187,11 @@ class Ranks:
 
 
 def _parts(generator: np.random.Generator) -> Iterator[float]:
-    """Draw which part of each layer stays, in nets that are small throughout, too."""
+    """Draw which part of each layer stays, in nets that are wide throughout, too."""
     below = generator.choice(_PARTS)
     while True:
         part = generator.choice([part for part in _PARTS if part >= below])
-        # Multiples of 8, as parts of 64 are, are faster than the sizes that a budget comes to.
+        # Multiples of 8, such as parts of 64, are faster than the sizes that a budget leads to.
         yield part * generator.uniform(0.8, 1.2) if part < 1 else part
 
 

@@ -25,8 +25,8 @@ class LayerSize:
         name: String, the layer's name.
         units: Int, how many units it has.
         kept: Int, how many stay.
-        dead: Int, how many of those that stay do nothing.
-        why: String, what keeps the first of these; empty if there are none.
+        dead: Int, how many of the units that stay do nothing.
+        why: String, what keeps the first of the dead ones; empty if there are none.
         rank: Int, the rank of the kernel, if two layers take the place of this one; else `None`.
     """
 
@@ -40,13 +40,13 @@ class LayerSize:
 
 @dataclass(frozen=True)
 class ShrinkReport(Shown):
-    """The sizes of a model before and after `shrink`; see `shrink_report`. `str()` of it is a table.
+    """The sizes of a model before and after `shrink`; see `shrink_report`. `str()` returns a table.
 
     Attributes:
         rows: Tuple of `LayerSize`, one for each layer with units of its own.
         walls: Tuple of strings, the layers whose units are not known.
         parameters: Tuple of two ints, before and after.
-        macs: Tuple of two ints, the multiply-adds of one example, or `None` if sizes of inputs are not known.
+        macs: Tuple of two ints, the multiply-adds of one example, or `None` if input sizes are not known.
         milliseconds: Tuple of two floats, the time of a batch, or `None` if it was not asked for.
         batch_size: Int, how many examples that batch has, or `None`.
     """
@@ -80,8 +80,8 @@ def shrink_report(
 
     Args:
         model: Functional or built Sequential `keras.Model`.
-        batch_size: Int ≥ 1 or `None` (default). With an int the time of such a batch, random where the inputs
-            are floats and zero where not, is measured before and after.
+        batch_size: Int ≥ 1 or `None` (default). With an int, the time of a batch of this size is measured
+            before and after. Its inputs are random where they are floats, and otherwise zero.
         input_signature: List of `tf.TensorSpec` or of structures of these, one for each positional argument
             of the model: the inputs to count multiply-adds for, where the model leaves their sizes open.
             `None` (default): as the model was built.
@@ -90,7 +90,7 @@ def shrink_report(
         `ShrinkReport`.
 
     Raises:
-        TypeError: If `model` is not a graph of layers, or not built, or `batch_size` no number.
+        TypeError: If `model` is not a graph of layers, or not built, or `batch_size` is not a number.
         ValueError: If `batch_size` is not such an int.
 
     Example:
@@ -137,7 +137,7 @@ def _rows(rebuilt: Rebuilt, small: keras.Model) -> tuple[LayerSize, ...]:
 
 
 def _walls(graph: Graph) -> Iterator[str]:
-    """Yield the names of the layers of unknown kind that something could have gone across."""
+    """Yield the names of the layers of unknown kind that units could have passed."""
     groups = graph.units.groups()
     made = {unit for signal in graph.made for unit in groups[signal.ids].tolist()}
     for flow in graph.flows:

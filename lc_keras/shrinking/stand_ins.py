@@ -1,4 +1,4 @@
-"""Make layers anew that their own config cannot make, out of other layers."""
+"""Make layers anew, out of other layers, where their own config cannot."""
 
 import importlib
 from collections.abc import Callable
@@ -9,21 +9,21 @@ from lc_keras.model.flow.units import name_of
 
 
 def stand_in(layer: keras.Layer, name: str) -> Callable[..., keras.KerasTensor] | None:
-    """Return another layer for one, or a function that calls others, with its weights.
+    """Return what stands for a layer, with its weights: another layer, or a function that calls others.
 
     Args:
         layer: The layer.
-        name: String, with which the names of the others begin.
+        name: String that the names of the others begin with.
 
     Returns:
-        Layer or function of a symbolic tensor, `None` if no others are known to do the same.
+        Layer or function of a symbolic tensor, or `None` if no other layers are known to do the same.
     """
     make = _KNOWN.get(name_of(type(layer)))
     return make(layer, name) if make else None
 
 
 def _rotary(layer: keras.Layer, name: str) -> keras.Layer | None:
-    """Return a rotary embedding for one of Llama, which does the same unless it changes frequencies.
+    """Return a rotary embedding for Llama's, which does the same unless it changes frequencies.
 
     The config of `LlamaRotaryEmbedding` of KerasHub 0.32 has entries that its constructor does not take.
     """
@@ -38,7 +38,7 @@ def _patches(layer: keras.Layer, name: str) -> Callable[[keras.KerasTensor], ker
 
 
 def _embedded(layer: keras.Layer, name: str, images: keras.KerasTensor) -> keras.KerasTensor:
-    """Return the patches of images, a class token before them, with embeddings of their positions.
+    """Return the patches of images, after a class token, with embeddings of their positions.
 
     The config of `ViTPatchingAndEmbedding` of KerasHub 0.32 has entries that its constructor does not take. A
     row of zeros stands for the class token, which is then part of the first position.

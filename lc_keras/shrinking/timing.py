@@ -1,8 +1,8 @@
-r"""Time a net at a few widths, or of a few ranks, and fit what its time depends on.
+r"""Time a net at a few widths, or with a few ranks, and fit what its time depends on.
 
-Budgets of multiply-adds do not become time alike in all layers: a depthwise convolution, a wide image or a
-batch of one waits for memory (Idelbayev & Carreira-Perpiñán, Beyond FLOPs in low-rank compression of neural
-networks: optimizing device-specific inference runtime, ICIP 2021, who fit such a model to timed layers).
+Multiply-adds do not turn into time alike in all layers: a depthwise convolution, a wide image or a batch of
+one waits for memory (Idelbayev & Carreira-Perpiñán, Beyond FLOPs in low-rank compression of neural networks:
+optimizing device-specific inference runtime, ICIP 2021, who fit such a model to timed layers).
 """
 
 import os
@@ -23,9 +23,9 @@ from lc_keras.model.latency import Latency, Of, known, remember
 from lc_keras.shrinking.samples import Ranks, Samples, Widths
 
 _ROUNDS, _TURN = 10, 5
-# Budgets missed by more are not what was asked for (`benchmarks/serving/milliseconds.py`).
+# A budget that is missed by more is not what was asked for (`benchmarks/serving/milliseconds.py`).
 _BAD = 0.1
-# How much a coefficient of its own costs a kernel, against the squared relative error of a net.
+# What a kernel pays for a coefficient of its own, against the squared relative error of a net.
 _RIDGE = 0.02
 
 
@@ -38,32 +38,33 @@ def latency(
     clock: Callable[[], float] = time.perf_counter,
     of: Of = "widths",
 ) -> Latency:
-    """Fit what the time of a model depends on, for costs with `measure="milliseconds"`.
+    """Fit how the time of a model depends on its widths or ranks, for costs with `measure="milliseconds"`.
 
-    The model is made again at random widths of its layers, or with two layers for some, as for those of low
-    rank, and these nets take turns to be timed on random inputs, as a `tf.function`. What was fitted is
-    remembered for this model and its copies: costs in milliseconds take it from there. Have nothing else run
-    on the machine meanwhile.
+    The model is made again with random widths of its layers, or with two layers in place of some, as for
+    kernels of low rank. These nets are timed in turns, as a `tf.function`, on random inputs: zeros if they
+    are not floats, and 32 for sizes that are open. The fit is remembered for this model and its copies, and
+    costs in milliseconds use it. Let nothing else run on the machine meanwhile.
 
     Args:
         model: Functional or built Sequential `keras.Model`.
         batch_size: Int ≥ 1, default 1: the examples of a batch.
         nets: Int ≥ 4, default 20: how many nets to time.
-        seconds: Float > 0, default 10: for how long to time, ten batches of each net at least, of which the
-            lower quartile counts.
-        path: Path or `None` (default): a file to read this from, or to write it to if it is not there yet,
+        seconds: Float > 0, default 10: how long to measure, but at least ten batches of each net. The lower
+            quartile of their times counts.
+        path: Path or `None` (default): a file to read the fit from, or to write it to if there is none yet,
             as for a training that may be cut off, or one on another machine than the net is for.
         clock: Function that returns seconds, default `time.perf_counter`. `time.process_time` is less
-            disturbed by other processes; give TensorFlow one thread then, since it adds up all of them.
+            disturbed by other processes; then give TensorFlow one thread, since this clock adds up the time
+            of all threads.
         of: `"widths"` (default), for budgets of neurons, or `"ranks"`, for `RankSelection`.
 
     Returns:
         `Latency`.
 
     Raises:
-        TypeError: If an argument is of another type, or the model is not a graph of layers.
-        ValueError: If an argument is out of range, no neuron can be removed, two layers could stand for none,
-            or the file is none of this function, or of another model, batch size or kind.
+        TypeError: If an argument is of the wrong type, or the model is not a graph of layers.
+        ValueError: If an argument is out of range, no neuron can be removed, no layer could be replaced by
+            two, or the file was not written by this function, or is for another model, batch size or kind.
 
     Example:
 
@@ -83,7 +84,7 @@ def latency(
     else:
         found = _fitted(samples, batch_size, nets, seconds, clock, of)
         if path is not None:
-            # As a whole or not at all.
+            # Completely or not at all.
             written = Path(path).with_name(Path(path).name + ".tmp")
             written.write_text(found.to_json())
             os.replace(written, path)
@@ -92,9 +93,9 @@ def latency(
 
 
 def ensure_known(model: keras.Model, needed: Iterable[Of | None]) -> None:
-    """Fit what the time of a model depends on, at a batch of one, where that was not fitted before.
+    """Fit how the time of a model depends on its sizes, at a batch of one, unless it was fitted before.
 
-    A fit that misjudges times is said to be bad.
+    Warn about a fit that misjudges times.
 
     Args:
         model: `keras.Model`.
@@ -112,7 +113,7 @@ def ensure_known(model: keras.Model, needed: Iterable[Of | None]) -> None:
 
 
 def _read(path: Path, batch_size: int, of: Of, sizes: dict[str, tuple[int, ...]]) -> Latency:
-    """Return what a file has, if it is of this model and batch size."""
+    """Return the fit in a file, if it is for this model and batch size."""
     try:
         found = Latency.from_json(path.read_text())
     except ValueError as error:
@@ -186,8 +187,9 @@ def quartiles(
 ) -> list[float]:
     """Return the lower quartile of the times of a batch, for models that take turns, in milliseconds.
 
-    A turn is a few batches, before which one is not timed: a model that is served finds its weights in the
-    cache, which others have emptied. What else runs on the machine makes a batch slower, and never faster.
+    A turn is a few batches, after one that is not timed: a model that is served finds its weights in the
+    cache, from which the others have pushed them out. Whatever else runs on the machine makes a batch slower,
+    never faster.
     """
     calls = [(_call(model), _inputs(model, batch_size)) for model in models]
     times: list[list[float]] = [[] for _ in models]

@@ -1,4 +1,4 @@
-"""Half and double precision, extreme μ, zeros, one weight, 10⁸ weights, and what else optimizers do."""
+"""Half and double precision, extreme μ, zeros, one weight, 4·10⁷ weights, and what else optimizers do."""
 
 import itertools
 import random

@@ -1,7 +1,7 @@
 """Keep the table of layer kinds, and follow units through a graph of layers.
 
-Here belongs one entry for each kind of layer, a `Flow` in `kinds`: its kernels, and how units pass through
-it. Nothing else in the library asks for the kind of a layer to know these.
+One entry for each kind of layer belongs here, a subclass of `Flow` in `kinds`: its kernels, and how units
+pass through it. Nothing else in the library checks the kind of a layer to find these out.
 """
 
 # Each of these modules registers entries.

@@ -15,7 +15,7 @@ from lc_keras.model.flow.units import Along, Signal, Weight, last
 
 @describes(layers.MultiHeadAttention)
 class MultiHeadAttention(Flow):
-    """Attention by heads; one whose values do not vary hands out a constant, since attention sums to 1."""
+    """Attention by heads; a head whose values do not vary outputs a constant, since attention sums to 1."""
 
     weights = (
         *(
@@ -49,7 +49,7 @@ class MultiHeadAttention(Flow):
             self.constants += bias
         varies = (kernel[~self.signals["value"].constant] != 0).any(axis=(0, 2))
         if self.layer.dropout > 0 or len(self.shapes[0]) != 3:
-            # Keras then computes it in a way in which what is masked throughout attends to nothing.
+            # Keras then computes attention in such a way that a fully masked place attends to nothing.
             varies |= self.constants.any(axis=1)
         heads = np.where(varies, np.nan, self.constants.any(axis=1))
         self.heads = Signal((None, len(heads)), 1, self.units.new(len(heads)), heads)
@@ -98,7 +98,7 @@ class MultiHeadAttention(Flow):
 
 @describes("keras_hub>CachedMultiHeadAttention")
 class CachedMultiHeadAttention(MultiHeadAttention):
-    """Attention with a cache, which calls in a graph do not use, and which Keras cannot put into one."""
+    """Attention with a cache. Calls in a graph do not use the cache, and Keras cannot put it into a graph."""
 
     made_as = layers.MultiHeadAttention
 

@@ -11,7 +11,7 @@ from lc_keras.model.flow.units import Along, Signal, Weight, apply, channels, is
 
 
 class EachUnit(Flow):
-    """A layer in which what comes out of a unit depends on this unit only, and is the same unit.
+    """A layer in which each output unit depends on one input unit only, and is the same unit.
 
     A subclass says what becomes of a constant.
     """
@@ -57,7 +57,7 @@ class Same(EachUnit):
     *("ops.AveragePool", "ops.MaxPool", "ops.Resize"),
 )
 class Spatial(EachUnit):
-    """A layer that works on positions, unit by unit; what is the same everywhere stays so."""
+    """A layer that works on positions, unit by unit; a value that is the same everywhere stays so."""
 
     @classmethod
     def fits(cls, layer: keras.Layer) -> bool:
@@ -132,7 +132,7 @@ class PReLU(EachUnit):
 
 
 class Merge(Flow):
-    """A layer that makes one of several tensors, element by element: their units are tied."""
+    """A layer that makes one tensor of several, element by element: their units are tied."""
 
     def constant(self, values: list[np.ndarray]) -> np.ndarray:
         raise NotImplementedError
@@ -140,7 +140,7 @@ class Merge(Flow):
     def forward(self) -> list[Signal]:
         (shape,) = self.shapes
         rank = len(shape)
-        # Shapes of unlike length are as if they began with ones.
+        # Shorter shapes count as if they began with ones.
         axis = max((x.axis - len(x.shape) for x in self.inputs if len(x.ids) > 1), default=-1)
         if not rank or any(len(x.shape) < -axis for x in self.inputs):
             return self._pinned()
@@ -169,13 +169,13 @@ class Merge(Flow):
 
 @describes(layers.Add)
 class Add(Merge):
-    """A sum, to which what is always zero, such as a block whose inside is dead, adds nothing."""
+    """A sum, to which an input that is always zero, such as a block whose inside is dead, adds nothing."""
 
     def constant(self, values: list[np.ndarray]) -> np.ndarray:
         return np.add.reduce(values)
 
     def bypasses(self, kept: dict[str, np.ndarray]) -> bool:
-        # Where all counts as dead, what is zero need not be.
+        # Where everything counts as dead, an input that is zero here need not be zero.
         known = not (self.is_shared or self.units.dead)
         return known and len(self._summands(kept)) < len(self.signals)
 

@@ -1,4 +1,4 @@
-"""Walk a model's graph once forward and once back: find what is tied, what is constant, what is read."""
+"""Walk a model's graph once forward and once back, and find what is tied, what is constant, what is read."""
 
 import inspect
 from collections.abc import Iterator
@@ -18,19 +18,19 @@ class Graph:
 
     Args:
         model: Built `keras.Model` that is a graph of layers.
-        dead: Bool, whether to look at the model as if all its units were dead, and so find out which of them
-            could not be removed then. Defaults to `False`.
+        dead: Bool, whether to treat all units of the model as dead, to find out which of them could not be
+            removed even then. Defaults to `False`.
 
     Attributes:
         units: `Units`.
-        flows: List of `Flow`, one for each call of a layer, in order; those of nested models among them.
+        flows: List of `Flow`, one for each call of a layer, in order, including those of nested models.
         layers: Dict of the first `Flow` of each layer, by the layer's id.
-        outputs: List of the `Signal`s that the model hands out.
+        outputs: List of the `Signal`s that the model outputs.
         models: Dict of the input `Signal`s of the model and of each nested one, by the model's id.
-        inside: Dict of the list of the `Flow`s in the model and in each nested one, by the model's id.
-        opened: Dict of the model that calls the layers in a layer, by the layer's id; `None` if it is closed.
-        callers: Dict of the ids of the models in whose graph a layer is called, by the layer's id.
-        tied: List of the layers that share weights with others, as one does that holds another.
+        inside: Dict of lists of the `Flow`s in the model and in each nested one, by the model's id.
+        opened: Dict from a layer's id to the model that calls the layers inside it; `None` if it is closed.
+        callers: Dict from a layer's id to the ids of the models in whose graphs the layer is called.
+        tied: List of the layers that share weights with others, as a layer does that holds another.
         walls: List of the layers whose units are not known.
 
     Raises:
@@ -62,7 +62,8 @@ class Graph:
         self.opened: dict[int, keras.Model | None] = dict.fromkeys(self._shut)
         self.callers: dict[int, set[int]] = {}
         self.walls: list[keras.Layer] = []
-        # Each layer is made anew but once, and a model that is entered in one call and not in another twice.
+        # Each layer is rebuilt only once, but a model that is entered in one call and not in another would be
+        # rebuilt twice.
         self._closed = {id(n.operation) for n in _calls(model) if not _is_entered(n)}
         self._settings: dict[int, str] = {}
         inputs = [self._outside(tuple(t.shape), "is an input of the model") for t in functional.inputs]
@@ -85,15 +86,15 @@ class Graph:
         return [s for flow in self.flows if flow.weights for s in flow.made]
 
     def lasting(self) -> np.ndarray:
-        """Return the groups of the units that stay in a graph of units that count as dead."""
+        """Return the groups of units that stay in a graph whose units count as dead."""
         alive = [unit for signal in self.made for unit in signal.ids[~signal.constant].tolist()]
         return np.unique(self.units.groups()[[*self.units.pinned, *self.units.held, *alive]])
 
     def kept(self) -> np.ndarray:
         """Return whether each unit stays, by number.
 
-        A group of tied units goes if at each place each is constant or not read, and none is pinned. The
-        first unit of a tensor stays if all would go.
+        A group of tied units goes if each of them is constant or not read at each place, and none is pinned.
+        The first unit of a tensor stays if all would go.
         """
         groups = self.units.groups()
         stays = np.zeros(len(groups), bool)
@@ -111,7 +112,7 @@ class Graph:
         return signal
 
     def _run(self, model: keras.Model, inputs: list[Signal]) -> list[Signal]:
-        """Return the outputs of a model, called on signals."""
+        """Return the outputs of a model that is called on signals."""
         functional = with_shown_masks(model)
         inputs = [self._fitting(*pair, model) for pair in zip(functional.inputs, inputs, strict=True)]
         known = self.models.setdefault(id(model), inputs)
@@ -131,7 +132,7 @@ class Graph:
         return [signals[id(t)] for t in functional.outputs]
 
     def _tied(self) -> list[keras.Layer]:
-        """Return the layers that share weights with others, and have all their units stay."""
+        """Return the layers that share weights with others, and make all their units stay."""
         flows: dict[int, list[Flow]] = {}
         for flow in self.layers.values():
             for variable in getattr(flow.layer, "weights", ()):
@@ -143,7 +144,7 @@ class Graph:
         return [flow.layer for flow in tied.values()]
 
     def _fitting(self, tensor: keras.KerasTensor, signal: Signal, model: keras.Model) -> Signal:
-        """Return a signal that a model is called on, as the model's input has it."""
+        """Return a signal that a model is called on, in the form of the model's input."""
         shape = tuple(tensor.shape)
         if len(signal.shape) == len(shape) and shape[signal.axis] in (None, len(signal.ids)):
             return signal
@@ -161,7 +162,7 @@ class Graph:
         if id(layer) not in self._closed and _is_entered(node):
             outputs = self._run(layer, [signals[id(t)] for t in _given(node)])
             for signal, tensor in zip(outputs, node.outputs, strict=True):
-                # What is open in a model may be known where it is called.
+                # A size that is open in a model may be known where it is called.
                 signal.shape = tuple(tensor.shape)
             return outputs
         inside = self._open(node)
@@ -180,14 +181,14 @@ class Graph:
         return self._apply(layer, inputs, shapes, _is_plain(node), arguments)
 
     def _open(self, node: Call) -> keras.Model | None:
-        """Return the model in which a layer's layers are called, `None` if the layer stays closed."""
+        """Return the model that calls the layers inside a layer, `None` if the layer stays closed."""
         layer, settings = node.operation, _settings(node)
         if id(layer) not in self.opened:
             hidden = self._has_hidden_masks and getattr(layer, "supports_masking", False)
             self.opened[id(layer)] = None if hidden else opened(node)
         inside = self.opened[id(layer)]
         if inside is not None and self._settings.setdefault(id(layer), settings) != settings:
-            # What is in it is made anew but once.
+            # What is in it is rebuilt only once.
             raise Unlike(layer)
         return inside
 
@@ -199,7 +200,7 @@ class Graph:
         is_plain: bool,
         arguments: dict[str, Any] | None = None,
     ) -> list[Signal]:
-        """Return the outputs of a layer, called on signals."""
+        """Return the outputs of a layer that is called on signals."""
         if type(layer) is keras.layers.TimeDistributed and is_plain and inputs[0].axis > 1:
             return self._at_each_step(layer.layer, inputs[0], shapes[0])
         kind = exact_kind_of(layer)
@@ -243,7 +244,7 @@ class Graph:
 
 
 class Unlike(Exception):
-    """Say that a layer is called in two ways, of which the graphs of what is in it differ."""
+    """Say that a layer is called in two ways that give different graphs of what is in it."""
 
 
 def is_graph(layer: keras.Layer) -> bool:
@@ -268,7 +269,7 @@ def _given(node: Call) -> list[keras.KerasTensor]:
 
 
 def _sizes(flow: Flow) -> tuple[dict[str, int], list[int]]:
-    """Return the numbers of units that a call has at each port, and of those of its inputs."""
+    """Return the numbers of units of a call, by port and for each of its inputs."""
     return {port: len(ids) for port, ids in flow.ports.items()}, [len(x.ids) for x in flow.inputs]
 
 
@@ -282,7 +283,7 @@ def _arguments(node: Call) -> dict[str, Any]:
 
 
 def _settings(node: Call) -> str:
-    """Return what calls of a layer have in common if the same happens in it."""
+    """Return a text that is equal for two calls of a layer if the same happens in it."""
     given = keras.tree.map_structure(
         lambda t: (t.shape, t.dtype, mask_of(t) is None) if _is_symbolic(t) else repr(t),
         (node.arguments.args, node.arguments.kwargs),
@@ -295,13 +296,13 @@ def _is_symbolic(value: Any) -> bool:
 
 
 def _is_plain(node: Call) -> bool:
-    """Return whether a layer is called on tensors of the graph and masks alone, outside of training."""
+    """Return whether a layer is called only on tensors of the graph and on masks, outside of training."""
     given = [value for name, value in _arguments(node).items() if not name.endswith("mask")]
     return all(value is None or value is False or _is_symbolic(value) for value in keras.tree.flatten(given))
 
 
 def _is_entered(node: Call) -> bool:
-    """Return whether a call is one of a graph of layers, and these do as if they were called themselves."""
+    """Return whether a call is of a graph of layers that act as if they were called themselves."""
     if not (is_graph(node.operation) and _is_plain(node)):
         return False
     return len(_given(node)) == len(as_functional(node.operation).inputs)
@@ -314,7 +315,7 @@ def _masks(node: Call) -> set[int]:
 
 
 def _calls(model: keras.Model) -> Iterator[Call]:
-    """Yield all calls of layers in a graph and in those inside of it."""
+    """Yield all calls of layers in a graph and in the graphs inside it."""
     for node in calls_in(as_functional(model)):
         if not node.is_input:
             yield node
@@ -332,5 +333,5 @@ def _has_config(layer: keras.Layer) -> bool:
 
 
 def _is_altered(layer: keras.Layer) -> bool:
-    """Return whether a kernel of a layer, or of one inside, is not what it multiplies by."""
+    """Return whether a layer, or one inside it, does not multiply by its kernel itself."""
     return isinstance(layer, keras.Layer) and any(map(is_altered, layers_in(layer)))

@@ -1,4 +1,4 @@
-"""Have layers of KerasHub, which need not be there, called on symbolic tensors."""
+"""Have layers of KerasHub, which need not be installed, called on symbolic tensors."""
 
 import functools
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from lc_keras.model.flow.units import name_of
 
 
 def symbolic_methods(layer: keras.Layer) -> list[tuple[keras.Layer, str, object]]:
-    """Return what to have `replaced` so that a decoder of KerasHub can be called on symbolic tensors.
+    """Return what must be `replaced` so that a decoder of KerasHub can be called on symbolic tensors.
 
-    Its causal mask is made of the length, which such a tensor need not have; that in its stead is made of the
-    tensor. Its attention does not tell the shape of what it returns. `_compute_self_attention_mask`,
-    `CachedMultiHeadAttention`, KerasHub 0.32.
+    The decoder makes its causal mask from the length, which a symbolic tensor need not have; the replacement
+    makes it from the tensor. The decoder's attention does not tell the shape of its output.
+    `_compute_self_attention_mask`, `CachedMultiHeadAttention`, KerasHub 0.32.
     """
     attention = keras.layers.MultiHeadAttention
     methods: list[tuple[keras.Layer, str, object]] = [
@@ -29,7 +29,7 @@ def symbolic_methods(layer: keras.Layer) -> list[tuple[keras.Layer, str, object]
 
 
 def without_cache(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that leaves out what attention in Keras does not know."""
+    """Return a function that leaves out the arguments that attention in Keras does not know."""
 
     def call(*args: Any, cache: None = None, cache_update_index: None = None, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
@@ -44,7 +44,7 @@ def _mask_for_decoders(
     use_causal_mask: bool = True,
     **_: Any,
 ) -> keras.KerasTensor | None:
-    """Return which places of a sequence a decoder may look at from which."""
+    """Return which places of a sequence a decoder may look at from each place."""
     ops, padding = keras.ops, decoder_padding_mask
     masks = [None if padding is None else ops.expand_dims(padding, 1), decoder_attention_mask]
     if use_causal_mask:

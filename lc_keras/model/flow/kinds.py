@@ -1,8 +1,8 @@
-"""Say what a kind of layer does, in one entry: its kernels, and how units pass.
+"""Describe a kind of layer in one entry: its kernels, and how units pass through it.
 
-An entry is a `Flow` that is registered with `describes`. Kernels hold for subclasses of the layer, too: a
-layer of the user's that derives from `Dense` has the weights of a dense layer. How units pass does not: its
-`call` may do anything with them.
+An entry is a subclass of `Flow` that is registered with `describes`. What it says of kernels holds for
+subclasses of the layer, too: a user's layer that derives from `Dense` has the weights of a dense layer. What
+it says of units does not, since the `call` of the subclass may do anything with them.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from lc_keras.model.flow.units import Shape, Signal, Units, Weight, find, last, 
 class Flow:
     """Describe a kind of layer; an object is one call of it, in which units flow from inputs to outputs.
 
-    A subclass says it once for all that is done with kernels and units. `kernel_axes` are the
+    A subclass describes the layer once for all that is done with kernels and units. `kernel_axes` are the
     axes of its kernels that number output units; `weights` are those of its weights that have an axis along
     units.
 
@@ -26,23 +26,23 @@ class Flow:
         inputs: List of `Signal`.
         shapes: List of shapes of the outputs.
         units: `Units` of the graph.
-        arguments: Dict of what it is called on by name, `Signal`s in place of tensors, in the order of its
-            signature.
+        arguments: Dict of the arguments of the call by name, with `Signal`s in place of tensors, in the order
+            of the layer's signature.
 
     Attributes:
-        ports: Dict of the units that weights and arguments of the layer are numbered by, by name.
+        ports: Dict from a name to the units by which weights and arguments of the layer are numbered.
         hidden: List of `Signal` that never leave the layer, such as heads.
         is_shared: Bool, whether the layer is called again.
     """
 
     kernel_axes: tuple[int, ...] = (-1,)
     weights: tuple[Weight, ...] = ()
-    # The argument that is the number of units at the port "out", if there is one.
+    # The argument that gives the number of units at the port "out", if there is one.
     width: str | None = None
-    # Where two layers of its class can stand for it if its kernel is of low rank: for each way, the axes of
-    # the kernel's window along which the first of them goes.
+    # The ways in which two layers of its class can replace it if its kernel is of low rank: for each way, the
+    # axes of the kernel's window along which the first of the two goes.
     ways: tuple[tuple[int, ...], ...] = ()
-    # The class that it is made anew as, where that is another than its own.
+    # The class that it is rebuilt as, if that is not its own.
     made_as: type[keras.Layer] | None = None
     # How many inputs it describes; `None`: any number.
     takes: int | None = None
@@ -53,7 +53,7 @@ class Flow:
 
     @staticmethod
     def is_kernel(variable: keras.Variable) -> bool:
-        """Return whether a variable is a kernel, which it is by name if its layer is of an unknown kind."""
+        """Return whether a variable is a kernel; if its layer is of an unknown kind, the name decides."""
         return variable.name.endswith("kernel") and len(variable.shape) >= 2
 
     @classmethod
@@ -97,35 +97,35 @@ class Flow:
 
     @classmethod
     def fits(cls, layer: keras.Layer) -> bool:
-        """Return whether this describes the layer as it is set up."""
+        """Return whether this describes the layer as it is configured."""
         return True
 
     def forward(self) -> list[Signal]:
-        """Find the outputs' units and constants; tie and pin what must be."""
+        """Find the outputs' units and constants; tie and pin where necessary."""
         raise NotImplementedError
 
     def backward(self) -> None:
-        """Mark what is read of the inputs, where the outputs are marked already."""
+        """Mark what is read of the inputs, given that the outputs are already marked."""
         raise NotImplementedError
 
     def config(self, count: Callable[[str], int]) -> dict[str, object]:
         """Return the arguments of the layer that change.
 
         Args:
-            count: Gives the number of units that stay, for a port.
+            count: Function from a port to the number of its units that stay.
         """
         return {self.width: count("out")} if self.width else {}
 
     def bypasses(self, kept: dict[str, np.ndarray]) -> bool:
-        """Return whether some of the inputs are not even called for, with those units that stay."""
+        """Return whether some of the inputs are not even needed, given the units that stay."""
         return False
 
     def called(self, made: Any, kept: dict[str, np.ndarray]) -> Any:
-        """Return what is called instead of the layer, as it was made anew, on the same arguments."""
+        """Return what is called in place of the rebuilt layer, on the same arguments."""
         return made
 
     def fold(self, kept: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Put what units that go leave behind into the weights.
+        """Fold what removed units leave behind into the weights.
 
         Args:
             kept: Dict of bool arrays by port: which units stay.
@@ -136,7 +136,7 @@ class Flow:
         """
         return {}
 
-    # What subclasses say these things with.
+    # What subclasses use to describe these things.
 
     def along(self, signal: Signal, axis: int) -> Signal:
         """Return the signal with its units on an axis; if they are on another, pin them."""
@@ -149,7 +149,7 @@ class Flow:
     def fresh(
         self, shape: Shape, axis: int, value: np.ndarray | None = None, pinned: str | None = None
     ) -> Signal:
-        """Return a signal of new units; of none, if the size of the axis is not known."""
+        """Return a signal of new units, or of no units if the size of the axis is not known."""
         signal = Signal(shape, axis, self.units.new(shape[axis] or 0 if shape else 0))
         if value is not None:
             signal.value = value
@@ -158,7 +158,7 @@ class Flow:
         return signal
 
     def closed(self, why: str) -> list[Signal]:
-        """Return outputs of new units, where all that goes in and comes out stays."""
+        """Return outputs of new units, with all units that go in and come out made to stay."""
         for signal in self.inputs:
             self.pin(signal, why)
         return [self.fresh(shape, last(shape), pinned=why) for shape in self.shapes]
@@ -169,7 +169,7 @@ class Flow:
         signal.read[:] = True
 
     def hold(self, signal: Signal, why: str, where: np.ndarray) -> None:
-        """Make units stay, since they are constants that the layer cannot fold."""
+        """Make units stay, because they are constants that the layer cannot fold."""
         self.units.hold(signal.ids[where], f"'{self.layer.name}' {why}")
         signal.read[where] = True
 
@@ -189,7 +189,7 @@ class Flow:
 
 
 class Wall(Flow):
-    """A layer of which nothing is known: what goes in and comes out stays."""
+    """A layer of which nothing is known: all units that go in and come out stay."""
 
     def forward(self) -> list[Signal]:
         return self.closed("is of a kind whose units are not known")
@@ -203,7 +203,7 @@ KINDS: dict[type | str, type[Flow]] = {}
 
 
 def describes(*layers: type | str) -> Callable[[type[F]], type[F]]:
-    """Register an entry for kinds of layers: classes, or `name_of` those that need not be there."""
+    """Register an entry for kinds of layers: classes, or the `name_of` classes that may be missing."""
 
     def register(flow: type[F]) -> type[F]:
         KINDS.update(dict.fromkeys(layers, flow))
@@ -213,12 +213,12 @@ def describes(*layers: type | str) -> Callable[[type[F]], type[F]]:
 
 
 def exact_kind_of(layer: keras.Layer) -> type[Flow]:
-    """Return the entry of a layer's own class, which alone tells of its units."""
+    """Return the entry of a layer's own class, the only one that holds for its units."""
     return KINDS.get(type(layer)) or KINDS.get(name_of(type(layer)), Wall)
 
 
 def kind_of(layer: keras.Layer | None) -> type[Flow]:
-    """Return the entry of a layer's class, or of the next one that it derives from: not for units."""
+    """Return the entry of a layer's class, or of the nearest one that it derives from; not for units."""
     return next((KINDS[c] for c in type(layer).__mro__ if c in KINDS), Wall)
 
 

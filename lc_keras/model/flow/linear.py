@@ -26,11 +26,11 @@ class Linear(Flow):
     def totals(self, where: np.ndarray) -> np.ndarray:
         """Return rows of a matrix inputs × outputs: the sums of the weights of an input that is 1 everywhere.
 
-        Asked for only if such an input makes outputs that are the same everywhere.
+        Called only if such an input makes outputs that are the same everywhere.
         """
         raise NotImplementedError
 
-    # Whether an input that is the same everywhere makes outputs that are.
+    # Whether an input that is the same everywhere makes outputs that are, too.
     spreads_constants = True
     # Why it does not.
     unsteady = "pads what is not zero"
@@ -45,7 +45,7 @@ class Linear(Flow):
         self.touch = self.touches()
         given = x.constant & (x.value != 0)
         self.steady = given & self.spreads_constants
-        # What it leaves behind is not the same everywhere, and no bias can stand for it.
+        # What it leaves behind is not the same everywhere, and no bias can replace it.
         touched = self.touch.any(axis=1) | self.units.dead
         self.hold(x, self.unsteady, given & ~self.steady & touched)
         value = self._bias() + self._sums(self.steady)
@@ -100,14 +100,14 @@ class Dense(Linear):
 
 @describes(layers.EinsumDense)
 class EinsumDense(Linear):
-    """A dense layer along any axes; of several that it makes, the first is that of its units, as of heads."""
+    """A dense layer along any axes; if it makes several, the first is that of its units, such as heads."""
 
     unsteady = "has no bias for a constant of all its channels"
 
     @classmethod
     def output_axes(cls, layer: layers.EinsumDense, variable: keras.Variable) -> tuple[int, ...]:
         if not cls.is_kernel(variable):
-            # Of a bias that an einsum adds, all axes are of its units.
+            # All axes of a bias that an einsum adds are axes of its units.
             return tuple(range(-len(variable.shape), 0)) if variable.name == "bias" else (-1,)
         _, kernel, output = cls._labels(layer)
         return tuple(i - len(kernel) for i, label in enumerate(kernel) if label in output)
@@ -120,7 +120,7 @@ class EinsumDense(Linear):
         if not 1 <= len(made) <= 2:
             return False
         plain = kernel == given ^ output and len(labels[1]) == len(kernel) > len(made)
-        # Keras 3.15 takes a bias of sizes such as (3, 1) for one of the last axis if that is of 3, too.
+        # Keras 3.15 mistakes a bias of shape such as (3, 1) for one of the last axis if that has size 3, too.
         biased = layer.bias is None or {made[0], labels[2][-1]} <= {*layer.bias_axes} <= {*made}
         # Axes that are left open come first.
         return plain and biased and not re.search(r"\w\.\.\.", layer.equation)
@@ -154,7 +154,7 @@ class EinsumDense(Linear):
         return {"output_shape": tuple(sizes)}
 
     def _of_bias(self, output: str) -> str:
-        """Return the axes of the bias, which are those of the output from its first one on."""
+        """Return the axes of the bias, which are those of the output from the first axis of the bias on."""
         return output[min(map(output.index, self.layer.bias_axes or self.unit)) :]
 
     def _made(self, labels: str) -> Along:
@@ -162,7 +162,7 @@ class EinsumDense(Linear):
         return Along(labels.index(self.unit), "out", inside=inside)
 
     def _matrix(self, kernel: np.ndarray) -> np.ndarray:
-        """Return sums of a kernel for each unit that is read and each that is made."""
+        """Return the sums of a kernel for each pair of a unit that is read and a unit that is made."""
         return np.einsum(f"{self._labels(self.layer)[1]}->{self.read}{self.unit}", kernel)
 
     def _bias(self) -> np.ndarray:
@@ -171,13 +171,13 @@ class EinsumDense(Linear):
             return self._zeros()
         axis = self._of_bias(self._labels(self.layer)[2]).index(self.unit)
         bias = np.moveaxis(bias, axis, -1).reshape(-1, self.touch.shape[1])
-        # What a unit with channels hands out is the same everywhere only where they agree.
+        # The output of a unit with channels is the same everywhere only where the channels agree.
         return np.where((bias == bias[0]).all(axis=0), bias[0], np.nan).astype("float64")
 
 
 @describes(layers.Conv1D, layers.Conv2D, layers.Conv3D)
 class Conv(Linear):
-    """A convolution; one of several groups keeps or loses a group as a whole."""
+    """A convolution; one with several groups keeps or loses each group as a whole."""
 
     def forward(self) -> list[Signal]:
         self.groups = self.layer.groups
@@ -223,7 +223,7 @@ class ConvTranspose(Linear):
         Weight("kernel", makes=Along(-2, "out"), reads=Along(-1, "in")),
         Weight("bias", makes=Along(-1, "out")),
     )
-    # Each output position meets other positions of the kernel.
+    # Each output position meets different positions of the kernel.
     spreads_constants = False
 
     def touches(self) -> np.ndarray:
@@ -233,7 +233,7 @@ class ConvTranspose(Linear):
 
 @describes(layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 class DepthwiseConv(Flow):
-    """A filter of its own, or several, for each unit: what comes out is tied to what goes in."""
+    """One or several filters of its own for each unit: output units are tied to input units."""
 
     kernel_axes = (-2, -1)
     weights = (Weight("kernel", makes=Along(-2, "in")), Weight("bias", makes=Along(-1, "out")))
@@ -259,7 +259,7 @@ class DepthwiseConv(Flow):
 
 @describes(layers.SeparableConv1D, layers.SeparableConv2D)
 class SeparableConv(Linear):
-    """A depthwise convolution, and a pointwise one of what comes out."""
+    """A depthwise convolution, followed by a pointwise one."""
 
     width = "filters"
     weights = (
@@ -293,7 +293,7 @@ class SeparableConv(Linear):
 
 @describes(layers.STFTSpectrogram)
 class STFTSpectrogram(Wall):
-    """A convolution by the waves of a Fourier transform: they are named kernels, and are none."""
+    """A convolution with the waves of a Fourier transform, which are named kernels but are none."""
 
     waves = ("real_kernel", "imag_kernel")
 
@@ -305,7 +305,7 @@ class STFTSpectrogram(Wall):
 def depthwise(
     layer: keras.Layer, kernel: np.ndarray, value: float | np.ndarray = np.nan
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return which outputs of a depthwise convolution have weights other than zero, and their constants."""
+    """Return which outputs of a depthwise convolution have nonzero weights, and the outputs' constants."""
     spatial = tuple(range(kernel.ndim - 2))
     touch = (kernel != 0).any(axis=spatial).ravel()
     result = value * kernel.sum(axis=spatial, dtype="float64").ravel()
@@ -316,5 +316,5 @@ def depthwise(
 
 
 def _pads(layer: keras.Layer) -> bool:
-    """Return whether places of a convolution meet what is padded."""
+    """Return whether a convolution meets padding at some places."""
     return layer.padding != "valid" and set(layer.kernel_size) != {1}

@@ -38,7 +38,7 @@ class Normalization(EachUnit):
 
 @describes(layers.BatchNormalization)
 class BatchNormalization(Normalization):
-    """A normalisation with the statistics of the training, as outside of it."""
+    """A normalisation with the statistics from training, as it is done outside of training."""
 
     weights = (
         *_SCALE_AND_SHIFT,
@@ -53,7 +53,7 @@ class BatchNormalization(Normalization):
     def constant(self, value: np.ndarray) -> np.ndarray:
         mean, variance = self.array("moving_mean"), self.array("moving_variance")
         if self.units.dead:
-            # Training will change it: that it is not zero is all there is to say.
+            # Training will change it: all that can be said is that it is not zero.
             mean = np.full_like(mean, -1)
         return self.scaled((value - mean) / np.sqrt(variance + self.layer.epsilon))
 
@@ -96,7 +96,7 @@ class LayerNormalization(OfGroups):
 
 @describes(layers.RMSNormalization, layers.UnitNormalization)
 class OfSquares(Normalization):
-    r"""A division by $\sqrt{\frac1n \sum x_i^2 + \epsilon}$ or the norm: to the sum, zeros add nothing."""
+    r"""A division by $\sqrt{\frac1n \sum x_i^2 + \epsilon}$ or the norm: zeros add nothing to the sum."""
 
     weights = (Weight("scale", makes=Along(-1, "out")),)
 

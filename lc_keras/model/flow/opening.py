@@ -1,4 +1,4 @@
-"""Look into layers that are made of layers: their `call`, on symbolic tensors, gives a graph of those."""
+"""Look into layers made of other layers: their `call` on symbolic tensors gives a graph of the inner ones."""
 
 import inspect
 from typing import Any
@@ -24,7 +24,7 @@ from lc_keras.model.flow.units import has_arrays, name_of
 
 
 def tensors_of(*arguments: Any) -> list[keras.KerasTensor]:
-    """Return the tensors among the arguments of a call, and then the masks that they carry."""
+    """Return the tensors among the arguments of a call, followed by the masks that they carry."""
     tensors = [t for t in keras.tree.flatten(arguments) if isinstance(t, keras.KerasTensor)]
     return [*tensors, *(mask for t in tensors if (mask := mask_of(t)) is not None)]
 
@@ -36,9 +36,9 @@ def opened(node: Call) -> keras.Model | None:
         node: Call of a layer.
 
     Returns:
-        Functional model of `tensors_of` the call, with the layers in the layer themselves; `None` if the
-        layer is not made of layers, or if not all that it does is in such a graph: it has weights, a loss or
-        a state of its own, or it does something else in training.
+        Functional model of `tensors_of` the call, which uses the inner layers themselves. `None` if the layer
+        is not made of layers, or if such a graph does not hold all that it does: it has weights, a loss or a
+        state of its own, or it does something else in training.
     """
     layer = node.operation
     if not isinstance(layer, keras.Layer) or isinstance(layer, keras.Model):
@@ -51,14 +51,14 @@ def opened(node: Call) -> keras.Model | None:
     with without_traces(layers_in(layer)):
         try:
             graphs = [_graph(node, training) for training in (False, True)]
-        except Exception:  # whatever its `call` raises, of tensors without values
+        except Exception:  # whatever its `call` raises on tensors without values
             return None
         here, there = ([type(call.operation) for call in calls_in(graph)] for graph in graphs)
         return graphs[0] if here == there and _is_whole(graphs[0], node) else None
 
 
 def _graph(node: Call, training: bool) -> keras.Model:
-    """Return the graph of what a layer calls, with a loss or a state as an error."""
+    """Return the graph of what a layer calls; a loss or a state is an error."""
     layer, inputs, masks = node.operation, [], []
 
     def fresh(tensor: Any) -> Any:
@@ -85,19 +85,19 @@ def _graph(node: Call, training: bool) -> keras.Model:
     return _with_masks(graph) if masks and layer.supports_masking else graph
 
 
-# Layers that are made of ids alone, and whose mask is where these are not zero.
+# Layers whose outputs are made from ids alone, and whose mask is where the ids are not zero.
 _OF_IDS = ("ReversibleEmbedding", "keras_hub>ReversibleEmbedding", "keras_hub>TokenAndPositionEmbedding")
 
 
 def has_hidden_masks(model: keras.Model) -> bool:
-    """Return whether layers in a model make masks that `with_shown_mask` does not show."""
+    """Return whether layers in a model make masks that `with_shown_masks` does not show."""
     calls = calls_in(as_functional(model))
     shown = [x for call in calls if _is_of_ids(call.operation) for x in layers_in(call.operation)]
     return any(_hides_mask(x) and x not in shown for x in layers_in(model))
 
 
 def with_shown_masks(model: keras.Model) -> keras.Model:
-    """Return the graph of a model, whose symbolic tensors carry the masks that tensors carry when it runs."""
+    """Return the graph of a model, in which symbolic tensors carry the masks that tensors carry in a run."""
     functional = as_functional(model)
     if not any(
         _is_of_ids(call.operation) or _takes_masks_off(call.operation) for call in calls_in(functional)
@@ -109,7 +109,7 @@ def with_shown_masks(model: keras.Model) -> keras.Model:
 
 
 def with_shown_mask(layer: keras.Layer, call: Any) -> Any:
-    """Return what calls a layer, or its stand-in, and does to masks what its `call` does to them."""
+    """Return a function that calls a layer or its stand-in, and treats masks as the layer's `call` does."""
     if not (_is_of_ids(layer) or _takes_masks_off(layer)):
         return call
 
@@ -126,7 +126,7 @@ def with_shown_mask(layer: keras.Layer, call: Any) -> Any:
 
 
 def _takes_masks_off(layer: Any) -> bool:
-    """Return whether a layer takes the masks off its inputs, which what is called next does not see."""
+    """Return whether a layer takes the masks off its inputs, so that later calls do not see them."""
     attention = keras.layers.MultiHeadAttention
     return isinstance(layer, attention) and type(layer).call is attention.call
 
@@ -142,7 +142,7 @@ def _hides_mask(layer: keras.Layer) -> bool:
 
 
 def _with_masks(graph: keras.Model) -> keras.Model:
-    """Return a graph in which masks pass sums, as they pass the layer that the graph is in."""
+    """Return a graph in which masks pass through sums, as they do through the layer that the graph is in."""
 
     def instead(operation: Any) -> Any:
         if name_of(type(operation)) != "ops.Add":
@@ -156,7 +156,7 @@ def _with_masks(graph: keras.Model) -> keras.Model:
 
 
 def _masks_read(graph: keras.Model) -> list[list[bool]]:
-    """Return which tensors carry masks, for each call of a layer that takes masks."""
+    """Return for each call of a layer that takes masks which of its tensors carry one."""
     return [
         [mask_of(value) is not None for value in keras.tree.flatten([call.arguments.args, plain])]
         for call in calls_in(graph)
@@ -170,7 +170,7 @@ def _are_alike(*values: Any) -> bool:
 
 
 def _is_whole(graph: keras.Model, node: Call) -> bool:
-    """Return whether a graph has all that its outputs are made of, and their shapes and masks."""
+    """Return whether a graph has all that its outputs are made from, and the call's shapes and masks."""
     pairs = list(zip(graph.outputs, node.outputs, strict=False))
     same = len(graph.outputs) == len(node.outputs) and all(
         tuple(x.shape) == tuple(y.shape) and (mask_of(x) is None) == (mask_of(y) is None) for x, y in pairs

@@ -10,7 +10,7 @@ from lc_keras.model.flow.units import ELEMENTWISE, Signal, is_array
 
 @describes(*ELEMENTWISE)
 class Elementwise(Merge):
-    """An operation on elements of one tensor, or of several and of numbers."""
+    """An operation on the elements of one tensor, or of several tensors and numbers."""
 
     takes_arguments = True
 
@@ -22,7 +22,7 @@ class Elementwise(Merge):
         return super().forward()
 
     def constant(self, values: list[np.ndarray]) -> np.ndarray:
-        """Return what comes out where all that goes in is known."""
+        """Return the output where all inputs are known."""
         known = ~np.isnan(values).any(axis=0)
         result = np.full(known.shape, np.nan)
         if known.any():
@@ -30,14 +30,14 @@ class Elementwise(Merge):
             given = [next(numbers) if isinstance(v, Signal) else v for v in self.arguments.values()]
             try:
                 result[known] = keras.ops.convert_to_numpy(self.layer.call(*given))
-            except Exception:  # not of floats
+            except Exception:  # not an operation on floats
                 return result
         return np.where(np.isfinite(result), result, np.nan)
 
 
 @describes("ops.Add")
 class AddOperation(Elementwise, Add):
-    """A sum of two tensors, or of one and a number."""
+    """A sum of two tensors, or of a tensor and a number."""
 
 
 @describes("ops.Multiply")
@@ -51,7 +51,7 @@ class MultiplyOperation(Elementwise):
 
 @describes("ops.Pad")
 class Pad(EachUnit):
-    """A padding of other axes than that of the units."""
+    """A padding of axes other than that of the units."""
 
     def forward(self) -> list[Signal]:
         widths = self.layer.pad_width * (len(self.shapes[0]) if len(self.layer.pad_width) == 1 else 1)
@@ -66,7 +66,7 @@ class Pad(EachUnit):
 
 
 class OverAxes(EachUnit):
-    """An operation along some axes, of which that of the units is none."""
+    """An operation along some axes, to which that of the units does not belong."""
 
     def forward(self) -> list[Signal]:
         (x,) = self.inputs
@@ -76,7 +76,7 @@ class OverAxes(EachUnit):
         return self.over_units() if x.axis in self.along_axes else super().forward()
 
     def over_units(self) -> list[Signal]:
-        """Return the outputs where the axis of the units is among them."""
+        """Return the outputs if the axis of the units is among these axes."""
         return self.closed("goes over units")
 
     def backward(self) -> None:
@@ -101,7 +101,7 @@ class Cumulated(OverAxes):
 
 
 class Reduction(OverAxes):
-    """A reduction of other axes than that of the units."""
+    """A reduction of axes other than that of the units."""
 
     def axes(self) -> tuple[int, int]:
         before = self.inputs[0].axis
@@ -111,7 +111,7 @@ class Reduction(OverAxes):
 
 @describes(*(f"ops.{name}" for name in "Amax Amin Max Mean Median Min".split()))
 class Middle(Reduction):
-    """A reduction of what is the same everywhere to that."""
+    """A reduction that turns a value that is the same everywhere into that value."""
 
 
 @describes(*(f"ops.{name}" for name in "All Any CountNonzero Prod Sum".split()))

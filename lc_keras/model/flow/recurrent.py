@@ -11,7 +11,7 @@ from lc_keras.model.flow.units import Along, Signal, Weight, is_elementwise, las
 
 
 class Recurrent(Flow):
-    """A layer of gates, whose unit is zero for good if its candidate is: states start at zero."""
+    """A layer of gates. A unit stays zero if its candidate is zero, since states start at zero."""
 
     width = "units"
     gates, candidate = 1, 0
@@ -76,7 +76,7 @@ class Recurrent(Flow):
         return array.reshape(*array.shape[:-1], self.gates, -1)
 
     def _candidates(self) -> np.ndarray:
-        """Return what the candidate of each unit is given besides what varies; zero only if all of it is."""
+        """Return what the candidate of each unit is given that does not vary; zero only if all of it is."""
         given = np.nan_to_num(self.x.value)
         total = given @ self._by_gate(self.array("cell.kernel").astype("float64"))[:, self.candidate]
         bias = self.optional("cell.bias")
@@ -88,7 +88,7 @@ class Recurrent(Flow):
 
 @describes(layers.SimpleRNN)
 class SimpleRNN(Recurrent):
-    """A layer without gates but the candidate."""
+    """A layer with no gates but the candidate."""
 
 
 @describes(layers.GRU)
@@ -106,7 +106,7 @@ _MERGES = {"concat": layers.Concatenate, "sum": layers.Add, "ave": layers.Averag
 
 @describes(layers.Bidirectional)
 class Bidirectional(Flow):
-    """Two recurrent layers of one input, whose units go in pairs, and a merge of what they hand out."""
+    """Two recurrent layers of one input, whose units are tied in pairs, and a merge of their outputs."""
 
     takes = 1  # no states
 
@@ -154,7 +154,7 @@ class Bidirectional(Flow):
                 return count(f"{name}.{port}")
 
             inner = serialized[key]["config"] | part.config(inside)
-            # Without the sizes that it was built at.
+            # Without the sizes that it was built with.
             config[key] = serialized[key] | {"config": inner, "build_config": None}
         return config
 

@@ -13,9 +13,9 @@ from lc_keras.model.flow.units import Along, Shape, Signal, Weight, last
 
 
 class Moved(Flow):
-    """A layer that gives a tensor another shape, or parts of it: its elements are those of the input.
+    """A layer that gives a tensor another shape, or takes parts of it: its elements are those of the input.
 
-    What comes to lie at one place of the axis of units lives together.
+    Units that come to lie at the same place of the axis of units live or die together.
     """
 
     takes = 1
@@ -55,11 +55,11 @@ class Moved(Flow):
         for out, sources in zip(self.outputs, self.sources, strict=False):
             self.inputs[0].read[sources[out.needed].ravel()] = True
 
-    # What an open axis, of which any size will do, is taken to be.
+    # The size that an open axis is taken to have; any will do.
     size_of_open = 1
 
     def _found(self, x: Signal) -> list[np.ndarray | None]:
-        """Return for each element of each output, of one example, the place of its unit in the input."""
+        """Return for each element of each output for one example the place of its unit in the input."""
         nothing: list[np.ndarray | None] = [None] * len(self.shapes)
         if not x.axis or not len(x.ids):
             return nothing
@@ -77,7 +77,7 @@ class Moved(Flow):
 
 
 def _axis_of(places: np.ndarray) -> int | None:
-    """Return the last axis along which places vary, `None` if that is the axis of examples, or none."""
+    """Return the last axis along which places vary, `None` if they vary along that of examples, or none."""
     varies = (
         [a for a in range(places.ndim) if (places != places.take([0], axis=a)).any()] if places.size else []
     )
@@ -141,7 +141,7 @@ class RepeatVector(Moved):
     *(f"ops.{name}" for name in "Repeat Tile Transpose".split()),
 )
 class MovingOperation(Moved):
-    """An operation that moves elements with arguments that do not change with the number of units."""
+    """An operation that moves elements, and whose arguments do not change with the number of units."""
 
     size_of_open = 2
 
@@ -154,7 +154,7 @@ class MovingOperation(Moved):
 
 @describes("ops.Split")
 class Split(Moved):
-    """A tensor in parts, which may be of unlike widths once units go."""
+    """A tensor in parts, which may have different widths once units are removed."""
 
     size_of_open = 2
 
@@ -187,7 +187,7 @@ class GetItem(Moved):
             return None
         self.place = self._place(self.inputs[0].axis, elements.ndim)
         part = self.key[self.place] if self.place is not None else slice(None)
-        # Examples stay, and units in their order, side by side.
+        # Examples stay, and units stay in their order, side by side.
         batch = self._place(0, elements.ndim)
         whole = batch is None or self.key[batch] == slice(None)
         if not whole or not isinstance(part, slice) or part.step not in (None, 1):
@@ -198,7 +198,7 @@ class GetItem(Moved):
             return None
 
     def config(self, count: Callable[[str], int]) -> dict[str, object]:
-        # It is sized all the same, by the key that it is called with.
+        # It is sized all the same, through the key that it is called with.
         return {}
 
     def called(self, made: Any, kept: dict[str, np.ndarray]) -> Any:
@@ -214,7 +214,7 @@ class GetItem(Moved):
         return call
 
     def _place(self, axis: int, rank: int) -> int | None:
-        """Return the place in the key of what is said of an axis, `None` if it is taken whole."""
+        """Return the place in the key of the entry for an axis, `None` if the axis is taken whole."""
         of_axes = [n for n, part in enumerate(self.key) if part is not None]
         dots = [n for n, place in enumerate(of_axes) if self.key[place] is Ellipsis]
         if dots:
@@ -226,7 +226,7 @@ class GetItem(Moved):
 
 @describes(layers.Concatenate, "ops.Concatenate")
 class Concatenate(Flow):
-    """A concatenation: along the axis of the units their list; along another they are tied."""
+    """A concatenation: along the axis of units, it joins their lists; along another, it ties them."""
 
     def forward(self) -> list[Signal]:
         (shape,) = self.shapes
@@ -240,7 +240,7 @@ class Concatenate(Flow):
         return self._as_one(shape, axis)
 
     def _as_one(self, shape: Shape, axis: int) -> list[Signal]:
-        """Return a tensor in which the units of the inputs are on one axis, beside one another."""
+        """Return a tensor that holds the inputs side by side along another axis, so that units are tied."""
         first = self.signals[0]
         value = first.value
         for x in self.signals[1:]:
@@ -261,7 +261,7 @@ class Concatenate(Flow):
 
 @describes("ops.Stack")
 class Stack(Concatenate):
-    """Tensors of one shape beside one another, along an axis that they do not have."""
+    """Tensors of one shape, side by side along an axis that they do not have."""
 
     in_line = False
 

@@ -1,8 +1,8 @@
 """Number the units of a graph, and follow them from tensor to tensor.
 
 A unit is one channel of a tensor: a neuron's output, the map of a filter. Most layers pass units on, so one
-unit is found at places of many tensors; some layers tie units of several tensors into one, as an addition
-does. What is tied lives or dies together.
+unit is found at places in many tensors; some layers tie units of several tensors into one, as an addition
+does. Tied units live or die together.
 """
 
 from collections.abc import Callable
@@ -22,11 +22,12 @@ class Units:
     """All units of a graph, as numbers: which are tied, and which may not be removed.
 
     Args:
-        dead: Bool, whether all that can be trained of what makes units counts as zero, whatever it is.
+        dead: Bool, whether all trainable weights that make units count as zero, whatever their values.
 
     Attributes:
-        pinned: Dict of the units that stay whatever the weights are, with the reason.
-        held: Dict of those that stay since with the present weights they hand out what cannot be folded.
+        pinned: Dict from the units that stay whatever the weights are to the reason.
+        held: Dict from those that stay because, with the current weights, their output cannot be folded, to
+            the reason.
     """
 
     def __init__(self, dead: bool = False) -> None:
@@ -36,20 +37,20 @@ class Units:
         self.held: dict[int, str] = {}
 
     def new(self, count: int) -> np.ndarray:
-        """Return the numbers of units that were not there before."""
+        """Return the numbers of new units."""
         first = len(self._parent)
         self._parent.extend(range(first, first + count))
         return np.arange(first, first + count)
 
     def tie(self, ids: np.ndarray, others: np.ndarray) -> None:
-        """Make each unit one with its counterpart."""
+        """Tie each unit to its counterpart."""
         if ids is not others:
             for one, other in zip(ids.tolist(), others.tolist(), strict=True):
                 one, other = self._root(one), self._root(other)
                 self._parent[max(one, other)] = min(one, other)
 
     def pin(self, ids: np.ndarray, why: str) -> None:
-        """Note that units may not be removed; of several reasons the first one stands."""
+        """Note that units may not be removed; the first of several reasons stands."""
         for unit in ids.tolist():
             self.pinned.setdefault(unit, why)
 
@@ -76,7 +77,8 @@ class Signal:
         shape: Tuple, its shape, `None` where it is not known.
         axis: Int, the axis that numbers its units.
         ids: Array of ints, the unit at each place of that axis.
-        value: Array of floats, what a unit always is here, whatever the model's input; NaN if it varies.
+        value: Array of floats, the value that a unit always has here, whatever the model's input; NaN if it
+            varies.
         read: Array of bools, whether the model's output depends on the unit here.
     """
 
@@ -109,7 +111,7 @@ class Signal:
 class Along(NamedTuple):
     """An axis of a weight that runs along the units of a port, `tiles` times.
 
-    A unit may have channels of its own, as a head of attention, along the axis `inside`.
+    A unit may have channels of its own along the axis `inside`, as a head of attention does.
     """
 
     axis: int
@@ -121,7 +123,7 @@ class Along(NamedTuple):
 class Weight(NamedTuple):
     """A weight of a layer: the axis on which it makes units, and the one on which it reads them.
 
-    What makes a unit dies with it: a kernel's column, a bias, a scale. What reads it goes when it does.
+    What makes a unit is removed with it: a kernel's column, a bias, a scale. So is what reads it.
     """
 
     name: str
@@ -142,7 +144,7 @@ def last(shape: Shape) -> int:
 
 
 def channels(layer: keras.Layer, shape: Shape) -> int:
-    """Return the axis of the channels, as the layer's `data_format` has it."""
+    """Return the axis of the channels, according to the layer's `data_format`."""
     return 1 if getattr(layer, "data_format", None) == "channels_first" else last(shape)
 
 
@@ -161,7 +163,7 @@ _ACTIVATIONS = {
 
 
 def name_of(kind: type) -> str:
-    """Return the name by which a class of layers is saved, of operations that of `keras.ops` with `ops.`.
+    """Return the name under which a class of layers is saved, or `ops.` and the name of an operation's class.
 
     Classes of operations have no public name. `keras.src.ops`, and `keras.src.activations` for `relu`, Keras
     3.14 and 3.15.
@@ -191,7 +193,7 @@ ELEMENTWISE = {
 
 def is_elementwise(activation: Callable[[tf.Tensor], tf.Tensor]) -> bool:
     """Return whether a function is made of operations that take each element by itself."""
-    # `in` would ask what may not be hashed, such as an object of the user's, for its hash.
+    # `in` would hash the activation, and an object of the user's may not be hashable.
     if any(activation is function for function in _ACTIVATIONS):
         return True
     if isinstance(activation, keras.Layer):
@@ -225,7 +227,7 @@ def is_array(value: object) -> bool:
 
 
 def apply(function: Callable[[tf.Tensor], tf.Tensor], value: np.ndarray) -> np.ndarray:
-    """Apply an elementwise function to those values that are known."""
+    """Apply an elementwise function to the values that are known."""
     result = np.array(value)
     known = ~np.isnan(value)
     if known.any():
