@@ -214,20 +214,22 @@ class Task(Serializable):
             shared.append(SharedCost(self, variables, layouts))
         held = [v.path for part in parts for v in part if v.constraint is not None]
         if held and (cost.few_values or cost.is_smooth):
-            warn(f"{self}: the constraints of {listed(held)} hold while training, not for what ships.")
+            warn(
+                f"{self}: the constraints of {listed(held)} hold in training, not for the weights that ship."
+            )
         if spared:
             warn(
-                f"{self}: more is kept of {listed(spared)}, whose inputs are no multiple of what the pattern "
-                "counts in. Name others in `weights`, or take it as it is."
+                f"{self}: {listed(spared)} will keep more than the pattern says, since the number of inputs "
+                "is not a multiple of its length. Name other weights in `weights`, or accept this."
             )
         if makers and makers.kept_by:
             warn(
                 f"{self}: some neurons cannot be removed, {_BUDGETS[makers.none_goes]}: "
-                f"{makers.reasons}. `shrink_report` lists the layers that nothing goes across.",
+                f"{makers.reasons}. `shrink_report` lists the layers that neurons cannot pass.",
             )
         if cost.needs_units and not makers:
             warn(
-                f"{self}: model '{model.name}' is no graph of layers, of which alone `shrink` can remove "
+                f"{self}: model '{model.name}' is not a graph of layers, so `shrink` cannot remove its "
                 "neurons: they are zeroed and stay.",
             )
         return shared

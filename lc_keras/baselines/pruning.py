@@ -128,10 +128,10 @@ class PruningRun(Run):
             warn("`fit` trained no epoch. The model was compressed as it is.")
         elif self._cut > FEW_PERCENT:
             warn(
-                f"What was removed as training ended had {self._cut:.0%} of the norm of the weights, and "
-                "the others were not trained since: expect accuracy to suffer. Training stopped before "
-                "the budget was reached, the last removal falls on its end (`until`, `every`, `rounds`, "
-                "data of unknown length), or averaged weights were put into the model.",
+                f"The weights that were removed as training ended had {self._cut:.0%} of the norm of all, "
+                "and the others were not trained after that: expect accuracy to suffer. Either training "
+                "stopped before the budget was reached, or the last removal falls on its end (`until`, "
+                "`every`, `rounds`, data of unknown length), or averaged weights were put into the model.",
             )
         return False
 
@@ -151,9 +151,9 @@ class PruningRun(Run):
         later = any(self._kept(b.total, b.kappa, 0.0) > b.kappa for b in self._masks.budgets)
         if self._params.get("steps") is None and self._epochs == 1 and later:
             warn(
-                "Weights are removed as `fit` goes on, but how many batches an epoch has is not known: the "
-                "last ones are removed when the only epoch ends, and the others not trained since. Expected "
-                "data of known length, `steps_per_epoch`, or more epochs.",
+                "Weights are removed as `fit` goes on, but the number of batches in an epoch is not known: "
+                "the last weights are removed when the only epoch ends, and the others are not trained after "
+                "that. Expected data of known length, `steps_per_epoch`, or more epochs.",
             )
 
     def _check_finite(self) -> None:

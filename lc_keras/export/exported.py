@@ -86,8 +86,8 @@ class LiteRTExport(_Export):
             notes.append(f"Dense, since the smaller sparse file does not run here: {self.refused}")
         if self.slow:
             notes.append(
-                "LiteRT computes with sparse int8 weights some three times slower than with dense ones: "
-                "`sparse=False` makes the larger file that is faster."
+                "LiteRT computes with sparse int8 weights about three times slower than with dense ones: "
+                "`sparse=False` makes a larger file that is faster."
             )
         notes += _hint(self.dead)
         rows = [("this", Bar(size, self.nbytes / self.dense_nbytes)), ("dense", Bar(dense, 1.0))]
@@ -165,8 +165,8 @@ class SavedModelExport(_Export):
         if self.declined:
             gains = listed([f"{path} ({times:.2g})" for path, times in self.declined.items()])
             yield (
-                f"Multiplied dense, though sparse may be so many times as fast: {gains}. That is little to "
-                'rely on; measure it with compute="sparse".'
+                f"Multiplied dense, though sparse may be this many times as fast: {gains}. The gain is too "
+                'small to rely on; measure it with compute="sparse".'
             )
         if grown := [weight.path for weight in sparse if weight.nbytes > weight.dense_nbytes]:
             yield (
@@ -175,7 +175,7 @@ class SavedModelExport(_Export):
             )
         if not packed:
             none = "none has enough zeros or few values"
-            yield f"No weight is packed: {'so it was asked' if self.storage == 'dense' else none}."
+            yield f"No weight is packed: {'as requested' if self.storage == 'dense' else none}."
         rounded = max(self.weights, key=lambda weight: weight.error, default=None)
         if rounded is not None and rounded.error:
             yield f"Stored values are off by at most {rounded.error:.2g} ({rounded.path})."
@@ -187,7 +187,7 @@ class SavedModelExport(_Export):
 
 def _hint(dead: int) -> list[str]:
     some = f"{dead} unit{' is' if dead == 1 else 's are'} dead"
-    return [f"{some}: `lc_keras.shrink` makes a smaller model of the same outputs."] if dead else []
+    return [f"{some}: `lc_keras.shrink` makes a smaller model with the same outputs."] if dead else []
 
 
 def count_dead_units(model: keras.Model) -> int:

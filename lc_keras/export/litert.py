@@ -272,7 +272,7 @@ def _of_batch(
     """Return the inputs that the file is made for, all with one batch size."""
     structure = input_signature_of(model) if input_signature is None else input_signature
     if len(named(structure)) > len(keras.tree.flatten(structure)):
-        raise ValueError(f"Expected dense inputs, which alone LiteRT takes. Received: {structure}")
+        raise ValueError(f"Expected dense inputs, the only ones that LiteRT takes. Received: {structure}")
     if batch_size == "any":
         return structure
     sizes = {spec.shape[0] for spec in named(structure) if spec.shape.rank} - {None}

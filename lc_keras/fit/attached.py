@@ -117,8 +117,8 @@ class Attached(keras.callbacks.Callback):
             is_first = self._attachment.first_logs is None
             if is_first and LearningRateLimit(*optimizers_of(self.model), variables=run.variables).rests:
                 warn(
-                    "The learning rate is 0, as where a schedule has ended: no weight can make up for those "
-                    "that go. Compile the model again, at the rate that its training started from."
+                    "The learning rate is 0, as it is once a schedule has ended: no weight can make up for "
+                    "those that are removed. Compile the model again, with its initial learning rate."
                 )
             run.begin_batch(batch, self._attachment.renew())
 
@@ -157,9 +157,9 @@ class Attached(keras.callbacks.Callback):
         gap, self._logs["density"] = compress_again(self.model, self.tasks, mu)
         if gap:
             warn(
-                "As training ended, other weights than the compressed ones were put into the model. What "
-                f"they had beyond the budget, {gap:.0%} of their norm, was removed, and the others were not "
-                "trained since: expect accuracy to suffer.",
+                "As training ended, weights other than the compressed ones were put into the model. Those "
+                f"beyond the budget, {gap:.0%} of the norm of all, were removed, and the others were not "
+                "trained after that: expect accuracy to suffer.",
             )
 
     @contextlib.contextmanager

@@ -171,7 +171,7 @@ class Attachment:
                 "Expected a run to be resumed by `checkpoint_dir` alone, which keeps the model, the "
                 "optimizer, θ, λ and μ together. Received: a model that another callback, such as "
                 f"BackupAndRestore, has taken to epoch {found}. Pass `checkpoint_dir` "
-                "in its stead; what it kept by itself is not enough to go on from."
+                "instead: what that callback kept by itself is not enough to go on from."
             )
 
     def __call__(self, iterator: Iterator[object]) -> Logs:
@@ -199,7 +199,7 @@ class Attachment:
         if hasattr(self._model.train_step, "python_function"):
             raise ValueError(
                 "Expected a `train_step` that Keras traces for each `fit`. Received: one that is a "
-                "tf.function itself, and would go on as it was traced before. Take the decorator away."
+                "tf.function itself, and would go on as it was traced before. Remove the decorator."
             )
         # A function that was traced before `fit` would leave the penalty out.
         self._model.make_train_function(force=True)

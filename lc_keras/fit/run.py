@@ -189,7 +189,7 @@ class CompressionRun(Run, Resumable):
                         " If two layers are slower than one at each rank, as `latency` shows, no α helps."
                     )
                 warn(
-                    f"The last C step took nothing away at μ = {self.mu:.3g}: the weights are as they were "
+                    f"The last C step removed nothing at μ = {self.mu:.3g}: the weights are as they were "
                     f"trained. {advice}"
                 )
         else:
@@ -360,8 +360,8 @@ class CompressionRun(Run, Resumable):
         replaced = self._lagrangian.is_replaced(swapped=bool(self._averages.trained))
         if replaced:
             warn(
-                "Between epochs other weights were put in the place of the compressed ones. Training goes on "
-                "from these, with multipliers that begin anew.",
+                "Between epochs, the compressed weights were replaced by others. Training goes on from "
+                "these, and the multipliers start again from zero.",
             )
             found = self._lagrangian.begin_anew(self.mu)
             if bad := self._lagrangian.not_finite(found):

@@ -62,10 +62,10 @@ class Latency(Shown):
             head = ("kernel", "ms whole", *("ms as two", "ms a rank") * ways)
         rows = [(path, *(f"{time:.4f}" for time in times)) for path, times in self.kernels.items()]
         whole = f"{self.milliseconds:.3f} ms for a batch of {self.batch_size} on {self.machine}"
-        error = f"{100 * self.error:.1f} % in the mean, by {100 * self.largest_error:.1f} % at most"
+        error = f"{100 * self.error:.1f} % on average, and by {100 * self.largest_error:.1f} % at most"
         said = (
             f"{whole}, {self.fixed:.3f} ms of it at any {self.of}.",
-            f"Of {self.nets} nets each was left out of the fit once, and misjudged by {error}.",
+            f"Each of {self.nets} nets was left out of the fit once; its time was then off by {error}.",
         )
         rows = [(*row, *[""] * (len(head) - len(row))) for row in rows]
         return Table(head, rows, notes=said)

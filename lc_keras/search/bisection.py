@@ -266,7 +266,7 @@ class _Bisection:
                 f"with those of {self._best.budget:.4g}."
             )
         if self._target.sign * self.limit < 0 < self._target.sign * self._runs.reference:
-            yield f"A score of 0 is within {self._target.within:g}, too: it is in the unit of the score."
+            yield f"A score of 0 is within {self._target.within:g}, too, which is in the unit of the score."
         reference = self._runs.reference
         gain = self._target.sign * (self._best.score - reference) if self._best else 0.0
         if gain > _FAR_BETTER * abs(reference):

@@ -206,7 +206,7 @@ class _Watch(keras.callbacks.Callback):
     def check(self, model: keras.Model, goes_on: bool) -> None:
         if self._trained is None:
             raise ValueError(
-                "Expected `fit` to hand its callbacks to `model.fit`. Received: a function that does not: "
+                "Expected `fit` to pass its callbacks to `model.fit`. Received: a function that does not: "
                 "def fit(model, callbacks): return model.fit(..., callbacks=callbacks)"
             )
         if self._trained is not model:

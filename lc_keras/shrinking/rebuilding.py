@@ -303,7 +303,7 @@ class Rebuilt:
                 instead = stand_in(layer, self._name(layer))
                 if instead is None:
                     warn(
-                        f"'{layer.name}' cannot be made anew from its config. It is in both models, and the "
+                        f"'{layer.name}' cannot be rebuilt from its config. Both models share it, and the "
                         "smaller one can be exported, but perhaps not loaded from a .keras file.",
                     )
                 return instead or layer

@@ -106,9 +106,9 @@ def ensure_known(model: keras.Model, needed: Iterable[Of | None]) -> None:
         if found.error > _BAD:
             option = "" if of == "widths" else f', of="{of}"'
             warn(
-                f"The time of this model is misjudged by {100 * found.error:.0f} % in the mean, and what is "
-                "counted in milliseconds is off by as much: time it for longer, or where nothing else runs, "
-                f"by `lc_keras.latency(model, seconds=60{option})`.",
+                f"The fitted time of this model is off by {100 * found.error:.0f} % on average, and so are "
+                "budgets in milliseconds: time it for longer, or while nothing else runs, by "
+                f"`lc_keras.latency(model, seconds=60{option})`.",
             )
 
 

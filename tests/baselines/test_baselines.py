@@ -213,7 +213,7 @@ def test_a_constraint_of_the_user_counts_too():
 def test_the_last_removal_is_validated():
     model, seen = net(), []
     look = spy(on_epoch_end=lambda epoch, logs: seen.append(nonzeros(model)))
-    with pytest.warns(UserWarning, match="not trained since"):
+    with pytest.warns(UserWarning, match="not trained after that"):
         fit(model, [GradualPruning(BUDGET, until=1.0, every=1.0), look], epochs=2)
     assert seen[0] > seen[1] == KEPT
 
@@ -228,7 +228,7 @@ def test_averaged_weights_are_pruned():
 def test_training_that_stops_early_keeps_the_budget():
     model = net()
     stop = spy(on_epoch_end=lambda epoch, logs: setattr(model, "stop_training", True))
-    with pytest.warns(UserWarning, match="not trained since"):
+    with pytest.warns(UserWarning, match="not trained after that"):
         fit(model, [GradualPruning(BUDGET), stop], epochs=9)
     assert nonzeros(model) == KEPT
 
@@ -244,7 +244,7 @@ def test_weights_of_another_epoch_keep_the_budget(name, first, epoch, recwarn):
     fit(model, [*callbacks, history], epochs=9)
     assert nonzeros(model) == KEPT
     assert "on_train_end" not in vars(history)
-    late = any("not trained since" in str(warning.message) for warning in recwarn)
+    late = any("not trained after that" in str(warning.message) for warning in recwarn)
     assert late == (epoch == 0 and name in ("rounds", "gradual"))
     if epoch == 8 and name != "direct":
         for one, two in zip(model.get_weights(), best[8], strict=True):

@@ -571,7 +571,7 @@ def test_what_a_user_should_know_is_said(tmp_path):
     pruned = str(export_saved_model(prune(mlp(), 0.05), tmp_path / "pruned", version="next"))
     assert nothing_to_gain not in pruned and no_number not in pruned
     dense = str(export_saved_model(prune(mlp(), 0.05), tmp_path / "dense", storage="dense"))
-    assert "No weight is packed: so it was asked." in dense
+    assert "No weight is packed: as requested." in dense
 
 
 def test_weights_that_are_not_numbers(tmp_path):

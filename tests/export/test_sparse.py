@@ -129,7 +129,7 @@ def test_auto_tells_layers_of_one_name_apart(tmp_path, sizes):
     exported = export_saved_model(model, tmp_path, compute="auto", expected_batch=1)
     kernels = [w.compute for w in exported.weights if w.path == "pointwise/kernel"]
     assert kernels == ["sparse" if size == 14 else "dense" for size in sizes]
-    assert "may be so many times as fast: pointwise/kernel (1.3)." in str(exported).replace("\n", " ")
+    assert "may be this many times as fast: pointwise/kernel (1.3)." in str(exported).replace("\n", " ")
 
 
 def test_auto_decides_layer_by_layer_and_by_batch(tmp_path):

@@ -113,7 +113,7 @@ def test_ranks_of_which_none_pays_are_said_to_take_nothing_away(measure, message
     paths = [kernel.path for kernel in model.weights[::2]]
     slower, sizes = dict.fromkeys(paths, (1.0, 2.0, 0.1)), dict.fromkeys(paths, ())
     remember(model, lc_keras.Latency(1, 2.0, 0.0, slower, 0.0, 0.0, 9, sizes, "here", of="ranks"))
-    with pytest.warns(UserWarning, match=f"took nothing away at μ = .*{message}"):
+    with pytest.warns(UserWarning, match=f"removed nothing at μ = .*{message}"):
         model.fit(*data(), batch_size=4, epochs=7, verbose=0, callbacks=[compress])
     assert [np.linalg.matrix_rank(k) for k in kernels(model)] == [10, 4]
 

@@ -13,7 +13,7 @@ from lc_keras import L0Constraint, LearningCompression, baselines, estimate_stat
 from lc_keras.fit.statistics import Statistics
 from lc_keras.model.statistics import BATCHES
 
-pytestmark = pytest.mark.filterwarnings("ignore:(Training was|What was removed|`shuffle=True`)")
+pytestmark = pytest.mark.filterwarnings("ignore:(Training was|The weights that were removed|`shuffle=True`)")
 
 
 def net(kind=keras.Sequential, **options):

@@ -387,7 +387,7 @@ def test_a_layer_that_cannot_be_made_anew_is_in_both_models():
     block = Block(4)
     model = sequential((5,), layers.Dense(6, name="a"), block, layers.Dense(3, name="b"), layers.Dense(2))
     kill(model.get_layer("b"), [1])
-    with pytest.warns(UserWarning, match="'block.*' cannot be made anew"):
+    with pytest.warns(UserWarning, match="'block.*' cannot be rebuilt"):
         small = shrink(model)
     assert small.layers[1] is block and widths(small)["b"] == 2
     assert_same_outputs(model, small)

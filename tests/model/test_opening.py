@@ -233,7 +233,7 @@ def test_a_budget_that_can_remove_nothing_says_so():
 def test_a_model_that_is_no_graph_says_so():
     wrapped = WithoutGraph(Nested())
     wrapped(np.ones((1, 6)))
-    with pytest.warns(UserWarning, match="is no graph of layers.*zeroed and stay"):
+    with pytest.warns(UserWarning, match="is not a graph of layers.*zeroed and stay"):
         Task(L0Constraint(0.5, Neurons())).bind(wrapped)
 
 

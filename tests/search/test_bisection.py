@@ -311,7 +311,7 @@ def fails(model, callbacks):
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"fit": forgets}, ValueError, "to hand its callbacks to"),
+        ({"fit": forgets}, ValueError, "to pass its callbacks to"),
         ({"fit": trains_nothing}, ValueError, "trained on no batch"),
         ({"fit": trains_another}, ValueError, "another one"),
         ({"fit": trains_on}, ValueError, "outside of it, by"),

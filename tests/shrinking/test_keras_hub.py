@@ -205,5 +205,5 @@ def test_positions_that_no_other_layer_embeds_are_in_both_models():
     model = filled(llama(rope_position_scaling_factor=2.0))
     gate = next(v for v in model.trainable_variables if "feedforward_gate_dense" in v.path)
     gate.assign(gate * np.float32(np.arange(16) > 5))
-    with pytest.warns(UserWarning, match="'llama_rotary_embedding.*' cannot be made anew"):
+    with pytest.warns(UserWarning, match="'llama_rotary_embedding.*' cannot be rebuilt"):
         assert_same(model, shrink(model))

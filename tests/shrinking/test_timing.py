@@ -134,7 +134,7 @@ def test_a_fit_that_is_bad_is_said_to_be(recwarn):
     timing.ensure_known(model, ["widths", None])
     assert not recwarn
     remember(model, dataclasses.replace(found, error=0.36))
-    with pytest.warns(UserWarning, match="misjudged by 36 % in the mean"):
+    with pytest.warns(UserWarning, match="off by 36 % on average"):
         timing.ensure_known(model, ["widths"])
 
 
