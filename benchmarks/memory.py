@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def resident(field):
-    """Returns a line of /proc/self/status, in bytes: `VmRSS` is what is in use, `VmHWM` its peak."""
+    """Returns a field of /proc/self/status, in bytes: `VmRSS` is what is in use, `VmHWM` its peak."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024
@@ -12,6 +12,6 @@ def resident(field):
 
 
 def forget_peak():
-    """Lets the peak count anew, and returns the bytes in use."""
+    """Resets the peak, and returns the bytes in use."""
     Path("/proc/self/clear_refs").write_text("5")
     return resident("VmRSS")

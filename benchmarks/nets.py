@@ -18,13 +18,13 @@ class Net:
         name: String.
         build: Returns the untrained model.
         parts: Called with a bool, whether to hold out validation images from the training
-            images and measure on them; returns what to train and what to measure on.
+            images and measure on them; returns what to train on and what to measure on.
         rates: Dict, the learning rate at the start by optimizer.
         batch_size: Int.
-        epochs: Int, of pruning.
+        epochs: Int, for pruning.
         reference_epochs: Int.
         keep: Float, a density at which it is hard to prune.
-        anchor: Returns a model trained elsewhere, or `None` where there is none.
+        anchor: Returns a model trained elsewhere, or `None` if there is none.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Net:
         rate=1.0,
         **settings,
     ):
-        """Trains `model` as every contender is trained, the learning rate times `rate`."""
+        """Trains `model` as every contender is trained, with the learning rate times `rate`."""
         mnist.fit(
             model,
             train,

@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/how-it-works.md into docs/plots/: two minutes.
+"""Draws the pictures of docs/how-it-works.md into docs/plots/, in two minutes.
 
 python -m benchmarks.pictures
 """
@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 import lc_keras
 from examples import data, digits, tradeoff
 
-# A loss of two weights, (w - m)ᵀ H (w - m) / 2. Along the axis of the second weight it falls lower, though
-# the first weight is larger where it is least.
+# A loss of two weights, (w - m)ᵀ H (w - m) / 2. It falls lower along the axis of the second weight, though
+# the first weight is the larger one where the loss is least.
 BEST = np.array([1.0, 0.8], "float32")
 HESSIAN = np.array([[0.3, -0.3], [-0.3, 2.0]], "float32")
 
@@ -25,7 +25,7 @@ def loss(w):
 
 
 def pulled(steps=40, batches=10, rate=0.1):
-    """Returns the paths of w and θ, an array of shape `(steps, 2)` each, where one weight of two may stay."""
+    """Returns the paths of w and θ, arrays of shape `(steps, 2)`, where one of two weights may stay."""
     import tensorflow as tf
 
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])

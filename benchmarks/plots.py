@@ -12,10 +12,10 @@ def errors(rows, stem):
 
     Args:
         rows: List of dicts, of one net, optimizer and measured part.
-        stem: Path; to its name is added what a plot shows, and `.png`.
+        stem: Path; what a plot shows and `.png` are added to its name.
 
     Returns:
-        List of paths, of what there was enough to draw.
+        List of paths, of the plots for which there was enough to draw.
     """
     paths = []
     budgets, epochs = ({row[name] for row in rows} for name in ("keep", "epochs"))
@@ -47,10 +47,10 @@ def step_length(rows, path):
 
 
 def layers(rows, path):
-    """Draws the fraction kept of each layer against that of the whole net."""
+    """Draws the fraction kept in each layer against that of the whole net."""
     epochs = max(row["epochs"] for row in rows)
     rows = [row for row in rows if row["epochs"] == epochs]
-    # The names of a layer differ from seed to seed, its place does not.
+    # A layer's name differs from seed to seed, its place does not.
     names = [name.split("/")[-2] for name in rows[0]["density_by_layer"]]
     axes, shades = Figure(figsize=(6, 4), layout="constrained").subplots(), colormaps["viridis"]
     for i, name in enumerate(names):
@@ -75,7 +75,7 @@ SHOWN = {
 
 
 def headline(rows, path):
-    """Draws error against size: LC beside what one would use in its place, each with its defaults."""
+    """Draws error against size: LC beside what one would use instead, each with its defaults."""
     rows = [row for row in rows if row["epochs"] == 20 and not row["settings"]]
     axes = Figure(figsize=(6.4, 4), layout="constrained").subplots()
     for name, label in SHOWN.items():
@@ -100,7 +100,7 @@ def headline(rows, path):
 
 
 def serving(rows, path):
-    """Draws size and time of an exported net before and after it was pruned."""
+    """Draws the size and time of an exported net before and after pruning."""
     before, after = ([row for row in rows if row["variant"] == name] for name in ("dense", "auto"))
     figure = Figure(figsize=(7, 2.9), layout="constrained")
     sizes, times = figure.subplots(1, 2, width_ratios=(1, 2.2))
@@ -122,11 +122,11 @@ def serving(rows, path):
 
 
 def lost(rows, published, path):
-    """Draws how far errors are above the reference's, our own and published ones, in percentage points.
+    """Draws how far our own and published errors are above the reference's, in percentage points.
 
     Args:
         rows: List of dicts, of one net and length of a run.
-        published: Dict of curves by name; of each, errors by % kept, the reference's at 100.
+        published: Dict of curves by name; each has errors by % kept, the reference's at 100.
         path: Path.
     """
     axes = Figure(figsize=(6, 4), layout="constrained").subplots()
@@ -183,7 +183,7 @@ def _curves(path, panels, x, label, factor):
 
 
 def _means(rows, x, y):
-    """Mean of y over the seeds, at the mean of x where that was found by a search."""
+    """Returns the mean of y over the seeds, at the mean of x where a search found it."""
     groups = {}
     for row in rows:
         groups.setdefault(row["keep" if x == "density" else x], []).append(row)

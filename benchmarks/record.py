@@ -36,7 +36,7 @@ def write(path, rows):
 
 
 def read(path):
-    """Returns the rows that `write` wrote, none where there is no file."""
+    """Returns the rows that `write` wrote; none if there is no file."""
     return json.loads(path.read_text())["rows"] if path.exists() else []
 
 

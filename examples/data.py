@@ -8,7 +8,7 @@ import tensorflow as tf
 
 
 def digits():
-    """Scikit-learn's 8 × 8 digits, always split in the same way.
+    """Returns scikit-learn's 8 × 8 digits, always split in the same way.
 
     Returns:
         Three tuples of images, shape `(n, 64)` with values from 0 to 1, and labels:
@@ -24,7 +24,7 @@ def digits():
 
 
 def mnist():
-    """MNIST, from the folder `TFDS_DATA_DIR` or downloaded by TFDS.
+    """Loads MNIST, from the folder `TFDS_DATA_DIR` or downloaded by TFDS.
 
     Returns:
         Two tuples of images, shape `(n, 28, 28, 1)` with values from 0 to 1, and
@@ -34,7 +34,7 @@ def mnist():
 
 
 def cifar10():
-    """CIFAR-10, as `mnist`: images of shape `(n, 32, 32, 3)`, 50,000 and 10,000."""
+    """Loads CIFAR-10, like `mnist`: images of shape `(n, 32, 32, 3)`, 50,000 and 10,000."""
     return _images("cifar10")
 
 
@@ -54,11 +54,11 @@ def _images(name):
 
 
 def smoothed(part, smoothing, classes=10):
-    """A data set whose labels are probabilities: the right class has most, all share the rest alike.
+    """Turns labels into probabilities: the right class gets most, and all classes share the rest equally.
 
     Args:
         part: Tuple of images and labels.
-        smoothing: Float, what all classes share.
+        smoothing: Float, the probability that all classes share.
         classes: Int.
 
     Returns:
@@ -69,10 +69,10 @@ def smoothed(part, smoothing, classes=10):
 
 
 def batches(part, size, seed=None):
-    """Batches of a data set held in memory.
+    """Returns batches of a data set held in memory.
 
     Args:
-        part: Tuple of arrays with one length.
+        part: Tuple of arrays of equal length.
         size: Int, elements in a batch.
         seed: Int: a new order in each epoch, the same in each run. `None` (default):
             the order of the arrays.
@@ -82,7 +82,7 @@ def batches(part, size, seed=None):
     """
     tensors = tuple(map(tf.constant, part))
     count = len(part[0])
-    # Where TensorFlow tunes a pipeline, the end of an epoch may wait for the thread that does.
+    # If TensorFlow tunes a pipeline, the end of an epoch may wait for the thread that tunes it.
     options = tf.data.Options()
     options.autotune.enabled = False
     # Shuffles the indices, not the images, and gathers a batch at a time.
@@ -98,9 +98,9 @@ def batches(part, size, seed=None):
 
 
 def shifted(batches, part, seed):
-    """Batches of square images of which some are moved by a pixel to one of four sides, anew in each epoch.
+    """Moves some of the square images in batches by a pixel to one of four sides, anew in each epoch.
 
-    What leaves an image on one side comes in on the other.
+    Pixels that leave an image on one side come in on the other.
 
     Args:
         batches: `tf.data.Dataset` of tuples of images, flat or not, and labels.
@@ -125,7 +125,7 @@ def shifted(batches, part, seed):
 
 
 def dropped(batches, part, seed):
-    """Batches of which some values are 0 and the others larger by as much, anew in each epoch: dropout.
+    """Sets some values in batches to 0 and scales up the others to compensate, anew in each epoch: dropout.
 
     Args:
         batches: `tf.data.Dataset` of tuples of inputs and labels.
@@ -139,7 +139,7 @@ def dropped(batches, part, seed):
 
 
 def _changed(batches, change, seed):
-    """Batches whose inputs are changed by a function of them and of a seed, another one in each epoch."""
+    """Changes the inputs of batches by a function of them and of a seed, which is new in each epoch."""
     seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2)
     changed = tf.data.Dataset.zip(batches, seeds).map(lambda batch, seed: (change(batch[0], seed), batch[1]))
     return changed.prefetch(2)

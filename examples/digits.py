@@ -1,6 +1,6 @@
 """Prunes a small net to 5 % and to 2 % of its weights and serves it without Keras.
 
-Data: scikit-learn's digits, which come inside the package. About a minute on two cores.
+Data: scikit-learn's digits, which come with the package. About a minute on two cores.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def fit(model, train, validation, epochs, label, callbacks=()):
         data.batches(train, 32, seed=0),
         validation_data=data.batches(validation, 300),
         epochs=epochs,
-        shuffle=False,  # the batches are already
+        shuffle=False,  # the batches are shuffled already
         verbose=0,
         callbacks=[*callbacks, OneLine(label)],
     )
@@ -47,7 +47,7 @@ def fit(model, train, validation, epochs, label, callbacks=()):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep", type=float, nargs="+", default=[0.05, 0.02])
-    parser.add_argument("--epochs", type=int, default=60, help="of each pruning")
+    parser.add_argument("--epochs", type=int, default=60, help="epochs of each pruning run")
     parser.add_argument("--reference-epochs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("outputs/digits"))
@@ -87,7 +87,7 @@ def main():
 
 
 def served(saved, images, folder):
-    """Returns what the SavedModel answers in a process without Keras and lc_keras."""
+    """Returns the outputs of the SavedModel, computed in a process without Keras and lc_keras."""
     inputs, outputs = folder / "inputs.npy", folder / "outputs.npy"
     np.save(inputs, images)
     script = Path(__file__).with_name("serve.py")

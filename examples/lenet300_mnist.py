@@ -1,7 +1,7 @@
 """LeNet-300 (784-300-100-10, tanh) on MNIST: error against the weights kept.
 
-Starts from the reference net in the folder LC_KERAS_ANCHORS, or trains its own where
-there is none, and with --validation, since that one has seen all training images.
+Starts from the reference net in the folder LC_KERAS_ANCHORS. Trains its own if there is
+none, and with --validation, since the net in the folder has seen all training images.
 """
 
 import os
@@ -24,7 +24,7 @@ def build():
 
 
 def anchor(path):
-    """Returns the model with the weights in a file of arrays in PyTorch's layout."""
+    """Returns the model with weights read from a file of arrays in PyTorch's layout."""
     model = build()
     with np.load(path) as arrays:
         for i, layer in enumerate(model.layers):

@@ -1,4 +1,4 @@
-"""What the two MNIST examples share: options, reference, a run for each cost and budget."""
+"""What the MNIST examples share: options, the reference, and a run for each cost and budget."""
 
 import argparse
 import time
@@ -27,8 +27,8 @@ def options(description, name, sgd, **defaults):
 
     Args:
         description: String, what the example does.
-        name: String, what its output folder is called.
-        sgd: Float, the learning rate with SGD.
+        name: String, the name of its output folder.
+        sgd: Float, the default learning rate with SGD.
         **defaults: Default values of the options.
     """
     parser = argparse.ArgumentParser(description=description)
@@ -42,15 +42,15 @@ def options(description, name, sgd, **defaults):
     )
     add("--alpha", type=float, nargs="+", default=[3e-6, 1e-5], help="weights of the penalties")
     add("--costs", nargs="+", choices=COSTS, default=["l0-constraint"])
-    add("--epochs", type=int, help="of each pruning")
+    add("--epochs", type=int, help="epochs of each pruning run")
     add("--reference-epochs", type=int)
     add("--optimizer", choices=["sgd", "adam"])
-    add("--learning-rate", type=float, help="at the start; it falls by 0.98^40 over a run")
+    add("--learning-rate", type=float, help="at the start; falls by a factor of 0.98^40 over a run")
     add("--batch-size", type=int, default=256)
     add(
         "--jit-compile",
         action="store_true",
-        help="train with XLA: on CPUs, compiling takes "
+        help="trains with XLA: on CPUs, compiling takes "
         "longer than it saves in 20 epochs, and convolutions are slower",
     )
     add("--mu", help="first:last, such as 3e-4:2.8e-2, instead of the automatic schedule")
@@ -58,10 +58,10 @@ def options(description, name, sgd, **defaults):
     add(
         "--validation",
         action="store_true",
-        help="to choose settings by: holds out the last "
+        help="for choosing settings: holds out the last "
         f"{HELD_OUT:,} training images and measures on them, not on the test images",
     )
-    add("--samples", type=int, help="trains on the first so many images only")
+    add("--samples", type=int, help="trains only on the first SAMPLES images")
     add("--output", type=Path, default=Path("outputs") / name)
     parser.set_defaults(**defaults)
     args = parser.parse_args()
@@ -71,11 +71,11 @@ def options(description, name, sgd, **defaults):
 
 
 def load(args, centred=False):
-    """Returns images and labels to train on, and to measure on.
+    """Returns the images and labels to train on and those to measure on.
 
     Args:
         args: The options.
-        centred: Bool. `True`: less the mean of the training images.
+        centred: Bool. `True`: subtracts the mean of the training images.
     """
     train, measured = parts(data.mnist, args.validation)
     if centred:
@@ -85,11 +85,11 @@ def load(args, centred=False):
 
 
 def parts(source, validation):
-    """Returns images and labels to train on and to measure on, of a data set as `data.mnist` loads it.
+    """Returns the images and labels of a data set to train on and those to measure on.
 
     Args:
-        source: Function without arguments.
-        validation: Bool. `True`: measures on the last training images, which it holds out.
+        source: Function without arguments that loads a data set, such as `data.mnist`.
+        validation: Bool. `True`: holds out the last training images and measures on them.
     """
     train, measured = source()
     if validation:
@@ -116,7 +116,10 @@ def fit(
     jit_compile=False,
     executions=16,
 ):
-    """Trains with a learning rate that falls by 0.98^40 over the run, `executions` in an epoch."""
+    """Trains with a learning rate that falls by a factor of 0.98^40 over the run.
+
+    Each epoch has about `executions` executions.
+    """
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if label_smoothing:
         train = data.smoothed(train, label_smoothing)
@@ -136,28 +139,28 @@ def fit(
         if optimizer == "adam"
         else keras.optimizers.SGD(falling, momentum=0.9, nesterov=True, **of_gradients),
         loss,
-        # Short enough for L steps of 15 of MNIST's 235 batches.
+        # Short enough for L steps of 15 batches, of MNIST's 235.
         steps_per_execution=max(1, batches // executions),
         jit_compile=jit_compile,
     )
     model.fit(
         train,
         epochs=epochs,
-        shuffle=False,  # the batches are already
+        shuffle=False,  # the batches are shuffled already
         verbose=0,
         callbacks=[*callbacks, OneLine(label)],
     )
 
 
 def fit_as_asked(model, train, epochs, args, label, callbacks=()):
-    """Trains with what the command line says of the optimizer, the batches and the seed."""
+    """Trains with the command line's options for the optimizer, the batches and the seed."""
     names = "optimizer", "learning_rate", "seed", "batch_size", "jit_compile"
     chosen = {name: getattr(args, name) for name in names}
     fit(model, train, epochs, label, callbacks, **chosen)
 
 
 def trained(build, train, args):
-    """Returns a reference: as an earlier run left it in the output folder, or trained."""
+    """Returns a reference, loaded if an earlier run left it in the output folder, otherwise trained."""
     how = args.optimizer, args.learning_rate, args.batch_size, args.reference_epochs, len(train[0]), args.seed
     path = args.output / f"reference-{'-'.join(map(str, how))}.weights.h5"
     model = build()
@@ -191,7 +194,7 @@ def run(reference, train, measured, args):
 
 
 def prune(reference, cost, label, train, measured, args):
-    """Returns the point on the trade-off where LC brings a copy of `reference`."""
+    """Prunes a copy of `reference` by LC and returns its point on the trade-off."""
     model = tradeoff.copy_of(reference)
     compress = lc_keras.LearningCompression(cost, mu=_mu(args))
     keras.utils.set_random_seed(args.seed)

@@ -1,11 +1,11 @@
-"""Prunes a net on several workers at once, which may be killed and started again.
+"""Prunes a net on several workers at once; they may be killed and started again.
 
     python -m examples.multi_worker                            # two workers, both on this machine
     TF_CONFIG='{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}' \
         python -m examples.multi_worker --output /shared/run   # on machine a; on b with index 1
 
-Without TF_CONFIG it watches over the workers it starts: if one of them dies (kill one to see it), the others
-cannot go on, and all are started again from the last checkpoint. Data: scikit-learn's digits.
+Without TF_CONFIG, the program watches over the workers it starts. If one of them dies (kill one to see this),
+the others cannot continue, so all are started again from the last checkpoint. Data: scikit-learn's digits.
 """
 
 import argparse
@@ -24,15 +24,15 @@ import tensorflow as tf
 import lc_keras
 from examples import data
 
-BATCH = 40  # of all workers together
+BATCH = 40  # across all workers
 
 
 class AcrossWorkers(keras.Sequential):
     """A model that `fit` trains on several workers.
 
-    Keras 3.15 does not do so by itself (keras-team/keras issue 20585). Before the first batch it takes the
-    mean of a batch over the workers, of which TensorFlow can make no tensor here; and after each step it
-    reduces metrics, which are scalars, along their first axis.
+    Keras 3.15 cannot do this by itself (keras-team/keras issue 20585). Before the first batch, it takes the
+    mean of a batch over the workers, and TensorFlow cannot make a tensor of that batch here. After each step,
+    it reduces metrics along their first axis, but they are scalars.
     """
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
@@ -54,7 +54,7 @@ class AcrossWorkers(keras.Sequential):
 
 
 class Shuffled(keras.callbacks.Callback):
-    """Batches in an order of which a restart knows: it depends on the epoch alone."""
+    """Batches in an order that a restart reproduces: it depends on the epoch alone."""
 
     def __init__(self, part, size):
         super().__init__()
@@ -106,7 +106,7 @@ def train(args, strategy, callbacks=()):
         batches.batches,
         validation_data=data.batches([part[:280] for part in validation], BATCH),
         epochs=args.epochs,
-        shuffle=False,  # the batches are already
+        shuffle=False,  # the batches are shuffled already
         verbose=0,
         callbacks=[batches, *callbacks, compress],
     )
@@ -114,7 +114,7 @@ def train(args, strategy, callbacks=()):
 
 
 def work(args):
-    """What a worker does."""
+    """Runs a worker."""
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     worker = strategy.cluster_resolver.task_id
     print(f"worker {worker} is process {os.getpid()}", flush=True)
@@ -124,13 +124,13 @@ def work(args):
         print(f"worker {worker}, epoch {epoch + 1}/{args.epochs}: {shown}", flush=True)
 
     model, _ = train(args, strategy, [keras.callbacks.LambdaCallback(on_epoch_end=tell)])
-    # Each has the same weights; elsewhere the chief alone would save them.
+    # All workers have the same weights; elsewhere, only the chief would save them.
     args.output.mkdir(parents=True, exist_ok=True)
     np.savez(args.output / f"worker-{worker}.npz", *model.get_weights())
 
 
 def watch(args, attempts=3):
-    """Starts workers on this machine, all of them again if one dies."""
+    """Starts workers on this machine, and starts all of them again if one dies."""
     for _ in range(attempts):
         workers = [f"localhost:{port}" for port in free_ports(args.workers)]
         running = []

@@ -1,11 +1,11 @@
-"""Filters and neurons pruned to a budget of multiply-adds, and taken out: error and time of a smaller net.
+"""Prunes filters and neurons to a budget of multiply-adds and removes them: error and time of a smaller net.
 
     python -m examples.neuron_budget    # LeNet-5 on MNIST, 25 % and 10 % of the multiply-adds
     python -m examples.neuron_budget --net resnet --batch-size 64    # a small ResNet on CIFAR-10, 50 %
     python -m examples.neuron_budget --net resnet --samples 5000 --epochs 4    # the same in minutes
 
-Beside LC stands what is usual: filters are removed by magnitude to the same budget, at once or in rounds, and
-the rest is retrained, in as many epochs.
+LC is compared with the usual method: filters are removed by magnitude to the same budget, at once or in
+rounds, and the rest is retrained, for as many epochs.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def lenet5():
 
 
 def resnet():
-    """Three stages of one residual block, 16, 32 and 64 filters wide."""
+    """Returns a ResNet of three stages of one residual block, 16, 32 and 64 filters wide."""
     inputs = keras.Input((32, 32, 3), name="image")
     x = _normed(inputs, 16, 3, 1, "stem")
     for stage, width in enumerate((16, 32, 64)):
@@ -56,12 +56,12 @@ def resnet():
 
 def _normed(x, width, size, stride, name):
     x = layers.Conv2D(width, size, strides=stride, padding="same", use_bias=False, name=name)(x)
-    # Statistics that follow within the few batches of a short run.
+    # So that the statistics keep up within the few batches of a short run.
     return layers.BatchNormalization(momentum=0.9, name=f"{name}_norm")(x)
 
 
-# Of each net the budgets, and beside them what fraction of each layer stays whatever it takes. A quarter of
-# LeNet-5: of 0.2, 0.3 and 0.4 what was best on validation images, for LC and for magnitude alike.
+# The budgets of each net, each with the fraction of each layer to keep in any case. For LeNet-5 at a quarter,
+# 0.4 was the best of 0.2, 0.3 and 0.4 on validation images, for both LC and magnitude pruning.
 NETS = {
     "lenet5": (lenet5, data.mnist, {0.25: 0.4, 0.1: 0.2}),
     "resnet": (resnet, data.cifar10, {0.5: 0.2}),
@@ -70,7 +70,7 @@ KEEP_AT_LEAST = 0.2
 
 
 def milliseconds(models, batch, rounds=30):
-    """The median time of a batch for each of some models, which take turns."""
+    """Returns the median time of a batch for each model, with the models taking turns."""
     calls = [tf.function(lambda x, m=m: m(x, training=False), autograph=False) for m in models]
     times = [[] for _ in calls]
     for _ in range(rounds + 1):
@@ -78,7 +78,7 @@ def milliseconds(models, batch, rounds=30):
             start = time.perf_counter()
             call(batch).numpy()
             measured.append(1e3 * (time.perf_counter() - start))
-    # The first round traces.
+    # The first round also traces.
     return [statistics.median(measured[1:]) for measured in times]
 
 
@@ -99,14 +99,14 @@ def point(method, model, measured, reference):
 
 
 def filters(model):
-    """A string for each layer with a kernel: of each filter or unit 1 where it stayed, 0 where it went."""
+    """Returns a string per layer with a kernel: 1 for filters or units that stayed, 0 for those that went."""
     kernels = {layer.name: layer.kernel.numpy() for layer in model.layers if hasattr(layer, "kernel")}
     alive = {name: kernel.reshape(-1, kernel.shape[-1]).any(axis=0) for name, kernel in kernels.items()}
     return {name: "".join("01"[int(lives)] for lives in row) for name, row in alive.items()}
 
 
 def plot(stayed, path):
-    """Draws a row for each layer and a cell for each of its filters, dark where it stayed."""
+    """Draws a row for each layer, with a cell for each of its filters, dark if the filter stayed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 0.5 + 0.35 * len(stayed)), layout="constrained")
@@ -127,25 +127,25 @@ def options(arguments=None):
     add = parser.add_argument
     add("--net", choices=NETS, default="lenet5")
     add("--keep", type=float, nargs="+", help="fractions of the multiply-adds")
-    add("--epochs", type=int, default=8, help="of each pruning, LC and beside it")
+    add("--epochs", type=int, default=8, help="epochs of each pruning run, LC or magnitude")
     add(
         "--rounds",
         type=int,
         nargs="+",
         default=[1],
-        help="in how many rounds filters are removed by magnitude",
+        help="the number of rounds in which filters are removed by magnitude",
     )
     add(
         "--tuning-epochs",
         type=int,
         default=6,
-        help="of these, how many at the end train the net that LC left",
+        help="how many of --epochs, at the end, train the net that LC left",
     )
     add(
         "--keep-at-least",
         type=float,
-        help="fraction of each layer that LC and magnitude keep whatever it takes; "
-        f"{KEEP_AT_LEAST} at other budgets than the net's own",
+        help="fraction of each layer that LC and magnitude pruning keep in any case; "
+        f"{KEEP_AT_LEAST} for budgets other than the net's own",
     )
     add("--reference-epochs", type=int, default=8)
     add("--optimizer", choices=["sgd", "adam"], default="adam")
@@ -154,9 +154,9 @@ def options(arguments=None):
     add(
         "--validation",
         action="store_true",
-        help=f"to choose settings by: measures on the last {mnist.HELD_OUT:,} training images, held out",
+        help=f"for choosing settings: measures on the last {mnist.HELD_OUT:,} training images, held out",
     )
-    add("--samples", type=int, help="trains on the first so many images only")
+    add("--samples", type=int, help="trains only on the first SAMPLES images")
     add("--seed", type=int, default=0)
     add("--jit-compile", action="store_true")
     add("--output", type=Path, default=Path("outputs/neuron_budget"))
@@ -188,7 +188,7 @@ def run(args):
 
 
 def pruned(reference, cost, train, args):
-    """Yields of each method its name, the net that it leaves, and what else there is to note of it."""
+    """Yields, for each method, its name, the net that it leaves, and what else is to be recorded."""
     model = tradeoff.copy_of(reference)
     compress_directly(model, cost)
     yield "direct compression", lc_keras.shrink(model), {}

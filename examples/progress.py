@@ -6,12 +6,12 @@ import keras
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-# Of a line that no terminal shows.
+# Width of the line when it is not shown on a terminal.
 _WIDTH = 140
 
 
 class OneLine(keras.callbacks.Callback):
-    """Shows all epochs of a `fit` as one bar, with how the pruning goes; a pipe gets the last state alone.
+    """Shows all epochs of a `fit` as one bar, with the state of the pruning; a pipe gets only the last state.
 
     Args:
         label: String, the name of the run.

@@ -1,16 +1,17 @@
-"""ResNets of the LC paper on CIFAR-10: LC, gradual pruning, and magnitude with retraining, at equal epochs.
+"""Prunes the LC paper's ResNets on CIFAR-10: LC, gradual pruning, and magnitude pruning with retraining.
 
     python -m examples.resnet_cifar10 --depth 32 --mixed-precision   # two GPU-hours
     python -m examples.resnet_cifar10 --depth 32 --schedule steps --reference-epochs 200 --epochs 200
     python -m examples.resnet_cifar10 --reduced                      # an hour on two cores
 
-The nets are those of He et al. with shortcuts that have no weights. They are trained as the paper trains
-them: batches of 128, SGD with Nesterov 0.9, random flips and crops, 1e-4 Σw² on every kernel and scale. The
-learning rate falls from 0.1 along a half of a cosine, or by `--schedule steps` as in the paper.
+All methods train for the same number of epochs. The nets are those of He et al. with shortcuts that have no
+weights. They are trained as in the paper: batches of 128, SGD with Nesterov 0.9, random flips and crops, and
+1e-4 Σw² on every kernel and scale. The learning rate falls from 0.1 along half a cosine or, with
+`--schedule steps`, as in the paper.
 
-What was cut off goes on where it was when it is started again with the same options: at most an epoch is
-lost. With `--queue` a run first waits for those that were started before. `--reduced` is not the paper's
-experiment: a ResNet-8 of the same family, 10,000 images, few epochs.
+A run that was cut off continues when it is started again with the same options; at most one epoch is lost.
+With `--queue`, a run first waits for the runs queued before it. `--reduced` is not the paper's experiment:
+it trains a ResNet-8 of the same family on 10,000 images for a few epochs.
 """
 
 import argparse
@@ -32,14 +33,14 @@ from lc_keras.model import default_kernels
 from lc_keras.model.flow.kinds import describes
 from lc_keras.model.flow.norms import BatchNormalization
 
-# Kernels of convolutions and of the dense layer, as the paper counts them.
+# The weights of the convolution and dense kernels, as the paper counts them.
 PRUNABLE = {32: 461_872, 56: 848_944, 110: 1_719_856}
 REDUCED = {"depth": 8, "samples": 10_000, "reference_epochs": 20, "epochs": 24}
 
 
 @keras.saving.register_keras_serializable("resnet_cifar10")
 class FusedNormalization(layers.BatchNormalization):
-    """Batch normalisation by one operation of TensorFlow where it trains, in place of Keras's dozen."""
+    """Batch normalisation that trains with one TensorFlow operation instead of Keras's dozen."""
 
     def call(self, inputs, training=None):
         if not (training and self.trainable):
@@ -52,15 +53,15 @@ class FusedNormalization(layers.BatchNormalization):
         return outputs
 
 
-# Its units are those of its base, so that filters can be taken out.
+# Its units are those of its base class, so filters can be removed.
 describes(FusedNormalization)(BatchNormalization)
 
 
 def build(depth):
-    """A ResNet of three stages, 16, 32 and 64 filters wide.
+    """Returns a ResNet of three stages, 16, 32 and 64 filters wide.
 
     Args:
-        depth: Int, 6n + 2 for n residual blocks in a stage.
+        depth: Int, 6n + 2 for n residual blocks in each stage.
     """
     blocks, left = divmod(depth - 2, 6)
     if left or blocks < 1:
@@ -74,7 +75,7 @@ def build(depth):
             x = layers.Add()([_shortcut(x, width // 4) if narrows else x, _normed(inner, width)])
             x = layers.ReLU()(x)
     x = layers.GlobalAveragePooling2D()(x)
-    # In float32 under any policy, as the loss needs it.
+    # In float32 under any policy, because the loss needs it.
     logits = layers.Dense(10, name="logits", dtype="float32", **_weights())(x)
     model = keras.Model(inputs, logits, name=f"resnet{depth}")
     prunable = sum(int(np.prod(kernel.shape)) for kernel in default_kernels(model))
@@ -96,7 +97,7 @@ def _normed(x, width, stride=1):
 
 
 def _shortcut(x, more):
-    """Every other pixel, and channels of zeros on both sides: option A of He et al., without weights."""
+    """Takes every other pixel and adds channels of zeros on both sides: He et al.'s option A, no weights."""
     x = layers.MaxPooling2D(1, strides=2)(x)
     x = layers.Permute((3, 1, 2))(x)
     x = layers.ZeroPadding2D(((more, more), (0, 0)), data_format="channels_last")(x)
@@ -104,9 +105,12 @@ def _shortcut(x, more):
 
 
 def load(samples=None, test_samples=None):
-    """The first so many images, with each channel of the training images at mean 0 and deviation 1."""
+    """Returns the first `samples` training images and the first `test_samples` test images, with labels.
+
+    They are scaled so that each channel of the training images has mean 0 and deviation 1.
+    """
     train, test = data.cifar10()
-    # Image by image first: a sum of so many numbers in single precision comes to a halt.
+    # Image by image first: in single precision, a sum of that many numbers stops growing.
     means, variances = (getattr(train[0], name)(axis=(1, 2)) for name in ("mean", "var"))
     mean, deviation = means.mean(axis=0), np.sqrt(variances.mean(axis=0) + means.var(axis=0))
     return tuple(
@@ -116,8 +120,8 @@ def load(samples=None, test_samples=None):
 
 
 def augmented(part, size, seed):
-    """Batches in a new order in each epoch, each image flipped or not and shifted by up to 4 pixels."""
-    # Not seeds of operations: those would repeat one epoch's shifts in all of them.
+    """Returns batches in a new order each epoch, each image flipped or not and shifted by up to 4 pixels."""
+    # Seeds of operations would repeat the shifts of one epoch in all epochs.
     seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
     batches = tf.data.Dataset.zip(data.batches(part, size, seed=seed), seeds)
     return batches.map(_augment, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
@@ -136,12 +140,12 @@ def _augment(batch, seed):
 
 
 def falling(schedule, rate, batches):
-    """Returns the learning rate over a run of so many batches.
+    """Returns the schedule of the learning rate over a run.
 
     Args:
         schedule: "cosine", or "steps": divided by 10 after 1/2 and after 3/4 of the run, as in the paper.
-        rate: Float, the highest.
-        batches: Int, of the whole run.
+        rate: Float, the highest learning rate.
+        batches: Int, the number in the whole run.
     """
     if schedule == "cosine":
         return keras.optimizers.schedules.CosineDecay(rate, batches)
@@ -172,14 +176,14 @@ def fit(model, train, epochs, label, args, callbacks=()):
     model.fit(
         train,
         epochs=epochs,
-        shuffle=False,  # the batches are already
+        shuffle=False,  # the batches are shuffled already
         verbose=0,
         callbacks=[*callbacks, OneLine(label)],
     )
 
 
 def saved(method, keep, args):
-    """Returns the path of a net that was pruned."""
+    """Returns the path of a pruned net."""
     return args.output / f"{method} {100 * keep:g}-{_name(SETTINGS, args)}.keras"
 
 
@@ -188,7 +192,7 @@ def _backup(label, args):
 
 
 def _begun(label, args):
-    """The folder of what a run leaves when it is cut off: with other settings it is another run."""
+    """Returns the folder for what a run leaves when it is cut off; other settings make another run."""
     return args.output / "backup" / f"{label}-{_name(SETTINGS, args)}"
 
 
@@ -197,7 +201,7 @@ def _name(settings, args):
 
 
 def trained(train, args):
-    """Returns the reference: as an earlier run left it, or trained and left there."""
+    """Returns the reference, loaded if an earlier run saved it, otherwise trained and saved."""
     keras.utils.set_random_seed(args.seed)
     model = build(args.depth)
     path = args.reference or args.output / f"reference-{_name(OF_REFERENCE, args)}.weights.h5"
@@ -210,7 +214,7 @@ def trained(train, args):
 
 
 def learning_compression(model, keep, train, label, args):
-    """LC; with `--long-steps` as in the authors' code."""
+    """Prunes by LC; with `--long-steps`, as in the authors' code."""
     steps = {}
     if args.long_steps:
         steps = {"mu": lc_keras.Exponential(9e-5, 1.1), "epochs_per_step": 20, "reset_optimizer": True}
@@ -221,25 +225,25 @@ def learning_compression(model, keep, train, label, args):
 
 
 def gradual(model, keep, train, label, args):
-    """More and more of the smallest weights of all layers together."""
+    """Removes more and more of the smallest weights of all layers together."""
     prune = lc_keras.baselines.GradualPruning(lc_keras.L0Constraint(keep))
     fit(model, train, args.epochs, label, args, [_backup(label, args), prune])
 
 
 def magnitude(model, keep, train, label, args):
-    """The smallest weights of all layers together at once, the others retrained."""
+    """Removes the smallest weights of all layers together in one go, and retrains the others."""
     prune = lc_keras.baselines.MagnitudePruning(lc_keras.L0Constraint(keep))
     fit(model, train, args.epochs, label, args, [_backup(label, args), prune])
 
 
 def filters(model, keep, train, label, args):
-    """LC of filters, to a fraction of the multiply-adds."""
+    """Prunes filters by LC to a fraction of the multiply-adds."""
     cost = lc_keras.L0Constraint(keep, lc_keras.Neurons(), measure="macs")
     compress = lc_keras.LearningCompression(cost, checkpoint_dir=_begun(label, args))
     fit(model, train, args.epochs, label, args, [compress])
 
 
-# What makes runs comparable.
+# The settings of a run: those of two runs that are compared differ in the seed at most.
 SETTINGS = (
     "depth",
     "samples",
@@ -257,7 +261,7 @@ OF_FILTERS = "LC, filters"
 
 
 def run(args):
-    """Prunes copies of the reference by each method at each κ, what is not in the output already.
+    """Prunes copies of the reference by each method at each κ, except those already in the output.
 
     Args:
         args: The options.
@@ -294,7 +298,7 @@ def run(args):
 
 
 def table(rows):
-    """Test errors at equal epochs, a line for each method and a column for each κ: means of the seeds."""
+    """Returns test errors at equal epochs, a line per method and a column per κ: means over the seeds."""
     cases = {}
     for row in rows:
         cases.setdefault(tuple(row[name] for name in SETTINGS if name != "seed"), []).append(row)
@@ -339,27 +343,37 @@ def options(arguments=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--depth", type=int, default=32, help="6n + 2; the paper has 32, 56 and 110")
+    add("--depth", type=int, default=32, help="6n + 2; the paper uses 32, 56 and 110")
     add("--keep", type=float, nargs="+", default=[0.15, 0.1, 0.05, 0.03])
-    add("--macs", type=float, nargs="*", default=[], help="LC of filters to these fractions of multiply-adds")
-    add("--epochs", type=int, default=40, help="of each pruning")
+    add(
+        "--macs",
+        type=float,
+        nargs="*",
+        default=[],
+        help="prunes filters by LC to these fractions of the multiply-adds",
+    )
+    add("--epochs", type=int, default=40, help="epochs of each pruning run")
     add("--reference-epochs", type=int, default=40)
-    add("--reference", type=Path, help="its weights, a .weights.h5: read, or trained and written there")
-    add("--schedule", choices=("cosine", "steps"), default="cosine", help="of the learning rate")
+    add(
+        "--reference",
+        type=Path,
+        help="the reference's weights, a .weights.h5 file: read if it exists, else trained and written there",
+    )
+    add("--schedule", choices=("cosine", "steps"), default="cosine", help="schedule of the learning rate")
     add("--learning-rate", type=float, default=0.1)
-    add("--samples", type=int, default=50_000, help="trains on the first so many images only")
-    add("--test-samples", type=int, default=10_000, help="measures on the first so many only")
+    add("--samples", type=int, default=50_000, help="trains only on the first SAMPLES images")
+    add("--test-samples", type=int, default=10_000, help="measures only on the first TEST_SAMPLES images")
     add(
         "--long-steps",
         action="store_true",
         help="L steps of 20 epochs with a fresh optimizer and "
         "μ = 9e-5 · 1.1^i, as in the authors' code for LeNet-300; needs hundreds of epochs",
     )
-    add("--mixed-precision", action="store_true", help="float16 on a GPU, bfloat16 on a processor")
-    add("--queue", action="store_true", help="waits until the runs end that were queued before")
+    add("--mixed-precision", action="store_true", help="float16 on a GPU, bfloat16 on a CPU")
+    add("--queue", action="store_true", help="waits until the runs queued before this one end")
     add("--reduced", action="store_true", help=f"a small case for CPUs: {REDUCED}")
     add("--seed", type=int, default=0)
-    add("--output", type=Path, help="outputs/resnet and the depth by default")
+    add("--output", type=Path, help="default: outputs/resnetDEPTH")
     parser.set_defaults(**(REDUCED if parser.parse_args(arguments).reduced else {}))
     args = parser.parse_args(arguments)
     args.output = args.output or Path(f"outputs/resnet{args.depth}")
@@ -368,7 +382,7 @@ def options(arguments=None):
 
 @contextlib.contextmanager
 def prepared(args):
-    """Sets the precision and waits for this run's turn. A turn ends with its process, however that ends."""
+    """Sets the precision and waits for this run's turn, which ends with its process, however that ends."""
     if args.mixed_precision:
         half = "float16" if tf.config.list_physical_devices("GPU") else "bfloat16"
         keras.mixed_precision.set_global_policy(f"mixed_{half}")

@@ -1,10 +1,11 @@
-"""What to keep, sought in three ways: `lc_keras.smallest`, KerasTuner, and scikit-learn's grid search.
+"""Searches for what to keep in three ways: `lc_keras.smallest`, KerasTuner, and scikit-learn's grid search.
 
     python -m examples.search_keep    # scikit-learn's digits, some minutes
     python -m examples.search_keep --ways smallest --epochs 30
 
-Each looks for the smallest part of the weights at which a small net is at most half a point worse. KerasTuner
-tries what its oracle proposes, and scikit-learn crosses validation sets; both take LC as any other callback.
+Each looks for the smallest fraction of the weights with which a small net is at most half a point worse.
+KerasTuner tries what its oracle proposes, and scikit-learn cross-validates; both take LC like any other
+callback.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from examples import data, digits
 
 
 def compiled(weights=None):
-    """Builds the net of `examples.digits`, with the weights of another one."""
+    """Builds and compiles the net of `examples.digits`, optionally with the weights of another."""
     model = digits.build()
     model.compile(
         keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True),
@@ -32,7 +33,7 @@ def compiled(weights=None):
 
 
 def smallest(reference, train, validation, args):
-    """By bisection, each run from the weights of the one before."""
+    """Searches by bisection; each run starts from the best net that was found before."""
 
     def fit(model, callbacks):
         batches = data.batches(train, 32, seed=args.seed)
@@ -52,7 +53,7 @@ def smallest(reference, train, validation, args):
 
 
 def keras_tuner(reference, train, validation, args):
-    """By what KerasTuner proposes: what is kept, and 1 more for each point that is missing."""
+    """Searches with KerasTuner for the least fraction kept, plus 1 for each point of accuracy missing."""
     import keras_tuner
 
     weights, asked = reference.get_weights(), accuracy(reference, validation) - args.within
@@ -76,7 +77,7 @@ def keras_tuner(reference, train, validation, args):
 
 
 def scikit_learn(reference, train, validation, args):
-    """By a grid, on three splits of the training data."""
+    """Searches a grid, on three splits of the training data."""
     from sklearn.model_selection import GridSearchCV
 
     def build(X, y):
@@ -103,7 +104,7 @@ WAYS = {"smallest": smallest, "keras-tuner": keras_tuner, "scikit-learn": scikit
 
 
 def accuracy(model, part):
-    """Returns the part of the images that a model gets right."""
+    """Returns the fraction of the images that a model gets right."""
     images, labels = part
     return float(np.mean(np.argmax(keras.ops.convert_to_numpy(model(images)), axis=-1) == labels))
 
@@ -115,7 +116,7 @@ def main():
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--within", type=float, default=0.005, help="how much accuracy may be lost")
     parser.add_argument("--trials", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=20, help="of each trial")
+    parser.add_argument("--epochs", type=int, default=20, help="epochs of each trial")
     parser.add_argument("--reference-epochs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("outputs/search_keep"))

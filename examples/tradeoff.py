@@ -1,4 +1,4 @@
-"""Error against what is kept: measured, tabulated, plotted, saved."""
+"""Measures, tabulates, plots and saves error against what is kept."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -11,14 +11,14 @@ import lc_keras
 
 @dataclass(frozen=True)
 class Point:
-    """One model on the trade-off.
+    """One model's point on the trade-off.
 
     Attributes:
-        method: String, how it was made: one curve of the plot.
-        density: Float, the fraction of its kernels' weights that is kept.
-        kept: Int, how many that is.
-        kilobytes: Float, the size of all its parameters, compressed.
-        error: Float, % of the test (or validation) images it gets wrong.
+        method: String, how the model was made; each method is one curve of the plot.
+        density: Float, the fraction of the kernels' weights that is kept.
+        kept: Int, the number of these weights that are kept.
+        kilobytes: Float, the size of all the model's parameters, compressed.
+        error: Float, the % of the test (or validation) images that the model gets wrong.
     """
 
     method: str
@@ -29,13 +29,13 @@ class Point:
 
 
 def outputs(model, images, size=1000):
-    """Returns the model's outputs for an array of images, some of them at a time."""
+    """Returns the model's outputs for an array of images, computed `size` at a time."""
     parts = [model(images[i : i + size]) for i in range(0, len(images), size)]
     return np.concatenate([keras.ops.convert_to_numpy(part) for part in parts])
 
 
 def measure(method, model, part):
-    """Counts a model's weights and its errors on `part`, images and labels."""
+    """Counts a model's weights and its errors on `part`, a tuple of images and labels."""
     images, labels = part
     report = lc_keras.report(model)
     error = 100 * float(np.mean(np.argmax(outputs(model, images), axis=-1) != labels))
@@ -43,7 +43,7 @@ def measure(method, model, part):
 
 
 def table(points, measured_on="test"):
-    """Returns the points as an aligned text."""
+    """Returns the points as an aligned text table."""
     lines = [f"{'':30}{'density':>10}{'kept':>10}{'kB':>10}{measured_on + ' error':>18}"]
     lines += [
         f"{p.method:30}{100 * p.density:>8.2f} %{p.kept:>10,}{p.kilobytes:>10,.1f}{p.error:>16.2f} %"

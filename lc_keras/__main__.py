@@ -21,7 +21,7 @@ _EXAMPLES = """examples:
   lc-keras export pruned.keras digits.tflite
 """
 
-# The options of `export` that are for one kind of target, by the argument they become.
+# The options of `export` for one kind of target only, by the argument they become.
 _FOR_SAVED_MODEL = {
     "version": "--version",
     "storage": "--storage",
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: List of strings. `None` (default): those of the process.
 
     Returns:
-        Int, the exit status: 0, or 1 if the model or a path was not what was expected.
+        Int, the exit status: 0, or 1 if the model or a path was not as expected.
     """
     args = _parser().parse_args(arguments)
     try:
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _with_options(text: str) -> str:
-    """Return what is said of arguments of functions as it is said of options."""
+    """Return a message about function arguments, reworded for command-line options."""
     for name, option in _OPTIONS.items():
         text = re.sub(rf"\b{name}=True\b|`{name}`", option, text)
         text = re.sub(rf'\b{name}="(\w+)"', rf"{option} \1", text)
@@ -63,7 +63,7 @@ def _with_options(text: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lc-keras",
-        description="Say what pruning left of a Keras model, and write it as small as it is.",
+        description="Show what pruning left of a Keras model, and write it as small as pruning made it.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -73,31 +73,33 @@ def _parser() -> argparse.ArgumentParser:
         "report",
         help="show what is left of a model, variable by variable",
         description="Show what is left of a model, variable by variable: how many weights are not zero, "
-        "what they take to store and to multiply by.",
+        "and what it takes to store them and to multiply by them.",
     )
     report.add_argument("model", help="a .keras file, or the directory of a SavedModel written by export")
     report.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    report.add_argument("--plot", metavar="FILE", help="draw the kept fraction by layer into this image too")
+    report.add_argument(
+        "--plot", metavar="FILE", help="also plot the kept fraction of each layer to this image file"
+    )
     report.set_defaults(run=_report)
 
     shrunk = commands.add_parser(
         "shrink",
-        help="take the dead neurons and filters out of a model",
+        help="remove the dead neurons and filters from a model",
         description="Write a smaller model that computes the same, without the dead neurons and filters.",
     )
     shrunk.add_argument("model", help="a .keras file, Functional or Sequential")
     shrunk.add_argument("target", help="the .keras file to write")
     shrunk.add_argument("--overwrite", action="store_true", help="replace what is there")
     shrunk.add_argument(
-        "--batch-size", type=int, metavar="N", help="show the time of a batch of N, before and after, too"
+        "--batch-size", type=int, metavar="N", help="also show the time of a batch of N, before and after"
     )
     shrunk.set_defaults(run=_shrink)
 
     export = commands.add_parser(
         "export",
-        help="write a model for TensorFlow Serving, or for LiteRT",
+        help="write a model for TensorFlow Serving or LiteRT",
         description="Write a .keras model as a SavedModel for TensorFlow Serving, with its zeros packed, "
-        "or as a LiteRT file if the target ends in .tflite. Nothing is overwritten unless asked for.",
+        "or as a LiteRT file if the target ends in .tflite. Nothing is overwritten unless you ask for it.",
     )
     export.add_argument("model", help="a .keras file")
     export.add_argument("target", help="the directory of the SavedModel, or a file that ends in .tflite")
@@ -108,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_version,
         metavar="next|N",
         help="the target is a model's base directory: write its next version, or version N "
-        "(default: next, if the target holds versions already)",
+        "(default: next, if the target already holds versions)",
     )
     saved_model.add_argument(
         "--storage",
@@ -118,8 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     saved_model.add_argument(
         "--compute",
         choices=("auto", "dense", "sparse"),
-        help="how dense layers multiply: by all weights, by those that are not zero, "
-        "or whichever a measured rule says is faster (default: auto)",
+        help="how dense layers multiply: dense, by all weights; sparse, by those that are not zero; "
+        "auto, sparse where a measured rule promises a clear gain (default: auto)",
     )
     saved_model.add_argument(
         "--expected-batch",
@@ -133,13 +135,14 @@ def _parser() -> argparse.ArgumentParser:
         dest="values",
         action="store_const",
         const="float16",
-        help="store values in half precision, half the bytes",
+        help="store the values of matrices and kernels in half precision",
     )
     saved_model.add_argument(
         "--litert",
         action="store_true",
         default=None,
-        help="write model.tflite beside it, for tensorflow_model_server --prefer_tflite_model",
+        help="also write model.tflite beside the SavedModel, for "
+        "tensorflow_model_server --prefer_tflite_model",
     )
     litert = export.add_argument_group("for LiteRT")
     litert.add_argument("--quantize", choices=("float16", "int8"), help="store weights in fewer bits")
@@ -147,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         dest="representative_data",
         metavar="FILE.npy",
-        help="examples of the model's input, which --quantize int8 needs",
+        help="sample inputs of the model, which --quantize int8 needs",
     )
     export.set_defaults(run=_export)
 
@@ -155,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--unsafe",
             action="store_true",
-            help="load Lambda layers too: they run code from the file, so trust its author",
+            help="also load Lambda layers; they run code from the file, so you must trust its author",
         )
     return parser
 
@@ -204,7 +207,7 @@ def _export(args: argparse.Namespace) -> None:
     try:
         print(_with_options(str(export(_load(args), args.target, overwrite=args.overwrite, **options))))
     except tf.errors.OpError as error:
-        # As of a directory that cannot be made: TensorFlow has errors of its own for it.
+        # TensorFlow raises its own errors, for example if a directory cannot be made.
         raise OSError(error.message) from error
 
 
@@ -214,7 +217,7 @@ def _load(args: argparse.Namespace, what: str = "a .keras file") -> "keras.Model
     why = ""
     if not os.path.isfile(args.model):
         why = "is a directory" if os.path.isdir(args.model) else "does not exist"
-    # Keras goes by the name, and its safe mode is for this format.
+    # Keras goes by the file name, and its safe mode is for this format.
     elif not (args.model.endswith(".keras") and zipfile.is_zipfile(args.model)):
         is_lite = args.model.endswith(".tflite")
         why = "is a LiteRT file: take the model that it was made from" if is_lite else "is none"

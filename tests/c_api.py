@@ -1,4 +1,4 @@
-"""Runs a SavedModel through TensorFlow's C API: the loader of the model server, no Python graph code."""
+"""Runs a SavedModel through TensorFlow's C API: the model server's loader, without Python graph code."""
 
 import ctypes
 import glob

@@ -1,4 +1,4 @@
-"""What every test file shares: a quiet TensorFlow, several devices, seeds, and MNIST where it is at hand."""
+"""What every test file shares: a quiet TensorFlow, several devices, seeds, and MNIST where available."""
 
 import gc
 import os
@@ -20,21 +20,22 @@ from tensorflow.python import pywrap_tfe
 from lc_keras.algorithm.lagrangian import Lagrangian
 from lc_keras.export import converter
 
-# One that the machine has, and two in the place of accelerators.
+# One device that the machine has, and two that stand in for accelerators.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 3
 )
-# Graphs this small run a few times each: to optimize them takes longer than that gains. Programs that tests
+# Graphs this small run a few times each: optimizing them takes longer than it saves. Programs that tests
 # start in processes of their own have TensorFlow as it is.
 tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-# A new seed has TensorFlow forget all kernels, so that random ones with a state begin anew. To make them
-# again took a quarter of the time of all tests. Keras' random numbers, which tests use, have no such state.
+# A new seed makes TensorFlow forget all kernels, so that random kernels with a state begin anew. Making the
+# kernels again took a quarter of the time of all tests. Keras' random numbers, which tests use, have no such
+# state.
 pywrap_tfe.TFE_ContextClearCaches = lambda context: None
 
 
 @pytest.fixture
 def gpus():
-    """The names of the GPUs; what is marked `gpu` and does not ask for them runs there by itself."""
+    """The names of the GPUs; tests that are marked `gpu` and do not ask for them run there by themselves."""
     names = [device.name.removeprefix("/device:") for device in tf.config.list_logical_devices("GPU")]
     return names or pytest.skip("no GPU")
 
@@ -46,7 +47,7 @@ def seed():
 
 
 class ConverterHere:
-    """A converter in this process, which need not import TensorFlow once more."""
+    """A converter in this process, which need not import TensorFlow again."""
 
     returncode = 0
 
@@ -76,7 +77,7 @@ def converter_here(request, monkeypatch):
 
 @pytest.fixture
 def lagrangians(monkeypatch):
-    """A list to which each `Lagrangian` of the test adds itself as it is made, without being kept alive."""
+    """A list to which each `Lagrangian` of the test adds itself when it is made, without being kept alive."""
     made, init = [], Lagrangian.__init__
 
     def recorded(self, *args, **options):
@@ -95,7 +96,7 @@ def mnist_dir():
 
 @pytest.fixture(scope="session")
 def cifar10_dir():
-    """As `mnist_dir`, of CIFAR-10."""
+    """Like `mnist_dir`, for CIFAR-10."""
     return _prepared("cifar10")
 
 
@@ -115,7 +116,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.parent.name in ON_GPU:
             item.add_marker("gpu")
-    # Those of no room are the longest; begun last, one of them would keep a single processor busy.
+    # Tests outside any room are the longest; started last, one of them would keep a single processor busy.
     items.sort(key=lambda item: item.path.parent != HERE)
 
 
@@ -130,10 +131,10 @@ def pytest_runtest_teardown():
 
 
 def _free_garbage():
-    """Frees what nothing uses any more; what is in use is not looked through again.
+    """Frees what nothing uses any more; what is in use is not searched again.
 
-    Freeing the graphs of many tests at once takes TensorFlow time out of proportion: left to Python, tests
-    stood still for a minute now and then, a third of the time of all.
+    TensorFlow takes disproportionately long to free the graphs of many tests at once: when this was left to
+    Python, tests stalled for a minute now and then, a third of their total time.
     """
     gc.collect()
     gc.freeze()
@@ -141,7 +142,7 @@ def _free_garbage():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc):
-    """Takes the addresses out of tests' names, which processes run in parallel compare."""
+    """Removes the addresses from test names, which processes that run in parallel compare."""
     for mark in metafunc.definition.iter_markers("parametrize"):
         name = mark.kwargs.get("ids")
         if callable(name):

@@ -15,13 +15,13 @@ rng = np.random.default_rng(0)
 X = rng.normal(size=(8 * BATCHES, 6)).astype("float32")
 Y = np.argmax(X @ rng.normal(size=(6, 3)), axis=1)
 XENT = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-# As batches, of which Keras traces no slices.
+# As batches, so that Keras traces no slices.
 DATA = tf.data.Dataset.from_tensor_slices((X, Y)).batch(8)
 LIKE_ARRAYS = {"epochs", "initial_epoch", "verbose", "validation_data", "validation_freq"}
 
 
 def net(optimizer=None, dtype=None, kind=keras.Sequential, regularizer=None, **options):
-    """A model that has the same weights in each call; its L step is 2 batches by default."""
+    """A model that has the same weights at each call; its L step is 2 batches by default."""
     keras.utils.set_random_seed(1)
     layers = [
         keras.Input((6,)),
@@ -34,7 +34,7 @@ def net(optimizer=None, dtype=None, kind=keras.Sequential, regularizer=None, **o
 
 
 def lc(**options):
-    """LC with L steps of two batches, but for what is given."""
+    """LC with L steps of two batches, unless options say otherwise."""
     return LearningCompression(L0Constraint(KEPT), **({"mu": RANGE, "epochs_per_step": 0.25} | options))
 
 
@@ -53,7 +53,7 @@ def kernels(model):
 
 
 def loss(model):
-    """The loss of the data, without a graph."""
+    """The loss on the data, without a graph."""
     return float(model.compute_loss(X, Y, model(X)))
 
 
@@ -126,7 +126,7 @@ def zero(variable, units, axis=-1):
 
 
 def kill(layer, units):
-    """Zeroes units of a layer with all that makes them."""
+    """Zeroes units of a layer, with all the weights that make them."""
     for variable in layer.trainable_weights:
         zero(variable, units, -2 if "Depthwise" in type(layer).__name__ and variable.name == "kernel" else -1)
 

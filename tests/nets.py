@@ -1,4 +1,4 @@
-"""Nets built at random out of the layers that units can be followed through, with dead units in them."""
+"""Random nets of the layers that units can be followed through, with dead units in them."""
 
 import keras
 import numpy as np
@@ -13,7 +13,7 @@ class Builder:
     """Puts together a graph, layer by layer, as `choose` decides.
 
     Args:
-        choose: Function of a list, that picks one of its elements.
+        choose: Function that takes a list and picks one of its elements.
     """
 
     def __init__(self, choose):
@@ -239,17 +239,17 @@ class Builder:
 
 
 def model(data):
-    """A model with weights at random, some of its units dead, as hypothesis' `data` has it."""
+    """A model with random weights, some of its units dead, as drawn from hypothesis' `data`."""
     built = Builder(lambda options: data.draw(st.sampled_from(options))).build()
     randomize(built, data.draw(st.integers(0, 999)))
     return built
 
 
 def randomize(model, seed):
-    """Weights at random; of many layers, those into some units are zero, as are some biases, scales and
+    """Sets random weights; in many layers, those into some units are zero, as are some biases, scales and
     shifts.
 
-    Layers of the same width often lose the same units, so that tied ones die together.
+    Layers of the same width often lose the same units, so that tied units die together.
     """
     generator = np.random.default_rng(seed)
     dead = {}

@@ -1,4 +1,4 @@
-"""Models of kinds that nobody tuned for come through a compression whole."""
+"""Models of kinds that nobody tuned for survive a compression intact."""
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ def reloader():
         yield process
 
 
-# Like others in the list, or in a tiny pass of `any_model`.
+# These are like others in the list, or are in a tiny pass of `any_model`.
 SLOW = {
     *(kinds.nested_three_deep, kinds.shared_weights, kinds.lora_alone, kinds.lstm_tagger),
     *(kinds.u_net, kinds.transformer, kinds.gan),

@@ -1,4 +1,4 @@
-"""Each benchmark, once through with little of everything."""
+"""Each benchmark, run once with little of everything."""
 
 import importlib
 import json
@@ -20,9 +20,9 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = """
 serving.milliseconds serving.saved_model training.l_step
 """
-# Their trainings are those of tests of `fit`.
+# Tests of `fit` cover their training.
 UNTRAINED = "training.automatic_mu training.error training.step_length training.tune"
-# Of what the library does in them, a test of its own tells.
+# What the library does in them has a test of its own.
 SLOW = """
 robustness.any_model robustness.kill serving.on_device serving.shrink serving.writing
 training.c_step training.error training.neurons training.resnet training.sizes training.smallest
@@ -236,7 +236,7 @@ def test_a_strength_is_found_in_few_runs(slope, target):
         points.append((value, kept(value)))
         assert len(points) <= 6
     assert strength.propose([(1e-4, 0.5), (1e-4 * 10 ** (-slope), 0.6)], target, 1e-5, slope) is None
-    # What is kept goes up and down: the point between was tried and is no nearer.
+    # What is kept goes up and down: the point in between was tried and is no nearer.
     above, below = (1e-4, 2 * target), (1e-4 * 4 ** (-slope), target / 2)
     between = (strength.propose([above, below], target, 1e-5, slope), target / 4)
     assert strength.propose([above, below, between], target, 1e-5, slope) is None
@@ -258,7 +258,7 @@ def test_the_best_settings_have_the_least_mean_error():
         for percent in errors
     ]
     assert error.best_settings(rows, "a", "sgd", 0.01) == {"LC": {"rate": 0.5}}
-    # Of two budgets the nearer one, as a ratio.
+    # The nearer of two budgets, as a ratio.
     assert error.best_settings(rows, "a", "sgd", 0.03) == {"LC": {"rate": 0.5}}
     assert error.best_settings(rows, "a", "sgd", 0.04) == {"LC": {"rate": 1.0}}
 
@@ -267,7 +267,7 @@ def test_the_two_weights_of_the_picture_end_on_the_better_axis():
     w, theta = pictures.pulled()
     assert theta[0, 1] == 0 and theta[-1, 0] == 0
     assert w[-1].tolist() == pytest.approx(theta[-1].tolist(), abs=0.01)
-    # Along each axis the loss is least where its gradient is 0.
+    # Along each axis, the loss is least where its gradient is 0.
     best = [pictures.HESSIAN[i] @ pictures.BEST / pictures.HESSIAN[i, i] for i in range(2)]
     losses = [float(pictures.loss(np.float32(point))) for point in ([best[0], 0], [0, best[1]])]
     assert losses[1] < losses[0] and theta[-1, 1] == pytest.approx(best[1], abs=0.02)

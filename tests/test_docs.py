@@ -100,7 +100,7 @@ def test_the_cost_that_contributors_are_shown_works():
 
 
 def missing(page, text):
-    """The files, links and modules that a page names and that are not there."""
+    """The files, links and modules that a page names but that do not exist."""
     for path in re.findall(r"`((?:benchmarks|docs|examples|lc_keras|tests)/[\w./-]*)", text):
         if not (ROOT / path).exists():
             yield path

@@ -1,4 +1,4 @@
-"""Each example, once through with little of everything."""
+"""Each example, run once with little of everything."""
 
 import contextlib
 import importlib

@@ -24,7 +24,7 @@ ROOT = Path(lc_keras.__file__).parent
 
 
 class Counting:
-    """An object whose method is compiled, as each `fit` makes one."""
+    """An object with a compiled method, like those each `fit` makes."""
 
     def __init__(self):
         self.traces = 0
@@ -134,7 +134,7 @@ def parsed(path):
 
 
 def private_names(path):
-    """The private names that a file has behind a dot, or as strings, but for those that are the library's."""
+    """The private names that a file has after a dot or as strings, except the library's own."""
     own, inherited, nodes = defined(path), everywhere_defined(), parsed(path)
     middles = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values[1:]}
     for node in nodes:
@@ -150,7 +150,7 @@ def private_names(path):
 
 
 def defined(path):
-    """The private names that the functions, classes and objects of a file are given in it."""
+    """The private names that a file gives to its functions, classes and objects."""
     names = set()
     for node in parsed(path):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
@@ -167,7 +167,7 @@ def everywhere_defined():
     return set().union(*map(defined, ROOT.rglob("*.py")))
 
 
-# Where each private name that `lc_keras/internals` uses is to be found.
+# Where each private name that `lc_keras/internals` uses can be found.
 def distributed_iterator():
     strategy = tf.distribute.MirroredStrategy(["CPU:1", "CPU:2"])
     return iter(strategy.experimental_distribute_dataset(tf.data.Dataset.range(4).batch(2)))
@@ -316,7 +316,7 @@ def test_the_values_of_a_variable_without_a_copy(dtype):
     assert view.dtype == variable.numpy().dtype and np.array_equal(view, np.eye(3).astype(view.dtype))
     assert view.flags.owndata == (dtype == "bfloat16")
     variable.assign(np.ones((3, 3)))
-    assert np.array_equal(view, np.eye(3).astype(view.dtype))  # which others may hold
+    assert np.array_equal(view, np.eye(3).astype(view.dtype))  # others may hold it
 
 
 @pytest.mark.parametrize("inside", [False, True])
@@ -339,7 +339,7 @@ def test_every_private_name_is_listed():
     assert found - {"_lc_keras_variables"} == set(OWNERS)
 
 
-# Those of KerasHub are in a file of their own.
+# The private names of KerasHub are in a file of their own.
 PATHS = [path for path in ROOT.rglob("*.py") if "internals" not in path.parts and path.name != "keras_hub.py"]
 
 

@@ -54,7 +54,7 @@ def test_the_best_of_the_others_is_that_of_the_means_and_seeds_are_averaged():
 
 
 def test_what_is_chance_between_three_seeds_is_no_lag():
-    lags = (2.0, -1.0, 1.1)  # 0.7 in the mean, with a standard error of 0.89
+    lags = (2.0, -1.0, 1.1)  # 0.7 on average, with a standard error of 0.89
     (result,) = of(*(case(5 + lag, 90, 8, 5, seed=seed) for seed, lag in enumerate(lags)))
     assert result.by_chance == pytest.approx(2 * np.std(lags, ddof=1) / 3**0.5)
     assert result.is_within

@@ -20,7 +20,7 @@ SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*
 
 
 class Trap:
-    """What runs a command when it is unpickled."""
+    """An object that runs a command when it is unpickled."""
 
     def __init__(self, command):
         self.command = command
@@ -31,7 +31,7 @@ class Trap:
 
 @pytest.fixture
 def marker(tmp_path):
-    """A path that is there once some code of a file has run."""
+    """A path that exists once code from a file has run."""
     yield tmp_path / "ran"
     assert not (tmp_path / "ran").exists()
 
@@ -45,7 +45,7 @@ def files(folder):
 
 
 def forbidden(tree):
-    """What in a source file loads objects or code from data."""
+    """Yields whatever in a source file loads objects or code from data."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]

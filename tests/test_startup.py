@@ -1,4 +1,4 @@
-"""That the package quiets TensorFlow as a program, and leaves it alone as it is imported."""
+"""The package quiets TensorFlow when run as a program, and leaves it alone when imported."""
 
 import sys
 

@@ -1,1 +1,1 @@
-"""Other libraries; each script but `peer` runs in an environment of its own."""
+"""Other libraries; each script except `peer` runs in an environment of its own."""

@@ -1,6 +1,6 @@
-"""PQuantML on Keras 3, by the methods that are told what fraction of each layer to remove.
+"""PQuantML on Keras 3, with the methods that are told what fraction of each layer to remove.
 
-PDP prunes by a soft mask that hardens. Wanda prunes once, by magnitude times the size of the inputs, and
+PDP prunes with a soft mask that hardens. Wanda prunes once, by magnitude times the size of the inputs, and
 trains what is left. `peer.run` calls this with the interpreter of an environment of its own; it prints one
 line of json.
 """
@@ -17,13 +17,13 @@ from pquant.core.keras.train import PQuantCallback
 from benchmarks.nets import NETS
 from examples import tradeoff
 
-# The shares that the library's own configuration of PDP gives: of 120 epochs the last 20 train what is left,
-# and of the 100 before, 67 prune more in each.
+# The shares in the library's own configuration of PDP: the last 20 of 120 epochs train what is left; of the
+# 100 before, 67 each prune more.
 TUNED, PRUNED_MORE = 20 / 120, 67 / 100
 
 
 def functional(model):
-    """The layers of a Sequential model with an input layer among them, which PQuantML expects."""
+    """Returns the layers of a Sequential model with an input layer among them, as PQuantML expects."""
     inputs = outputs = keras.Input(model.input_shape[1:])
     for layer in model.layers:
         outputs = layer(outputs)
@@ -63,7 +63,7 @@ def main():
         config = pquant.wanda_config()
         config.pruning_parameters.t_start_collecting_batch = 0
         config.pruning_parameters.t_delta = options.seen
-        # Budgets that the layers share: with them the method fails inside `fit` on TensorFlow.
+        # With budgets that the layers share, the method fails inside `fit` on TensorFlow.
         config.pruning_parameters.calculate_pruning_budget = False
     config.pruning_parameters.sparsity = 1 - options.keep
     config.quantization_parameters.enable_quantization = False

@@ -1,6 +1,6 @@
 """TensorFlow's own toolkit on legacy Keras: gradual magnitude pruning, the same fraction of each layer.
 
-`peer.run` calls it with the interpreter of an environment of its own; it prints one line of json.
+`peer.run` calls this with the interpreter of an environment of its own; it prints one line of json.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from examples import data
 
 
 def legacy(model):
-    """The layers of a Keras 3 model, once more in legacy Keras."""
+    """Returns the layers of a Keras 3 model, rebuilt in legacy Keras."""
     layers = [tf_keras.layers.InputLayer(model.input_shape[1:])]
     for layer in model.layers:
         config = layer.get_config()
@@ -40,7 +40,7 @@ def main():
     parser.add_argument("--weight_decay", type=float)
     parser.add_argument("--clip_norm", type=float)
     parser.add_argument("--label_smoothing", type=float, default=0.0)
-    parser.add_argument("--until", type=float, default=0.75, help="share of the run that the removing takes")
+    parser.add_argument("--until", type=float, default=0.75, help="share of the run that removes weights")
     parser.add_argument("--validation", action="store_true")
     options = parser.parse_args()
 

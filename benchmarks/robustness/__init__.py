@@ -1,1 +1,1 @@
-"""Models, interruptions and settings that nobody tuned for: what comes through whole."""
+"""Models, interruptions and settings that nobody tuned for: what comes through intact."""

@@ -3,12 +3,12 @@
     python -m benchmarks.robustness.any_model --only ResNet
     python -m benchmarks.robustness.any_model --output any_model.json --docs docs/models.md
 
-Every builder in `keras.applications`, with random weights and small images, and the kinds in
-`kinds.py`. Each is attached, goes through two short L steps, must then keep its budget with w = θ
-and nothing of lc_keras on it, is saved, and reloaded in a process without lc_keras, where its
-outputs must be the same. So go models of KerasHub (`hub.py`), of the smallest configurations. These
-are exported, too, and called in that process, then lose half of their neurons, and are shrunk,
-saved and reloaded.
+The models are those of every builder in `keras.applications`, with random weights and small images,
+and the kinds in `kinds.py`. LC is attached to each model, and two short L steps follow. The model
+must then keep its budget with w = θ and nothing of lc_keras on it. It is saved and reloaded in a
+process without lc_keras, where its outputs must be the same. Models of KerasHub (`hub.py`), in the
+smallest configurations, go through the same. They are also exported and called in that process; then
+they lose half of their neurons, and are shrunk, saved and reloaded.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from benchmarks.robustness.reload import Reloader
 from lc_keras.algorithm.tasks import bind_tasks
 
 KEEP = 0.3
-# Of what is computed in another order, relative to the largest output.
+# For what is computed in another order, relative to the largest output.
 TOLERANCE = 1e-4
 # Keras' smallest images, from small to large: each builder takes the first that fits.
 SIZES = (32, 71, 75, 96, 224)
@@ -62,7 +62,7 @@ def builders():
 
 
 def application(builder):
-    """A model of ten classes from a builder, with the smallest images that it takes, as a `Kind`.
+    """Returns a model of ten classes from a builder, with the smallest images that it takes, as a `Kind`.
 
     Args:
         builder: Function of `keras.applications`.
@@ -77,7 +77,7 @@ def application(builder):
         except ValueError as error:
             if size == SIZES[-1]:
                 raise error
-    # Normalised over two examples of one pixel, gradients have no bound.
+    # With normalisation over two examples of one pixel, gradients have no bound.
     optimizer = keras.optimizers.SGD(1e-3, global_clipnorm=1.0)
     model.compile(optimizer, "sparse_categorical_crossentropy")
     random = np.random.default_rng(0)
@@ -86,7 +86,7 @@ def application(builder):
 
 
 def survives(kind, reloader, folder):
-    """Compresses a model in two L steps, and checks all that should hold thereafter.
+    """Compresses a model in two L steps, and checks everything that should hold afterwards.
 
     Args:
         kind: `Kind`.
@@ -135,7 +135,7 @@ def survives(kind, reloader, folder):
 
 
 def serves(kind, reloader, folder):
-    """Reports and exports a model that `survives`, and takes half of its neurons out; checked as there."""
+    """Reports on and exports a model that `survives`, and takes out half of its neurons; checked alike."""
     model, x = kind.model, kind.x
     report = lc_keras.report(model)
     expect(report.density < 1, f"{report.density} of the kernels is left")
@@ -158,7 +158,7 @@ def serves(kind, reloader, folder):
 
 
 def outputs_of(model, x):
-    """The outputs of a model for all examples, in a list."""
+    """Returns the outputs of a model for all examples, in a list."""
     outputs = model(keras.tree.map_structure(keras.ops.convert_to_tensor, x), training=False)
     return list(map(keras.ops.convert_to_numpy, keras.tree.flatten(outputs)))
 
@@ -177,18 +177,18 @@ def described_as(model):
 
 
 def left_over(model):
-    """Where something of lc_keras can be reached from a model.
+    """Returns where something of lc_keras can be reached from a model.
 
     Args:
         model: `keras.Model`.
 
     Returns:
-        List of strings, the ways to it.
+        List of strings, the paths to it.
     """
     found, seen, todo = [], {id(model)}, [("model", model)]
     while todo:
         way, item = todo.pop()
-        # Of an object, the module of its class; of a function or a class, its own.
+        # For an object, the module of its class; for a function or a class, its own.
         if "lc_keras" in (_package(item), _package(type(item))):
             found.append(way)
             continue
@@ -226,7 +226,7 @@ def _filled(cell):
 
 
 def _available():
-    """The bytes of memory that are free, or infinity where that is not known."""
+    """Returns the bytes of memory that are free, or infinity if that is not known."""
     try:
         text = Path("/proc/meminfo").read_text()
     except OSError:
@@ -260,7 +260,7 @@ def row_of(name, build, reloader):
 
 
 def models():
-    """Returns a dict from the name of each model to what builds it, as a `Kind`."""
+    """Returns a dict from the name of each model to a function that builds it, as a `Kind`."""
     kinds = {kind.__name__.replace("_", " "): kind for kind in KINDS}
     with contextlib.suppress(ImportError):
         from benchmarks.robustness import hub
@@ -270,7 +270,7 @@ def models():
 
 
 def alone(name):
-    """The row of a model, from a process of its own: TensorFlow gives no memory back."""
+    """Returns the row of a model, from a process of its own: TensorFlow does not release memory."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(_row_of, name).result()

@@ -7,11 +7,11 @@ from benchmarks.robustness.nets import NETS
 from benchmarks.robustness.optimizers import OPTIMIZERS
 
 _FEWEST_IN_A_BATCH = 8
-# The fewer batches an epoch, the more epochs: else direct compression is all there can be.
+# The fewer batches in an epoch, the more epochs: otherwise only direct compression is possible.
 _EPOCHS = {1: 60, 5: 40, 25: 20, 100: 6, 400: 3}
-# Times the price of the centre: what is dearer comes last.
+# A factor of the price of the centre: cells that cost more come last.
 _DEAR = 3.0
-# What is chosen of all that two or more changes can be.
+# Chosen from all combinations of two or more changes.
 _PAIRS = (
     {"optimizer": "Adam", "rate": 0.1, "epochs": 20},
     {"optimizer": "Adam", "rate": 0.1, "batches": 5, "epochs": 40},
@@ -29,17 +29,17 @@ _PAIRS = (
 
 @dataclass(frozen=True)
 class Cell:
-    """A net and all that decides how it is pruned.
+    """A net and everything that decides how it is pruned.
 
     Attributes:
         net: String, of `NETS`.
         optimizer: String, of `OPTIMIZERS`.
-        rate: Float, times the usual rate.
+        rate: Float, a factor of the usual rate.
         schedule: String, of `SCHEDULES`.
-        batches: Int, batches an epoch.
+        batches: Int, the batches in an epoch.
         epochs: Int.
         keep: Float, the fraction to keep.
-        seed: Int, of the order of the batches and of all that is drawn.
+        seed: Int, for the order of the batches and all that is drawn.
     """
 
     net: str
@@ -53,12 +53,12 @@ class Cell:
 
     @classmethod
     def centre(cls, net):
-        """Returns the cell around which those of a `Net` lie."""
+        """Returns the cell around which the others of a `Net` lie."""
         return cls(net.name, net.optimizers[0], 1.0, "falling", net.batches, net.epochs, net.keep[0])
 
     @property
     def name(self):
-        """All that decides, such as `lenet300 SGD x0.1 falling 200x6 2% seed0`."""
+        """All that decides how the net is pruned, such as `lenet300 SGD x0.1 falling 200x6 2% seed0`."""
         return f"{self.of_all_seeds} seed{self.seed}"
 
     @property
@@ -71,7 +71,7 @@ class Cell:
 
     @property
     def setting(self):
-        """The optimizer and what else differs from the centre of the net, such as `Adam ×0.1, 3 epochs`."""
+        """The optimizer, and what else differs from the centre of the net, such as `Adam ×0.1, 3 epochs`."""
         middle = Cell.centre(NETS[self.net])
         epochs = f"{self.epochs} epochs"
         lengths = {
@@ -94,7 +94,7 @@ TINY = [
 
 
 def cells(seeds=(0,)):
-    """Returns the cells so that the first ones say most: nets take turns, what is dear comes last.
+    """Returns the cells, those that say most first: nets take turns, and costly cells come last.
 
     Args:
         seeds: Sequence of ints; all cells with the first one come first.
@@ -109,13 +109,13 @@ def cells(seeds=(0,)):
 
 
 def _price(cell):
-    """Returns the examples that a cell sees, times those of the centre."""
+    """Returns how many examples a cell sees, as a factor of the centre's."""
     net = NETS[cell.net]
     return cell.epochs * net.batch(cell.batches)[1] / (net.epochs * net.examples)
 
 
 def _of_net(net):
-    """Returns the cells of one net: what is varied takes turns."""
+    """Returns the cells of one net, in which the things that are varied take turns."""
     middle = Cell.centre(net)
     turns = itertools.zip_longest(*_varied(net, middle))
     found = [middle, *(cell for turn in turns for cell in turn if cell)]
@@ -123,7 +123,7 @@ def _of_net(net):
 
 
 def _varied(net, middle):
-    """Returns a list of cells for each thing that is varied, in each the most telling first."""
+    """Returns a list of cells for each thing that is varied, each with the most telling first."""
     other = replace(middle, optimizer=net.optimizers[1])
     both = middle, other
     return [

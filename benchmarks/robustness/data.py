@@ -1,7 +1,7 @@
-"""The data of the matrix: what TFDS prepared, what Python ships, and what is drawn from a seed.
+"""The data of the matrix: prepared by TFDS, shipped with Python, or drawn from a seed.
 
 Each function is called with a bool, whether to hold out training examples and measure on them, and
-returns two tuples of inputs and labels: to train on, and to measure on.
+returns two tuples of inputs and labels: one to train on, and one to measure on.
 """
 
 import os
@@ -18,14 +18,14 @@ def mnist(validation):
 
 
 def flat_mnist(validation):
-    """MNIST as `mnist`, as vectors less the mean of the training images."""
+    """The images of `mnist` as vectors, less the mean of the training images."""
     train, measured = mnist(validation)
     mean = train[0].mean(axis=0)
     return tuple(((images - mean).reshape(-1, 784), labels) for images, labels in (train, measured))
 
 
 def rows_of_mnist(validation):
-    """MNIST as `mnist`, as 14 rows of 14 pixels."""
+    """The images of `mnist` as 14 rows of 14 pixels."""
     return tuple((_halved(images)[..., 0], labels) for images, labels in mnist(validation))
 
 
@@ -35,7 +35,7 @@ def cifar10(validation):
 
 
 def small_cifar10(validation):
-    """CIFAR-10 as `cifar10`, of 16 × 16 pixels."""
+    """The images of `cifar10` with 16 × 16 pixels."""
     return tuple((_halved(images), labels) for images, labels in cifar10(validation))
 
 
@@ -60,9 +60,9 @@ def _halved(images):
 
 
 def text(validation):
-    """Python's description of its own language, cut into sequences; each is to name its next characters.
+    """Python's description of its own language, cut into sequences; the labels are the next characters.
 
-    The last sequences are held out, or measured on as the test.
+    The last sequences are held out, or are the test set.
     """
     from pydoc_data.topics import topics
 
@@ -77,7 +77,7 @@ def text(validation):
 
 
 def table(validation):
-    """Numbers and categories of which a random net makes classes; one label in twenty is drawn anew."""
+    """Numbers and categories that a random net turns into classes; one label in twenty is drawn anew."""
 
     def draw(count, seed):
         rng = np.random.default_rng(seed)
@@ -94,7 +94,7 @@ def table(validation):
 
 
 def shapes(validation):
-    """Noisy images with three discs and squares each, shape `(n, 32, 32, 1)`; a label for each pixel."""
+    """Noisy images with three discs or squares each, shape `(n, 32, 32, 1)`, and a label for each pixel."""
 
     def draw(count, seed, size=32):
         rng, grid = np.random.default_rng(seed), np.mgrid[:size, :size]

@@ -1,4 +1,4 @@
-"""Models of KerasHub of the smallest configurations, with random weights. Needs `pip install keras-hub`."""
+"""Models of KerasHub in the smallest configurations, with random weights. Needs `pip install keras-hub`."""
 
 import functools
 import inspect
@@ -47,7 +47,7 @@ BACKBONES = "Electra Bart T5 VGG".split()
 
 
 def kinds():
-    """Returns a dict from the name of each model to what builds it, as a `Kind`."""
+    """Returns a dict from the name of each model to a function that builds it, as a `Kind`."""
     heads = {f"{name}Classifier": {"num_classes": 3} for name in CLASSIFIERS}
     heads |= {f"{name}CausalLM": {"preprocessor": None} for name in DECODERS}
     heads |= {f"{name}Backbone": None for name in BACKBONES}
@@ -55,11 +55,11 @@ def kinds():
 
 
 def kind(name, head):
-    """A compiled model of KerasHub, with data.
+    """Returns a compiled model of KerasHub, with data.
 
     Args:
         name: String, its class.
-        head: Dictionary of the arguments beside the backbone, `None` if it is one.
+        head: Dictionary of the arguments besides the backbone; `None` if the model is a backbone.
 
     Returns:
         `Kind`.
@@ -87,7 +87,7 @@ def backbone(backbone_class):
 
 
 def values(tensor, random):
-    """Two examples of an input: images, tokens, or a mask or segments, all ones or zeros."""
+    """Returns two examples of an input: images, tokens, a mask of ones, or segments of zeros."""
     shape = (2, *(size or LENGTH for size in tensor.shape[1:]))
     if "token" in tensor.name:
         return random.integers(1, TOKENS, shape).astype("int32")

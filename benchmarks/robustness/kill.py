@@ -1,4 +1,4 @@
-"""Kills a training at random moments, starts it again until it ends, and compares the weights.
+"""Kills a training run at random moments, starts it again until it ends, and compares the weights.
 
 python -m benchmarks.robustness.kill          # 100 kills
 python -m benchmarks.robustness.kill --tiny   # three
@@ -36,7 +36,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=100, help="at least")
+    parser.add_argument("--kills", type=int, default=100, help="at least this many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tiny", action="store_true", help="three kills")
     parser.add_argument("--output", type=Path, default=None)
@@ -53,7 +53,7 @@ def main():
         durations = json.loads((folder / "whole" / "durations.json").read_text())
         plans = (plan(phase, generator, durations) for phase in itertools.cycle(PHASES))
         rows, count = [], collections.Counter()
-        # A kill may come late, when its phase is over: more of them, until each phase was hit.
+        # A kill may come late, when its phase is over: more follow until each phase has been hit.
         while count.total() < kills or len(count) < len(PHASES):
             planned = itertools.islice(plans, max(kills - count.total(), len(PHASES)))
             weights, killed = until_done(processes, folder / f"run_{len(rows)}", planned)
@@ -69,7 +69,7 @@ def main():
 
 
 def until_done(processes, folder, plans):
-    """Starts a training again and again until it is not killed."""
+    """Starts a training run again and again until it is not killed."""
     folder.mkdir()
     killed, phase = [], processes.Value("i", 0)
     while True:
@@ -84,12 +84,12 @@ def until_done(processes, folder, plans):
 
 
 class Moments(keras.callbacks.Callback):
-    """Knows the phase of a training, and kills it in the one that is planned.
+    """Knows the phase of a training run, and kills the run in the planned phase.
 
     Args:
-        planned: Tuple of a phase, how many of these are to begin first, and how many
-            seconds later to kill; or `None`.
-        phase: Shared int, which is the index of the phase.
+        planned: Tuple of a phase, how many times it is to begin, and how many seconds
+            after that to kill; or `None`.
+        phase: Shared int, the index of the phase.
     """
 
     def __init__(self, planned, phase):
@@ -158,7 +158,7 @@ def train(folder, planned, phase):
 
 
 def plan(phase, generator, durations):
-    """When to kill: somewhere in the given phase."""
+    """Returns when to kill: somewhere in the given phase."""
     seconds = durations.get(phase, 0.003)
     return phase, generator.randint(1, MOST[phase]), generator.uniform(0, seconds)
 

@@ -17,11 +17,12 @@ class Kind:
         model: Compiled `keras.Model`.
         x: Its inputs, an array or a dictionary of arrays.
         y: Its targets, or `None`.
-        compressed: What of the model is compressed: a layer of it, or `None`, the default kernels.
-        shipped: The `keras.Model` that is saved, `model` itself if `None`.
-        served: Inputs of that model, `x` if `None`.
+        compressed: The part of the model that is compressed: one of its layers, or `None` for the default
+            kernels.
+        shipped: The `keras.Model` that is saved; `model` itself if `None`.
+        served: Inputs of that model; `x` if `None`.
         left_out: Names of the layers whose kernels are reported as frozen.
-        served_too: Whether it is exported and shrunk, too.
+        served_too: Whether the model is also exported and shrunk.
     """
 
     model: keras.Model
@@ -112,11 +113,11 @@ def u_net():
 
 
 class GAN(keras.Model):
-    """Two nets with an optimizer each, whose training step says what is added to which loss.
+    """Two nets with an optimizer each, and a training step that says what is added to which loss.
 
     Args:
-        generator_losses: Function of this model: the losses, beside its own, of the generator.
-        discriminator_losses: The same of the discriminator.
+        generator_losses: Function of this model that returns the losses of the generator besides its own.
+        discriminator_losses: The same for the discriminator.
     """
 
     def __init__(self, generator_losses: Callable, discriminator_losses: Callable = lambda gan: []):

@@ -7,10 +7,10 @@
     python -m benchmarks.robustness.matrix --table --picture outputs/matrix.png
     python -m benchmarks.robustness.matrix --tiny                   # seconds
 
-Each cell is a net, an optimizer, a rate, its schedule, batches an epoch, epochs, what is kept, and a seed.
+Each cell is a net, an optimizer, a rate, its schedule, batches in an epoch, epochs, what is kept, and a seed.
 All contenders of a cell start from the same reference and see the same batches in the same order for the
-same number of epochs; direct compression trains nothing. What the others reached is kept when LC changes:
-give its new state another `--label`.
+same number of epochs; direct compression trains nothing. The results of the others are kept when LC changes:
+give LC's new state another `--label`.
 """
 
 import argparse
@@ -65,18 +65,18 @@ def _arguments(argv):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--nets", default="all", help="fit, shown, all (default), or names with commas between")
-    add("--only", default="", help="a regular expression that the names of the cells to run contain")
+    add("--nets", default="all", help="fit, shown, all (default), or names separated by commas")
+    add("--only", default="", help="runs the cells whose names match this regular expression")
     add("--seeds", type=int, nargs="+", default=[0])
     add("--contenders", nargs="+", choices=summary.CONTENDERS, default=list(summary.CONTENDERS))
     add("--label", default="unreleased", help="the name of this state of LC; the others' results have none")
-    add("--options", type=json.loads, default={}, help="of LearningCompression, as json")
-    add("--validation", action="store_true", help="to choose by: measures on held-out training examples")
-    add("--jobs", type=int, default=1, help="processes")
-    add("--budget-minutes", type=float, default=float("inf"), help="begins nothing after so many minutes")
-    add("--output", type=Path, default=Path("outputs/matrix.json"), help="references lie beside it")
+    add("--options", type=json.loads, default={}, help="options of LearningCompression, as json")
+    add("--validation", action="store_true", help="measures on held-out training examples, to choose by")
+    add("--jobs", type=int, default=1, help="number of processes")
+    add("--budget-minutes", type=float, default=float("inf"), help="begins nothing after this many minutes")
+    add("--output", type=Path, default=Path("outputs/matrix.json"), help="references are kept beside it")
     add("--list", action="store_true", help="prints the names of the cells and runs none")
-    add("--table", action="store_true", help="prints all cells that are there, and runs none")
+    add("--table", action="store_true", help="prints all cells in the output, and runs none")
     add("--picture", type=Path, help="draws them, and runs none")
     add("--docs", type=Path, help="writes them as Markdown, and runs none")
     add("--tiny", action="store_true", help="two cells of two epochs")
@@ -114,7 +114,7 @@ def _run_all(chosen, args):
 
 
 def _run(chosen, args):
-    """Runs what is not there yet, until the time is over."""
+    """Runs what is not in the output yet, until the time is up."""
     store, began = Store(args.output), time.monotonic()
     measured_on = "validation" if args.validation else "test"
     for cell in chosen:

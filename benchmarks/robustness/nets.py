@@ -23,18 +23,19 @@ class Net:
         build: Returns the untrained model, whose outputs are logits.
         load: Called with a bool, whether to hold out validation images and measure on them; returns
             inputs and labels to train on, and to measure on.
-        examples: Int, how many of the training examples are used to prune. References have all of them.
-        largest: Int, the most examples in a batch: fewer batches an epoch than that allows are made by
-            fewer examples.
+        examples: Int, how many of the training examples are used to prune. References are trained
+            on all of them.
+        largest: Int, the most examples in a batch. An epoch whose few batches would have to be larger has
+            fewer examples instead.
         rate: Float, the usual learning rate of SGD with momentum.
-        optimizers: Tuple of two names: that of the centre, and another one to vary things with.
-        batches: Int, batches an epoch at the centre.
-        epochs: Int, epochs of pruning at the centre.
+        optimizers: Tuple of two names: the optimizer of the centre, and another one to vary things with.
+        batches: Int, the batches in an epoch at the centre.
+        epochs: Int, the epochs of pruning at the centre.
         keep: Tuple of floats: the fraction kept at the centre, and others.
         reference_epochs: Int.
-        is_fit: Bool: settings of LC are chosen on it. `False`: they are only shown on it.
+        is_fit: Bool. `True`: settings of LC are chosen on the net. `False`: they are only shown on it.
         budget: Called with the fraction to keep; returns an `L0Constraint`.
-        anchor: Returns a model trained elsewhere, or `None` where there is none.
+        anchor: Returns a model trained elsewhere, or `None` if there is none.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Net:
     anchor: Callable = lambda: None
 
     def batch(self, batches):
-        """Returns the examples in a batch, and in an epoch of so many batches."""
+        """Returns how many examples are in a batch, and in an epoch of that many batches."""
         size = min(self.largest, self.examples // batches)
         return size, min(self.examples, size * batches)
 
@@ -138,7 +139,7 @@ def lstm():
 
 
 def transformer():
-    """Two causal blocks of width 32 that name the next character."""
+    """Two causal blocks of width 32 that predict the next character."""
     inputs = keras.Input((data.LENGTH,), dtype="int32")
     h = layers.Embedding(data.CHARACTERS, 32)(inputs)
     positions = keras.ops.cumsum(keras.ops.ones_like(inputs), axis=1) - 1
@@ -270,5 +271,5 @@ NETS = {
 
 @functools.cache
 def parts(name, validation):
-    """Returns inputs and labels to train on, and to measure on, of a net of `NETS`; loaded once."""
+    """Returns the inputs and labels of a net of `NETS`, to train on and to measure on; loads them once."""
     return NETS[name].load(validation)

@@ -1,4 +1,4 @@
-"""Optimizers at usual rates: all that Keras exports, and three of nobody's."""
+"""Optimizers at usual rates: all that Keras exports, and three defined here."""
 
 import keras
 from keras import ops
@@ -14,7 +14,7 @@ class PlainSGD(keras.optimizers.Optimizer):
 
 
 class SignMomentum(keras.optimizers.Optimizer):
-    """Steps of one length in the direction of the momentum's sign."""
+    """Takes steps of one length in the direction of the momentum's sign."""
 
     def build(self, variables):
         if not self.built:
@@ -23,13 +23,13 @@ class SignMomentum(keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         momentum = self._momenta[self._get_variable_index(variable)]
-        # That of an embedding is sparse, which `ops` know.
+        # The gradient of an embedding is sparse, which `ops` can handle.
         self.assign(momentum, ops.add(0.9 * momentum, ops.multiply(gradient, 0.1)))
         self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * ops.sign(momentum))
 
 
 class Lookahead(keras.optimizers.Optimizer):
-    """Goes back half of the way after every five steps of another optimizer (Zhang et al., 2019).
+    """Goes back half the way after every five steps of another optimizer (Zhang et al., 2019).
 
     Args:
         inner: `keras.optimizers.Optimizer`.
@@ -95,7 +95,7 @@ class _Scaled(keras.optimizers.schedules.LearningRateSchedule):
         return {"schedule": self.schedule, "factor": self.factor}
 
 
-# The usual rate, and what makes the optimizer from a rate. `None`: the rate of the net, that of SGD.
+# The usual rate, and a function that makes the optimizer from a rate. `None`: the net's rate for SGD.
 OPTIMIZERS = {
     "SGD": (None, _nesterov),
     "Adam": (1e-3, of_keras.Adam),
@@ -125,7 +125,7 @@ def make(name, net_rate, factor, schedule, batches):
     Args:
         name: String, of `OPTIMIZERS`.
         net_rate: Float, the rate of SGD with momentum for the net.
-        factor: Float, times the usual rate.
+        factor: Float, by which the usual rate is multiplied.
         schedule: String, of `SCHEDULES`.
         batches: Int, of the whole run.
 
@@ -137,14 +137,14 @@ def make(name, net_rate, factor, schedule, batches):
 
 
 def _warm_up(rate, batches, last):
-    """From 0 up in a fifth of the run, then by a cosine to a part of the rate."""
+    """Returns a schedule: from 0 up in a fifth of the run, then along a cosine to a part of the rate."""
     warm = max(1, batches // 5)
     return of_keras.schedules.CosineDecay(
         0.0, max(1, batches - warm), alpha=last, warmup_target=rate, warmup_steps=warm
     )
 
 
-# How the rate goes, from that at the start and the batches of the run.
+# How the rate changes, given the rate at the start and the batches of the run.
 SCHEDULES = {
     "falling": lambda rate, batches: of_keras.schedules.ExponentialDecay(rate, batches, 0.98**40),
     "constant": lambda rate, batches: rate,

@@ -1,7 +1,7 @@
 """Reloads saved models where lc_keras cannot be imported, and says whether their outputs are the same.
 
-Reads paths of .keras files and of SavedModels from its standard input, a line each. Beside each
-lies a file of inputs and outputs, as `Reloader` writes it.
+Reads paths of .keras files and of SavedModels from its standard input, one on each line. Beside each
+is a file of inputs and outputs, as `Reloader` writes it.
 """
 
 import contextlib
@@ -30,11 +30,11 @@ class Reloader:
 
         Args:
             model: `keras.Model`.
-            x: Its inputs, an array or a dictionary of arrays by the names of its inputs.
+            x: Its inputs, an array or a dictionary from their names to arrays.
             folder: Path, a folder to write into.
 
         Returns:
-            Float, the largest difference of its outputs there from those here.
+            Float, the largest difference between its outputs there and here.
 
         Raises:
             RuntimeError: If it could not be reloaded.

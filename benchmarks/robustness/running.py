@@ -1,4 +1,4 @@
-"""Prunes in one cell by one contender, and keeps what was measured."""
+"""Prunes in one cell with one contender, and keeps what was measured."""
 
 import contextlib
 import fcntl
@@ -22,7 +22,7 @@ from lc_keras.baselines import GradualPruning, MagnitudePruning, compress_direct
 from lc_keras.model import default_kernels
 
 _BASELINES = {"magnitude": MagnitudePruning, "gradual": GradualPruning}
-tf.get_logger().setLevel("ERROR")  # that each model has a function of its own is meant
+tf.get_logger().setLevel("ERROR")  # each model has a function of its own on purpose
 _REFERENCE_RATE = 2e-3  # of Adam
 
 
@@ -42,7 +42,7 @@ class Store:
         return record.read(self._path)
 
     def add(self, row):
-        """Adds a row; what is there at any moment is whole."""
+        """Adds a row; the file is whole at any moment."""
         with self._locked():
             written = self._path.with_suffix(".new")
             record.write(written, [*self.rows(), row])
@@ -56,7 +56,7 @@ class Store:
 
 
 def key(row):
-    """Returns what a row is the result of, a tuple; the label is LC's alone."""
+    """Returns what a row is the result of, as a tuple; only LC has a label."""
     names = "cell", "seed", "measured_on", "contender"
     return (*(row[name] for name in names), row["label"] if row["contender"] == LC else None)
 
@@ -73,8 +73,8 @@ def measure(cell, contender, *, label, validation, folder, options=None):
         options: Dict of options of `LearningCompression`. `None` (default): none.
 
     Returns:
-        Dict of figures, a row. `warnings` is what the contender said, an error that it raised included;
-        `seconds` are those of the processor.
+        Dict of figures, a row. `warnings` is what the contender said, including an error that it raised;
+        `seconds` is processor time.
     """
     net = NETS[cell.net]
     train, measured = parts(cell.net, validation)
@@ -111,7 +111,7 @@ def measure(cell, contender, *, label, validation, folder, options=None):
 
 
 def _fit(model, train, cell, callback):
-    """Trains as every contender trains, and returns what was said meanwhile."""
+    """Trains as every contender is trained, and returns what was said meanwhile."""
     net = NETS[cell.net]
     size, examples = net.batch(cell.batches)
     keras.utils.set_random_seed(cell.seed)
@@ -137,7 +137,7 @@ def prepare(model, optimizer):
 
 
 def batches(part, size, seed):
-    """Makes batches whose order is another one in each epoch, and the same in each run.
+    """Makes batches in an order that differs from epoch to epoch, and is the same in each run.
 
     Args:
         part: Sequence of arrays of one length.
@@ -153,7 +153,7 @@ def batches(part, size, seed):
 
 
 def error(model, part):
-    """Returns how many of the labels a model gets wrong, in %."""
+    """Returns the percentage of labels that a model gets wrong."""
     inputs, labels = part
     forward = tf.function(lambda x: tf.argmax(model(x, training=False), -1, tf.int32), reduce_retracing=True)
     wrong = [forward(inputs[i : i + 500]) != labels[i : i + 500] for i in range(0, len(labels), 500)]
@@ -161,18 +161,18 @@ def error(model, part):
 
 
 def reference(net, validation, folder):
-    """Returns the reference of a net and its error: as an earlier run left it, trained elsewhere, or trained.
+    """Returns the reference of a net and its error: from an earlier run, trained elsewhere, or trained now.
 
     Args:
         net: `Net`.
-        validation: Bool, whether the error is that of held-out training examples.
+        validation: Bool, whether the error is measured on held-out training examples.
         folder: `pathlib.Path`, where references are kept.
     """
     path = folder / f"{net.name}{'-validation' if validation else ''}.weights.h5"
     of_error = path.with_suffix(".json")
     train, measured = parts(net.name, validation)
     keras.utils.set_random_seed(0)
-    # What was trained elsewhere has seen the images that are held out.
+    # A model that was trained elsewhere has seen the images that are held out.
     model = (not validation and net.anchor()) or net.build()
     if of_error.exists():
         model.load_weights(path)

@@ -1,4 +1,4 @@
-"""What the rows of the matrix come to: each cell, all of them in numbers, a table and a picture."""
+"""What the rows of the matrix amount to: each cell, counts of all of them, a table and a picture."""
 
 import statistics
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 LC, DIRECT = "LC", "direct"
 OTHERS = (DIRECT, "magnitude", "gradual")
 CONTENDERS = (LC, *OTHERS)
-# Points, and a part of the other's error: closer is as good.
+# Points, and a part of the other's error: within either, LC counts as equal.
 _POINTS, _PART = 0.3, 0.03
 _GAP = 0.05
 
 
 @dataclass(frozen=True)
 class Result:
-    """A cell, the means over its seeds.
+    """A cell, with the means over its seeds.
 
     Attributes:
         cell: String, its name without the seed.
@@ -22,8 +22,8 @@ class Result:
         is_fit: Bool, whether settings of LC are chosen on the net.
         errors: Dict of contenders' errors, in %.
         best: String, the best of the others.
-        by_chance: Float, two standard errors of LC's difference to it over three seeds or more, else 0.
-        gap: Float, the largest of LC's.
+        by_chance: Float, two standard errors of LC's difference from `best` over three or more seeds, else 0.
+        gap: Float, the largest of LC's gaps.
         warned: Bool, whether LC said something with each seed whose gap is large.
     """
 
@@ -87,13 +87,13 @@ def latest(rows):
 
 
 def table(rows):
-    """Returns the cells of the `latest` results, and what they come to, as Markdown."""
+    """Returns the cells of the `latest` results, and their counts, as Markdown."""
     found = latest(rows)
     return f"{cells_table(found)}\n\n{counted(found)}"
 
 
 def _result(seeds):
-    """The result of dicts of rows by contender, one for each seed."""
+    """Returns the result of dicts of rows by contender, one for each seed."""
     errors = {name: statistics.mean(seed[name]["error"] for seed in seeds) for name in CONTENDERS}
     best = min(OTHERS, key=errors.get)
     differences = [seed[LC]["error"] - seed[best]["error"] for seed in seeds]
@@ -114,7 +114,7 @@ def _result(seeds):
 
 
 def counts(found):
-    """Returns in how many of some `Result`s LC is as it should be or should not, a dict of ints."""
+    """Returns a dict of ints: in how many `Result`s LC is as it should be, and as it should not be."""
     return {
         "cells": len(found),
         "within": sum(result.is_within for result in found),
@@ -125,7 +125,7 @@ def counts(found):
 
 
 def counted(found):
-    """Returns the counts of nets on which LC's settings are chosen, of those that show them, and of each net.
+    """Returns the counts for nets on which LC's settings are chosen, those that show them, and each net.
 
     Args:
         found: List of `Result`.
@@ -145,7 +145,7 @@ def counted(found):
 
 
 def cells_table(found):
-    """Returns a line for each cell, LC's furthest behind first, as a Markdown table."""
+    """Returns a line for each cell, those where LC is furthest behind first, as a Markdown table."""
     header = ["net", "setting", *CONTENDERS, "LC less best", "gap", "warned", ""]
     rows = []
     for result in sorted(found, key=lambda result: -result.behind):
@@ -168,7 +168,7 @@ def cells_table(found):
 
 
 def settings_table(found):
-    """Returns LC's error and the best other's, settings by nets, as a Markdown table; **bold** is behind."""
+    """Returns LC's error and the best other's, settings by nets, as a Markdown table; **bold**: behind."""
     nets = list(dict.fromkeys(result.net for result in found))
     placed = {(result.setting, result.net): result for result in found}
     rows = []

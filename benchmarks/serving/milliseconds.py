@@ -1,11 +1,11 @@
-"""The time of nets that were shrunk to a budget of milliseconds, against what was asked for.
+"""The time of nets shrunk to a budget of milliseconds, against the time asked for.
 
     python -m benchmarks.serving.milliseconds [--keep 0.5] [--output milliseconds.json]
 
-Filters are removed by magnitude from nets with random weights, to a part of the milliseconds that
-`lc_keras.latency` fitted, and to the same part of the multiply-adds. The whole net and both smaller ones then
-take turns to be timed. With `--clock processor` other processes disturb it less; set `OMP_NUM_THREADS`,
-`TF_NUM_INTRAOP_THREADS` and `TF_NUM_INTEROP_THREADS` to 1 for that.
+Filters are removed by magnitude from nets with random weights, down to a part of the milliseconds that
+`lc_keras.latency` fitted, and to the same part of the multiply-adds. The whole net and both smaller ones are
+then timed in turn. With `--clock processor`, other processes disturb the timing less; for that, set
+`OMP_NUM_THREADS`, `TF_NUM_INTRAOP_THREADS` and `TF_NUM_INTEROP_THREADS` to 1.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from lc_keras.shrinking.timing import quartiles
 
 
 def mobilenet():
-    """Depthwise and pointwise convolutions in turns, on 64 × 64 images."""
+    """Depthwise and pointwise convolutions in turn, on 64 × 64 images."""
 
     def normed(layer, x):
         return layers.ReLU()(layers.BatchNormalization()(layer(x)))
@@ -45,7 +45,7 @@ NETS = {"vgg": vgg, "resnet": resnet, "mobilenet": mobilenet, "tiny": tiny}
 
 
 def is_in_reach(model, keep):
-    """Returns whether some widths take a part of the time."""
+    """Returns whether some widths take the fraction `keep` of the time."""
     task = lc_keras.Task(lc_keras.L0Constraint(keep, lc_keras.Neurons(), measure="milliseconds"))
     try:
         task.bind(model)
@@ -58,12 +58,12 @@ CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
 def measured(name, batch_size, keep, seconds, clock):
-    """Returns a row: what was asked for, and the time of the smaller nets, as parts of the whole one's."""
+    """Returns a row: the time asked for, and that of the smaller nets, as parts of the whole net's time."""
     keras.utils.set_random_seed(0)
     model = NETS[name]()
     weights = model.get_weights()
     fitted = lc_keras.latency(model, batch_size, seconds=seconds, clock=CLOCKS[clock])
-    # Where most of the time is the call of each layer, less than that cannot be asked for.
+    # Where most of the time goes into calling each layer, less than that cannot be asked for.
     keep = next(
         part for part in sorted({keep, 0.6, 0.7, 0.8, 0.9, 1.0}) if part >= keep and is_in_reach(model, part)
     )
@@ -104,13 +104,13 @@ def main():
     parser.add_argument("--nets", nargs="+", choices=NETS, default=["vgg", "resnet", "mobilenet"])
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--keep", type=float, default=0.5)
-    parser.add_argument("--seconds", type=float, default=10, help="for which each fit times nets")
+    parser.add_argument("--seconds", type=float, default=10, help="for how long each fit times nets")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--tiny", action="store_true", help="one net of a layer, for a moment")
+    parser.add_argument("--tiny", action="store_true", help="one net of two layers, for a moment")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     if args.tiny:
-        # Of a net of a layer most of the time is the call.
+        # For a net of two layers, most of the time is the call.
         args.nets, args.batch_sizes, args.seconds, args.keep = ["tiny"], [1], 0.01, 1.0
     rows = []
     print(table(rows))

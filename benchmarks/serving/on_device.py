@@ -1,8 +1,8 @@
-"""What sparse weights do to a LiteRT file and its latency, against the same file without them.
+"""What sparse weights do to a LiteRT file and its latency, compared with the same file without them.
 
     python -m benchmarks.serving.on_device [--rounds 200] [--output litert.json]
 
-The two files answer in turn; the ratios are medians over rounds.
+The two files take turns; the ratios are medians over rounds.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""What a SavedModel of a pruned net weighs and how fast it answers, against the dense one.
+"""How large a SavedModel of a pruned net is and how fast it answers, compared with the dense one.
 
     python -m benchmarks.serving.saved_model [--net mlp|pointwise|lenet300] [--keep 0.02] [--rounds 30]
     python -m benchmarks.serving.saved_model --calibrate   # fits the rule of compute="auto"
 
-Every variant answers in turn in each round; the ratios are medians over rounds.
+All variants take turns in each round; the ratios are medians over rounds.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def seconds(function, x):
 
 
 def compare(functions, x, rounds):
-    """Returns the seconds of each function by round; the order turns from round to round."""
+    """Returns the seconds of each function by round; the order rotates from round to round."""
     names = list(functions)
     for _ in range(3):
         for name in names:
@@ -105,7 +105,7 @@ def measure(net, keep, batches, rounds):
 
 
 def calibrate(rounds):
-    """Fits the times of one matrix to its weights, its kept weights, and rows; prints the coefficients."""
+    """Fits the time of a matrix to its weights, its kept weights, and the rows; prints the coefficients."""
     from scipy.optimize import nnls
 
     samples = {"dense": [], "by entry": [], "by row": []}
@@ -132,7 +132,7 @@ def calibrate(rounds):
         print(f"{inputs} x {outputs} measured", flush=True)
     for name, measured in samples.items():
         nanoseconds, terms = np.array(measured)[:, :1], np.array(measured)[:, 1:]
-        # Relative errors count alike, whatever the size of the matrix.
+        # Relative errors count the same, whatever the size of the matrix.
         coefficients, _ = nnls(terms / nanoseconds, np.ones(len(measured)))
         print(
             name, "ns =", " + ".join(f"{c:.3g} {t}" for c, t in zip(coefficients, TERMS[name], strict=True))

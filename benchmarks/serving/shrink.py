@@ -1,10 +1,10 @@
-"""The time of shrunk nets against the multiply-adds that they have left, side by side in one run.
+"""The time of shrunk nets against the multiply-adds they have left, side by side in one run.
 
     python -m benchmarks.serving.shrink [--rounds 20] [--batch-size 32] [--output shrink.json]
     python -m benchmarks.serving.shrink --applications   # how exact: nets of Keras at full size
 
 Filters are removed by magnitude to a budget of multiply-adds, from VGG-like and ResNet-like nets with random
-weights. Of the nets of Keras filters die at random, and outputs before and after are compared.
+weights. In the nets of Keras, filters die at random, and the outputs before and after are compared.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from lc_keras.model.macs import macs
 
 
 def vgg():
-    """VGG16 of a quarter of its width, on 64 × 64 images."""
+    """VGG16 at half of its width, or less, on 64 × 64 images."""
     stack = [keras.Input((64, 64, 3))]
     for repeats, width in ((2, 32), (2, 64), (3, 128), (3, 256), (3, 256)):
         stack += [layers.Conv2D(width, 3, padding="same", activation="relu") for _ in range(repeats)]
@@ -64,7 +64,7 @@ APPLICATIONS = ("VGG16", "ResNet50", "MobileNetV2", "DenseNet121", "EfficientNet
 
 
 def with_dead_filters(name, fraction=0.3):
-    """A net of Keras with random statistics, of whose filters a fraction gives but a constant."""
+    """Returns a net of Keras with random statistics, a fraction of whose filters give only a constant."""
     model = getattr(keras.applications, name)(weights=None, classifier_activation=None)
     generator = np.random.default_rng(0)
     for layer in model.layers:
@@ -79,7 +79,7 @@ def with_dead_filters(name, fraction=0.3):
                 v.assign(v.numpy() * alive)
             for node in layer._outbound_nodes:
                 if isinstance(node.operation, layers.BatchNormalization):
-                    # Half of those that are dead hand out a constant.
+                    # Half of the dead filters put out a constant.
                     for v in (node.operation.beta, node.operation.moving_mean):
                         v.assign(v.numpy() * (alive | (generator.random(alive.shape) < 0.5)))
     return model
@@ -106,7 +106,7 @@ def compiled(model):
 
 
 def measure(build, fractions, batch_size, rounds):
-    """Medians over rounds in which all sizes of one net take turns."""
+    """Returns medians over rounds in which all sizes of one net take turns."""
     nets, rows = {}, {}
     for keep in fractions:
         dense, small, seconds = shrunk(build, keep)
@@ -142,11 +142,11 @@ def main():
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument(
-        "--keep", type=float, nargs="+", default=[0.75, 0.5, 0.25, 0.1], help="of the multiply-adds"
+        "--keep", type=float, nargs="+", default=[0.75, 0.5, 0.25, 0.1], help="parts of the multiply-adds"
     )
     parser.add_argument("--output", type=Path, help="a json file for the figures")
     parser.add_argument(
-        "--applications", nargs="*", choices=APPLICATIONS, help="compares outputs of these nets, or all"
+        "--applications", nargs="*", choices=APPLICATIONS, help="compares outputs of these nets, or of all"
     )
     parser.add_argument("--tiny", action="store_true", help="one round of a ResNet and two images")
     arguments = parser.parse_args()

@@ -1,10 +1,10 @@
-"""What it takes to export a large pruned net, and to report on it, beside writing the dense file.
+"""What it takes to export a large pruned net, and to report on it, compared with writing the dense file.
 
     python -m benchmarks.serving.writing          # four minutes on two cores, 2 GB of memory
     python -m benchmarks.serving.writing --tiny   # a quarter of a minute
 
-Each contender is a process of its own, so that its peak memory is its own; they take turns. The memory is
-what was needed beyond the model, on Linux.
+Each contender has its own process, so that its peak memory is its own; they take turns. The memory is what
+was needed beyond the model, on Linux.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--width", type=int, default=5000, help="of four dense layers")
+    parser.add_argument("--width", type=int, default=5000, help="of each of four dense layers")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tiny", action="store_true", help="one round of layers of 100 units")
     parser.add_argument("--output", type=Path, help="a json file for the figures")
@@ -54,7 +54,7 @@ def main():
 
 
 def one_run(name, width):
-    """Returns the seconds that it takes in this process, and its peak of memory beyond the model's, in MB."""
+    """Returns a contender's seconds in this process, and its peak memory beyond the model's, in MB."""
     layers = [keras.layers.Dense(width) for _ in range(4)]
     model = keras.Sequential([keras.Input((width,)), *layers])
     compress_directly(model, lc_keras.L0Constraint(KEEP))
@@ -71,7 +71,7 @@ def one_run(name, width):
 
 
 def measure(width, rounds):
-    """Medians over rounds of processes that take turns."""
+    """Returns medians over rounds in which the processes take turns."""
     found = {name: [] for name in CONTENDERS}
     for i in range(rounds):
         for name in list(CONTENDERS)[:: -1 if i % 2 else 1]:

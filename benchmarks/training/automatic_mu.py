@@ -4,8 +4,8 @@
     python -m benchmarks.training.automatic_mu --nets digits --seeds 0 1 2
     python -m benchmarks.training.automatic_mu --tiny   # seconds
 
-Every run starts from the same reference, trained without the validation images. No setting is changed
-from net to net or from optimizer to optimizer but the learning rate, which is that of the reference.
+Every run starts from the same reference, trained without the validation images. No setting changes from
+net to net or from optimizer to optimizer except the learning rate, which is the reference's.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def main():
 
 
 def table(rows):
-    """Mean validation error of each range, a line for each net and optimizer."""
+    """Returns the mean validation error with each range, a line for each net and optimizer."""
     labels = list(dict.fromkeys(row["mu"] for row in rows))
     cases = list(dict.fromkeys((r["net"], r["optimizer"], r["keep"], r["epochs"]) for r in rows))
     lines = [f"{'validation error, %':34}{'reference':>10}" + "".join(f"{label:>16}" for label in labels)]

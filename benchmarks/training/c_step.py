@@ -1,11 +1,11 @@
-"""How long a C step takes, next to what it could be built on instead.
+"""How long a C step takes, compared with what it could be built on instead.
 
     python -m benchmarks.training.c_step          # 266,200, 5 M and 25 M weights: some minutes
     python -m benchmarks.training.c_step --sizes 1000000 --repeats 5 --output c_step.json
     python -m benchmarks.training.c_step --tiny   # seconds
 
-All contenders take turns in one process, so that whatever else the machine does meets them alike. The memory
-of a threshold is the rise of the peak resident size in a process of its own.
+All contenders take turns in one process, so that whatever else the machine does affects them alike. The
+memory of a threshold is the rise of the peak resident size in a process of its own.
 """
 
 import argparse
@@ -31,7 +31,7 @@ DENSITY = 0.05
 
 
 def uneven(size: int, number: int) -> list[int]:
-    """Sizes of tensors that add up to `size`, the largest some fifty times the smallest."""
+    """Returns sizes of tensors that add up to `size`, the largest some fifty times the smallest."""
     shares = np.arange(1, number + 1)
     sizes = (size * shares // shares.sum()).tolist()
     sizes[-1] += size - sum(sizes)
@@ -64,7 +64,7 @@ class Holder(keras.Model):
 
 
 def whole_steps(tensors, compression) -> dict:
-    """The C step of `fit`, with θ, multipliers and targets: as by default, and with μ given."""
+    """Returns the C step of `fit`, with θ, multipliers and targets, both by default and with μ given."""
     model = Holder(tensors)
     model.build((None, 1))
     task, reach = Task(compression, weights=model.weights), Reach(0.1, ratio=0.9, slack=0.2, frees=True)
@@ -79,7 +79,7 @@ def whole_steps(tensors, compression) -> dict:
 
 
 def contenders(tensors: list[tf.Tensor]) -> dict:
-    """Callables by name; the numpy ones and `top_k` get the concatenated weights for free."""
+    """Returns callables by name; those of NumPy and `top_k` get the concatenated weights for free."""
     size = sum(int(tf.size(t)) for t in tensors)
     kappa = int(DENSITY * size)
     array = np.concatenate([t.numpy() for t in tensors])
@@ -116,7 +116,7 @@ def times(tensors: list[tf.Tensor], repeats: int, progress) -> dict[str, list[fl
 
 
 def rise(size: int, number: int) -> float:
-    """Peak extra memory of `kth_largest`, as a fraction of one copy of the weights. Linux only."""
+    """Returns the extra memory of `kth_largest` at its peak, in copies of the weights. Linux only."""
     kth = tf.function(lambda t, k: thresholds.kth_largest(t, k).value, autograph=False)
     kappa = tf.constant(int(DENSITY * size))
     kth(weights_of(5000, number), tf.constant(250))

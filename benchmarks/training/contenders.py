@@ -1,4 +1,4 @@
-"""Who prunes: each with what it is tuned by, and one way to run them all."""
+"""The contenders, each with what it is tuned by, and one way to run them all."""
 
 import math
 import time
@@ -35,16 +35,16 @@ class Contender:
 
     Attributes:
         prune: Called with the fraction to keep, or with a strength and the reference's ℓ1 norm,
-            and with settings; returns the callback. `None` of a peer.
-        tries: Tuple of two settings of an option of its own, which `tune.py` tries; the first is
+            and with settings; returns the callback. `None` for a peer.
+        tries: Tuple of two settings of the contender's own option, which `tune.py` tries; the first is
             the default.
         rates: Tuple of three learning rates to try, as factors of the reference's.
         tuned_as: String, the contender whose tuned settings it takes; its own by default.
-        peer: Dict, `name` of the script in `peers/`, and options of it; or `None`.
-        strength: Float, where to begin to look for the strength that keeps a given fraction.
-            `None` where the fraction is given to the contender itself.
+        peer: Dict, the `name` of the script in `peers/`, and its options; or `None`.
+        strength: Float, where the search for the strength that keeps a given fraction begins.
+            `None` if the fraction is given to the contender itself.
         slope: +1 if more strength keeps more, else −1.
-        shrinks: Bool, whether what it leaves is measured once it is shrunk, as of low rank.
+        shrinks: Bool, whether the net that it leaves is shrunk before it is measured, as for low rank.
     """
 
     prune: Callable | None = None
@@ -57,17 +57,17 @@ class Contender:
     shrinks: bool = False
 
     def settings(self):
-        """What to tune at first: the learning rates times the tries."""
+        """Returns the settings to tune first: each learning rate with each try."""
         return [{"rate": rate, **own} for own in self.tries for rate in self.rates]
 
     def regularized(self, settings, optimizer):
-        """What to tune next, with the settings that were found best."""
+        """Returns the settings to tune next, given those that were found best."""
         decay = {"weight_decay": WEIGHT_DECAYS[optimizer]}
         smooth = {"label_smoothing": LABEL_SMOOTHING}
         return [{**settings, **more} for more in (decay, smooth, decay | smooth)]
 
 
-# Decoupled from the gradient: what goes of a weight in a batch is this times the learning rate.
+# Decoupled from the gradient: in a batch, a weight decays by this times the learning rate.
 WEIGHT_DECAYS = {"sgd": 1e-3, "adam": 0.1}
 LABEL_SMOOTHING = 0.05
 _OF_TRAINING = "rate", "weight_decay", "label_smoothing", "clip_norm", "shift", "dropout"
@@ -78,7 +78,7 @@ def _options(name, *values):
 
 
 def _with_and_without(name, cost, **attributes):
-    """LC with a cost that has no budget, with multipliers and without."""
+    """Yields LC with a cost that has no budget, with and without multipliers."""
     for multipliers in (True, False):
         yield (
             name if multipliers else f"{name}, no multipliers",
@@ -95,7 +95,7 @@ def _with_and_without(name, cost, **attributes):
 CONTENDERS = {
     "LC": Contender(
         lambda keep, **settings: LearningCompression(L0Constraint(keep), **settings),
-        # Of MNIST, 58 batches and 15.
+        # On MNIST, 58 batches and 15.
         _options("epochs_per_step", 0.25, 0.0625),
     ),
     "LC per layer": Contender(
@@ -114,7 +114,7 @@ CONTENDERS = {
             "LC ℓ1 constraint", lambda part, norm: L1Constraint(part * norm), strength=0.1, slope=1
         )
     ),
-    # Of these the budget is of the weights that are kept, or corrected, if it plays a part at all.
+    # Here the budget counts the weights that are kept or corrected, if it plays a part at all.
     "LC 2 values": Contender(lambda keep: LearningCompression(Codebook(2))),
     "LC 16 values": Contender(lambda keep: LearningCompression(L0Constraint(keep, values=Codebook(16)))),
     "LC 2 values of what is kept": Contender(
@@ -131,7 +131,7 @@ CONTENDERS = {
         ),
         shrinks=True,
     ),
-    # Another one of theirs.
+    # Another of the authors' examples.
     "LC sparse, rank 10, 2 values": Contender(
         lambda keep: LearningCompression(
             [
@@ -151,7 +151,7 @@ CONTENDERS = {
         _options("rounds", 1, 5),
     ),
     "magnitude, 5 rounds": Contender(lambda keep: MagnitudePruning(L0Constraint(keep), rounds=5)),
-    # In environments of their own, made where they are asked for.
+    # In environments of their own, made when they are asked for.
     "TensorFlow's toolkit": Contender(peer={"name": "tfmot"}, tries=_options("until", 0.75, 0.5)),
     "PQuantML, PDP": Contender(
         # At the reference's learning rate it diverges.
@@ -173,11 +173,11 @@ class Start:
     Attributes:
         net: `Net`.
         optimizer: String.
-        validation: Bool, whether images are held out and measured on.
+        validation: Bool, whether images are held out to measure on.
         reference: `keras.Model`.
         train: Tuple of arrays.
         measured: Tuple of arrays.
-        seed: Int, of the order of the batches.
+        seed: Int, for the order of the batches.
     """
 
     net: Net
@@ -197,7 +197,7 @@ def run(start, name, keep, epochs, settings, strength=None):
         name: String, the contender.
         keep: Float, the fraction to keep.
         epochs: Int.
-        settings: Dict, of `Contender.settings`; empty for the defaults.
+        settings: Dict, as in `Contender.settings`; empty for the defaults.
         strength: Float, for a contender that is not told what to keep.
 
     Returns:
@@ -235,7 +235,7 @@ def run(start, name, keep, epochs, settings, strength=None):
             optimizer=start.optimizer,
             seed=start.seed,
             **{option: value for option, value in settings.items() if option in _OF_TRAINING},
-            # An L step may be shorter than usual, but not than an execution.
+            # An L step may be shorter than usual, but not shorter than an execution.
             executions=max(16, math.ceil(1 / settings.get("epochs_per_step", 1))),
         )
         shipped = lc_keras.shrink(model) if contender.shrinks else model

@@ -1,4 +1,4 @@
-"""Error at each budget, LC beside what else one could do with the same epochs.
+"""Error at each budget: LC beside other ways to use the same epochs.
 
     python -m benchmarks.training.error                                     # LeNet-300: an hour on two cores
     python -m benchmarks.training.error --net lenet5 --keep 0.01 0.005 --epochs 8
@@ -11,9 +11,9 @@
     python -m benchmarks.training.error --tiny                              # seconds
 
 All contenders start from the same reference and see the same batches in the same order. A penalty is not
-told how much to keep: its strength is sought in whole runs of the first seed until what is kept is within
-5 % of what was asked for; no error is looked at, and the table says what was kept. What is done already is
-read from the output and not run again. Plots are written beside the output.
+told how much to keep: its strength is searched for in whole runs of the first seed, until the fraction kept
+is within 5 % of the one asked for. The search looks at no error, and the table says what was kept. Runs that
+are in the output already are not repeated. Plots are written beside the output.
 """
 
 import argparse
@@ -30,14 +30,14 @@ from lc_keras import L0Constraint
 from lc_keras.baselines import compress_directly
 
 DEFAULT = ["LC", "LC per layer", "LC without multipliers", "gradual", "magnitude", "magnitude, 5 rounds"]
-# Whole runs, to find the strength that keeps what was asked for.
+# The most whole runs to find the strength that keeps what was asked for.
 MOST_RUNS = 6
-# Settings that change what the nets see, as their rows are called.
+# Settings that change what the nets see, and what their rows are called.
 CHANGED = {"shift": "moved images", "dropout": "dropout"}
 
 
 def arguments(description, choices, **defaults):
-    """Returns a parser with the options that all who call `measure` have."""
+    """Returns a parser with the options that all callers of `measure` share."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -64,8 +64,8 @@ def main():
         seeds=[0, 1, 2],
         output=Path("outputs/error.json"),
     )
-    parser.add_argument("--tuned", type=Path, help="what tune.py wrote, to take settings from")
-    parser.add_argument("--set", type=_setting, nargs="+", default=[], help="settings of all contenders")
+    parser.add_argument("--tuned", type=Path, help="output of tune.py to take settings from")
+    parser.add_argument("--set", type=_setting, nargs="+", default=[], help="settings for all contenders")
     options = parser.parse_args()
     if options.tiny:
         options.net, options.keep, options.epochs, options.seeds = "digits", [0.1], [1], [0]
@@ -98,9 +98,9 @@ def by_settings(rows):
 
 
 def best_settings(rows, net, optimizer, keep):
-    """Returns a dict from each contender that `tune.py` tuned to its settings of least mean error, at that of
-    the budgets it was tuned for that is nearest to `keep`. Settings that fewer seeds tried than others are
-    left out: a lucky seed would win.
+    """Returns a dict from each contender that `tune.py` tuned to its settings of least mean error. Of the
+    budgets it was tuned for, the one nearest to `keep` counts. Settings tried with fewer seeds than others
+    are left out: a lucky seed would win.
     """
     rows = _of(rows, {"net": net, "optimizer": optimizer})
     best = {}
@@ -122,7 +122,7 @@ def measure(options, settings):
         settings: Function of a budget that returns a dict from each contender to a list of settings.
 
     Returns:
-        The rows that were asked for, those done earlier as well.
+        The rows that were asked for, including those done earlier.
     """
     rows, net = record.read(options.output), NETS[options.net]
     validation = options.validation
@@ -158,14 +158,14 @@ def _of(rows, case):
 
 
 def _next(contender, similar, done, keep, most):
-    """What to run next, as what the row will have of it; `None` if all is done.
+    """Returns the strength of the next run, as a part of its row; `None` if all is done.
 
     Args:
         contender: `Contender`.
-        similar: Rows of the same case at any budget and of any seed.
-        done: Rows of this budget and seed.
+        similar: Rows of the same case, with any budget and seed.
+        done: Rows with this budget and seed.
         keep: Float, the budget.
-        most: Int, how many runs there may be.
+        most: Int, the most runs there may be.
     """
     if contender.strength is None:
         return None if done else {"strength": None}
@@ -177,9 +177,9 @@ def _next(contender, similar, done, keep, most):
 
 
 def best_placed(rows):
-    """Of the runs of each case, the one that kept what is nearest to what was asked for.
+    """Returns the run of each case that kept the fraction nearest to the one asked for.
 
-    Contenders with settings of their own are called tuned, with what changes their images.
+    The name of a contender with settings of its own says that it is tuned, and what changes its images.
     """
     placed = {}
     for row in rows:
@@ -197,7 +197,7 @@ def _called(row):
 
 
 def tables(rows):
-    """The table of each net, optimizer and measured part."""
+    """Returns a table for each net, optimizer and measured part."""
     names = "net", "optimizer", "measured_on"
     cases = dict.fromkeys(tuple(row[name] for name in names) for row in rows)
     return "\n\n".join(
@@ -244,7 +244,7 @@ def table(rows):
 
 
 def sizes(rows):
-    """Mean error over the seeds against what the weights take: a line for each run but for its seed."""
+    """Mean error over the seeds and size of the weights: one line for runs that differ only in their seed."""
     lines = [f"{'':40}{'epochs':>6}{'budget':>8}{'kept':>10}{'kB':>8}{'error, %':>10}  seeds"]
     cases = dict.fromkeys((r["net"], r["keep"], r["contender"], r["epochs"]) for r in rows)
     for net, keep, name, epochs in cases:

@@ -1,4 +1,4 @@
-"""What an L step and a C step cost, against plain `fit`, side by side in one run.
+"""What an L step and a C step cost compared with plain `fit`, side by side in one run.
 
 python -m benchmarks.training.l_step          # six minutes on two cores
 python -m benchmarks.training.l_step --tiny   # seconds
@@ -22,7 +22,7 @@ from lc_keras.algorithm.lagrangian import Lagrangian
 from lc_keras.algorithm.reaching import ReachingLagrangian
 from lc_keras.algorithm.tasks import as_tasks, bind_tasks
 
-# Whose pull is through the loss, and beside the optimizer.
+# The first pulls through the loss, the second beside the optimizer.
 KINDS = Lagrangian, ReachingLagrangian
 
 
@@ -44,16 +44,16 @@ def seconds(function):
 
 
 def measure(build, batches, batch_size, rounds, jit_compile, l_step_batches):
-    """Medians over rounds in which plain epochs take turns with those of a pull of either kind."""
+    """Returns medians over rounds in which plain epochs take turns with epochs of each kind of pull."""
     plain, *pulled = (compiled(build, jit_compile, batches) for _ in range(3))
     tasks = as_tasks(lc_keras.L0Constraint(0.05))
     loss, beside = (kind(bind_tasks(tasks, m)) for kind, m in zip(KINDS, pulled, strict=True))
-    # As in the middle of a run: half of what goes is pulled, what stays is free.
+    # As in the middle of a run: half of what is removed is pulled, and what stays is free.
     reach = Reach(0.01, ratio=0.9, slack=0.5, frees=True)
     generator = np.random.default_rng(0)
     x = generator.normal(size=(batch_size, *plain.input_shape[1:])).astype("float32")
     y = generator.integers(0, 10, batch_size)
-    # One batch over and over: nothing but the training step is timed.
+    # One batch over and over, so that only the training step is timed.
     data = tf.data.Dataset.from_tensors((x, y)).repeat(batches)
 
     def epoch(model, pulling=contextlib.nullcontext):
@@ -61,7 +61,7 @@ def measure(build, batches, batch_size, rounds, jit_compile, l_step_batches):
             model.fit(data, verbose=0)
 
     def c_step(lagrangian):
-        # Its result is waited for.
+        # Waits for the result.
         np.all(lagrangian.c_step(1e-3, 1.1e-3, reach).finite)
 
     timed = [
@@ -113,7 +113,7 @@ def table(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--batches", type=int, default=50, help="batches of an epoch and of an execution")
+    parser.add_argument("--batches", type=int, default=50, help="batches in an epoch and in an execution")
     parser.add_argument("--tiny", action="store_true", help="one round of two batches, LeNet-300 without XLA")
     parser.add_argument("--output", type=Path, help="a json file for the figures")
     arguments = parser.parse_args()

@@ -4,8 +4,8 @@
     python -m benchmarks.training.neurons --net resnet --samples 20000 --batch-size 64 --reference-epochs 15
     python -m benchmarks.training.neurons --tiny   # two epochs of a few images
 
-Options but these go to examples.neuron_budget, once for each seed. What was run before, with another net,
-at other budgets or of other seeds, stays in the output.
+All other options go to examples.neuron_budget, once for each seed. Earlier runs with another net, other
+budgets or other seeds stay in the output.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks import record
 from examples import neuron_budget
 
-# What makes runs comparable.
+# What runs must share to be comparable.
 CASE = (
     "net",
     "measured_on",

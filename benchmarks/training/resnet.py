@@ -1,4 +1,4 @@
-"""A reduced case of the paper's experiment on CIFAR-10: LC, gradual and magnitude, at equal epochs.
+"""The paper's experiment on CIFAR-10, whole or reduced: LC, gradual and magnitude pruning at equal epochs.
 
 python -m benchmarks.training.resnet              # ResNet-8, 10,000 images: an hour a seed
 python -m benchmarks.training.resnet --full --depth 32 --macs 0.5   # Fig. 4 of the paper, and what is served
@@ -38,12 +38,12 @@ PAPER = {
 
 
 def serve(args, keep, rounds=20):
-    """Returns rows of file and time: the reference, LC's net, and its nets of fewer filters.
+    """Returns rows of file size and time for the reference, LC's net, and LC's nets with fewer filters.
 
     Args:
         args: The options of the runs.
-        keep: Float, which of LC's nets is exported packed.
-        rounds: Int, in which all nets take turns.
+        keep: Float, the budget of the LC net that is exported packed.
+        rounds: Int, how many times all nets take turns.
     """
     train, _ = resnet_cifar10.load(args.samples, args.test_samples)
     nets = {"reference": resnet_cifar10.trained(train, args)}
@@ -67,7 +67,7 @@ def serve(args, keep, rounds=20):
 
 
 def served_table(rows):
-    """Returns the rows of `serve` as a text."""
+    """Returns the rows of `serve` as text."""
     return "\n".join(
         f"{row['served']:20} batch {row['batch']:3}  {row['nbytes'] / 1e3:8,.0f} kB  {row['ms']:7.2f} ms  "
         f"{row['speedup']:5.2f} x as fast"
@@ -76,7 +76,7 @@ def served_table(rows):
 
 
 def plot(rows, stem):
-    """Draws the rows of budgets of weights, and beside the paper's points where it has that net.
+    """Draws the rows with budgets of weights, once more beside the paper's points if the paper has that net.
 
     Args:
         rows: List of dicts.
@@ -104,7 +104,7 @@ def main():
     own, others = parser.parse_known_args()
     reduced = [] if own.full else ["--reduced"]
     args = resnet_cifar10.options([*reduced, *(TINY.split() if own.tiny else []), *others])
-    # What is done, and what was begun, stays beside the output.
+    # Finished runs, and those that were begun, stay beside the output.
     args.output = own.output.with_suffix("")
     with resnet_cifar10.prepared(args):
         for args.seed in own.seeds:

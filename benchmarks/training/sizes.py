@@ -1,12 +1,12 @@
-"""Error against bytes: pruning, few values, low rank and what combines them, by LC, on one picture.
+"""Error against bytes: pruning, few values, low rank and their combinations, by LC, in one picture.
 
     python -m benchmarks.training.sizes                                     # LeNet-300: half an hour
     python -m benchmarks.training.sizes --methods "low rank" --epochs 6
     python -m benchmarks.training.sizes --tiny                              # seconds
 
-Each run starts from the same reference and sees the same batches in the same order. What it leaves is shrunk,
-so that kernels of low rank are two, and packed as `export_saved_model` packs it; kB are those of all weights
-then, without the graph around them. What is done already is read from the output and not run again.
+Each run starts from the same reference and sees the same batches in the same order. The net that it leaves is
+shrunk, so that each kernel of low rank becomes two, and packed as by `export_saved_model`. The kB are then
+those of all weights, without the graph around them. Runs that are in the output already are not repeated.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from examples import tradeoff
 from lc_keras import Codebook, L0Constraint, LearningCompression, LowRank, Sum, Task, shrink
 from lc_keras.model import default_kernels
 
-# Each with its budgets: parts that are kept or corrected, sizes of codebooks, ranks.
+# Each with its budgets: fractions kept or corrected, sizes of codebooks, ranks.
 METHODS = {
     "pruned": (L0Constraint, (0.05, 0.02, 0.01)),
     "few values": (Codebook, (16, 4, 2)),
@@ -35,7 +35,7 @@ def row_of(net, reference, train, measured, method, budget, epochs, seed):
     """Compresses a copy of the reference, and returns its error and its size."""
     model, cost = tradeoff.copy_of(reference), METHODS[method][0](budget)
     if method == "low rank":
-        # Ranks that the output layer does not have.
+        # The output layer does not have such ranks.
         cost = Task(cost, weights=default_kernels(model)[:-1])
     compress = LearningCompression(cost)
     net.fit(model, train, epochs, f"{method} {budget:g}", [compress], optimizer="sgd", seed=seed)

@@ -1,11 +1,11 @@
-"""How small nets can be at most half a point worse: LC beside gradual and magnitude pruning.
+"""How small nets can get while at most half a point worse: LC beside gradual and magnitude pruning.
 
     python -m benchmarks.training.smallest
     python -m benchmarks.training.smallest --nets tabular --epochs 60 --output outputs/longer.json
 
-`lc_keras.smallest` seeks each contender's budget on held-out examples, in weights, and in the weights that
-stay once neurons are taken out. Each run begins with the reference and has the same batches. Errors of what
-is found are those of the test. It goes on where it was cut off.
+`lc_keras.smallest` searches for each contender's budget on held-out examples, in weights, and in the weights
+that stay once neurons are taken out. Each run begins with the reference and sees the same batches. The errors
+of the nets found are those on the test set. If the benchmark is cut off, it goes on when started again.
 """
 
 import argparse
@@ -30,17 +30,17 @@ UNITS = {
     "weights": lc_keras.L0Constraint,
     "neurons": lambda keep: lc_keras.L0Constraint(keep, lc_keras.Neurons(), measure="parameters"),
 }
-# The epochs of a run, few, so that all searches together take an hour or two on a core; and its rate at the
-# start, times that of the net.
+# The epochs of a run: few, so that all searches together take an hour or two on a core. Then its rate at
+# the start, as a factor of the net's.
 EPOCHS = {"tabular": 30, "unet": 10, "lenet5": 6, "resnet": 6}
 RATES = {"tabular": 0.3, "unet": 0.3, "lenet5": 1.0, "resnet": 0.3}
-# Whose images may be mirrored. Without that more epochs do the ResNet harm, with everything kept.
+# Nets whose images may be mirrored. Without that, more epochs harm the ResNet when everything is kept.
 FLIPPED = ("resnet",)
 _BATCHES = 100
 
 
 def row_of(net, contender, units, args):
-    """Seeks one budget, and returns it with its curve and the error on the test."""
+    """Searches for one budget, and returns it with its curve and the test error."""
     train, held_out = parts(net.name, True)
     _, test = parts(net.name, False)
     epochs = args.epochs or EPOCHS[net.name]
@@ -83,7 +83,7 @@ def row_of(net, contender, units, args):
             directory=args.output.parent / "smallest" / f"{net.name}-{contender}-{units}-{args.seed}",
             verbose=0,
         )
-    except ValueError as error:  # worse than asked for with everything kept is a result, too
+    except ValueError as error:  # a net worse than asked for with everything kept is a result, too
         print(f"\n{net.name}, {contender}, {units}: {error}", flush=True)
         return row | {"budget": 1.0, "error": None, "note": str(error), "curve": []}
     print(f"\n{net.name}, {contender}, {units}\n{found}", flush=True)
@@ -96,7 +96,7 @@ def row_of(net, contender, units, args):
 
 
 def table(rows):
-    """Returns what is kept and the error on the test, a line for each net and kind of unit."""
+    """Returns what is kept and the test error, a line for each net and kind of unit."""
     lines = [f"{'':18}{'reference':>10}" + "".join(f"{name:>20}" for name in CONTENDERS)]
     for net, units in dict.fromkeys((row["net"], row["units"]) for row in rows):
         own = {row["contender"]: row for row in rows if (row["net"], row["units"]) == (net, units)}
@@ -114,7 +114,7 @@ def table(rows):
 
 
 def plot(rows, stem):
-    """Draws the error of held-out examples against what is kept, a panel for each net and kind of unit."""
+    """Draws the error on held-out examples against what is kept, a panel for each net and kind of unit."""
     nets, kinds = ([n for n in names if any(n in row.values() for row in rows)] for names in (NETS, UNITS))
     figure = Figure(figsize=(1 + 3 * len(nets), 0.5 + 2.7 * len(kinds)), layout="constrained")
     for line, units in zip(figure.subplots(len(kinds), len(nets), squeeze=False), kinds, strict=True):
@@ -153,15 +153,15 @@ def main():
     parser.add_argument("--nets", nargs="+", choices=EPOCHS, default=list(EPOCHS))
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--units", nargs="+", choices=UNITS, default=list(UNITS))
-    parser.add_argument("--within", type=float, default=0.5, help="points of error")
+    parser.add_argument("--within", type=float, default=0.5, help="points of error a net may be worse by")
     parser.add_argument("--lowest", type=float, default=0.005)
     parser.add_argument("--precision", type=float, default=1.25)
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--epochs", type=int)
-    parser.add_argument("--examples", type=int, default=6400, help="to train on, at most")
-    parser.add_argument("--rate", type=float, help="times the usual learning rate of a net")
+    parser.add_argument("--examples", type=int, default=6400, help="the most examples to train on")
+    parser.add_argument("--rate", type=float, help="factor of the net's usual learning rate")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tiny", action="store_true", help="one run of an epoch")
+    parser.add_argument("--tiny", action="store_true", help="one run of one epoch")
     parser.add_argument("--output", type=Path, default=Path("outputs/smallest.json"))
     args = parser.parse_args()
     if args.tiny:

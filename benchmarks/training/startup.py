@@ -1,10 +1,10 @@
-"""What LC adds before anything is trained: to `import keras`, and to a `fit` of two batches.
+"""The time that LC adds before anything is trained: to `import keras`, and to a `fit` of two batches.
 
 python -m benchmarks.training.startup          # a quarter of an hour on two cores
 python -m benchmarks.training.startup --tiny   # half a minute
 
-Of two batches, an epoch each, nearly all time is that of tracing. Contenders take turns, with a new model
-each.
+With two batches, each an epoch, nearly all of the time is spent on tracing. Contenders take turns, each with
+a new model.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def fit(build, callbacks):
 
 
 def imports():
-    """Returns the seconds of importing Keras, and both, in a process of its own, from compiled files."""
+    """Returns the seconds to import Keras, and both, in a process of its own, from compiled files."""
     done = subprocess.run(
         [sys.executable, "-c", IMPORTS],
         check=True,
@@ -76,13 +76,13 @@ def fits(build, contenders):
 
 
 def compare(what, measure, names, rounds):
-    """Returns a row for each of some names: medians, and what there is more than for the first.
+    """Returns a row for each name: medians, and how much more they are than for the first.
 
     Args:
         what: String.
-        measure: Called with the names in either order, returns seconds by name.
+        measure: Called with the names, in either order; returns seconds by name.
         names: List of strings.
-        rounds: Int, after one that warms up.
+        rounds: Int, not counting a first one that warms up.
     """
     measure(names)
     # The order alternates, so that none gains from being first.

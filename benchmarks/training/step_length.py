@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks import plots
 from benchmarks.training import error
 
-# Of MNIST, from 15 batches of 256 to 700.
+# On MNIST, from 15 to 700 batches of 256.
 LENGTHS = [0.0625, 0.125, 0.25, 0.5, 1.0, 3.0]
 
 

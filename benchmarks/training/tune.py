@@ -5,9 +5,9 @@
     python -m benchmarks.training.tune --tiny                       # seconds
     python -m benchmarks.training.error --tuned outputs/tune.json   # then, on test images
 
-A try is a learning rate and one option of the contender, three times two of them; then, with the best of
-these at each budget, weight decay, label smoothing, and both. The reference is trained without the
-validation images.
+A try is a learning rate and a setting of one option of the contender: three rates times two settings. Then
+weight decay, label smoothing, and both are tried with the best of these at each budget. The reference is
+trained without the validation images.
 """
 
 import statistics
@@ -45,7 +45,7 @@ def main():
 
 
 def table(rows):
-    """A line for each contender and try, mean validation error at each budget; a star at the best."""
+    """Returns a line for each contender and try: mean validation error at each budget, a star at the best."""
     keeps = sorted({row["keep"] for row in rows}, reverse=True)
     epochs = ", ".join(map(str, sorted({row["epochs"] for row in rows})))
     lines = [

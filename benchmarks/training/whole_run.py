@@ -4,9 +4,9 @@
     python -m benchmarks.training.whole_run --nets lenet300 --rounds 5
     python -m benchmarks.training.whole_run --tiny   # a quarter of a minute
 
-Each run is a process of its own, so that its peak memory is its own; plain and LC take turns, and the one
-that begins changes from round to round. Time is that of `fit`, tracing included; that after the first epoch
-is without it.
+Each run has its own process, so that its peak memory is its own. Plain training and LC take turns, and the
+one that begins changes from round to round. The time is that of `fit`, including tracing; the time after the
+first epoch excludes it.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def _few(validation):
     return tuple(tuple(array[:5120] for array in part) for part in NETS["lenet300"].parts(validation))
 
 
-# Twenty million weights and few images: here the copies of the weights are what takes memory.
+# Twenty million weights and few images: here it is the copies of the weights that take memory.
 WIDE = replace(NETS["lenet300"], name="wide", build=_wide, parts=_few, epochs=4, rates={"sgd": 0.02})
 CHOICES = {net.name: net for net in (NETS["lenet300"], NETS["lenet5"], NETS["digits"], WIDE)}
 
@@ -54,7 +54,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--nets", nargs="+", choices=CHOICES, default=["lenet300", "lenet5", "wide"])
-    parser.add_argument("--epochs", type=int, help="of each run; the net's usual number by default")
+    parser.add_argument("--epochs", type=int, help="of each run; by default the net's usual number")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tiny", action="store_true", help="one round of two epochs of digits")
     parser.add_argument("--output", type=Path, default=Path("outputs/whole_run.json"))
@@ -109,7 +109,7 @@ def _timed(c_step, seconds):
 
 
 def measure(net, epochs, rounds):
-    """Medians over rounds of processes that take turns."""
+    """Returns medians over rounds in which the processes take turns."""
     pairs = []
     for i in range(rounds):
         order = ("plain", "LC") if i % 2 == 0 else ("LC", "plain")

@@ -4,7 +4,7 @@
     docker compose -f examples/serving/docker-compose.yml up -d
     python -m examples.serving.client
 
-The first line writes another version each time; a running server takes it up without a pause.
+The first command writes another version each time; a running server picks it up without a pause.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def by_rest(url, name, images):
     body = json.dumps({"inputs": {"pixels": images.tolist()}}).encode()
     with urllib.request.urlopen(f"{url}/v1/models/{name}:predict", body, timeout=30) as answer:
         outputs = json.load(answer)["outputs"]
-    # The server leaves the name out where there is one output.
+    # The server leaves out the name if there is only one output.
     return np.array(outputs if isinstance(outputs, list) else next(iter(outputs.values())))
 
 

@@ -35,7 +35,7 @@ def training_step(model, lc_steps, regularized=True):
 
 
 def run(model, lc_steps, mus=MUS, limited=False, each_l_step=lambda i: None):
-    """Two epochs of the batches of the tests of the callback, in L steps of two batches."""
+    """Train two epochs on the batches of the callback tests, in L steps of two batches."""
     step, rate = training_step(model, lc_steps), float(model.optimizer.learning_rate)
     batches = iter(BATCHES * 2)
     for i, next_mu in enumerate([*mus[1:], None]):
@@ -56,7 +56,7 @@ def adam():
     return keras.optimizers.Adam(0.01)
 
 
-# One of each optimizer is enough for every day.
+# For everyday runs, one case for each optimizer is enough.
 CASES = [
     pytest.param(*case, marks=[pytest.mark.slow] * (case not in [(sgd, True, True), (adam, True, False)]))
     for case in itertools.product([sgd, adam], [True, False], [True, False])
@@ -208,7 +208,7 @@ def test_once_finished_nothing_is_pulled():
     assert lc_steps.penalty() > 0
     lc_steps.finish()
     assert lc_steps.penalty() == tf.function(lc_steps.penalty)() == 0
-    # What was traced before trains on, as without the penalty.
+    # A step that was traced before goes on training, as if there were no penalty.
     other = net()
     other.set_weights(model.get_weights())
     step(*BATCHES[1])

@@ -60,7 +60,7 @@ def test_it_moves_weights_a_part_of_the_way(jit_compile):
         pull.part.assign(part)
         found = call(tf.constant(W)).numpy()
         np.testing.assert_allclose(found, pulled(W, T, part), rtol=1e-6)
-        # What is free stays bit for bit.
+        # Free weights stay as they are, bit for bit.
         assert bits([found[np.isnan(T)]]) == bits([W[np.isnan(T)]])
 
 
@@ -151,7 +151,7 @@ def test_a_weight_that_no_update_pulls():
     lagrangian.check_pulls()
 
 
-# The C step, once more in numpy and in float64.
+# The C step, written again in numpy, in float64.
 
 
 def top(kappa, arrays):
@@ -221,7 +221,7 @@ def test_c_steps_against_numpy(case, multipliers):
         kept = sum(np.count_nonzero(t) for t in theta)
         density = -1 if lagrangian.is_loose else kept / lagrangian.size
         np.testing.assert_allclose(result.density, density, rtol=1e-6)
-        # A batch that does nothing else moves them that part of the way.
+        # A batch that does nothing else moves the weights that part of the way.
         with lagrangian.pulling():
             keras.optimizers.SGD(0.1).apply([tf.zeros_like(v) for v in variables], list(variables))
         moved = zip(variables, w, lagrangian.targets, strict=True)
@@ -243,7 +243,7 @@ def test_project_keeps_the_budget_and_leaves_targets_alone():
     assert sum(map(np.count_nonzero, values(lagrangian.thetas))) == 12 + (62 - 12) // 2
     targets, w = bits(values(lagrangian.targets)), values(lagrangian.variables)
     result = lagrangian.project()
-    # Of what was loosely kept, which is free and has no multiplier.
+    # These come from the loosely kept weights, which are free and have no multipliers.
     expected = top(12, w)
     for found, theta in zip(lagrangian.thetas, expected, strict=True):
         np.testing.assert_array_equal(found, theta)
@@ -259,7 +259,7 @@ def test_project_keeps_the_budget_and_leaves_targets_alone():
 
 def test_project_right_after_a_c_step_counts_no_weight_twice():
     lagrangian = begun(Reach(0.1, ratio=0.5, slack=0.5, frees=True))
-    # λ of those that this removes is all that they are.
+    # λ holds all of each weight that this removes.
     lagrangian.c_step(1.0, 2.0, Reach(0.1, ratio=0.9, slack=0.1, frees=True))
     w = values(lagrangian.variables)
     for _ in range(2):
@@ -282,7 +282,7 @@ def test_where_all_are_pulled_to_a_looser_theta_there_are_no_multipliers():
     near = dict(rtol=1e-5, atol=1e-6)
     for found, theta in zip(targets, expected(tf.constant(0.5)), strict=True):
         np.testing.assert_allclose(found, theta, **near)
-    # Whoever looks at the budget itself leaves the targets, and what follows, as they are.
+    # Looking at the budget itself leaves the targets, and what follows, as they are.
     for _ in range(2):
         assert lagrangian.project().gap > 0
         for found, theta in zip(lagrangian.thetas, expected(tf.constant(0.0)), strict=True):
@@ -291,7 +291,7 @@ def test_where_all_are_pulled_to_a_looser_theta_there_are_no_multipliers():
     lagrangian.c_step(1.0, 2.0, Reach(0.2, ratio=0.5, slack=0.2))
     for found, theta in zip(lagrangian.targets, expected(tf.constant(0.2)), strict=True):
         np.testing.assert_allclose(found, theta, **near)
-    # They begin from the first L step towards the budget itself.
+    # Multipliers begin with the first L step towards the budget itself.
     for ratio in (0.0, 0.5):
         lagrangian.c_step(1.0, 2.0, Reach(0.2, ratio=0.5))
         for found, v, theta in zip(lagrangian.targets, w, expected(tf.constant(0.0)), strict=True):
@@ -305,7 +305,7 @@ def test_theta_that_is_shown_with_close_values_changes_no_multiplier():
     for _ in range(2):
         assert shown.project().density == np.float32(12 / 62)
         assert bits(values(shown.thetas)) != bits(kept)
-    # A restart while it is shown.
+    # A restart while θ is shown.
     restarted = begun(Reach(0.3), cost)
     for name, variables in restarted.saved().items():
         for own, other in zip(variables, shown.saved()[name], strict=True):
@@ -318,14 +318,14 @@ def test_theta_that_is_shown_with_close_values_changes_no_multiplier():
     for lagrangian in (shown, restarted):
         assert bits(values(lagrangian.thetas)) == bits(values(quiet.thetas))
         assert bits(values(lagrangian.targets)) == bits(values(quiet.targets))
-    # Weights that somebody put there instead have none.
+    # Weights that were put into the model instead have no multipliers.
     shown.project()
     w = [tf.constant(v) for v in shown.variables]
     shown.begin_anew(1.0)
     expected = top(12, [v.numpy() for v in w])
     for found, theta in zip(shown.targets, expected, strict=True):
         np.testing.assert_array_equal(found, theta)
-    # Nor has the next C step any of before.
+    # Nor does the next C step have any from before.
     shown.c_step(1.0, 2.0, reach)
     for found, theta in zip(shown.thetas, expected, strict=True):
         np.testing.assert_array_equal(found, theta)
@@ -338,14 +338,14 @@ def test_how_far_the_kept_weights_moved(slack, monkeypatch):
     lagrangian = begun(Reach(0.1, slack=slack, frees=True))
     assert lagrangian.moved() == 0
     perturb(lagrangian.variables)
-    # Of the budget itself, however loose θ is.
+    # What counts is the budget itself, however loose θ is.
     theta = top(12, values(lagrangian.thetas))
     pairs = list(zip(values(lagrangian.variables), theta, strict=True))
     away = sum(np.sum((w - t)[t != 0] ** 2) for w, t in pairs)
     np.testing.assert_allclose(
         lagrangian.moved(), np.sqrt(away / sum(np.sum(t**2) for _, t in pairs)), rtol=1e-5
     )
-    # The graph of the C step does it, too.
+    # The graph of the C step does this, too.
     assert traced == [1]
 
 

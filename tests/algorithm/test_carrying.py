@@ -1,4 +1,4 @@
-"""The C step of weights of few values, once more in numpy."""
+"""The C step for weights of few values, written again in numpy."""
 
 import keras
 import numpy as np
@@ -59,7 +59,7 @@ def test_c_steps_against_numpy():
             optimizer = keras.optimizers.SGD(0.1)
             optimizer.apply([0 * x.value for x in lagrangian.variables], lagrangian.variables)
         np.testing.assert_allclose(flat(lagrangian.variables), w - 0.8 * (w - theta), **near)
-    # As training ends midway.
+    # As when training ends midway.
     w = flat(lagrangian.variables)
     lagrangian.latest(0.5)
     np.testing.assert_allclose(flat(lagrangian.thetas), signs(w, np.abs(w).mean()), **near)

@@ -1,4 +1,4 @@
-"""The tables of embeddings inside a budget: weights, rows and columns, tied ones too."""
+"""Embedding tables in a budget: weights, rows and columns, including tied tables."""
 
 import keras
 import numpy as np

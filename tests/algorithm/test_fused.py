@@ -28,7 +28,7 @@ REACHES = [Reach(0.1, 0.0, 0.5, True), Reach(0.2, 0.7, 0.3, True), Reach(0.3, 0.
 def arrays_of(cost, dtype, scope, many, monkeypatch, kind):
     """θ and t after each of a few C steps."""
     monkeypatch.setattr(of_tensorflow, "_MANY", many)
-    graphs.shared.cache_clear()  # which were made with another number
+    graphs.shared.cache_clear()  # they were made with another number
     rng = np.random.default_rng(0)
     with scope:
         layers = [keras.layers.Dense(n, use_bias=False, dtype=dtype) for n in (7, 6)]

@@ -1,4 +1,4 @@
-"""Graphs of C steps that models share."""
+"""Graphs of C steps, shared by models."""
 
 import dataclasses
 import gc
@@ -22,7 +22,7 @@ def model_of(units=4, dtype="float32", constraint=None):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Counted(L0Constraint):
-    """Says when it is traced."""
+    """Records when it is traced."""
 
     traced = []  # noqa: RUF012
 
@@ -68,7 +68,7 @@ def test_what_differs_is_not_shared(other, cost):
 
 
 def test_what_a_cost_has_beside_its_fields_is_not_taken_for_equal():
-    class Custom(L0Constraint):  # no dataclass of its own
+    class Custom(L0Constraint):  # not itself a dataclass
         def __init__(self, keep, half):
             super().__init__(keep)
             object.__setattr__(self, "half", half)

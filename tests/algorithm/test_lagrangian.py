@@ -70,7 +70,7 @@ def test_a_budget_holds_where_weights_are_subnormal(groups, budget):
     assert kept[:2, 0].all()
 
 
-# The C steps once more, in numpy and in float64.
+# The C steps, written again in numpy, in float64.
 
 
 def top(kappa):
@@ -112,7 +112,7 @@ PARTS = {
 def test_c_steps_against_numpy(case, multipliers):
     model = net()
     tasks, parts = PARTS[case]
-    # 3 is a bias of one axis.
+    # Variable 3 is a bias, which has one axis.
     variables = [
         *(model.get_layer(n).kernel for n in ("first", "second", "third")),
         model.get_layer("first").bias,
@@ -188,7 +188,7 @@ def test_new_mu_retraces_nothing(multipliers):
     "multipliers, beside, arrays", [(True, False, 2), (False, False, 1), (True, True, 2), (False, True, 2)]
 )
 def test_memory(multipliers, beside, arrays):
-    """One extra array a weight without multipliers, two with them or beside the optimizer."""
+    """One extra number per weight without multipliers, two with them or beside the optimizer."""
     model = net()
     model.compile(keras.optimizers.SGD(0.1))
     model.optimizer.build(model.trainable_variables)
@@ -212,7 +212,7 @@ def test_memory(multipliers, beside, arrays):
         lagrangian.show_training()
     size = 6 * 5 + 5 * 4 + 4 * 3
     assert lagrangian.size == size
-    # And one number: μ, or the part of the way.
+    # Plus one number: μ, or the part of the way.
     assert sum(v.shape.num_elements() for v in created) == arrays * size + 1
 
 

@@ -1,4 +1,4 @@
-"""LC with budgets of neurons, to the end: every kind of unit, found in the graph, pruned, and taken out."""
+"""LC with budgets of neurons, to the end: every kind of unit is found in the graph, pruned and removed."""
 
 import keras
 import numpy as np
@@ -53,7 +53,7 @@ def volumes():
 
 
 def tokens():
-    """A transformer, whose dense layers are in a model of their own and called twice."""
+    """A transformer whose dense layers are in a model of their own and called twice."""
     x = keras.Input((None, 8))
     dense = keras.Model(x, layers.Dense(8, name="back")(layers.Dense(12, "gelu", name="up")(x)), name="dense")
     inputs = keras.Input((5,), dtype="int32")
@@ -65,7 +65,7 @@ def tokens():
 
 
 class Unknown(layers.Dense):
-    """A layer of which only the kernel is known."""
+    """A layer about which only the kernel is known."""
 
 
 def walls():
@@ -80,7 +80,7 @@ def walls():
 
 
 NETS = {net.__name__: net for net in (sequences, images, volumes, tokens, walls)}
-# Of each layer, the units that half of the budget leaves. What `inner` hands out where it is dead would be
+# The units that a budget of one half leaves in each layer. The output of dead units of `inner` would be
 # padded.
 HALVES = {
     "sequences": {"conv": 3, "depthwise": 3, "separable": 3, "transposed": 2, "lstm": 4, "gru": 3, "head": 3},
@@ -124,7 +124,7 @@ def widths(model):
 
 
 def often(*names):
-    """The nets, of which some are left to the other test."""
+    """The nets, some of which are left to the other test."""
     return [pytest.param(name, marks=[pytest.mark.slow] * (name not in names)) for name in NETS]
 
 
@@ -150,7 +150,7 @@ def test_half_of_each_layer(name):
     assert_same_outputs(model, small)
 
 
-# XLA and C steps of neurons are in test_fused.py, XLA and training steps in tests/fit/test_execution.py.
+# XLA with C steps of neurons is in test_fused.py, XLA with training steps in tests/fit/test_execution.py.
 @pytest.mark.slow
 @pytest.mark.parametrize("measure", ["groups", "macs"])
 def test_compiled_by_xla(measure):

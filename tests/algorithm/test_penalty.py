@@ -34,7 +34,7 @@ def test_value_and_gradient(shape, mu):
 
 @pytest.mark.parametrize("many", [1, 2**17], ids=["one pass", "operations"])
 def test_gradient_is_that_of_the_plain_expression(many, monkeypatch):
-    """Also where something else multiplies it, as gradients of a scaled loss do."""
+    """Also where something else multiplies it, as with the gradients of a scaled loss."""
     monkeypatch.setattr(of_tensorflow, "_MANY", many)
     weight, target = map(tf.constant, pair((4, 3)))
     penalty = LCPenalty(target, 0.7)
@@ -142,7 +142,7 @@ def test_model_is_saved_and_loaded_with_its_penalty(tmp_path):
 
 
 def test_whether_it_pulls():
-    """A gradient that is taken and thrown away moves nothing."""
+    """A gradient that is computed and thrown away moves nothing."""
     used, unused, left_out = (LCPenalty(np.zeros(3), 1.0) for _ in range(3))
     weights = [tf.Variable(np.ones(3, "float32")) for _ in range(3)]
 

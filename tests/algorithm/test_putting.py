@@ -1,4 +1,4 @@
-"""C steps that put weights, which go freely along what their cost allows, onto θ."""
+"""C steps that put weights onto θ; the weights move freely along what their cost allows."""
 
 import keras
 import numpy as np

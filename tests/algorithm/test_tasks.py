@@ -59,7 +59,7 @@ def subclassed():
 
 
 def shared():
-    """One layer called on two inputs, another one twice in a row."""
+    """One layer called on two inputs, and another called twice in a row."""
     a, b = keras.Input((6,)), keras.Input((6,))
     encode, again = layers.Dense(4, "tanh", name="encode"), layers.Dense(4, "tanh", name="again")
     merged = layers.Concatenate()([encode(a), again(again(encode(b)))])
@@ -128,7 +128,7 @@ def test_default_takes_the_kernels(layer, shape, names):
     found = Task(HALF).select(model)
     assert paths(found) == [f"{layer.name}/{name}" for name in names]
     assert same(default_kernels(model), found)
-    # What is left over are biases.
+    # Only biases are left over.
     assert {v.name for v in model.trainable_variables} - {v.name for v in found} <= {"bias"}
 
 
@@ -239,7 +239,7 @@ def test_wrappers_and_attention_as_layers():
     "choose", [lambda x: x, lambda x: x.matrix, lambda x: "matrix", lambda x: [x.matrix]]
 )
 def test_custom_layer(choose):
-    """A layer without kernels gives its weights of two or more axes."""
+    """A layer without kernels contributes its weights of two or more axes."""
     layer = Scaled(name="scaled")
     model = model_of(layer, (4,))
     assert same(Task(HALF, choose(layer)).select(model), [layer.matrix])
@@ -364,7 +364,7 @@ def test_pruned_neurons_leave_whole_output_channels(layer, shape):
 
 
 def units_of(part):
-    """The units that each variable makes, by the path of the variable."""
+    """The units that each variable makes, by variable path."""
     return {v.path: layout.units.tolist() for v, layout in zip(part.variables, part.layouts, strict=True)}
 
 
@@ -394,7 +394,7 @@ def test_neurons_come_with_all_that_makes_them():
         "grouped/bias": [7, 7, 8, 8],
         "head/kernel": [-1, -1],
     }
-    # What is tied to the selection joins it.
+    # Weights that are tied to the selection join it.
     (part,) = Task(L0Constraint(0.5, Neurons()), "shortcut/kernel").bind(model)
     assert list(units_of(part)) == ["project/kernel", "project/bias", "shortcut/kernel", "shortcut/bias"]
 
@@ -506,7 +506,7 @@ def test_weights_of_a_copy_of_the_model():
     hidden = model.get_layer("hidden")
     for selector in (original.get_layer("hidden"), original.get_layer("hidden").kernel):
         assert Task(L0Constraint(0.5), selector).select(model) == [hidden.kernel]
-        # As tuners do, which copy all that they are given.
+        # As with tuners, which copy everything they are given.
         assert copy.deepcopy(Task(L0Constraint(0.5), selector)).select(original) == [
             original.get_layer("hidden").kernel
         ]
@@ -559,7 +559,7 @@ def test_a_variable_in_two_tasks():
     ],
 )
 def test_a_selector_that_matches_nothing(selector, named):
-    """Also as one of several, so that no part of a budget goes astray."""
+    """An error also as one of several, so that no part of a budget is lost."""
     task = Task(HALF, selector)
     message = error_of(ValueError, lambda: bind_tasks([task], dense_net()))
     assert f"{named} matches no trainable weights" in message and repr(task) in message
@@ -635,7 +635,7 @@ def test_no_tasks():
     assert "at least one task" in error_of(ValueError, lambda: as_tasks([]))
 
 
-# A real `fit` each.
+# A real `fit` for each.
 
 
 def attention():
@@ -718,7 +718,7 @@ def test_the_waves_of_a_spectrogram_are_not_selected():
         [keras.Input((256, 1)), waves, keras.layers.Flatten(), keras.layers.Dense(4, name="logits")]
     )
     assert [v.path for v in Task(L0Constraint(0.1)).select(model)] == [model.layers[-1].kernel.path]
-    # Counted, as their use is known.
+    # They are counted, since their use is known.
     Task(L0Constraint(0.1, measure="macs")).bind(model)
     assert len(Task(L0Constraint(0.1), weights=waves).select(model)) == 2
 
@@ -727,7 +727,7 @@ def test_kernels_that_a_pattern_does_not_fit_are_named(recwarn):
     model = keras.Sequential([keras.Input((6, 6, 3)), layers.Conv2D(8, 3), layers.Conv2D(2, 3)])
     bind_tasks([Task(lc_keras.NMConstraint(2, 4))], model)
     (warning,) = recwarn.list
-    assert f"more is kept of {model.layers[0].kernel.path}, whose inputs" in str(warning.message)
+    assert f": {model.layers[0].kernel.path} will keep more" in str(warning.message)
 
 
 @pytest.mark.parametrize("cost", [lc_keras.Codebook(2), lc_keras.LowRank(2), HALF], ids=repr)

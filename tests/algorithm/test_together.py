@@ -1,4 +1,4 @@
-"""Costs that are trained in unlike ways, in one run."""
+"""Costs that are trained in different ways, in one run."""
 
 import keras
 import numpy as np

@@ -28,7 +28,7 @@ PRUNING = ["magnitude", "rounds", "gradual"]
 
 
 def often(names):
-    """Of two that share their code, one is enough for every day."""
+    """For everyday runs, one of two methods that share their code is enough."""
     return [pytest.param(name, marks=[pytest.mark.slow] * (name == "rounds")) for name in names]
 
 
@@ -54,7 +54,7 @@ def test_the_budget_is_kept_and_nothing_is_left(options, name):
     fit(model, [BASELINES[name]()], epochs=3)
     assert nonzeros(model) == KEPT
     assert [v.constraint for v in model.weights] == own
-    # A later fit trains pruned weights again, but for those between dead units.
+    # A later fit trains pruned weights again, except those between dead units.
     fit(model, epochs=1)
     assert nonzeros(model) > 2 * KEPT
 
@@ -141,7 +141,7 @@ def test_neurons_and_per_layer_budgets(name):
     first, second = kernels(model)
     assert np.sum(np.any(first, axis=0)) == 3 and np.all(first[:, np.any(first, axis=0)])
     assert np.count_nonzero(second) == 12
-    # A bias starts at zero; that of a neuron which is kept trains.
+    # A bias starts at zero; the bias of a neuron that is kept trains.
     np.testing.assert_array_equal(model.layers[0].bias.numpy() != 0, np.any(first, axis=0))
 
 
@@ -157,7 +157,7 @@ def test_filters_go_for_good_with_all_that_makes_them():
     model.compile(keras.optimizers.Adam(1e-2), "mse")
     model.fit(x, y, batch_size=8, verbose=0)
     full = macs(model).dense
-    # None of what makes a filter is zero by itself.
+    # No weight that makes a filter is zero by itself.
     for v in model.trainable_variables:
         v.assign_add(tf.fill(v.shape, 0.01))
 
@@ -188,8 +188,8 @@ def test_what_is_removed_does_not_come_back_into_what_is_left_over():
     cheap, costly = keras.layers.Dense(3), keras.layers.Dense(3)
     joined = keras.layers.Concatenate()([cheap(one), costly(ten)])
     model = keras.Model([one, ten], keras.layers.Dense(1)(joined))
-    # A unit of `cheap` takes 2 multiply-adds, one of `costly` 11: four fit at first, with nothing left over,
-    # then three with 5.
+    # A unit of `cheap` takes 2 multiply-adds, a unit of `costly` 11. At first four units fit, with nothing
+    # left over; then three, with 5 left over.
     cheap.kernel.assign([[5.0, 0.01, 0.01]])
     costly.kernel.assign(np.ones((10, 3)) * [9, 8, 7])
     x = [np.random.default_rng(0).normal(size=(8, n)).astype("float32") for n in (1, 10)]
@@ -276,7 +276,7 @@ def test_a_history_in_front_of_it_prunes_no_later_fit(name):
     assert nonzeros(model) > KEPT
 
 
-# Other orders and hooks are those of `tests/fit/test_callback_failures.py`.
+# Other orders and hooks are in `tests/fit/test_callback_failures.py`.
 @pytest.mark.parametrize("hook, first", [("on_train_batch_end", True), ("on_train_end", False)])
 def test_a_batch_that_another_callback_trains(hook, first):
     model, prune = net(), GradualPruning(BUDGET)
@@ -298,7 +298,7 @@ def test_an_epoch_of_unknown_length(name, epochs, recwarn):
     model = net()
     fit(model, [BASELINES[name]()], x=data, epochs=epochs)
     assert nonzeros(model) == KEPT
-    warned = any("how many batches" in str(w.message) for w in recwarn)
+    warned = any("number of batches" in str(w.message) for w in recwarn)
     assert warned == (epochs == 1 and name != "magnitude")
 
 
@@ -388,11 +388,11 @@ def test_a_train_step_without_constraints_is_refused(name, eager):
     model = net(kind=ByHand, run_eagerly=eager)
     with pytest.raises(ValueError, match="leaves out the constraints.*kernel.*train_step"):
         fit(model, [BASELINES[name]()])
-    # What is found at once has removed nothing.
+    # Where this is found at once, nothing has been removed.
     assert name != "magnitude" or nonzeros(model) == WEIGHTS
     model = net(kind=ByHand, run_eagerly=eager)
     model.skip = 2
-    # Nothing trains what is pruned here.
+    # Nothing trains the pruned weights here.
     fit(model, [BASELINES[name](Task(BUDGET, weights=model.layers[0]))])
     assert np.count_nonzero(kernels(model)[0]) == KEPT
 
@@ -407,7 +407,7 @@ def test_an_interrupt_leaves_a_model_that_trains_all_weights(hook):
         fit(model, [MagnitudePruning(BUDGET), spy(**{hook: interrupt})])
     assert all(v.constraint is None for v in model.weights)
     clean.set_weights(model.get_weights())
-    model.reset_metrics()  # Keras 3.14 goes on with those of the interrupted epoch
+    model.reset_metrics()  # Keras 3.14 goes on with the metrics of the interrupted epoch
     assert model.train_on_batch(X, Y) == clean.train_on_batch(X, Y)
     same(model, clean)
 

@@ -1,4 +1,4 @@
-"""Budgets of unequal costs, against every subset there is."""
+"""Budgets of unequal costs, compared with every possible subset."""
 
 import itertools
 
@@ -26,7 +26,7 @@ def subsets(count):
 
 
 def optimum(energy, cost, budget, must):
-    """The best energy of any feasible subset of which `must` is a part."""
+    """The best energy of any feasible subset that contains `must`."""
     feasible = (kept for kept in subsets(len(energy)) if (kept | ~must).all() and cost(kept) <= budget)
     return max((energy[kept].sum() for kept in feasible), default=-1.0)
 
@@ -39,7 +39,7 @@ def largest(density, parts):
 
 
 def assert_full(kept, costs, budget):
-    """Asserts that a budget is kept, and that no unit which is left out would fit."""
+    """Asserts that a budget is kept and that no unit that is left out would fit."""
     assert sum(cost(kept) for cost in costs) <= budget
     for unit in np.flatnonzero(~kept):
         assert sum(cost(kept | (np.arange(len(kept)) == unit)) for cost in costs) > budget
@@ -64,7 +64,7 @@ def test_choose_is_within_its_bound(magnitudes, costs, budget, parts):
     energy = m.astype("float64") ** 2
     must = largest(m / np.sqrt(costs), parts)
     assert costs[kept].sum() <= budget and kept[must].all()
-    # The first that is left out is where the bound comes from.
+    # The bound comes from the first unit that is left out.
     left_out = np.flatnonzero(~kept)
     missed = energy[max(left_out, key=lambda i: (energy[i] / costs[i], -i))] if len(left_out) else 0
     best = optimum(energy, lambda kept: costs[kept].sum(), budget, must)
@@ -84,7 +84,7 @@ def test_choose_keeps_what_costs_nothing():
 
 
 def chain(*widths):
-    """The costs of dense layers one after the other, between one input and one output."""
+    """The costs of consecutive dense layers between one input and one output."""
     ids = np.repeat(np.arange(len(widths)), widths)
     layer = [(ids == i).astype(int) for i in range(len(widths))]
     nothing = np.zeros(len(ids), int)
@@ -108,12 +108,12 @@ def test_choose_with_costs_that_depend_on_each_other(magnitudes, budget):
     kept = in_chain(tf.constant(magnitudes, tf.float32), tf.constant(budget, tf.float64)).numpy()
     assert_full(kept, costs, budget)
     assert np.bincount(ids[kept], minlength=3).min() >= 1
-    # Never worse than one unit a layer, and all of them where they fit.
+    # Never worse than one unit per layer, and all units where they fit.
     assert kept.all() == (sum(c(np.ones(9, bool)) for c in costs) <= budget)
 
 
 def best_of_each(costs, kept, energies, limits):
-    """The most energy of all rows of `kept` that a budget takes, for each pair of energies and budget."""
+    """The most energy of any row of `kept` that fits the budget, for each pair of energies and budget."""
     spent = sum(cost(kept) for cost in costs)
     return [(kept @ energy)[spent <= limit].max() for energy, limit in zip(energies, limits, strict=True)]
 
@@ -295,7 +295,7 @@ def test_a_budget_of_neurons_makes_a_smaller_net(measure):
 
 
 def dense_net(blocks=4, growth=6):
-    """Each layer reads, through a norm, what all before it made."""
+    """A net in which each layer reads, through a norm, the outputs of all layers before it."""
     x = inputs = keras.Input((8, 8, 3))
     for i in range(blocks):
         h = layers.ReLU()(layers.BatchNormalization()(x) if i else x)

@@ -1,4 +1,4 @@
-"""Costs that hold together: few weights of few values, and sums."""
+"""Costs that hold at the same time: few weights of few values, and sums."""
 
 import itertools
 
@@ -42,7 +42,7 @@ def away(weights, theta):
 
 @pytest.mark.parametrize(
     "values",
-    # What it adds to the two of `Binary` is what the budget removes.
+    # What `Ternary` adds to the two values of `Binary` is what the budget removes.
     [pytest.param(v, marks=[pytest.mark.slow] * isinstance(v, Ternary)) for v in VALUES],
     ids=repr,
 )
@@ -56,7 +56,7 @@ class TestSparseValues:
             # Quantised and then pruned.
             other = compressed(L0Constraint(kappa), compressed(values, weights))
             assert away(weights, theta) <= away(weights, other) * (1 + 1e-6)
-            # Pruned and then quantised, what was removed staying so.
+            # Pruned and then quantised; what was removed stays removed.
             pruned = compressed(L0Constraint(kappa), weights)
             learned = values.learn([tf.constant(p) for p in pruned], [Layout(p.shape) for p in pruned], True)
             other = [

@@ -330,7 +330,7 @@ class TestGroups:
 
     @pytest.mark.parametrize("cost", GROUPED, ids=str)
     def test_output_axes(self, cost):
-        """Other axes give what transposed kernels give."""
+        """Other axes give the same as transposed kernels."""
         rng = np.random.default_rng(0)
         kernel = rng.normal(size=(3, 4, 2)).astype(np.float32)  # output units on axes (0,)
         maps = cost.maps([tf.constant(kernel)], tf.constant(MU), [Layout(kernel.shape, (0,))])
@@ -365,7 +365,7 @@ def test_mixed_types():
     assert [t.numpy().tolist() for t in theta] == [[0, 2], [3, 0]]
 
 
-# Compiling with XLA takes seconds: each kind of cost once. Others are in test_fused.py.
+# Compiling with XLA takes seconds, so each kind of cost is here once. Others are in test_fused.py.
 @pytest.mark.parametrize(
     "cost",
     [
@@ -601,7 +601,7 @@ CHAINED = [
     Layout((4, 6), units=np.arange(6), count=8, macs=1),
     Layout((6, 3), units=np.array([6, 7, -1]), reads=np.arange(6), count=8, macs=3),
 ]
-# Each kind of groups by number and by price, whatever it is the price of.
+# Each kind of groups, by number and by price, whatever the price is for.
 LOOSE = [
     L0Constraint(keep, groups, measure)
     for groups, keep, price in [
@@ -619,7 +619,7 @@ def applied(maps, weights):
 
 
 def loosened(cost, weights, given):
-    """A function of the slack, a graph to which it is given, as the C step runs."""
+    """A function of the slack; it runs as a graph that is given the slack, as the C step does."""
     step = tf.function(lambda slack: applied(cost.loosened(weights, slack, given), weights), autograph=False)
     return lambda slack: [theta.numpy() for theta in step(tf.constant(slack, tf.float32))]
 
@@ -630,7 +630,7 @@ def loosened(cost, weights, given):
     ids=repr,
 )
 def test_a_looser_budget_is_a_budget(cost, shared):
-    """κ and the part of what it removes that the slack says, rounded down."""
+    """κ plus the slack's part of what κ removes, rounded down."""
     weights = [keras.random.normal(layout.shape) for layout in CHAINED]
     given = CHAINED if shared else [Layout(layout.shape, macs=layout.macs) for layout in CHAINED]
     kappa, total = cost.budget(given), cost.total(given)
@@ -662,7 +662,7 @@ def test_a_looser_pattern_is_a_pattern(slack, n):
     weights, given = [keras.random.normal(shape) for shape in shapes], layouts(*shapes)
     found = loosened(NMConstraint(1, 4), weights, given)(slack)
     assert same_bits(found, applied(NMConstraint(n, 4).maps(weights, MU, given), weights))
-    # Of rows of 10 the last two are a part of their own.
+    # In rows of 10, the last two are a part of their own.
     assert [np.count_nonzero(theta) for theta in found] == [3 * (2 * n + min(n, 2)), 2 * 2 * n * 5]
 
 

@@ -1,4 +1,4 @@
-"""The whole algorithm, through `fit`, on problems whose answer is known or worked out apart."""
+"""The whole algorithm, through `fit`, on problems whose answer is known or computed separately."""
 
 import itertools
 
@@ -54,7 +54,7 @@ def best_subset(x, y, kappa):
 
 
 def learn_and_compress(x, y, compression, mu, start=None, l_steps=60, batches=20, **options):
-    """Full-batch gradient descent, `batches` to an L step; returns the weights that `fit` leaves."""
+    """Runs full-batch gradient descent, `batches` per L step; returns the weights that `fit` leaves."""
     model = keras.Sequential([keras.Input((x.shape[1],)), keras.layers.Dense(y.shape[1], use_bias=False)])
     model.layers[0].kernel.assign(np.zeros((x.shape[1], y.shape[1])) if start is None else start)
     # Stable for every μ, with the rate held at 1/μ.
@@ -88,7 +88,7 @@ def test_l0_constraint_reaches_the_best_subset_where_magnitude_pruning_does_not(
 
 
 def test_l0_penalty_on_an_orthonormal_design():
-    """Each weight is worth its α or not: w² against α, as the loss falls by w² where it is kept."""
+    """Each weight is worth its α or not: w² against α, since keeping it lowers the loss by w²."""
     x, y = regression(seed=1, orthonormal=True)
     dense = least_squares(x, y)
     alpha = np.mean(np.sort(dense[:, 0] ** 2)[3:5])
@@ -173,7 +173,7 @@ def outputs(weights, x):
 
 
 def transcript(weights, x, y, x_test, y_test, mus, own):
-    """The algorithm as on paper, in float64; returns the final weights and what each epoch logs."""
+    """Runs the algorithm as on paper, in float64; returns the final weights and what each epoch logs."""
     weights = [w.astype("float64") for w in weights]
     velocity = [np.zeros_like(w) for w in weights]
     lambdas = {i: np.zeros_like(weights[i]) for i in KERNELS}
@@ -239,7 +239,7 @@ def test_fit_equals_the_transcript(validation, own, steps_per_execution):
     x, x_test = rng.normal(size=(2, 4 * BATCHES, 5)).astype("float32")
     y, y_test = rng.normal(size=(2, 4 * BATCHES, 2)).astype("float32") + np.stack([x[:, :2], x_test[:, :2]])
     start = [0.5 * rng.normal(size=shape).astype("float32") for shape in SHAPES]
-    # The last ones are above 1 / RATE.
+    # The last values are above 1 / RATE.
     mus = Geometric(1.0, 20.0).over(4 * EPOCHS)
     expected, expected_logs = transcript(
         start, *(a.astype("float64") for a in (x, y, x_test, y_test)), mus, own

@@ -1,4 +1,4 @@
-"""Low rank, and the rank that pays, against singular values and all ranks one by one."""
+"""Low rank, and the rank that pays, compared with singular values and with all ranks one by one."""
 
 import numpy as np
 import pytest
@@ -87,7 +87,7 @@ def test_the_rank_that_pays_in_time_is_the_best_of_all(two):
         objective = [alpha * time + MU / 2 * tail(value, r) for r, time in enumerate(times)]
         assert np.linalg.matrix_rank(theta, tol=1e-4) == np.argmin(objective)
         kept.add(int(np.argmin(objective)))
-    # Where two layers are slower than one, none pays in between.
+    # Where two layers are slower than one, no rank in between pays.
     assert kept == {0, 9} if two == 50 else len(kept) > 2
     assert np.array_equal(compressed(RankSelection(1.0, "milliseconds"), value, by_rank=()), value)
 
@@ -99,7 +99,7 @@ def test_a_convolution_becomes_the_two_layers_that_are_faster(fast):
     times = [(60.0, 50.0, 9.0)] * 2
     times[fast] = (60.0, 1.0, 4.0)
     theta = compressed(RankSelection(1.0, "milliseconds"), value, by_rank=tuple(times))
-    # Of all ranks whose factors are smaller, in both ways.
+    # All ranks whose factors are smaller, in both ways.
     found = [
         (two + each * r + MU / 2 * tail(matrix, r), way, tail(matrix, r))
         for way, (matrix, (_, two, each)) in enumerate(zip(matrices, times, strict=True))

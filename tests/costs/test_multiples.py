@@ -1,4 +1,4 @@
-"""Units that are kept in multiples: exact, feasible, and within the bound of the documentation."""
+"""Units that are kept in multiples: exact, feasible, and within the documented bound."""
 
 import itertools
 
@@ -53,7 +53,7 @@ def test_of_units_of_layers_by_themselves_it_is_within_its_bound(magnitudes, bud
     fits = [[n for n in range(size + 1) if is_fit([n], multiple, [size])] for size in sizes]
     feasible = (pair for pair in itertools.product(*fits) if np.dot(pair, prices) <= budget)
     best = max(tops[0][a] + tops[1][b] for a, b in feasible)
-    # The next piece of a layer is where the bound comes from.
+    # The bound comes from the next piece of a layer.
     missed = [
         np.diff(top[fit])[fit.index(n)] for top, fit, n in zip(tops, fits, kept, strict=True) if n < fit[-1]
     ]
@@ -103,7 +103,7 @@ def test_it_is_the_optimum_where_all_cost_the_same():
 
 
 def test_it_never_cuts_a_piece_where_units_are_equal():
-    """The rest at the end of a layer is smaller than a piece, and as good by weight."""
+    """The remainder at the end of a layer is smaller than a piece, and as good for its size."""
     weights = np.full((3, 10), 0.1, "float32"), np.full((7, 13), 0.1 * (3 / 7) ** 0.5, "float32")
     for keep in range(24):
         kept = [part.any(axis=0).sum() for part in theta(neurons(keep, 4), *weights)]
@@ -115,7 +115,7 @@ def test_it_never_cuts_a_piece_where_units_are_equal():
     [(7, 20, 2.80586648, 27), (6, 15, 1.85000145, 32), (5, 14, 2.78219223, 21)],
 )
 def test_a_whole_piece_goes_before_what_is_left_over(multiple, count, magnitude, price):
-    """Rounding alone would have the last piece first."""
+    """Rounding alone would put the last piece first."""
     units = np.arange(count)
     classes = classes_of([Layout((1, count), units=units, count=count)], multiple)
     cost = in_pieces(Product(price, np.ones(count, int), np.zeros(count, int), 0, 1), classes)
@@ -160,7 +160,7 @@ def test_the_layers_of_a_smaller_net_are_multiples(measure):
     compress_directly(model, cost)
     small = lc_keras.shrink(model)
     was = helpers.widths(model)
-    # A layer of 10 that lies beside another keeps 8 or all.
+    # A layer of 10 units that lies beside another keeps 8 or all.
     beside = ("concatenate", "over_both", "reshape", "flatten")
     for name, width in helpers.widths(small).items():
         assert width % 8 == 0 or width == was[name] or name.startswith(beside), name

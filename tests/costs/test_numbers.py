@@ -135,7 +135,7 @@ def test_jit_compiled_double_precision():
     same(plain, compiled, rtol=1e-5, atol=1e-7)
 
 
-# What optimizers do beside the step
+# What optimizers do besides the step
 
 
 def test_accumulated_gradients_are_those_of_a_larger_batch():
@@ -161,13 +161,13 @@ def test_clipping_bounds_the_pull_too(clip):
             before[:] = kernels(self.model)
 
         def on_train_batch_end(self, batch, logs=None):
-            if batch < BATCHES - 1:  # then it is θ
+            if batch < BATCHES - 1:  # after the last, the model holds θ
                 changes = [a - b for a, b in zip(kernels(self.model), before, strict=True)]
                 moved.append([np.abs(c).max() if clip == "clipvalue" else np.linalg.norm(c) for c in changes])
 
     fit(model, [compress, Watch()], epochs=6)
     assert np.max(moved) <= 0.02 * 0.5 * 1.001
-    # At first the pull alone would move them that far.
+    # At first, the pull alone would move the weights that far.
     assert np.linalg.norm(moved[0]) > 0.02 * 0.5 * 0.9
     assert nonzeros(model) == KEPT and all(np.isfinite(w).all() for w in model.get_weights())
 
@@ -310,7 +310,7 @@ print(float(result.density), (before - empty) / held.size, (resident("VmHWM") - 
 
 @pytest.mark.slow
 def test_forty_million_weights():
-    """The peak of a C step beside w, θ and λ, in bytes a weight, of ten tensors alike."""
+    """The peak of a C step on ten equal tensors, besides w, θ and λ, in bytes per weight."""
     if sys.platform != "linux":
         pytest.skip("memory is measured on Linux")
     lines = Path("/proc/meminfo").read_text().splitlines()
@@ -320,7 +320,7 @@ def test_forty_million_weights():
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     density, held, rise = map(float, done.stdout.split())
     assert density == pytest.approx(0.05, abs=1e-6)
-    # w, θ, the target, and buffers that are kept; then those of chunks.
+    # First w, θ, the target, and buffers that are kept; then the buffers of chunks.
     assert 12 < held < 19
     # A copy of all weights would take four more.
     assert rise < 0.4
@@ -330,7 +330,7 @@ def test_forty_million_weights():
 
 
 def objective(lagrangian, mu, weights, multipliers):
-    r"""$C(\theta) + \mu/2 \lVert w - \lambda/\mu - \theta \rVert^2$, but for a constant."""
+    r"""$C(\theta) + \mu/2 \lVert w - \lambda/\mu - \theta \rVert^2$, up to a constant."""
     total, start = 0.0, 0
     for part in lagrangian.shared:
         stop = start + len(part.variables)
@@ -347,7 +347,7 @@ def objective(lagrangian, mu, weights, multipliers):
     return total
 
 
-# The costs of groups again, and those of which an exact solution is plain.
+# The costs of groups again, and those whose exact solution is plain.
 DECREASING = [
     pytest.param(seed, cost, marks=[pytest.mark.slow] * (seed in (1, 4, 5, 7, 8, 9, 10, 11)))
     for seed, cost in enumerate([*WEIGHTS, *GROUPED])
@@ -356,7 +356,7 @@ DECREASING = [
 
 @pytest.mark.parametrize("seed, cost", DECREASING, ids=str)
 def test_no_c_step_increases_the_augmented_lagrangian(seed, cost):
-    """On a net of its own for each cost."""
+    """Each cost has a net of its own."""
     choose, generator = random.Random(seed), np.random.default_rng(seed)
     model = Builder(lambda options: choose.choice(options)).build()
     randomize(model, seed)
@@ -366,7 +366,7 @@ def test_no_c_step_increases_the_augmented_lagrangian(seed, cost):
     changed = False
     for mu, next_mu in itertools.pairwise(mus):
         for variable, target in zip(lagrangian.variables, lagrangian.targets, strict=True):
-            # As an L step would: some way to the target, some way elsewhere.
+            # As in an L step: some way towards the target, some way elsewhere.
             value = variable.numpy()
             noise = 0.2 * np.std(value) * generator.normal(size=value.shape)
             variable.assign(value + 0.5 * (target.numpy() - value) + noise)

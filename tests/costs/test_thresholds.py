@@ -149,7 +149,7 @@ def test_l1_threshold_of_extreme_values(l1, tensors, radius):
     x = np.abs(flat(tensors).astype(np.float64))
     assert np.isfinite(tau) and tau >= 0
     # Subnormal weights may be flushed to zero; everything else stays in the ball, up to the last bit of the
-    # largest, which the threshold may be a small difference of.
+    # largest weight, since the threshold may be a small difference of numbers of that size.
     slack = len(x) * 1.2e-38 + float(np.spacing(np.float32(x.max())))
     assert np.maximum(x - tau, 0).sum() <= radius * (1 + 1e-5) + slack
     assert tau <= bisection(x, radius) * (1 + 1e-6) + slack

@@ -1,4 +1,4 @@
-"""Costs that let each weight have one of a few values, against optima that are found another way."""
+"""Costs that let each weight have one of a few values, compared with optima found in another way."""
 
 import keras
 import numpy as np
@@ -49,7 +49,7 @@ def test_a_codebook_is_the_best_one(k):
 
 @pytest.mark.parametrize("k", [16, 256])
 def test_a_codebook_of_many_numbers_has_the_error_that_is_known(k):
-    """Of a Gaussian and 16 values 0.009497 of its variance (Max, 1960); of many √3 π/2 k⁻²."""
+    """For a Gaussian, 0.009497 of its variance with 16 values (Max, 1960), √3 π/2 k⁻² with many."""
     v = tf.random.stateless_normal([200_000], [0, 1])
     known = 0.009497 if k == 16 else np.sqrt(3) * np.pi / 2 / k**2
     assert float(tf.reduce_mean((compressed(Codebook(k), [v])[0] - v) ** 2)) == pytest.approx(known, rel=0.04)
@@ -83,7 +83,7 @@ def test_one_search_and_one_table_serve_a_whole_c_step():
     step = tf.function(lambda v: cost.c_step([v, v + 1], MU), autograph=False)
     made = step.get_concrete_function(tf.TensorSpec([4, 5])).graph.as_graph_def()
     names = [function.signature.name for function in made.library.function]
-    # The table serves weights, and the chunks in which these are averaged.
+    # The table serves the weights and the chunks in which they are averaged.
     assert [sum(part in name for name in names) for part in ("best_codes", "_index")] == [1, 2]
 
 

@@ -155,7 +155,7 @@ def test_a_kill_leaves_the_old_version_and_no_other(tmp_path):
     assert [name for name in names(tmp_path) if name.isdigit()] == ["1"]
     x, loaded = np.ones((1, 2), "float32"), tf.saved_model.load(str(tmp_path / "1"))
     np.testing.assert_array_equal(loaded.serve(x), model(x))
-    # And what the dead process left stands in nobody's way.
+    # What the killed process left is in nobody's way.
     export_saved_model(model, tmp_path / "2")
 
 

@@ -1,4 +1,4 @@
-"""What an export says of itself, and what lies beside it for a model server."""
+"""What an export says about itself, and what lies beside it for a model server."""
 
 import keras
 import numpy as np
@@ -33,7 +33,7 @@ def test_it_says_that_units_are_dead(tmp_path):
     exported = export_saved_model(model, tmp_path / "dead")
     assert exported.dead == 2 and "2 units are dead: `lc_keras.shrink`" in str(exported)
     assert "dead" not in str(export_saved_model(lc_keras.shrink(model), tmp_path / "small"))
-    # Outputs of the model cannot go.
+    # Outputs of the model cannot be removed.
     first.kernel.assign(np.ones((4, 8)))
     last.kernel.assign(last.kernel * np.float32([0, 1, 1]))
     assert "dead" not in str(export_saved_model(model, tmp_path / "outputs"))
@@ -44,7 +44,7 @@ def test_it_says_its_inputs_and_compares_files(tmp_path):
     packed = export_saved_model(model, tmp_path / "packed")
     dense = export_saved_model(model, tmp_path / "dense", storage="dense", compute="dense")
     assert "Inputs: pixels float32 (any, 200)." in str(packed)
-    # The graph that unpacks is all that makes the estimate differ from the file.
+    # The estimate differs from the file only by the graph that unpacks.
     assert dense.dense_nbytes == dense.nbytes <= packed.dense_nbytes < dense.nbytes + 20_000
     assert f"about {packed.dense_nbytes / 1000:,.0f} kB if every weight were stored" in str(packed)
     assert "if every weight" not in str(dense)

@@ -125,7 +125,7 @@ def test_zeros_stay_zero_under_quantisation(tmp_path):
         export_litert(model, path, quantize=quantize, representative_data=[x], sparse=False)
         stored = [w for w in weights(path) if w.dtype == quantize and w.size in (60_000, 3_000)]
         assert len(stored) == 2
-        # Rounding may add zeros and may lose none: an affine zero point would.
+        # Rounding may add zeros but must not lose any, as it would with an affine zero point.
         for before, after in zip(zeros, sorted(int(np.sum(w == 0)) for w in stored), strict=True):
             assert before <= after < before + 0.02 * before
 
@@ -189,7 +189,7 @@ def test_answers_that_are_no_numbers_are_alike(tmp_path):
     for layer in layers:
         x = layer(x)
     model = prune(keras.Model(words, x), 0.05)
-    # Of made-up inputs nothing is masked.
+    # In made-up inputs, nothing is masked.
     made_up = export_litert(model, tmp_path / "net.tflite", sparse=True)
     assert made_up.error < 1e-5 and "relative to the largest, on made-up inputs" in str(made_up)
     padding = [np.zeros((1, 6), "int32")]
@@ -376,7 +376,7 @@ def test_without_the_package(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("build", [mlp, pytest.param(convolutions, marks=pytest.mark.slow)])
 def test_weights_on_the_grid_are_taken_as_they_are(tmp_path, build):
-    """Those of dense layers and convolutions, in LiteRT and in Keras; zeros stay zeros."""
+    """The weights of dense layers and convolutions, in LiteRT and in Keras; zeros stay zeros."""
     model, path = build(), tmp_path / "net.tflite"
     compress_directly(model, L0Constraint(0.5, values=Grid(8)))
     kernels = [layer.kernel.numpy() for layer in model.layers if hasattr(layer, "kernel")]

@@ -29,7 +29,7 @@ WORDS = vectorization()
 
 
 class Service:
-    """An object of no kind that TensorFlow tracks."""
+    """An object of a kind that TensorFlow does not track."""
 
     def __init__(self, words):
         self.parts = {"words": [words]}
@@ -141,7 +141,7 @@ def test_a_table_that_nothing_leads_to(tmp_path):
 class Scale(L.Layer):
     def __init__(self, path):
         super().__init__()
-        # Keras does not look into a list for these.
+        # Keras does not look for assets in a list.
         self.assets = [{"scale": tf.saved_model.Asset(path)}]
 
     def call(self, x):
@@ -173,7 +173,7 @@ def test_files_are_copied(tmp_path):
     data = {"x": tf.ones((2, 2)), "text": tf.constant([["c"], ["?"]])}
     expected = model(list(data.values()))
     export_saved_model(model, tmp_path / "here" / "1")
-    # As on another machine.
+    # As if on another machine.
     scale.unlink()
     words.unlink()
     (tmp_path / "here").rename(tmp_path / "there")

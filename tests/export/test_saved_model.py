@@ -102,7 +102,7 @@ def test_a_pruned_model_is_a_small_file(tmp_path):
     kept = sum(np.count_nonzero(numpy(w)) for w in prune(model, 0.02).weights)
     export_saved_model(model, tmp_path / "pruned")
     assert size_of(tmp_path / "pruned") < 0.4 * size_of(tmp_path / "dense")
-    # A value and a gap for each kept weight, few bridges, the biases and the small layer.
+    # A value and a gap for each kept weight, a few bridges, the biases and the small layer.
     assert stored_elements(tmp_path / "pruned") < 2.2 * kept + 3000 + 310
 
 
@@ -125,7 +125,7 @@ def test_types(tmp_path, dtype):
     assert stored_elements(tmp_path) < 0.2 * model.count_params()
     served = serve(tmp_path, x)
     assert served.dtype == model(x).dtype
-    # As a graph, whose fused operations round half precision otherwise than one by one.
+    # As a graph: its fused operations round half precision differently from single operations.
     np.testing.assert_array_equal(served, tf.function(model)(x))
 
 
@@ -547,7 +547,7 @@ def test_packed_is_never_larger_than_dense(tmp_path, kept):
     prune(model, kept)
     dense = export_saved_model(model, tmp_path / "dense", storage="dense")
     packed = export_saved_model(model, tmp_path / "packed")
-    # Names of functions are numbered: a number may have a digit more.
+    # Names of functions are numbered: a number may have one more digit.
     assert packed.nbytes <= dense.nbytes + 200 and packed.nbytes == size_of(tmp_path / "packed")
 
 
@@ -738,7 +738,7 @@ def test_few_values_are_written_in_few_bits_and_read_bit_for_bit(cost, part, com
     kernel = exported.weights[0]
     assert kernel.encoding.split("/")[1] in ("1+gaps8", "2", "3", "4", "5", "8") and kernel.error == 0
     assert kernel.nbytes < part * kernel.dense_nbytes
-    # Unpacking is in the graph.
+    # The graph includes the unpacking.
     assert exported.nbytes < sum(weight.nbytes for weight in exported.weights) + 85_000
     served = serve(exported.path, x)
     if compute == "dense":

@@ -44,13 +44,13 @@ def test_models_config_by_the_servers_proto():
     (model,) = config.model_config_list.config
     assert (model.name, model.base_path, model.model_platform) == ("digits", "/models/digits", "tensorflow")
     assert model.model_version_policy.latest.num_versions == 1
-    # What the comment tells to write instead.
+    # What the comment says to write instead.
     instead = re.search(r"# (model_version_policy .*)", (FILES / "models.config").read_text())[1]
     text_format.Parse(instead, type(model)())
 
 
 def batching_parameters():
-    """The server's message, by the numbers and types of its session_bundle_config.proto.
+    """The server's message, built from the numbers and types in its session_bundle_config.proto.
 
     `tensorflow-serving-api` does not ship it.
     """
@@ -83,7 +83,7 @@ def batching_parameters():
 def test_batching_config():
     parameters = text_format.Parse((FILES / "batching.config").read_text(), batching_parameters())
     sizes = list(parameters.allowed_batch_sizes)
-    # What the server demands of them.
+    # What the server requires of the sizes.
     assert sizes == sorted(set(sizes)) and sizes[-1] == parameters.max_batch_size.value
     assert parameters.num_batch_threads.value >= 1
 

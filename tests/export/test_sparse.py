@@ -145,7 +145,7 @@ def test_auto_decides_layer_by_layer_and_by_batch(tmp_path):
         exported = export_saved_model(model, tmp_path, version="next", compute="auto", **options)
         return [w.path for w in exported.weights if w.compute == "sparse"]
 
-    # A row for each pixel: 1,024 an image.
+    # A row for each pixel: 1,024 per image.
     assert sparse(expected_batch=1) == ["pointwise/kernel"]
     assert sparse(expected_batch=(1, 4096)) == ["pointwise/kernel"]
     assert sparse(expected_batch=np.int64(4096)) == ["pointwise/kernel", "wide/kernel"]
@@ -204,7 +204,7 @@ def test_convolutions_multiply_sparse(tmp_path, size, layer):
 
 
 class Mapped(keras.layers.Layer):
-    """A dense layer for each of the rows."""
+    """A dense layer that is applied to each row."""
 
     def __init__(self):
         super().__init__()

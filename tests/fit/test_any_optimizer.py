@@ -10,7 +10,7 @@ from helpers import KEPT, fit, kernels, loss, net, nonzeros
 from lc_keras import L0Constraint, L1Constraint, LearningCompression
 from lc_keras.baselines import compress_directly
 
-# What takes other optimizers, or is none by itself.
+# These take other optimizers, or are not optimizers by themselves.
 AROUND = {"Optimizer", "LossScaleOptimizer", "MultiOptimizer", "OptimizerMap"}
 NAMES = [
     name
@@ -18,13 +18,13 @@ NAMES = [
     if isinstance(kind, type) and issubclass(kind, keras.optimizers.Optimizer) and name not in AROUND
 ]
 KINDS = [*NAMES, "Plain", "scaled"]
-# They compute weights from sums of their own, and lose what a trained model begins with, LC or not.
+# These compute weights from sums of their own and lose what a trained model begins with, with or without LC.
 FORGETFUL = {"Ftrl", "ScheduleFreeAdamW"}
 RATES = {"SGD": 0.1, "Adadelta": 1.0, "Adagrad": 0.1, "Ftrl": 0.1, "Lion": 1e-3}
 
 
 class Plain(keras.optimizers.Optimizer):
-    """SGD of nobody's."""
+    """SGD that nobody knows."""
 
     def update_step(self, gradient, variable, learning_rate):
         self.assign_sub(variable, keras.ops.cast(learning_rate, variable.dtype) * gradient)
@@ -48,7 +48,7 @@ COSTS = {"count": L0Constraint(KEPT), "norm": L1Constraint(RADIUS)}
 
 @pytest.fixture(scope="module")
 def trained():
-    """The weights of a trained net, and the losses of what direct compression makes of it."""
+    """The weights of a trained net, and its loss after direct compression with each cost."""
     model, losses = net(), {}
     fit(model, epochs=10)
     weights = model.get_weights()
@@ -85,5 +85,5 @@ def test_no_optimizer_keeps_the_weights_from_theta(cost, name, rate, trained):
     assert compress.gap < (0.1 if name in FORGETFUL else 0.05)
     assert np.isfinite(logs["loss"]).all()
     if name not in FORGETFUL:
-        # What the loss cannot move ends where direct compression would have brought it, or nearly so.
+        # Weights that the loss cannot move end where direct compression would have put them, or nearly so.
         assert loss(model) < direct[cost] * (1 if rate == 1 else 1.02)

@@ -1,4 +1,4 @@
-"""All that a callback which takes part in the training adds to a model, and takes away again."""
+"""Everything that a callback that takes part in the training adds to a model and removes again."""
 
 from types import SimpleNamespace
 
@@ -35,7 +35,7 @@ def test_nobody_else_takes_the_model_to_an_epoch():
     attachment.begin_at(3)
     attachment.check_beginning()
     assert model._initial_epoch == 3
-    # The same number, but not the one that was set: with it come weights.
+    # The same number counts, too, if another callback set it: weights come with it.
     for epoch in (3, 4, None):
         model._initial_epoch = epoch
         with pytest.raises(ValueError, match=f"has taken to epoch {epoch}"):
@@ -87,7 +87,7 @@ def test_keras_traces_the_train_step_once(monkeypatch):
         fit(model, [lc()])
         assert layer.seen.count(True) == expected
         weights.append(model.get_weights())
-        # As Keras does by itself: what comes out is the same.
+        # As Keras does by itself: the result is the same.
         monkeypatch.setattr("lc_keras.fit.attachment.build_for_training", lambda *_: None)
     for one, two in zip(*weights, strict=True):
         np.testing.assert_array_equal(one, two)
@@ -113,7 +113,7 @@ def test_a_fit_that_is_refused_keeps_nothing(lagrangians):
     with pytest.raises(ValueError, match="a `train_step` that Keras traces"):
         fit(model, [compress])
     assert len(lagrangians) == 1
-    # Emptied: θ and λ would be alive for as long as TensorFlow keeps a graph that reads them.
+    # They are emptied: θ and λ would stay alive for as long as TensorFlow keeps a graph that reads them.
     assert [target.numpy().size for target in lagrangians[0].targets] == [1, 1]
 
 

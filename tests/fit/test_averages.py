@@ -109,7 +109,7 @@ def test_swapped_averages_are_compressed_and_disturb_nothing(first, on_epoch):
     np.testing.assert_allclose(logs["val_loss"][-1], model.evaluate(X, Y, verbose=0), rtol=1e-5)
     kept, shown = zip(*seen, strict=True)
     assert kept == 3 * (KEPT,)
-    # What is validated is what SwapEMAWeights leaves in the model between epochs, or not.
+    # Validation sees what SwapEMAWeights leaves in the model between epochs, but only with `on_epoch`.
     assert np.allclose(shown, logs["val_loss"], rtol=1e-5) == on_epoch
 
 

@@ -31,7 +31,7 @@ from lc_keras import (
     LearningCompression,
 )
 
-# A fit that runs to its end has nothing to warn of.
+# A fit that runs to its end has nothing to warn about.
 pytestmark = pytest.mark.filterwarnings(
     "error:Training (stopped|was interrupted)", "error:An L step of", "error:.* L steps need"
 )

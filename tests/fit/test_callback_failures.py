@@ -23,12 +23,12 @@ def all_finite(values):
 
 @functools.cache
 def untouched(**options):
-    """A model that never sees the callback, for all tests: what it traces is traced once."""
+    """A model that never sees the callback, for all tests: its functions are traced once."""
     return net(**options)
 
 
 def is_clean(model, **options):
-    """That a model evaluates and trains as one that never saw the callback."""
+    """Asserts that a model evaluates and trains like one that never saw the callback."""
     clean = untouched(**options)
     clean.set_weights(model.get_weights())
     for variable in clean.optimizer.variables:
@@ -574,7 +574,7 @@ def test_the_next_fit_frees_what_an_interrupted_one_left(lagrangians):
 
 
 class Counting(keras.layers.Layer):
-    """A layer with a weight that is no floating-point number."""
+    """A layer with a weight that is not a floating-point number."""
 
     def build(self, shape):
         self.seen = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False)
@@ -605,7 +605,7 @@ def test_a_batch_after_an_interrupt_has_no_penalty(hook):
     with pytest.raises(KeyboardInterrupt):
         fit(model, [lc(), spy(**{hook: interrupt})])
     clean.set_weights(model.get_weights())
-    model.reset_metrics()  # Keras 3.14 goes on with those of the interrupted epoch
+    model.reset_metrics()  # Keras 3.14 goes on with the metrics of the interrupted epoch
     assert model.train_on_batch(X, Y) == clean.train_on_batch(X, Y)
     same(model, clean)
 
@@ -660,7 +660,7 @@ def test_a_training_step_that_leaves_out_the_losses(validated):
     data = {"validation_data": (X, Y)} if validated else {}
     with pytest.raises(ValueError, match="leaves out `model.losses`"):
         fit(model, [lc()], **data)
-    # Nothing was compressed yet.
+    # Nothing has been compressed yet.
     assert all_finite(model.get_weights()) and nonzeros(model) == WEIGHTS
     is_clean(model, kind=LeavesOutLosses)
 

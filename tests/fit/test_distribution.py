@@ -1,4 +1,4 @@
-"""Several devices and several workers: where things are, and that the result is that of one device."""
+"""Several devices and several workers: where things are, and that the result is the same as on one device."""
 
 import argparse
 import collections
@@ -98,7 +98,7 @@ def replicated(replicas, **options):
     "options, compress",
     [
         ({"optimizer": "adam"}, lambda: LearningCompression(L0Constraint(0.2))),
-        # Which units go is decided by operations of the same kind.
+        # Operations of the same kind decide which units go.
         pytest.param({}, lambda: LearningCompression(L0Constraint(0.5, Neurons())), marks=pytest.mark.slow),
         pytest.param(
             {},
@@ -165,7 +165,7 @@ def test_a_run_on_several_devices_goes_on_from_its_checkpoint(replicas, tmp_path
 # Where the C step runs
 
 ASSIGNING = "AssignVariableOp", "StatefulPartitionedCall"
-# What hands a value, a branch or an order of events from one device to another.
+# Operations that pass a value, a branch or an order of events from one device to another.
 PLUMBING = {"_Arg", "_Retval", "_DeviceArg", "_DeviceRetval", "_Send", "_Recv", "_HostSend", "_HostRecv"}
 PLUMBING |= {"Identity", "NoOp", "Const", "Switch", "Merge", "VariableV2", "VarHandleOp"}
 
@@ -181,7 +181,7 @@ def lagrangian_of(cost, scope, units=(40, 30)):
 
 
 def compiled(function):
-    """The nodes by device, as TensorFlow placed and cut the graph of the function called first here."""
+    """The nodes by device, as TensorFlow placed and split the graph of the function first called here."""
     context.context().enable_graph_collection()
     try:
         function()
@@ -201,7 +201,7 @@ def operations(nodes):
 
 
 def sources(nodes):
-    """The operations whose results leave a device, but for those that merely say that something is done."""
+    """The operations whose results leave a device, except those that merely say that something is done."""
     by_name = {node.name: node for node in nodes}
     for node in nodes:
         inputs = [i for i in node.input if not i.startswith("^")]
@@ -242,9 +242,9 @@ def test_replicas_are_given_the_result_and_asked_for_nothing(replicas):
     placed = compiled(c_step(lagrangian))
     assert {"ReadVariableOp", "AssignVariableOp", "DenseBincount"} <= operations(placed[first])
     for other in others:
-        # They are told the threshold, and decide by themselves.
+        # The others are told the threshold, and decide by themselves.
         assert not {"DenseBincount", "IsFinite"} & operations(placed[other])
-        # v, and θ and the target, of each of two kernels, by calls of what is traced once, and μ
+        # For each of two kernels, v, and θ with the target, by calls of functions traced once; and μ.
         assigning = [node.op for node in placed[other] if node.op in ASSIGNING]
         assert sorted(assigning) == ["AssignVariableOp"] + 4 * ["StatefulPartitionedCall"]
         assert not {node.op for node in sources(placed[other])} - {*ASSIGNING, "Const", "NoOp"}
@@ -259,7 +259,7 @@ CALLS |= {"PartitionedCall", "StatefulPartitionedCall"}
 
 
 def graphs(graph, seen):
-    """A graph and those of the functions in it."""
+    """Yield a graph and the graphs of the functions in it."""
     yield graph
     for op in graph.get_operations():
         for attribute in op.node_def.attr.values():
@@ -267,13 +267,13 @@ def graphs(graph, seen):
                 if called.name and called.name not in seen and not RARE.search(called.name):
                     seen.add(called.name)
                     function = graph._get_function(called.name)
-                    # What XLA compiles is one kernel.
+                    # A function that XLA compiles is one kernel.
                     if "_XlaMustCompile" not in function.cached_definition.attr:
                         yield from graphs(function.graph, seen)
 
 
 def kernels_of(op):
-    """Yield all that TensorFlow has registered for an operation of these types on a GPU."""
+    """Yield all kernels that TensorFlow has registered for an operation of these types on a GPU."""
     for kernel in kernels.get_registered_kernels_for_op(op.type).kernel:
         types = {c.name: c.allowed_values.list.type for c in kernel.constraint}
         given = {n: op.get_attr(n).as_datatype_enum for n in types if n in op.node_def.attr}
@@ -302,7 +302,7 @@ def taken_to_the_host(graph):
     "cost, dtype",
     [
         *((cost, "float32") for cost in COSTS),
-        # Of the others nothing but the types of operations that these have, too, differs.
+        # The others differ from these only in the types of operations that these have, too.
         *(
             pytest.param(cost, "float64", marks=[pytest.mark.slow] * (i not in (0, 2, 6)))
             for i, cost in enumerate(COSTS)
@@ -311,7 +311,7 @@ def taken_to_the_host(graph):
     ids=repr,
 )
 def test_the_c_step_has_kernels_in_the_memory_of_a_gpu(cost, dtype):
-    """TensorFlow says of each kernel what it reads from the memory of the host, without a GPU, too."""
+    """TensorFlow says what each kernel reads from the memory of the host, even without a GPU."""
     keras.config.set_dtype_policy(dtype)
     try:
         lagrangian = lagrangian_of(cost, tf.device("CPU:0"), units=(4000, 100))
@@ -320,7 +320,7 @@ def test_the_c_step_has_kernels_in_the_memory_of_a_gpu(cost, dtype):
     single, double, flag = (tf.TensorSpec([], kind) for kind in (tf.float32, tf.float64, tf.bool))
     traced = [tf.function(lagrangian._measure).get_concrete_function()]
     if cost.can_loosen:
-        # It has the operations of a fixed budget, and those that loosen it.
+        # This has the operations of a fixed budget, and those that loosen it.
         reaching = ReachingLagrangian(lagrangian.shared)
         call, arguments = reaching._reaching, (double, single, single, *4 * [flag])
     else:
@@ -342,7 +342,7 @@ def test_what_would_be_taken_to_the_host_is_seen():
 @pytest.mark.slow  # two processes, twice; what replicas of one process do is tested above
 def test_workers_agree_and_go_on_after_one_was_killed(monkeypatch, tmp_path):
     command = [sys.executable, "-m", "examples.multi_worker", "--epochs", "3", "--output", tmp_path]
-    # Unbuffered, a line and its end are two writes, and those of another worker come between.
+    # Unbuffered, a line and its end are two writes, and another worker's writes come between them.
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
     killed, epochs = False, collections.defaultdict(list)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as watcher:
@@ -357,7 +357,7 @@ def test_workers_agree_and_go_on_after_one_was_killed(monkeypatch, tmp_path):
                     killed = True
     assert watcher.returncode == 0 and killed
     for worker in "01":
-        # The third is not over before all have seen it, and the first is not run again.
+        # The third epoch is not over before all workers have seen it, and the first is not run again.
         assert epochs[worker].count(1) == 1 and epochs[worker][-1] == 3
 
     monkeypatch.setattr(multi_worker, "AcrossWorkers", keras.Sequential)
@@ -372,7 +372,7 @@ def test_workers_agree_and_go_on_after_one_was_killed(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_where_keras_alone_stops(tmp_path):
-    """Where it goes through, a plain model will do in examples/multi_worker.py and docs/devices.md."""
+    """If this succeeds, a plain model will do in examples/multi_worker.py and docs/devices.md."""
     program = f"""
 import argparse, pathlib, keras, tensorflow
 from examples import multi_worker

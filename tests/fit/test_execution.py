@@ -1,4 +1,4 @@
-"""LC under every way in which Keras executes a training step."""
+"""LC with every way in which Keras executes a training step."""
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ from helpers import (
     spy,
 )
 
-# A fit that runs to its end has nothing to warn of.
+# A fit that runs to its end has nothing to warn about.
 pytestmark = pytest.mark.filterwarnings(
     "error:Training (stopped|was interrupted)", "error:An L step of", "error:.* L steps need"
 )
@@ -38,7 +38,7 @@ def test_graph_eager_and_jit_are_equal():
 
 @pytest.mark.parametrize("executed, length", [(2, 0.25), (8, 1.0), (3, 0.5)])
 def test_steps_per_execution_that_end_with_l_steps(executed, length):
-    # Of the executions of 3, 3 and 2 batches the second ends a batch after the L step.
+    # Of the executions of 3, 3 and 2 batches, the second ends one batch after the L step.
     one, many = net(), net(steps_per_execution=executed)
     logs = fit(many, [lc(epochs_per_step=length)]).history
     assert logs["l_step"][-1] == logs["l_steps"][-1] == 2 / length
@@ -59,7 +59,7 @@ def test_steps_per_execution_longer_than_an_l_step(executed):
     assert (logs["l_step"][-1], logs["l_steps"][-1]) == (8, 8)
     assert logs["mu"][-1] == 50.0
     assert nonzeros(model) == KEPT
-    # Each execution is the last of the L steps that end in it.
+    # Each execution counts as the last of the L steps that end in it.
     assert seen == {3: [1, 3, 4, 5, 7, 8], 5: [2, 4, 6, 8], 50: [4, 8]}[executed]
 
 

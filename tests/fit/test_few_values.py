@@ -79,8 +79,8 @@ CASES = {
 }
 
 
-# A rank and a codebook go together in one of the others, and a grid goes the way of a codebook. Norms go the
-# way of other budgets, which `test_any_optimizer.py` takes with an ℓ1 one, too.
+# One of the other cases combines a rank with a codebook, and a grid goes the way of a codebook. Norms go the
+# way of other budgets, which `test_any_optimizer.py` tests with an ℓ1 budget, too.
 LIKE_OTHERS = "codebook", "sparse", "grid", "rank", "sum of magnitudes", "length"
 
 
@@ -93,7 +93,7 @@ def test_fit_leaves_a_model_that_is_under_its_cost(case):
     compress = lc_keras.LearningCompression(tasks)
     shown = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: seen.append(is_under(model)))
     history = model.fit(*data(), batch_size=4, epochs=8, verbose=0, callbacks=[compress, shown]).history
-    # From the first epoch on others meet the compressed model.
+    # From the first epoch on, other callbacks see the compressed model.
     assert seen == [True] * 8 and is_under(model)
     assert history["gap"][-1] < 0.1 and history["accuracy"][-1] > 0.5
 
@@ -149,7 +149,7 @@ def test_a_loop_of_ones_own():
 )
 def test_a_restart_goes_on_bit_for_bit(tmp_path, cost):
     class Keep(keras.callbacks.Callback):
-        """Keeps what a process leaves that is killed."""
+        """Keeps what a killed process leaves."""
 
         def on_epoch_begin(self, epoch, logs=None):
             if epoch == 2:

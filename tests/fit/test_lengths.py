@@ -23,7 +23,7 @@ from helpers import (
 from lc_keras import L0Constraint, LearningCompression
 from lc_keras.fit.mu import Beside
 
-# A fit that runs to its end has nothing to warn of.
+# A fit that runs to its end has nothing to warn about.
 pytestmark = pytest.mark.filterwarnings(
     "error:Training (stopped|was interrupted)", "error:An L step of", "error:.* L steps need"
 )
@@ -50,7 +50,7 @@ def test_epochs(options, epochs):
 @pytest.mark.parametrize(
     "options, fitted, ends",
     [
-        # Where L steps end, tests/fit/test_plan.py shows without a fit.
+        # tests/fit/test_plan.py shows, without a fit, where L steps end.
         ({}, {"epochs": 3, "initial_epoch": 1}, [2, 4, 6, 8, 10, 12, 14, 16]),
         ({"epochs_per_step": 0.3, "first_step_epochs": 1}, {}, [8, 10, 13, 15, 16]),
         ({"steps": 3, "epochs_per_step": 0.5}, {"epochs": 9}, [4, 8, 12]),
@@ -72,7 +72,7 @@ def test_schedule(options, fitted, ends):
     look = spy(on_train_batch_end=lambda batch, logs: seen.append(logs["l_step"]))
     model, compress = net(), lc(**options)
     logs = fit(model, [compress, look], **fitted).history
-    # Of the batch that Keras runs after the end nothing is kept.
+    # Nothing is kept of the batch that Keras runs after the end.
     seen = seen[: ends[-1]]
     assert [seen.count(step + 1) for step in range(len(ends))] == list(np.diff([0, *ends]))
     assert logs["l_steps"][-1] == logs["l_step"][-1] == len(ends)
@@ -109,7 +109,7 @@ def test_automatic_schedule(optimizer):
 
 
 def test_automatic_schedule_is_of_the_rate_of_the_user():
-    # That the rate is limited in training must not make μ grow.
+    # Limiting the rate in training must not make μ grow.
     mus = [
         fit(net(), [lc(mu="auto", limit_learning_rate=limit)], epochs=2).history["mu"][0]
         for limit in (True, False)
@@ -207,7 +207,7 @@ def test_a_callback_serves_again():
 
 
 def test_what_train_functions_read_is_freed(lagrangians):
-    # TensorFlow keeps their graphs, and what these read with them.
+    # TensorFlow keeps their graphs and, with them, what the graphs read.
     seen = []
     fit(net(), [lc(), spy(on_epoch_end=lambda epoch, logs: seen.append(lagrangians[0].targets))])
     assert [target.numpy().size for target in seen[0]] == [1, 1]

@@ -24,7 +24,7 @@ from helpers import (
     spy,
 )
 
-# A fit that runs to its end has nothing to warn of.
+# A fit that runs to its end has nothing to warn about.
 pytestmark = pytest.mark.filterwarnings(
     "error:Training (stopped|was interrupted)", "error:An L step of", "error:.* L steps need"
 )

@@ -29,7 +29,7 @@ def through_loss(guessed=False, rates=(), steps=11, **options):
 
 
 def restored(state):
-    """A state, as it is after it was written down."""
+    """A state, as it is after being written and read."""
     return json.loads(json.dumps(state))
 
 
@@ -104,7 +104,7 @@ def test_automatic_grows_geometrically_while_the_gap_is_small():
 def test_automatic_is_scaled_by_the_rate_and_the_length_of_the_run():
     np.testing.assert_allclose(automatic(rate=0.1), 10 * automatic())
     np.testing.assert_allclose(automatic(batches=4000), automatic() / 4)
-    # Beyond 5,000 batches it is no slower.
+    # Beyond 5,000 batches, it is no slower.
     np.testing.assert_array_equal(automatic(batches=20_000), automatic(batches=5000))
 
 
@@ -142,13 +142,13 @@ STEPS, LONG = 40, 1000
 
 
 def cost(**kind):
-    """What the rule asks of a cost."""
+    """What the rule asks about a cost."""
     pruning = {"can_loosen": True, "keeps_values": True, "close_values": False, "shrinks": False}
     return SimpleNamespace(**pruning | {"needs_units": False} | kind)
 
 
 def growing(step, length=LENGTH, units=False):
-    """The strength in a batch and the slack, while the reach grows."""
+    """The strength in a batch, and the slack, while the reach grows."""
     removed = step / STEPS / 0.75
     strength = 50 * (300 / 50) ** min(removed, 1) / (0.75 * length)
     later = 0.25 if length >= 400 else 0.1
@@ -160,7 +160,7 @@ def fixed(step, length=LENGTH, first=1.5):
 
 
 def asking():
-    """A pull in a run of 40 L steps of 25 batches, that asks how far weights move."""
+    """A pull that asks how far weights move, in a run of 40 L steps of 25 batches."""
     return Beside(plan(STEPS, LONG // EPOCHS), True, [cost()])
 
 
@@ -209,7 +209,7 @@ def test_where_weights_move_far_three_times_in_a_row_the_budget_is_fixed():
         strength, reach = pull.next(step, np.nan)
         expected = fixed(step, LONG)
         assert strength == pytest.approx(expected)
-        # λ begins from 0, as it was of a stronger pull.
+        # λ begins from 0, because the λ before belonged to a stronger pull.
         same_reach(reach, part=1 - np.exp(-expected), ratio=before / expected, frees=False)
         assert reach.slack is None
         before = expected
@@ -222,7 +222,7 @@ def test_a_fixed_budget_counts_five_thousand_batches_at_most():
 
 
 def test_far_is_what_the_rest_of_the_run_comes_to():
-    # After step 2 of 40, of 1,000 batches 925 are left: 37 times 25.
+    # After step 2 of 40, 925 of 1,000 batches are left: 37 times 25.
     just = 1 / 37
     for moved, is_fixed in ((1.01 * just, True), (0.99 * just, False)):
         pull = asking()
@@ -311,7 +311,7 @@ def test_what_is_kept_comes_to_other_values_in_the_last_quarter_and_is_put_there
         Beside(plan(STEPS), False, [cost()]),
     )
     if by_gradient:
-        # Beside a budget that is fixed values do not count yet: all are pulled as without them.
+        # With a fixed budget, values do not count yet: all weights are pulled as if there were no values.
         far(pull, range(3))
     for step in range(STEPS):
         strength, reach = pull.next(step, np.nan)
@@ -337,7 +337,7 @@ def test_values_that_are_close_are_left_to_the_last_c_step(is_far):
         far(each, range(3 * is_far))
     for step in range(STEPS):
         strength, reach = path.next(step, np.nan)
-        # Without them θ is that of a budget that is not loosened.
+        # Without the values, θ is that of a budget that is not loosened.
         assert pull.next(step, np.nan) == (strength, dataclasses.replace(reach, slack=reach.slack or 0.0))
 
 
@@ -348,7 +348,7 @@ def test_a_budget_that_shrinks_what_is_kept_falls_while_all_are_pulled():
         strength, reach = pull.next(step, np.nan)
         assert strength == pytest.approx(fixed(step, first=5)) and not reach.frees and 0 < reach.part < 1
         assert (reach.slack or 0) == pytest.approx(max(0, 1 - step / STEPS / 0.4) ** 3)
-    # Of what does not loosen to itself θ is that of the cost.
+    # If a cost does not loosen to itself, θ is that of the cost.
     assert reach.slack is None and reach.ratio > 0.9
     rigid = Beside(plan(STEPS), True, [cost(can_loosen=False), cost(keeps_values=False, shrinks=True)])
     assert rigid.next(0, np.nan)[1].slack is None
@@ -362,7 +362,7 @@ def test_what_the_optimizer_moves_is_carried_in_full_and_then_less():
     for step in range(STEPS):
         strength, reach = pull.next(step, np.nan)
         assert strength == pytest.approx(5 / batches) and reach.slack is None
-        # What a batch moves by 1 in each batch.
+        # A weight that moves by 1 in each batch.
         away = 0.0
         for _ in range(1000):
             away = (1 - reach.part) * (away + 1)

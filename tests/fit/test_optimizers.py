@@ -283,7 +283,7 @@ def test_momentum_does_not_carry_over():
 
 
 def test_averaged_weights_stay():
-    """They are the model's, not the optimizer's: from zero they would take 1/(1 - momentum) batches."""
+    """They belong to the model, not the optimizer: from zero, they would take 1/(1 - momentum) batches."""
     optimizer, weight = SGD(0.1, momentum=0.9, use_ema=True, ema_momentum=0.5), fresh(5.0)
     for _ in range(3):
         move(optimizer, weight)
@@ -313,7 +313,7 @@ def test_effective_rate_of_sgd_counts_momentum():
 
 
 def test_effective_rate_of_adam_is_relative_to_the_gradient():
-    """Of the compressed weights, whatever the others do; corrected for the first batches."""
+    """The gradient of the compressed weights, whatever the others do, corrected for the first batches."""
     optimizer, compressed, other = keras.optimizers.Adam(0.1), fresh(), fresh()
     assert effective_rate(optimizer, [compressed], 0.1) == pytest.approx(100.0)
     optimizer.apply([tf.fill((2, 2), 4.0), tf.fill((2, 2), 400.0)], [compressed, other])
@@ -424,10 +424,10 @@ class Scaled(SGD):
 
 
 def test_only_what_updates_the_compressed_weights_is_reset():
-    # The other cannot be made anew, which does not matter.
+    # The other optimizer cannot be made anew, which does not matter.
     ours, theirs, compressed, other = SGD(0.1, 0.9), Scaled(1.0, momentum=0.9), fresh(), fresh()
     limit = LearningRateLimit(theirs, ours, variables=[compressed])
-    # Which one it is, is not known yet.
+    # It is not known yet which optimizer it is.
     limit.check_reset()
     move(ours, compressed)
     move(theirs, other)

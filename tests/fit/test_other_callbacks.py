@@ -29,14 +29,14 @@ from lc_keras import (
     NMConstraint,
 )
 
-# A fit that runs to its end has nothing to warn of.
+# A fit that runs to its end has nothing to warn about.
 pytestmark = pytest.mark.filterwarnings(
     "error:Training (stopped|was interrupted)", "error:An L step of", "error:.* L steps need"
 )
 
 
 def changed_at_the_end(model, compress, first, change):
-    """Trains; returns kernels as another callback changed them as training ended, and what was said of it."""
+    """Trains; returns kernels as another callback changed them as training ended, and warnings about it."""
     given = []
 
     def put(logs):

@@ -10,13 +10,13 @@ from lc_keras.fit.plan import Plan
     [
         (20, 234, 1, 80, 0.25),  # a quarter of an epoch
         (60, 234, 1, 240, 0.25),
-        (10, 234, 1, 80, 0.125),  # as short as makes 80 of them
+        (10, 234, 1, 80, 0.125),  # short enough to make 80 of them
         (1, 234, 1, 16, 15 / 234),  # but no shorter than 15 batches
         (1, 234, 39, 6, 39 / 234),  # or than an execution
         (5, 10, 1, 4, 1.5),
         (30, 5, 1, 10, 3.0),
         (2, 5, 1, 1, 3.0),
-        (5, None, 1, 20, 0.25),  # of an epoch of unknown length, all that is known is a quarter
+        (5, None, 1, 20, 0.25),  # in epochs of unknown length, all that is known is a quarter
     ],
 )
 def test_default_length(epochs, batches, execution, steps, length):
@@ -28,10 +28,10 @@ def test_default_length(epochs, batches, execution, steps, length):
 @pytest.mark.parametrize(
     "epochs, batches, execution, steps, length",
     [
-        (20, 234, 1, 160, 0.125),  # as short as makes 160 of them
+        (20, 234, 1, 160, 0.125),  # short enough to make 160 of them
         (60, 234, 1, 240, 0.25),  # no longer than a quarter of an epoch
         (10, 234, 1, 156, 15 / 234),  # no shorter than 15 batches
-        (2, 234, 1, 40, 2 / 40),  # or, of a short run, a 40th
+        (2, 234, 1, 40, 2 / 40),  # or, in a short run, than a 40th of it
         (30, 5, 1, 40, 30 / 40),
         (1, 234, 39, 6, 39 / 234),  # no shorter than an execution
         (2, 8, 1, 16, 1 / 8),  # or than a batch
@@ -58,7 +58,7 @@ def test_what_is_given_stays():
 
 @pytest.mark.parametrize(
     "steps, length, first_length, epochs",
-    # The last adds up to a little more than 3.
+    # The last case adds up to a little more than 3.
     [(40, 0.25, None, 10), (3, 1.0, 4.0, 6), (5, 0.3, None, 2), (30, 0.1, None, 3)],
 )
 def test_epochs_needed(steps, length, first_length, epochs):
@@ -70,7 +70,7 @@ def test_epochs_needed(steps, length, first_length, epochs):
     [
         ((8, 0.25, 0.25, 1, 100), True, 1, "8 L steps need 2 epochs. Received: 1 epochs"),
         ((4, 0.25, 0.25, 1, 100), True, 1, None),
-        # Of the steps that a plan made itself, the last may be cut off.
+        # The last of the steps that a plan made itself may be cut off.
         ((4, 0.3, 0.25, 1, 100), False, 1, None),
         ((12, 0.25, 0.25, 3, None), False, 1, "no C step runs in the first of 3 epochs"),
         ((16, 0.25, 0.25, 4, None), False, 1, None),
@@ -106,7 +106,7 @@ def test_steps_end_where_they_should():
 
 
 def test_steps_end_at_boundaries_of_executions():
-    # Of 3 batches, in executions of 2: what ends within one ends where the next begins.
+    # Steps of 3 batches, in executions of 2: a step that ends within one ends where the next begins.
     plan = Plan.of(None, 3 / 8, None, epochs=2, batches=8)
     # The last, cut off by the end, shares an execution with the one before.
     assert ends(plan, 2, 2) == {4: 1, 6: 2, 10: 3, 12: 4, 14: 5}
@@ -119,7 +119,7 @@ def test_several_steps_in_one_execution_share_a_c_step():
 
 
 def test_an_execution_ends_with_its_epoch():
-    # The third of 4 batches each has but 2 left: what ends 2 batches later does not end in it.
+    # The third execution of 4 batches has only 2 left: a step that ends 2 batches later does not end in it.
     plan = Plan.of(None, 0.3, None, epochs=2, batches=10)
     assert plan.step_at(2, 0, 8, 4) == 2
     assert plan.step_at(2, 1, 0, 4) == 3
@@ -137,7 +137,7 @@ def test_what_runs_when_the_epochs_end_ends_there():
 
 
 def test_what_runs_in_the_last_execution_ends_with_it():
-    """The one before the last of 86 L steps ends within the last execution of 8 batches."""
+    """The second to last of 86 L steps ends within the last execution of 8 batches."""
     plan = Plan.of(None, None, None, 40, 32, 8, beside=True)
     assert plan.steps == 86
     assert plan.step_at(84, 39, 24, 8) == 85 and plan.step_at(85, 40, 0, 8) == 86

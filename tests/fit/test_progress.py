@@ -1,4 +1,4 @@
-"""A `fit` that is cut off and started again ends where one that was not ends, bit for bit."""
+"""A `fit` that is cut off and started again ends where an uninterrupted one ends, bit for bit."""
 
 import contextlib
 import shutil
@@ -107,7 +107,7 @@ def same(model, other):
 
 OPTIMIZERS = {
     "momentum": lambda: keras.optimizers.SGD(0.05, momentum=0.9),
-    # μ goes by the highest rate ahead, which a restart in the warm-up has to know.
+    # μ depends on the highest rate ahead, which a restart in the warm-up has to know.
     "warm-up": lambda: keras.optimizers.SGD(
         keras.optimizers.schedules.CosineDecay(0.0, 60, warmup_target=0.05, warmup_steps=20), momentum=0.9
     ),
@@ -208,7 +208,7 @@ def test_a_damaged_checkpoint(begun):
 
 
 def test_what_is_in_a_checkpoint_of_this_format(begun):
-    """What is read back by name: other names go with another number, as they are not understood."""
+    """What is read back by name: other names need another format number, since they are not understood."""
     facts = Checkpoints(begun).latest().facts
     assert facts["format"] == 4
     assert {part: set(state) for part, state in facts["state"].items()} == {
@@ -224,7 +224,7 @@ def test_a_later_fit_begins_anew(begun):
     model, history = prune(begun)
     assert len(history["loss"]) == 2
     assert len(prune(begun, model=model)[1]["loss"]) == 4
-    # As where an earlier `fit` was resumed by another callback, which Keras does not forget.
+    # As if another callback had resumed an earlier `fit`, which Keras does not forget.
     model._initial_epoch = 3
     assert len(prune(begun, model=model)[1]["loss"]) == 4
 
@@ -371,7 +371,7 @@ def test_what_a_run_that_was_over_says_of_itself(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Between epochs")
 def test_weights_that_are_put_between_epochs_are_there_after_a_restart(tmp_path):
-    # As the first callback, at the end of an epoch that was validated: the model is compressed then.
+    # As the first callback, at the end of a validated epoch: the model is compressed then.
     def run(folder, *extra):
         def put(epoch, logs):
             if epoch == 1:
@@ -386,7 +386,7 @@ def test_weights_that_are_put_between_epochs_are_there_after_a_restart(tmp_path)
         return model
 
     def keep(epoch, logs):
-        """Keeps what a process leaves that is killed."""
+        """Keeps what a killed process leaves."""
         if epoch == 2:
             shutil.copytree(tmp_path / "whole", tmp_path / "killed")
 

@@ -89,7 +89,7 @@ def test_training_goes_on_with_its_own(monkeypatch):
     (seen, shipped), nothing = statistics(), monkeypatch.setattr(Statistics, "estimate", lambda self: None)
     (plain, of_w), _ = statistics(), nothing
     assert len(seen) == len(plain) == 16
-    for batch in [*range(7), *range(8, 15)]:  # of the last of an epoch they are those of θ
+    for batch in [*range(7), *range(8, 15)]:  # in the last batch of an epoch they are those of θ
         np.testing.assert_array_equal(seen[batch], plain[batch])
     assert np.abs(shipped[0] - of_w[0]).max() > 0.1
 

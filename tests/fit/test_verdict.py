@@ -1,4 +1,4 @@
-"""The last word on a fit, as it ends."""
+"""The verdict on a fit when it ends."""
 
 import keras
 import numpy as np
@@ -49,7 +49,7 @@ def test_statistics_of_a_fit_on_a_generator(method, recwarn):
         ({"accuracy": 0.9}, {"accuracy": 0.7}, "accuracy ended at 0.7"),
         ({"accuracy": 0.9}, {"accuracy": 0.9, "val_accuracy": 0.5}, "val_accuracy ended at 0.5"),
         ({"mean_io_u": 0.9}, {"mean_io_u": 0.1}, "mean_io_u"),
-        # Not scores, though their names hold the letters of one.
+        # Not scores, though their names contain the letters of one.
         ({"layer2_loss": 1.0, "accel": 3.0}, {"layer2_loss": 0.1, "accel": 0.1}, None),
         ({"r2_score": -0.5}, {"r2_score": -0.45}, None),
     ],
@@ -72,7 +72,7 @@ def test_a_metric_with_a_value_for_each_class(recwarn):
 
 
 class Forgetful(keras.optimizers.SGD):
-    """What it updates becomes zero, as with Ftrl, whose weights follow from sums that begin at zero."""
+    """Sets what it updates to zero, like Ftrl, whose weights follow from sums that begin at zero."""
 
     def update_step(self, gradient, variable, learning_rate):
         self.assign(variable, 0 * gradient)

@@ -38,7 +38,7 @@ def test_packing_is_lossless_and_smallest(size, density, dtype, seed):
     packed = pack(array)
     assert packed.values.dtype == dtype and packed.kept == np.count_nonzero(array)
     assert packed.nbytes <= array.nbytes
-    # No encoding without a choice would be smaller: places of four bytes, or a bit for each.
+    # No fixed encoding would be smaller: neither places of four bytes nor a bit for each weight.
     whole = array.itemsize * packed.kept
     assert packed.nbytes <= max(whole + min(4 * packed.kept, size // 8 + 1), array.nbytes - 4096)
     if packed.encoding != "dense":
@@ -121,7 +121,7 @@ def test_few_values_are_stored_in_their_bits(values, density):
     np.testing.assert_array_equal(coded(packed), packed.values.ravel())
     if packed.places is not None:
         np.testing.assert_array_equal(unpacked(packed), array)
-    # A bit for each place and the bits of each value is one of the choices.
+    # One of the choices is a bit for each place plus the bits of each value.
     bits = int(np.ceil(np.log2(values)))
     count = np.count_nonzero(array)
     assert packed.nbytes <= array.size // 8 + 1 + bits * count // 8 + 1 + 4 * values + 3072
@@ -202,7 +202,7 @@ def test_bits_come_back(bits, count):
 
 
 def test_a_pruned_weight_is_not_sorted(monkeypatch):
-    """Of a hundred million weights that takes half a minute."""
+    """For a hundred million weights, sorting takes half a minute."""
     monkeypatch.setattr(coding, "_SOME", 512)
     sizes, unique = [], np.unique
 

@@ -56,7 +56,7 @@ def test_counts_each_kernel_and_all(pruned):
 
 @pytest.mark.parametrize("layers, encoding", [(1, "dense"), (2, "gaps4")])
 def test_weights_are_packed_that_save_more_together_than_unpacking_adds(layers, encoding, tmp_path):
-    # Each saves 6 kB of 10, and unpacking adds 8 to a file.
+    # Each weight saves 6 of 10 kB, and unpacking adds 8 kB to a file.
     model = keras.Sequential([keras.Input((50,)), *(keras.layers.Dense(50) for _ in range(layers))])
     for layer in model.layers:
         keep(layer.kernel, 10)
@@ -125,7 +125,7 @@ def test_sizes_follow_the_type_of_the_weights(dtype, bits):
     assert all(row.dense_bits == bits * row.weights for row in found.rows)
     assert found.density == 1.0 and found.bits == found.dense_bits
     assert "No kernel has zeros, and none is smaller packed." in str(found)
-    # As of few values.
+    # As if the weights had few values.
     packed = replace(found, rows=tuple(replace(row, bits=row.bits // 2) for row in found.rows))
     assert "No kernel has zeros" not in str(packed)
 
@@ -163,7 +163,7 @@ def test_multiply_adds_that_are_not_known_are_not_zero():
     keep(open_length.layers[0].kernel, 6)
     found = report(open_length, [tf.TensorSpec([None, 5, 4])])
     assert (found.macs, found.remaining_macs, found.macs_density) == (60, 30, 0.5) and not found.unknown_macs
-    # Of what is known, and of nothing at all.
+    # Totals of what is known, and of nothing at all.
     partly = keras.Sequential([keras.Input((None, 4)), keras.layers.LSTM(2), keras.layers.Dense(3)])
     assert (report(partly).macs, len(report(partly).unknown_macs)) == (6, 2)
     looked_up = report(keras.Sequential([keras.Input((5,), dtype="int32"), keras.layers.Embedding(6, 2)]))
@@ -222,7 +222,7 @@ def test_table_fits_a_hundred_columns(pruned, depth):
     assert 90 < max(map(len, text.splitlines())) <= 100
     assert "31,400,000" in text and "3×3×5000×700" in text and "31.5G" in text and "126M" in text
     assert "10,031,500,002,592 multiply-adds" in text
-    # What does not fit goes on in the next line: nothing is lost.
+    # What does not fit continues on the next line: nothing is lost.
     names = [line.split("  ")[0].strip() for line in text.splitlines()]
     assert path in "".join(names)
 
@@ -252,14 +252,14 @@ def test_plot_without_matplotlib_says_what_to_install(pruned, monkeypatch):
 
 
 def test_only_a_plot_needs_matplotlib():
-    """No module imports it as it is imported itself, unless for types alone."""
+    """No module imports it when the module itself is imported, except for types."""
     for path in Path(lc_keras.__file__).parent.rglob("*.py"):
         todo = ast.parse(path.read_text()).body
         for node in todo:
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 assert "matplotlib" not in ast.unparse(node), path
             elif not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
-                # Of a class what runs as it is made; of a function nothing does.
+                # The body of a class runs when the class is made; the body of a function does not.
                 todo += getattr(node, "body", []) if not isinstance(node, ast.FunctionDef) else []
 
 
@@ -318,7 +318,7 @@ def test_a_report_that_was_written_before_frozen_kernels_were_named(tmp_path):
 
 
 class NeverCalled(keras.Model):
-    """Two nets, none of which is the model's own."""
+    """A model that holds a net, and has no `call` of its own."""
 
     def __init__(self, *layers):
         super().__init__()

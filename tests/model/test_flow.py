@@ -13,13 +13,13 @@ from lc_keras.shrinking.rebuilding import shrink
 
 
 def two(merge, first="linear", second="linear", units=6):
-    """Two dense layers side by side, and one behind what merges them."""
+    """Two dense layers side by side, and another behind the layer that merges them."""
     x = keras.Input((5,))
     a, b = layers.Dense(units, first, name="a"), layers.Dense(units, second, name="b")
     return randomized(keras.Model(x, layers.Dense(2)(merge([a(x), b(x)]))))
 
 
-# What is not zero, and has to stay exactly
+# What is not zero and has to stay exactly as it is
 
 MIXING = [
     ("softmax", lambda: sequential((5,), layers.Dense(6, "softmax", name="a"), layers.Dense(2, name="b"))),
@@ -140,7 +140,7 @@ EINSUMS = {
 
 
 @pytest.mark.parametrize(
-    # "open heads" is of both.
+    # "open heads" covers both.
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] * (name in ("open", "heads"))) for name in EINSUMS],
 )
@@ -155,7 +155,7 @@ def test_units_of_einsums(name, tmp_path):
     if a.bias is not None:
         zero(a.bias, [0, 2], list(a.bias.shape).index(6))
     small = shrink(model)
-    # Unit 3 is a constant, which is folded where it is one number, and a bias takes it.
+    # Unit 3 is a constant, which is folded where it is one number and a bias takes it.
     left = 3 if name in ("plain", "turned") else 4
     assert small.get_layer("a").kernel.shape[unit] == left
     assert_same_outputs(model, small)
@@ -324,7 +324,7 @@ def test_a_layer_that_hands_on_a_list():
     assert_same_outputs(model, shrink(model))
 
 
-# What is inside of layers, and what is the user's own
+# What is inside layers, and what is the user's own
 
 
 @pytest.mark.parametrize("mode", ["int8", "float8"])

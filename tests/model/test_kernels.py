@@ -1,4 +1,4 @@
-"""Kernels as entries of the table of layer kinds describe them, and those who ask for them."""
+"""Kernels as entries of the table of layer kinds describe them, and the code that asks for them."""
 
 import inspect
 import re
@@ -19,7 +19,7 @@ NAMES = {"kernel", "recurrent_kernel", "depthwise_kernel", "pointwise_kernel"}
 
 
 def weights_named_kernels(kind):
-    """The weights that the source of a layer of Keras names so."""
+    """The weights that the source of a Keras layer names kernels."""
     bases = [base for base in kind.__mro__ if issubclass(base, layers.Layer) and base is not layers.Layer]
     source = "".join(map(inspect.getsource, bases))
     return set(re.findall(r'name="(\w*kernel)"', source))
@@ -133,7 +133,7 @@ def test_a_subclass_has_the_kernels_of_its_base_but_its_units_are_not_known():
 
 
 class Halved(layers.Layer):
-    """A dense layer of another kind, whose weight is named as Keras names none."""
+    """A dense layer of another kind, whose weight has a name that no weight in Keras has."""
 
     def __init__(self, units, **options):
         super().__init__(**options)
@@ -150,7 +150,7 @@ class Halved(layers.Layer):
 
 
 def test_a_new_kind_of_layer_is_one_entry(monkeypatch):
-    monkeypatch.setitem(KINDS, Halved, None)  # is gone after the test
+    monkeypatch.setitem(KINDS, Halved, None)  # removed after the test
 
     @describes(Halved)
     class Entry(Dense):

@@ -118,7 +118,7 @@ def test_what_is_not_known():
 
     steps = keras.Sequential([keras.Input((None, 5)), L.TimeDistributed(L.Dense(4))])
     assert [k.uses for k in macs(steps).kernels] == [None]
-    # Nothing is known: that is not zero.
+    # Nothing is known, which is not the same as zero.
     assert macs(steps).dense is macs(steps).remaining is None
     assert macs(steps, [tf.TensorSpec([None, 9, 5])]).dense == 9 * 20
 

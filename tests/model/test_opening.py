@@ -1,4 +1,4 @@
-"""Layers that are made of layers: units inside of them, and what keeps them closed."""
+"""Layers that are made of layers: units inside them, and what keeps them closed."""
 
 import keras
 import numpy as np
@@ -73,7 +73,7 @@ def test_units_in_a_layer_made_of_layers_go(tmp_path):
     config, nodes = model.get_config(), [len(layer._inbound_nodes) for layer in (block.up, block, block.norm)]
     small = shrink(model)
     assert small.get_layer("block_up").units == 5 and small.count_params() == model.count_params() - 3 * 13
-    # Where nothing goes, the class stays; and nothing is left on the model.
+    # Where nothing goes, the class stays, and nothing is left behind on the model.
     assert type(small.get_layer("other")) is Block and small.get_layer("other") is not other
     assert model.get_config() == config and block.output.shape == (None, 6)
     assert nodes == [len(layer._inbound_nodes) for layer in (block.up, block, block.norm)]
@@ -165,7 +165,7 @@ class Noisy(Block):
 
 
 class Reading(Block):
-    """Multiplies by the kernel of a layer inside, which is not called for that."""
+    """Multiplies by the kernel of a layer inside, without calling the layer for it."""
 
     def call(self, x):
         return x + ops.matmul(self.up(x), ops.transpose(self.up.kernel))
@@ -208,7 +208,7 @@ def test_half_precision_inside():
     kill(block.up, [0])
     small = shrink(model)
     assert small.get_layer("block_up").units == 7
-    # The sum, too, is one of halves.
+    # The sum is in half precision, too.
     assert small.get_layer("head").input.dtype == model.get_layer("head").input.dtype == "bfloat16"
     assert_same_outputs(model, small, 0.05)
 
@@ -238,7 +238,7 @@ def test_a_model_that_is_no_graph_says_so():
 
 
 class WithoutGraph(keras.Model):
-    """A model whose `call` is Python."""
+    """A model whose `call` is Python code."""
 
     def __init__(self, inside):
         super().__init__()

@@ -110,7 +110,7 @@ def shuffled(x, groups=2):
 
 
 TOGETHER = {
-    "shuffle": (shuffled, [1, 2, 5], 6),  # of 1 and 5 both are dead, not of 2 and 6
+    "shuffle": (shuffled, [1, 2, 5], 6),  # both 1 and 5 are dead, but not both 2 and 6
     "depth to space": (lambda x: ops.depth_to_space(x, 2), [0, 2, 4, 6], 4),
     "spread": (lambda x: ops.reshape(x, (-1, 4, 4, 2, 4)), [2, 6], 6),
     "layer": (layers.Reshape((4, 4, 2, 4)), [2, 6], 6),

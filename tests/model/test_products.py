@@ -9,7 +9,7 @@ L, K = keras.layers, keras.ops
 
 
 class Times(L.Layer):
-    """A matrix of one's own under another name than kernel."""
+    """A custom matrix under a name other than kernel."""
 
     def build(self, shape):
         self.w = self.add_weight(shape=(shape[-1], 5), name="w")
@@ -66,7 +66,7 @@ class Branches(L.Layer):
 
 
 class Numpy(L.Layer):
-    """A layer that TensorFlow does not see into, nor the shape of what comes out."""
+    """A layer that TensorFlow cannot see into; nor can it see the shape of the output."""
 
     def call(self, x):
         return tf.py_function(lambda x: x * 2, [x], tf.float32)
@@ -88,7 +88,7 @@ def low_rank():
     return layer
 
 
-# Shapes of one example, the layers, the uses of whatever is multiplied by, all multiply-adds.
+# The shape of one example, the layers, the uses of each weight in a product, all multiply-adds.
 CHAINS = {
     "own layer": ((3, 8), [Times()], [3], 3 * 40),
     "text": (

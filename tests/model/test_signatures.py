@@ -91,18 +91,18 @@ def test_names_of_outputs():
     both = keras.layers.Dense(1, name="head")(x), logits(x)
     assert names(*both) == {"head": 0, "logits": 1}
     assert names(*both, pack=lambda one, other: {"b": one, "a": {"c": other}}) == {"b": 0, "a_c": 1}
-    # Of other shapes than the model's: it is not known whose they are.
+    # Their shapes differ from the model's: it is not known whose they are.
     assert names(*both, pack=lambda one, other: [other, one]) == {"output_0": 1, "output_1": 0}
     some = plain(x), keras.layers.Dense(1)(x), logits(x)
     assert names(*some) == {"output_0": 0, "output_1": 1, "logits": 2}
     misleading = keras.layers.Dense(1, name="output_1")(x), plain(x)
     assert names(*misleading) == {"output_0": 0, "output_1": 1}
-    # Names that Keras makes of those of classes differ from run to run.
+    # Names that Keras makes from class names differ from run to run.
     for made_up in ("My_Head", "Block_2", "EinsumDenser"):
         head = type(made_up, (keras.layers.Dense,), {})
         assert names(head(2)(x)) == names(head(2)(x)) == {"output_0": 0}
     assert names(keras.layers.Dense(2, name="dense2")(x)) == {"dense2": 0}
-    # One layer, twice: its name does not tell the outputs apart.
+    # One layer, called twice: its name does not tell the outputs apart.
     assert names(logits(x), logits(x)) == {"output_0": 0, "output_1": 1}
 
 
@@ -113,7 +113,7 @@ def test_a_layer_that_is_used_inside_names_no_output():
     )
     body = keras.Model(ids, keras.layers.Dense(4, name="body")(embed(ids)))
     inner = keras.Input((5,), dtype="int32")
-    # As a language model ends: with the embedding of the net inside of it, or of its own.
+    # This is how a language model ends: with the embedding of the net inside it, or with its own.
     for model in (
         keras.Model(inner, embed(body(inner), reverse=True)),
         keras.Model(ids, embed(embed(ids), reverse=True)),
@@ -168,7 +168,7 @@ def test_a_batch_that_the_graph_fixes():
 
     assert batch_of(net(None)) is batch_of(net(4)) is None
     assert batch_of(net(4, reshape(4, -1, 3))) == batch_of(net(None, reshape(4, -1, 3))) == 4
-    # Other batches are mixed inside, and the outputs do not show it.
+    # Batches of other sizes are mixed inside, and the outputs do not show it.
     assert batch_of(net(4, reshape(4, -1, 2), reshape(-1, 6))) == 4
     assert batch_of(net(4, reshape(-1, 2, 3), lambda y: keras.ops.transpose(y, (1, 0, 2)))) is None
     inner = net(4, reshape(4, 6))

@@ -16,7 +16,7 @@ BATCHED = [X[i : i + 8] for i in range(0, 42, 8)]
 
 
 class Own(layers.BatchNormalization):
-    """A normalisation that is inherited from."""
+    """A class that inherits from the normalisation."""
 
 
 def net(kind=layers.BatchNormalization, dtype=None, **options):
@@ -31,7 +31,7 @@ def net(kind=layers.BatchNormalization, dtype=None, **options):
 
 
 def means(model, parts):
-    """The plain means over the parts of what the normalisation sees of each."""
+    """The plain means, over the parts, of the statistics that the normalisation sees of each part."""
     seen = [model.layers[0](part).numpy().astype("float64") for part in parts]
     return np.mean([s.mean(0) for s in seen], 0), np.mean([s.var(0) for s in seen], 0)
 
@@ -65,7 +65,7 @@ def test_the_plain_mean_over_the_batches(options, tolerance):
     model = net(**options)
     before, norm = values(model), model.get_layer("norm")
     momentum = norm.momentum
-    norm.moving_mean.assign(norm.moving_mean + np.nan)  # as a training that diverged leaves them
+    norm.moving_mean.assign(norm.moving_mean + np.nan)  # as diverged training leaves them
     assert estimate_statistics(model, BATCHED) == 6
     assert_means(model, BATCHED, **tolerance)
     assert changed(model, before) == ["moving_mean", "moving_variance"]

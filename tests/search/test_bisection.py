@@ -1,4 +1,4 @@
-"""The smallest budget for a score, on fits that take a batch."""
+"""The smallest budget for a score, with fits of one batch."""
 
 import json
 import math
@@ -17,7 +17,7 @@ OPTIONS = {"lowest": 0.1, "precision": 1.5, "verbose": 0}
 
 
 class AtOnce(Attached):
-    """Compresses as `fit` ends, without a graph to trace."""
+    """Compresses when `fit` ends, without a graph to trace."""
 
     def on_train_begin(self, logs=None):
         pass
@@ -39,7 +39,7 @@ class AtOnce(Attached):
 
 @pytest.fixture
 def light(monkeypatch):
-    """Takes what a fit leaves for within its budget, unseen."""
+    """Takes what a fit leaves to be within its budget, without a check."""
     monkeypatch.setattr(runs, "compress_again", lambda model, *_: (0.0, share(model)))
 
 
@@ -357,7 +357,7 @@ def test_a_fit_that_trains_the_reference_leaves_it_as_it_was(light):
     "late", [*(pytest.param(f, marks=pytest.mark.slow) for f in (forgets, trains_nothing)), fails, None]
 )
 def test_what_was_found_before_an_error_is_not_lost(light, tmp_path, late):
-    """`None`: the score is no number."""
+    """`None`: the score is not a number."""
     runs = []
 
     def spoilt(model, callbacks):

@@ -1,4 +1,4 @@
-"""The score of a model of which one layer is compressed."""
+"""The score of a model with one layer compressed."""
 
 import json
 import math
@@ -17,7 +17,7 @@ def norm(model):
 
 
 def known(*kernels):
-    """A model of dense layers that have these kernels."""
+    """A model of dense layers with these kernels."""
     stack = [layers.Dense(k.shape[1], use_bias=False, name=f"layer{i}") for i, k in enumerate(kernels)]
     model = keras.Sequential([keras.Input((kernels[0].shape[0],)), *stack])
     model.set_weights(kernels)
@@ -30,7 +30,7 @@ def test_each_layer_by_itself_keeps_its_largest_weights():
     assert found.reference == 91
     assert [row.name for row in found.rows] == [f"{model.name}/layer{i}" for i in range(2)]
     assert [row.groups for row in found.rows] == [4, 2]
-    # Of a layer one weight stays at least.
+    # At least one weight of a layer stays.
     assert [row.scores for row in found.rows] == [(91, 86, 77), (91, 66, 66)]
 
 
@@ -56,7 +56,7 @@ def test_the_model_is_as_it_was_whatever_happens(fails_at):
 
     def score(model):
         calls.append(model.get_weights())
-        model.layers[0].bias.assign_add(np.ones(8))  # as a score may that estimates statistics
+        model.layers[0].bias.assign_add(np.ones(8))  # as a score that estimates statistics may
         if len(calls) == fails_at:
             raise KeyboardInterrupt
         return 0.0
@@ -65,7 +65,7 @@ def test_the_model_is_as_it_was_whatever_happens(fails_at):
         lc_keras.sensitivity(model, score, verbose=0)
     for one, two in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, two)
-    # Nor does one score meet what another left.
+    # Nor does one score see what another left.
     assert all(not weights[1].any() for weights in calls)
 
 
@@ -83,7 +83,7 @@ def test_a_score_that_trains_leaves_the_optimizer_as_it_was(is_built):
     after = {v.path: np.array(v) for part in (model, model.optimizer) for v in part.variables}
     for path, value in after.items():
         np.testing.assert_array_equal(value, before.get(path, 0 * value), err_msg=path)
-    # Nor does one score meet what another left.
+    # Nor does one score see what another left.
     assert all(row.scores == (found.reference,) for row in found.rows)
 
 

@@ -24,7 +24,7 @@ def dense(*sizes):
 
 
 def set_rank(variable, rank, seed=0):
-    """Give a kernel a matrix of a rank, with a column for each output unit."""
+    """Give a kernel a matrix of the given rank, with a column for each output unit."""
     generator = np.random.default_rng(seed)
     left = generator.normal(size=(*variable.shape[:-1], rank))
     variable.assign(left @ generator.normal(size=(rank, variable.shape[-1])))
@@ -86,7 +86,7 @@ def test_only_what_gets_smaller_becomes_two():
     model = dense(20, 12, 12, 9)
     # 12 · 12 weights and 6 (12 + 12) are the same.
     set_rank(model.get_layer("b").kernel, 6)
-    # Of rank 2, with 2 · 2 weights other than zero.
+    # Of rank 2, with 2 weights other than zero.
     kernel = np.zeros((20, 12))
     kernel[:2, :] = np.eye(12)[:2] * 3
     model.get_layer("a").kernel.assign(kernel)
@@ -133,7 +133,7 @@ def test_layers_that_share_a_kernel_and_dense_layers_of_half_precision():
     assert small.layers[0].kernel.shape == (64, 2) and small.dtype == half.dtype
 
 
-@pytest.mark.slow  # what is made of ordinary layers loads; test_rebuilding sees that it does
+@pytest.mark.slow  # a model of ordinary layers loads, as test_rebuilding checks
 def test_it_loads_without_lc_keras_and_serves_as_any_model(tmp_path):
     model = sequential(
         (6, 6, 4), layers.Conv2D(12, 3, name="a"), layers.Flatten(), layers.Dense(10, name="b")

@@ -87,7 +87,7 @@ def assert_same(model, small):
 
 
 def kill(model):
-    """Take two heads of four and a fourth of the units inside from each block; return the weights that go."""
+    """Take two of four heads and a quarter of the inner units from each block; return how many weights go."""
     gone = 0
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.MultiHeadAttention):
@@ -108,7 +108,7 @@ def test_heads_and_units_go_and_the_rest_loads(build, tmp_path):
     model = filled(build())
     gone = kill(model)
     small = shrink(model)
-    class_token = 8 if build is vit else 0  # is part of the first position
+    class_token = 8 if build is vit else 0  # it is part of the first position
     assert small.count_params() == model.count_params() - gone - class_token
     assert_same(model, small)
     small.save(tmp_path / "small.keras")

@@ -59,7 +59,7 @@ def test_masks_that_attention_takes_off_its_inputs(added):
     x = layers.Embedding(10, 6, mask_zero=True)(words)
     y = layers.MultiHeadAttention(2, 3)(x, x)
     x = d(layers.LayerNormalization()(layers.Add()([x, y]) if added else y))
-    # Keras makes no record of the masks where there is another argument.
+    # Keras does not record the masks where there is another argument.
     x = layers.MultiHeadAttention(2, 3)(x, x, training=False)
     model = randomized(keras.Model(words, [x, layers.LSTM(3)(x, training=False)]))
     kill(d, [0, 1, 2])
@@ -201,7 +201,7 @@ def test_a_layer_that_two_nested_models_call():
 
 
 class Classifier(keras.Model):
-    """A model of a class with a constructor of its own, as those of KerasHub are."""
+    """A model of a class with a constructor of its own, like those of KerasHub."""
 
     def __init__(self, width=6, **options):
         x = keras.Input((4,))

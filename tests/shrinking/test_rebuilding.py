@@ -54,7 +54,7 @@ def test_units_that_nothing_reads_go():
     )
     zero(model.get_layer("c").kernel, [3], axis=0)
     zero(model.get_layer("b").kernel, [0, 1], axis=0)
-    # Unit 5 of `a` is read only by a unit that itself is not read.
+    # Unit 5 of `a` is read only by a unit that is not read itself.
     kernel = model.get_layer("b").kernel.numpy()
     kernel[5] = np.arange(6) == 3
     model.get_layer("b").kernel.assign(kernel)
@@ -104,7 +104,7 @@ def test_depthwise_goes_with_the_layer_before_it():
     for name in ("expand", "norm"):
         kill(model.get_layer(name), [0, 2])
     model.get_layer("norm").moving_mean.assign(np.zeros(6))
-    # The filters of a third unit are dead, and so nothing reads the unit.
+    # The filters of a third unit are dead, so nothing reads the unit.
     zero(model.get_layer("depthwise").kernel, [5], axis=-2)
     small = shrink(model)
     assert widths(small)["expand"] == 3 and widths(small)["after"] == 6
@@ -132,7 +132,7 @@ def test_a_group_whose_outputs_must_stay_keeps_its_inputs():
         layers.Conv2D(9, 3, groups=3, name="b"),
         layers.Conv2D(2, 3, padding="same"),
     )
-    # What the first group hands out is its bias, before padding.
+    # The output of the first group is its bias, before padding.
     kill(model.get_layer("a"), [0, 1])
     small = shrink(model)
     assert small.get_layer("a").filters == 6 and small.get_layer("b").groups == 3
@@ -184,7 +184,7 @@ def test_recurrent_units(kind, gates):
     )
     for variable in model.get_layer("first").weights:
         zero(variable, [u + 6 * g for u in (1, 5) for g in range(gates)])
-    # Of a unit whose candidate alone is dead, nothing comes either.
+    # A unit with only its candidate dead outputs nothing either.
     last_gate = {4: 2, 3: 2, 1: 0}[gates]
     for variable in model.get_layer("second").weights:
         zero(variable, [3 + 4 * last_gate])
@@ -207,7 +207,7 @@ def test_both_directions_of_a_recurrent_layer(merge, kind):
         for variable in layer.weights:
             zero(variable, [u + 6 * g for u in units for g in range(gates)])
     small = shrink(model)
-    # What is left of unit 1, dead in both directions, is nothing; the others live in one.
+    # Nothing is left of unit 1, which is dead in both directions; the others live in one.
     assert widths(small)["inner"] == 3
     assert small.get_layer("both").forward_layer.units == small.get_layer("both").backward_layer.units == 5
     assert_same_outputs(model, small)
@@ -237,7 +237,7 @@ def test_heads_of_attention():
     inputs = keras.Input((5, 4))
     attention = layers.MultiHeadAttention(4, 3, value_dim=2, name="attention")
     model = randomized(keras.Model(inputs, layers.Dense(2)(attention(inputs, inputs))))
-    # Head 0 sees nothing and hands out its bias; head 2 is not read.
+    # Head 0 sees nothing and outputs its bias; head 2 is not read.
     zero(attention._value_dense.kernel, [0], axis=1)
     zero(attention._output_dense.kernel, [2], axis=0)
     small = shrink(model)
@@ -577,7 +577,7 @@ def test_random_graphs(data):
 
 
 def kill_filters(model, fraction, seed=0):
-    """Random filters of each layer die, half of them with the scale and shift that follows."""
+    """Kill random filters of each layer, half of them with the scale and shift that follow."""
     generator = np.random.default_rng(seed)
     for layer in model._flatten_layers():
         for v in layer.weights:
@@ -632,7 +632,7 @@ def test_it_trains_on_and_loads_without_this_package(tmp_path):
     small.fit(np.ones((8, 6, 6, 2)), np.ones((8, 3)), verbose=0)
     assert all((a != b).any() for a, b in zip(before, small.get_weights(), strict=True))
     small.save(tmp_path / "small.keras")
-    # It names nothing of this package.
+    # It names nothing from this package.
     with zipfile.ZipFile(tmp_path / "small.keras") as archive:
         assert b"lc_keras" not in archive.read("config.json")
     x = np.random.default_rng(0).normal(size=(3, 6, 6, 2)).astype("float32")

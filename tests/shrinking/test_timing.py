@@ -1,4 +1,4 @@
-"""The time of a net at other widths: fitted to what was timed, and a budget in it."""
+"""The time of a net at other widths, fitted to measured times, and a budget of that time."""
 
 import dataclasses
 import itertools
@@ -74,14 +74,14 @@ def test_a_time_by_ranks_is_found(monkeypatch):
     monkeypatch.setattr(timing, "quartiles", times)
     found = lc_keras.latency(model, batch_size=7, nets=40, of="ranks")
     assert found.of == "ranks" and found.error < 0.05 and known(model, "ranks") is found and not known(model)
-    # One column, or one row and column for each axis, has no two layers of fewer weights.
+    # A kernel of one column, or of one row and column for each axis, has no two layers of fewer weights.
     names = [path.split("/")[0] for path in found.kernels]
     assert names == ["first", "second", "dense", "tiny"]
     assert [len(times) for times in found.kernels.values()] == [5, 5, 3, 3]
     (whole,) = times([model])
     assert found.milliseconds == pytest.approx(whole, rel=0.02)
     assert found.kernels["dense/kernel"][2] == pytest.approx(6 * (288 + 20), rel=0.25)
-    # Over the window and 1 × 1 first, then along one axis each.
+    # First over the window and 1 × 1, then along one axis each.
     _, _, over, _, along = found.kernels["first/kernel"]
     assert over == pytest.approx(2 * 64 * (27 + 24), rel=0.2)
     assert along == pytest.approx(2 * 64 * (9 + 72), rel=0.2)
@@ -117,7 +117,7 @@ def test_a_model_is_timed_with_its_weights_in_the_cache(monkeypatch):
 
     monkeypatch.setattr(timing, "_call", call)
     monkeypatch.setattr(timing, "_inputs", lambda *_: None)
-    monkeypatch.setattr(timing, "_TURN", 1)  # of more, the lower quartile would leave out the slow one
+    monkeypatch.setattr(timing, "_TURN", 1)  # with more, the lower quartile would leave out the slow one
     assert timing.quartiles([1, 2], 1, 0.0, lambda: now[0]) == [1000.0, 2000.0]
 
 
