@@ -50,8 +50,9 @@ Written by `benchmarks/robustness/any_model.py`, whose docstring says what each 
 "compressed" counts the weights that share the budget, which is 30 % of them; "kept" counts those that are
 not zero at the end. The first models are from `benchmarks/robustness/kinds.py`, the next from KerasHub in
 its smallest configurations; the others are all the builders of `keras.applications`, with random weights
-and the smallest images that each takes. "shrunk" is what is left of the parameters when half of the neurons
-of a KerasHub model are dead and `shrink` has taken them out; these models are also reported and exported.
+and the smallest images that each takes, but for the five deepest. "shrunk" is what is left of the parameters
+when half of the neurons of a KerasHub model that can go are dead and `shrink` has taken them out; these
+models are also reported and exported.
 """
 
 

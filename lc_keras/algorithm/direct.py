@@ -17,7 +17,8 @@ _ROUNDING = {2: 1e-2, 4: 1e-6, 8: 1e-6}
 def compress_directly(model: keras.Model, tasks: Tasks, mu: float = 1.0) -> None:
     """Compress a model as it is: one C step and no training.
 
-    If the weights have a `constraint` of their own, it is applied to what an ℓ0 or N:M cost keeps.
+    If the weights have a `constraint` of their own, it is applied to what an N:M cost keeps, and an ℓ0 cost
+    without `values`.
 
     Args:
         model: Built `keras.Model`.

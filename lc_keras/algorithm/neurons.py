@@ -60,7 +60,7 @@ class Makers:
     @property
     def reasons(self) -> str:
         """Return `kept_by` as text."""
-        return listed(sorted(self.kept_by), "; ")
+        return listed(sorted(self.kept_by) or ["they are outputs of the model"], "; ")
 
     def by_units(self, parts: list[list[keras.Variable]]) -> list[list[keras.Variable]]:
         """Return the variables of a model's layers in lists, those that make units together in one list.

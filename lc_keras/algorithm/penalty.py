@@ -31,7 +31,7 @@ class LCPenalty(keras.regularizers.Regularizer):
             but 0 to the value of the loss, so that the loss in the logs is the user's.
 
     Raises:
-        TypeError: If `mu` is not a number.
+        TypeError: If `mu` is not a number, or `is_shown` not a bool.
         ValueError: If `mu` is negative or not finite in single precision, or a weight has
             another shape than `target`.
 

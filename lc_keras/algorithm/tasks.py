@@ -50,12 +50,13 @@ class Task(Serializable):
     Args:
         compression: `Compression`, such as `L0Constraint(keep=0.05)`.
         weights: The trainable variables to compress. `None` (default): the kernels of dense, convolution,
-            attention and recurrent layers, however deeply nested. A string or compiled pattern: the variables
-            whose `path` the regular expression matches anywhere, such as `r"\bdense/kernel"`; `"dense"` also
-            matches the paths of `dense_1` and of biases. A layer: its kernels or, if it has none by that
-            name, all its weights with two or more axes. A variable: that variable. A layer or variable of a
-            copy of the model stands for the one with the same path and shape. A function of a variable: the
-            variables for which it returns true. An iterable of these: their union.
+            attention and recurrent layers, and what is named a kernel in others, however deeply nested. A
+            string or compiled pattern: the variables whose `path` the regular expression matches anywhere,
+            such as `r"\bdense/kernel"`; `"dense"` also matches the paths of `dense_1` and of biases. A layer:
+            its kernels or, if it has none by that name, all its weights with two or more axes. A variable:
+            that variable. A layer or variable of a copy of the model stands for the one with the same path
+            and shape. A function of a variable: the variables for which it returns true. An iterable of
+            these: their union.
         per_layer: Bool, default `False`: one budget over all the weights, so that training finds how much
             each layer keeps. `True`: the same budget for each layer separately. A budget of neurons then
             applies to each set of layers that make neurons together, and not to layers whose neurons must
@@ -68,8 +69,9 @@ class Task(Serializable):
             `Blocks((1, columns))`, its rows.
 
     Raises:
-        TypeError: If `compression` or `weights` is of the wrong type.
-        ValueError: If `weights` is an empty list, or the regular expression does not compile.
+        TypeError: If an argument is of the wrong type.
+        ValueError: If `weights` is an empty list, the regular expression does not compile, or
+            `input_signature` is empty or has two inputs of the same name.
 
     Example:
 
@@ -213,7 +215,7 @@ class Task(Serializable):
             spared += [v.path for v, layout in pairs if cost.spares(layout)]
             shared.append(SharedCost(self, variables, layouts))
         held = [v.path for part in parts for v in part if v.constraint is not None]
-        if held and (cost.few_values or cost.is_smooth):
+        if held and cost.has_budget and not (cost.keeps_values or cost.shrinks):
             warn(
                 f"{self}: the constraints of {listed(held)} hold in training, not for the weights that ship."
             )
@@ -222,7 +224,7 @@ class Task(Serializable):
                 f"{self}: {listed(spared)} will keep more than the pattern says, since the number of inputs "
                 "is not a multiple of its length. Name other weights in `weights`, or accept this."
             )
-        if makers and makers.kept_by:
+        if makers and (makers.kept_by or makers.none_goes):
             warn(
                 f"{self}: some neurons cannot be removed, {_BUDGETS[makers.none_goes]}: "
                 f"{makers.reasons}. `shrink_report` lists the layers that neurons cannot pass.",

@@ -17,7 +17,8 @@ class DirectCompression(keras.callbacks.Callback):
 
     Raises:
         TypeError: If `tasks` is of the wrong type.
-        ValueError: In `fit`, if a task does not fit the model.
+        ValueError: If `tasks` is an empty list. In `fit`, if a task does not fit the model, or a weight is
+            not finite at the end.
 
     Example:
 

@@ -205,14 +205,14 @@ class MagnitudePruning(Pruning):
     biases and the scales and shifts that follow.
 
     Args:
-        tasks: An `L0Constraint`, a `Task` with one, or a list of these.
+        tasks: An `L0Constraint` without `values`, a `Task` with one, or a list of these.
         rounds: Int ≥ 1, default 1: the number of rounds, $R$.
 
     Raises:
-        TypeError: If the compression of a task is not an `L0Constraint`, or `rounds` is not a number.
+        TypeError: If the compression of a task is not such an `L0Constraint`, or `rounds` is not a number.
         ValueError: If `rounds` is out of range. In `fit`, if a task does not fit the model, weights
-            become NaN or infinite, or the training step applies no constraints or is a
-            `tf.function`.
+            are or become NaN or infinite, the training step applies no constraints or is a
+            `tf.function`, or another callback prunes or trains the model, too.
 
     Example:
 
@@ -228,7 +228,8 @@ class MagnitudePruning(Pruning):
 
     def kept(self, total: int, kappa: int, progress: float) -> int:
         begun = min(self.rounds, 1 + int(progress * self.rounds + 1e-9))
-        return max(kappa, int(total * (kappa / total) ** (begun / self.rounds)))
+        density = kappa / total if total else 1.0
+        return max(kappa, int(total * density ** (begun / self.rounds)))
 
 
 class GradualPruning(Pruning):
@@ -238,17 +239,17 @@ class GradualPruning(Pruning):
     removed is gone. After that time, training goes on with the weights that are left.
 
     Args:
-        tasks: An `L0Constraint`, a `Task` with one, or a list of these.
+        tasks: An `L0Constraint` without `values`, a `Task` with one, or a list of these.
         until: Float in (0, 1], default 0.75: the fraction of `fit` that removal takes. With 1, nothing is
             trained after the last removal.
         every: Float > 0, default 0.25: the time from one removal to the next, in epochs.
 
     Raises:
-        TypeError: If the compression of a task is not an `L0Constraint`, or another argument is not a
+        TypeError: If the compression of a task is not such an `L0Constraint`, or another argument is not a
             number.
         ValueError: If an argument is out of range. In `fit`, if a task does not fit the model,
-            weights become NaN or infinite, or the training step applies no constraints or is a
-            `tf.function`.
+            weights are or become NaN or infinite, the training step applies no constraints or is a
+            `tf.function`, or another callback prunes or trains the model, too.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Costs of compression C(θ) and their exact C steps.
+"""Costs of compression C(θ) and their C steps.
 
 Given the weights $v = w - \\lambda/\\mu$ of a task, the C step of the Learning-Compression algorithm
 (Carreira-Perpiñán & Idelbayev, CVPR 2018) solves

@@ -39,7 +39,8 @@ class Grid(Values):
         per: `"channel"` (default): each output unit has a step of its own. `"tensor"`: each tensor has one.
 
     Raises:
-        ValueError: If `bits` or `per` is anything else.
+        ValueError: If `bits` or `per` is anything else, or, for given weights and `"channel"`, if one has no
+            axis of inputs.
 
     Example:
 

@@ -112,7 +112,7 @@ class Blocks(Groups):
         shape: Tuple of two ints ≥ 1, the rows (inputs) and columns (outputs) of a block.
 
     Raises:
-        ValueError: If `shape` is anything else.
+        ValueError: If `shape` is anything else, or, for given weights, if one has fewer than two axes.
 
     Example:
 

@@ -64,8 +64,9 @@ class L0Constraint(Grouped):
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If an argument is negative, a float above 1 or NaN, or `measure` is none of the above;
-            if milliseconds or a multiple are asked for without `Neurons()`, or `values` with groups.
+        ValueError: If an argument is out of range, or `measure` is none of the above; if milliseconds or a
+            multiple are asked for without `Neurons()`, or `values` with groups. For given weights, if `keep`
+            exceeds all there is, or is less than what is kept in any case, or their cost is not known.
 
     Example:
 

@@ -136,7 +136,7 @@ class LowRank(Factored):
     Raises:
         TypeError: If `rank` is not a number.
         ValueError: If `rank` is out of range, or, for given weights, above the largest rank that one of them
-            can have.
+            can have, or if one has no axis of inputs.
 
     Example:
 
@@ -185,7 +185,8 @@ class RankSelection(Factored):
 
     Raises:
         TypeError: If `alpha` is not a number.
-        ValueError: If an argument is out of range, or, for given weights, if their cost is not known.
+        ValueError: If an argument is out of range, or, for given weights, if their cost is not known or one
+            has no axis of inputs.
 
     Example:
 

@@ -27,7 +27,7 @@ class NMConstraint(Compression):
         m: Int ≥ n and ≥ 1, out of how many.
 
     Raises:
-        ValueError: If `n` or `m` is not such an int.
+        ValueError: If `n` or `m` is not such an int, or, for given weights, if one has no axis of inputs.
 
     Example:
 

@@ -20,7 +20,7 @@ class Sum(Compression):
     The C step solves for one part at a time, $\theta_j \leftarrow \Pi_j(v - \sum_{i \ne j} \theta_i)$,
     beginning with the first part and all parts zero, so that the distance falls from round to round
     (Idelbayev & Carreira-Perpiñán, More general and effective model compression via an additive combination
-    of compressions, ECML 2021). It ends when a round gains nothing.
+    of compressions, ECML 2021). It ends when a round gains nothing, or after eight.
 
     Args:
         *parts: At least two `Compression`s of single weights or kernels, such as `Codebook(2)` and
@@ -28,7 +28,7 @@ class Sum(Compression):
 
     Raises:
         TypeError: If a part is not a `Compression`.
-        ValueError: If there are fewer than two parts, or one is a cost of neurons that several tensors make.
+        ValueError: If there are fewer than two parts, or one is a cost of neurons.
 
     Example:
 

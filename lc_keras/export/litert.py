@@ -51,16 +51,16 @@ def export_litert(
         model: Built `keras.Model` in float32.
         path: String or path-like, the file to write, such as `"digits.tflite"`.
         sparse: `"auto"` (default): weights are stored sparse if that makes the file
-            smaller and the file runs. `True`: they are stored sparse if any are zero. `False`:
-            they are not.
+            smaller and the file runs. `True`: dense and convolution kernels are stored sparse if
+            at least 30 % of them is zero. `False`: they are not.
         quantize: `None` (default), `"float16"` (weights) or `"int8"` (weights and
             activations, calibrated on `representative_data`; inputs and outputs stay
             as they are).
         representative_data: Iterable of batches of inputs, without targets: arrays, or dictionaries of
             arrays by input name. A single batch will do, and so will a function that returns such an
             iterable, as TensorFlow's converter takes it. Needed for `"int8"`. `None` (default): none.
-        batch_size: Int, the batch size that the file is made for. `None` (default): that of the model's
-            inputs or of `input_signature`, or 1 if they leave it open. `"any"`: it stays open, for a runtime
+        batch_size: Int, the batch size that the file is made for. `None` (default): the one that the model's
+            graph fixes or `input_signature` has, or 1 if it is open. `"any"`: it stays open, for a runtime
             that resizes inputs, such as TensorFlow Serving.
         input_signature: List of `tf.TensorSpec` or of structures of these, one for each positional argument
             of the model. `None` (default): the inputs that the model was built for; see
@@ -76,10 +76,11 @@ def export_litert(
         RuntimeError: If LiteRT cannot express the model, the converter crashes, or the runtime cannot run
             the file, or cannot run it sparse with `sparse=True`.
         TypeError: If `model` is not a `keras.Model`, or an argument is of the wrong type.
-        ValueError: If an argument is out of range; the model is not built or not in float32; `path` has the
-            name of a Keras file, is a directory, lies in a file, or exists while `overwrite` is `False`; or
-            `representative_data` is missing, empty, not finite, of other shapes or types than the inputs, or
-            cannot be answered by the model.
+        ValueError: If an argument is out of range; the model is not built or not in float32; a weight is NaN;
+            inputs are ragged or sparse, or have several batch sizes; `path` has the name of a Keras file, is
+            a directory, lies in a file, or exists while `overwrite` is `False`; `representative_data` is
+            missing, empty, not finite, or of other shapes or types than the inputs; or the model can answer
+            neither these data nor, without any, made-up inputs.
 
     Example:
 

@@ -59,16 +59,17 @@ def export_saved_model(
     The SavedModel needs neither Keras nor this package: `tf.saved_model.load` and TensorFlow Serving read
     it. It takes any batch size, or that of the model if the graph fixes one, as a reshape or a stateful
     layer does. Its signature `serving_default` names inputs and outputs by the keys of dictionaries, else
-    by the names given to input and output layers, else `inputs` and `output_0`. A ragged input `x` is passed
-    in parts, `x_values` and `x_row_splits`; a sparse one as `x_indices`, `x_values` and `x_dense_shape`.
+    by the names given to input and output layers, else `inputs` (`inputs_0` and so on, if there are several)
+    and `output_0`. A ragged input `x` is passed in parts, `x_values` and `x_row_splits`; a sparse one as
+    `x_indices`, `x_values` and `x_dense_shape`.
     Ragged and sparse outputs are returned in the same way. Files behind `tf.saved_model.Asset` are copied.
     When the SavedModel is loaded in Python, its function `serve` takes and returns the structures of the
     model.
 
-    Each variable is written once. Weights with many zeros are written packed, each in the encoding that is
-    smallest for it; the SavedModel's own initialisation unpacks them when it is loaded. With dense compute,
-    calls then run at the speed of the dense model. With sparse compute, dense layers and 1 × 1 convolutions
-    stay sparse in memory and multiply by their nonzero weights only.
+    Each variable is written once. Weights with many zeros or few values are written packed, each in the
+    encoding that is smallest for it; the SavedModel's own initialisation unpacks them when it is loaded. With
+    dense compute, calls then run at the speed of the dense model. With sparse compute, dense layers and 1 × 1
+    convolutions stay sparse in memory and multiply by their nonzero weights only.
 
     The directory takes its name only when it is complete, so a server that watches its parent never sees
     half a model.
@@ -79,8 +80,8 @@ def export_saved_model(
             `"models/digits/1"`, or a model's base directory: see `version`.
         storage: `"packed"` (default) or `"dense"`.
         compute: `"dense"`: every layer is computed as in Keras, and outputs equal those of `predict` bit for
-            bit in batches of the same size. `"sparse"`: every dense layer and 1 × 1 convolution in float32
-            is computed from its nonzero weights; outputs differ by rounding. `"auto"` (default): as
+            bit in batches of the same size. `"sparse"`: dense layers and 1 × 1 convolutions in float32 are
+            computed from their nonzero weights; outputs differ by rounding. `"auto"` (default): as
             `"sparse"`, but only the layers for which a measured rule promises 1.4 times the speed.
         expected_batch: Int or tuple of ints, default `(1, 32)`: the batch sizes at
             which `"auto"` must not make a layer slower.
@@ -100,9 +101,9 @@ def export_saved_model(
         version: Int: `path` is the model's base directory, and this version is written there. `"next"`: one
             above the highest version there, or 1. `None` (default): `"next"` if `path` already holds
             versions; if not, `path` itself is written.
-        litert: Bool, default `False`. `True`: also writes a LiteRT file, `model.tflite`, beside the
-            SavedModel, which `tensorflow_model_server --prefer_tflite_model` serves in its place. Needs
-            `ai-edge-litert`.
+        litert: Bool, default `False`. `True`: also writes a LiteRT file, `model.tflite`, into the same
+            directory, which `tensorflow_model_server --prefer_tflite_model` serves in place of the
+            SavedModel. Needs `ai-edge-litert`.
         overwrite: Bool, default `False`. `True`: replaces the SavedModel at that path.
         verbose: Bool, default `False`. `True`: prints what was written.
 
@@ -113,8 +114,11 @@ def export_saved_model(
         TypeError: If `model` is not a `keras.Model`, or an argument is of the wrong type.
         ImportError: If `warmup` is given and `tensorflow-serving-api` is not installed, or `litert` is
             `True` and `ai-edge-litert` is not installed.
-        ValueError: If the model is not built, a weight is NaN or does not fit in half precision, nothing can
-            be computed sparse though `compute="sparse"`, or `path` is a file, holds a SavedModel while
+        RuntimeError: If `litert` is `True` and LiteRT cannot express or run the model.
+        ValueError: If an argument is out of range; the model is not built; a weight is NaN or does not fit in
+            half precision; nothing can be computed sparse though `compute="sparse"`; `warmup` does not fit
+            the inputs; a signature uses what it does not name; with `litert`, for the reasons of
+            `export_litert`; or `path` is a file, has the name of a Keras file, holds a SavedModel while
             `overwrite` is `False`, or holds anything else.
 
     Example:

@@ -32,8 +32,9 @@ class LearningCompression(Attached):
     compressed model, which is also what other callbacks see at the end of an epoch.
 
     The `logs` contain `mu`, `density` (the fraction of weights kept), `gap`
-    ($\lVert w - \theta \rVert / \lVert w \rVert$ at the latest C step), `l_step` (the
-    number of the running L step) and `l_steps` (the number of all L steps).
+    ($\lVert w - \theta \rVert / \lVert w \rVert$ when θ was last found under the budget itself), `l_step`
+    (the number of the running L step), `l_steps` (the number of all L steps) and, if the pull goes through
+    the loss, `pull` (its value).
 
     Other callbacks may come before or after this one: either way, they see the compressed
     model at the end of an epoch. If they put other weights into it between epochs, training
@@ -41,21 +42,23 @@ class LearningCompression(Attached):
     they break a budget. If the optimizer keeps averages of the weights (`use_ema`), the
     averages that `keras.callbacks.SwapEMAWeights` puts into the model are compressed.
 
-    If the weights have a `constraint` of their own, it also holds for θ with ℓ0 and N:M costs.
+    If the weights have a `constraint` of their own, it also holds for θ with N:M costs, and with ℓ0 costs
+    without `values`.
 
     Args:
         tasks: A compression (over all default kernels jointly), a `Task`, or a list
             of these.
-        mu: `"auto"` (default): for budgets the pull goes beside the optimizer, for penalties through the
-            loss; in both cases it is as strong as the run needs. Or a schedule such as
-            `Exponential(9e-5, 1.1)` or `Geometric(1e-3, 1e-1)`, a function of the L step's index, or a
-            sequence: the pull then goes through the loss, as in the paper. μ must be positive and grow.
+        mu: `"auto"` (default): for budgets the pull goes beside the optimizer; if one of the costs is a
+            penalty, it goes through the loss for all of them. In both cases it is as strong as the run needs.
+            Or a schedule such as `Exponential(9e-5, 1.1)` or `Geometric(1e-3, 1e-1)`, a function of the L
+            step's index, or a sequence: the pull then goes through the loss, as in the paper. μ must be
+            positive and grow.
         steps: Int ≥ 1 or `None` (default). The number of L steps. `None`: as many as there is room
             for in the epochs given to `fit`, or as many as `mu` has elements.
         epochs_per_step: Float > 0 or `None` (default). The length of an L step in epochs. When an L step
-            ends, a C step runs at the next boundary between executions; in the first epoch none runs if
-            Keras does not know how many batches an epoch has. `None`: a quarter of an epoch. If that makes
-            fewer than 160 L steps and `steps` is not given, L steps are short enough to make 160, but no
+            ends, a C step runs at the next boundary between executions; in the first epoch none runs before
+            its end if Keras does not know how many batches an epoch has. `None`: a quarter of an epoch. If
+            `steps` is not given, L steps are shorter where that makes fewer than 160 of them, but never
             shorter than 15 batches, or than a 40th of a run of fewer than 600. (80 L steps of at least 15
             batches if the pull goes through the loss.) This takes data of known length.
         first_step_epochs: Float > 0 or `None` (default: the same as the others). The length of
@@ -68,7 +71,9 @@ class LearningCompression(Attached):
         reset_optimizer: Bool, default `False`. `True`: start each L step with a fresh optimizer state,
             as with the paper's L steps of many epochs. With Adam and similar optimizers, only the
             momentum starts afresh, because the second moment is corrected for its start only once.
-        tolerance: Float ≥ 0, default 0: training stops once the gap is below it.
+        tolerance: Float ≥ 0, default 0: training stops once the gap is below it. With `mu="auto"` it is for
+            penalties and for bounds on a norm: under other costs, w and θ meet only at the end, and `fit`
+            warns.
         checkpoint_dir: Path or `None` (default). A directory in which to save, at the end of each epoch,
             everything needed to resume an interrupted `fit`: the model, its optimizer, θ, λ, μ and the
             place in the schedule. If the same script is started again, it goes on after the last
@@ -79,13 +84,16 @@ class LearningCompression(Attached):
         gap: Float, the latest gap.
         density: Float, the latest density.
         multipliers: Bool, as given.
+        history: List of dicts, the number and the logs of each epoch of the last `fit`, which
+            `plot(path)` draws.
 
     Raises:
         TypeError: If an argument is not of the type described.
-        ValueError: If an argument is out of range. In `fit`, if a task does not fit the model, the
-            `train_step` is a `tf.function` or leaves out the penalty, there is no epoch, another callback
-            trains the model meanwhile, or an L step diverges. After an error found in the first batch, the
-            model is uncompressed; after a later one, it holds the last compressed weights, all finite.
+        ValueError: If an argument is out of range. In `fit`, if a task, the optimizer or a checkpoint does
+            not fit, a weight is not finite, the `train_step` is a `tf.function` or leaves out the pull, there
+            is no epoch or no batch, the list of callbacks has a second such callback, or one that resumes the
+            run or trains the model meanwhile, or an L step diverges. After an error found in the first batch,
+            the model is uncompressed; after a later one, it holds the last compressed weights, all finite.
 
     Example:
 

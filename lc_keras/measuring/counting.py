@@ -32,7 +32,8 @@ def report(
     takes by default. Embedding tables, which it takes with `embeddings=True`, count among them if they have
     zeros and are trainable. Sizes are those of the values, in their own types, without the graph around
     them. A weight is packed as `export_saved_model` packs it: as its nonzero values, with either the number
-    of zeros before each in 4, 8 or 16 bits, or a bit for each place. It is left as it is if that is smaller.
+    of zeros before each in 4, 8 or 16 bits, or a bit for each place; and values that are few are coded in up
+    to 8 bits each. It is left as it is if that is smaller.
     `shrink_report` shows what is gained, in time too, by taking out dead neurons.
 
     Args:
@@ -46,7 +47,7 @@ def report(
         `PruningReport`.
 
     Raises:
-        TypeError: If `model` is neither a `keras.Model` nor a path.
+        TypeError: If `model` is neither a `keras.Model` nor a path, or `input_signature` is of another type.
         ValueError: If the model is not built or has no weights, the path holds no such SavedModel, or the
             model cannot be called with inputs of this `input_signature`.
 

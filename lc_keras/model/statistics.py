@@ -46,9 +46,10 @@ def estimate_statistics(model: keras.Model, data: Iterable[Any], batches: int = 
         Int, the number of batches used; 0 if the model has no such layer, in which case nothing was run.
 
     Raises:
-        TypeError: If `model` is not a Keras model, or `data` is not an iterable of batches.
-        ValueError: If the model is not built, there is no batch, or the result has NaN or infinite values.
-            The statistics are then left as they were.
+        TypeError: If `model` is not a Keras model, `data` is not an iterable of batches, or `batches` is not
+            a number.
+        ValueError: If the model is not built, `batches` is out of range, there is no batch, or the result has
+            NaN or infinite values. The statistics are then left as they were.
 
     Example:
 
@@ -101,7 +102,8 @@ class Estimator:
         before = _values(self.variables)
         moved = {id(v) for v in self.variables}
         with self._model.distribute_strategy.scope():
-            others = [v for v in [*self._model.variables, global_seed()] if id(v) not in moved]
+            others = [*self._model.variables, *self._model.metrics_variables, global_seed()]
+        others = [v for v in others if id(v) not in moved]
         kept = _values(others)
         used = 0
         try:

@@ -65,8 +65,8 @@ def smallest(
             `fit` returns, and the reference is the run that keeps everything.
         within: Float ≥ 0, default 0.005: how much worse than the reference the score may be.
         compress: Function from a budget to what to compress under it: a cost, a `Task`, a list of these, or a
-            callback of `baselines`. Select weights by name, since copies of the model are trained. Defaults
-            to `L0Constraint`: the budget is the fraction of all weights.
+            callback such as `baselines.GradualPruning`. Select weights by name, since copies of the model are
+            trained. Defaults to `L0Constraint`: the budget is the fraction of all weights.
             `lambda keep: L0Constraint(keep, Neurons(), measure="macs")` finds the fewest multiply-adds.
         lowest: Float > 0, default 0.001: the smallest budget to try.
         highest: Float, default 1.0: the budget that keeps everything.
@@ -81,9 +81,10 @@ def smallest(
         max_runs: Int ≥ 1, default 20: the search ends after this many budgets.
         max_seconds: Float > 0 or `None` (default): no run begins after this time.
         directory: Path or `None` (default): where to keep what a search needs to resume after it was cut off:
-            its points, the best weights, and checkpoints of the run. The same call goes on from there and
-            keeps the points. A call with another model, range, cost or callback, another name for the score,
-            or another `within`, `noise`, `warm_start` or `mode` is an error.
+            its points, the best weights and, unless `compress` makes a callback, checkpoints of the run. The
+            same call goes on from there and keeps the points. A call with another model, range, cost or
+            callback, another name for the score, or another `within`, `noise`, `warm_start` or `mode` is an
+            error.
         verbose: Int, default 1: show a progress bar. 0: show nothing.
 
     Returns:
@@ -91,9 +92,11 @@ def smallest(
 
     Raises:
         TypeError: If an argument is of the wrong type, or the score is not a number.
-        ValueError: If an argument is out of range, the model cannot be copied, `fit` does not train with the
-            callbacks that it is given, a score is not finite, or the score is worse than asked for even with
-            everything kept. What was found so far is in a note of the error, and in the `directory`.
+        ValueError: If an argument is out of range, `compress` does not fit the model, the `directory` holds
+            another search, the model cannot be copied, `fit` does not train with the callbacks that it is
+            given or leaves the model outside its budget, the metric is not in what it returns, a score is not
+            finite, or the score is worse than asked for even with everything kept. What was found so far is
+            in a note of the error, and in the `directory`.
 
     Example:
 

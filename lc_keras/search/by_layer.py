@@ -110,8 +110,8 @@ def sensitivity(
 
     Raises:
         TypeError: If an argument is of the wrong type, or `score` does not return a number.
-        ValueError: If `keep` is empty or out of range, no weights match, or the model as it is has a score
-            that is not finite.
+        ValueError: If `keep` is empty or out of range, no weights match, `groups` does not fit them, or the
+            model as it is has a score that is not finite.
 
     Example:
 

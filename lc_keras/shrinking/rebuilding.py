@@ -48,8 +48,10 @@ def shrink(model: keras.Model) -> keras.Model:
 
     Returns:
         `keras.Model` with layers of the same names and weights of its own, Sequential or Functional as
-        `model` is, and not compiled. A user's own class is kept if its constructor is that of Keras, or if
-        nothing in the model goes.
+        `model` is, and not compiled. Where a layer made of other layers loses units, the model holds its
+        inner layers directly, under names that begin with the outer one's, and is Functional. Where two
+        layers take the place of one, the first is named `name_factor`. A user's own class is kept if its
+        constructor is that of Keras, or if nothing in the model goes.
 
     Raises:
         TypeError: If `model` is not a graph of layers, or not built.

@@ -46,7 +46,7 @@ class ShrinkReport(Shown):
         rows: Tuple of `LayerSize`, one for each layer with units of its own.
         walls: Tuple of strings, the layers whose units are not known.
         parameters: Tuple of two ints, before and after.
-        macs: Tuple of two ints, the multiply-adds of one example, or `None` if input sizes are not known.
+        macs: Tuple of two ints, the multiply-adds of one example, or `None` if not all are known.
         milliseconds: Tuple of two floats, the time of a batch, or `None` if it was not asked for.
         batch_size: Int, how many examples that batch has, or `None`.
     """
@@ -90,8 +90,10 @@ def shrink_report(
         `ShrinkReport`.
 
     Raises:
-        TypeError: If `model` is not a graph of layers, or not built, or `batch_size` is not a number.
-        ValueError: If `batch_size` is not such an int.
+        TypeError: If `model` is not a graph of layers, or not built, or another argument is of the wrong
+            type.
+        ValueError: If `batch_size` is not such an int, or the model cannot be called with inputs of this
+            `input_signature`.
 
     Example:
 

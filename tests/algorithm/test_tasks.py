@@ -730,7 +730,11 @@ def test_kernels_that_a_pattern_does_not_fit_are_named(recwarn):
     assert f": {model.layers[0].kernel.path} will keep more" in str(warning.message)
 
 
-@pytest.mark.parametrize("cost", [lc_keras.Codebook(2), lc_keras.LowRank(2), HALF], ids=repr)
+@pytest.mark.parametrize(
+    "cost",
+    [lc_keras.Codebook(2), L0Constraint(0.5, values=lc_keras.Codebook(2)), lc_keras.LowRank(2), HALF],
+    ids=repr,
+)
 def test_constraints_that_do_not_hold_for_what_ships_are_named(cost, recwarn):
     model = dense_net()
     model.get_layer("second").kernel.constraint = keras.constraints.NonNeg()

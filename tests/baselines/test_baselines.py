@@ -103,6 +103,10 @@ def test_rounds_remove_equal_fractions():
     np.testing.assert_allclose(logs["density"], np.array(wanted) / WEIGHTS, rtol=1e-6)
 
 
+def test_groups_that_cost_nothing_stay():
+    assert MagnitudePruning(BUDGET, rounds=3).kept(0, 0, 0.5) == 0
+
+
 def test_gradual_pruning_follows_the_cubic():
     seen = []
     look = spy(on_train_batch_end=lambda batch, logs: seen.append(logs["density"]))

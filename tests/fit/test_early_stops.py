@@ -14,6 +14,7 @@ from helpers import (
     nonzeros,
     spy,
 )
+from lc_keras import Geometric, L0Constraint, L1Penalty, L2Constraint, LearningCompression, LowRank
 
 # A fit that runs to its end has nothing to warn about.
 pytestmark = pytest.mark.filterwarnings(
@@ -58,6 +59,23 @@ def test_tolerance():
     # The first C step comes with the third batch, which Keras has begun already.
     assert len(logs["loss"]) == 1 and len(ended) <= 3
     assert nonzeros(model) == KEPT
+
+
+@pytest.mark.parametrize(
+    "cost, mu, warns",
+    [
+        (L0Constraint(KEPT), "auto", True),
+        (LowRank(2), "auto", True),
+        (L0Constraint(KEPT), Geometric(0.1, 1.0), False),
+        (L2Constraint(5.0), "auto", False),
+        (L1Penalty(1e-4), "auto", False),
+    ],
+    ids=repr,
+)
+def test_a_tolerance_that_ends_nothing_is_said_to(cost, mu, warns, recwarn):
+    logs = fit(net(), [LearningCompression(cost, mu=mu, tolerance=100.0)], epochs=5).history
+    assert (len(logs["loss"]) == 5) == warns
+    assert any("`tolerance` may have no effect" in str(w.message) for w in recwarn) == warns
 
 
 def test_of_the_batch_after_the_last_l_step_nothing_is_kept():

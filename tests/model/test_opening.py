@@ -230,6 +230,15 @@ def test_a_budget_that_can_remove_nothing_says_so():
         Task(L0Constraint(0.5, Neurons()), "block").bind(model)
 
 
+def test_a_budget_of_outputs_alone_says_so(recwarn):
+    x = keras.Input((6,))
+    task = Task(L0Constraint(0.5, Neurons()))
+    task.bind(keras.Model(x, layers.Dense(3)(layers.Dense(4)(x))))
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="spent on them all the same.*they are outputs of the model"):
+        task.bind(keras.Model(x, layers.Dense(3)(layers.Dense(4, trainable=False)(x))))
+
+
 def test_a_model_that_is_no_graph_says_so():
     wrapped = WithoutGraph(Nested())
     wrapped(np.ones((1, 6)))

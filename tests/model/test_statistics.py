@@ -142,7 +142,9 @@ def test_states_of_other_kinds_move_and_nothing_else_does():
     estimate_statistics(model, BATCHED[:4])
     assert changed(model, before) == ["peak", "vector_u"]
     np.testing.assert_array_equal(keras.random.normal((4,)), after)
-    assert model.layers[1].peak.numpy() == max(b.max() for b in BATCHED[:4])
+    follows = model.layers[1]
+    assert follows.peak.numpy() == max(b.max() for b in BATCHED[:4])
+    assert float(follows.metric.count) == len(X[:8])
 
 
 def test_the_same_seed_gives_the_same():
