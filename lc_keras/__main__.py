@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import sys
+import uuid
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -185,8 +186,16 @@ def _shrink(args: argparse.Namespace) -> None:
     if os.path.exists(args.target) and not args.overwrite:
         raise ValueError(f"Expected a new target. Received: '{args.target}', which exists; pass --overwrite.")
     model = _load(args)
-    shrink(model).save(args.target)
-    show(shrink_report(model, args.batch_size))
+    found = shrink_report(model, args.batch_size)
+    # The target may be the model itself: it stays whole until the smaller one is.
+    unfinished = f"{args.target}.unfinished-{uuid.uuid4().hex}.keras"
+    try:
+        shrink(model).save(unfinished)
+        os.replace(unfinished, args.target)
+    finally:
+        if os.path.exists(unfinished):
+            os.remove(unfinished)
+    show(found)
 
 
 def _export(args: argparse.Namespace) -> None:

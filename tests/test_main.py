@@ -1,5 +1,6 @@
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -56,7 +57,12 @@ def test_export_of_versions(saved, tmp_path, capsys):
         np.testing.assert_allclose(served.serve(x), model(x), atol=1e-3)
 
 
-def test_shrink(tmp_path, capsys):
+def fails(model, path, **options):
+    Path(path).write_text("half of it")
+    raise MemoryError
+
+
+def test_shrink(tmp_path, capsys, monkeypatch):
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(5, "relu"), keras.layers.Dense(2)])
     model.layers[0].kernel.assign(model.layers[0].kernel.numpy() * [0, 1, 0, 1, 1])
     path, target = str(tmp_path / "net.keras"), str(tmp_path / "small.keras")
@@ -71,6 +77,17 @@ def test_shrink(tmp_path, capsys):
         assert main(["shrink", *arguments]) == 1
         assert message in capsys.readouterr().err
     assert main(["shrink", path, target, "--overwrite"]) == 0
+    before = os.path.getsize(path)
+    assert main(["shrink", path, path, "--overwrite", "--batch-size", "0"]) == 1
+    assert os.path.getsize(path) == before
+    with monkeypatch.context() as patched:
+        patched.setattr(keras.Model, "save", fails)
+        with pytest.raises(MemoryError):
+            main(["shrink", path, path, "--overwrite"])
+    assert keras.saving.load_model(path).layers[0].units == 5
+    assert sorted(os.listdir(tmp_path)) == ["net.keras", "small.keras"]
+    assert main(["shrink", path, path, "--overwrite"]) == 0
+    assert keras.saving.load_model(path).layers[0].units == 3
 
 
 def test_the_script_of_the_package_is_this():

@@ -1,3 +1,4 @@
+import builtins
 import sys
 
 import pytest
@@ -40,6 +41,14 @@ def test_a_table_in_a_notebook_has_bars_and_no_markup_of_its_cells():
     assert "a&lt;b&gt;" in shown and "a<b>" not in shown and "one &amp; two" in shown
     assert shown.count("linear-gradient") == 2 and "12.5%, transparent 12.5%" in shown
     assert shown.count("<tr") == 4 and shown.count("border-top") == 1
+
+
+def test_text_is_text_in_a_notebook_too(monkeypatch):
+    plain = str(Result())
+    # What rich looks for.
+    shell = type("ZMQInteractiveShell", (), {})
+    monkeypatch.setattr(builtins, "get_ipython", shell, raising=False)
+    assert str(Result()) == plain != ""
 
 
 def test_a_figure_is_a_picture_in_a_notebook():

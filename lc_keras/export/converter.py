@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from lc_keras.export import converting
 
@@ -82,7 +83,10 @@ class Converter:
             counts = {"batches": len(batches), "answered": answered}
             json.dump({"names": list(names), "quantize": quantize, **counts}, file)
         arrays = {f"{i}/{name}": array for i, batch in enumerate(batches) for name, array in batch.items()}
-        plain: dict[str, Any] = {k: a.astype("S") if a.dtype == object else a for k, a in arrays.items()}
+        plain: dict[str, Any] = {
+            k: tf.convert_to_tensor(a).numpy().astype("S") if a.dtype == object else a
+            for k, a in arrays.items()
+        }
         np.savez(self._path("inputs.npz"), **plain)
         self._process.communicate(b"")
 

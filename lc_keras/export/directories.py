@@ -9,6 +9,12 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
+# What TensorFlow, Keras and this library write into the directory of a SavedModel.
+_OF_SAVED_MODELS = {
+    *("saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.extra", "debug"),
+    *("keras_metadata.pb", "model.tflite"),
+}
+
 
 @contextlib.contextmanager
 def appearing(path: str, overwrite: bool) -> Iterator[str]:
@@ -98,6 +104,11 @@ def check_free(path: str, overwrite: bool) -> None:
         )
     if "saved_model.pb" not in found:
         raise ValueError(f"Expected `path` to hold a SavedModel to replace. Received: {held}.")
+    if others := [name for name in found if name.rstrip("/") not in _OF_SAVED_MODELS]:
+        raise ValueError(
+            f"Expected `path` to hold nothing but a SavedModel to replace. Received: '{path}', which also "
+            f"holds {', '.join(others[:5])}."
+        )
 
 
 def check_name(path: str) -> None:

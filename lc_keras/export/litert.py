@@ -96,7 +96,7 @@ def export_litert(
         batch_size = whole("batch_size", batch_size)
     _check_runtime()
     structure = _of_batch(model, input_signature, batch_size)
-    specs = named(structure)
+    specs = named(structure, model)
     batches = _batches(representative_data, specs)
     # Where any size will do, the smallest, or one of which a few convolutions leave something. Whole numbers
     # are ones, of which masks hide nothing, unless a table has no such entry.
@@ -125,7 +125,7 @@ def export_litert(
                 if sparse is True:
                     raise RuntimeError(f"LiteRT cannot run the model with sparse weights: {error}") from error
                 refused = str(error)
-    _write(path, chosen.content)
+    _write(path, chosen.content, overwrite)
     exported = LiteRTExport(
         path=path,
         nbytes=len(chosen.content),
@@ -170,10 +170,7 @@ def _check_arguments(
         raise ValueError(f"Expected `path` to be a file. Received: the directory '{path}'.")
     check_name(path)
     check_parents(os.path.dirname(path))
-    if os.path.exists(path) and not overwrite:
-        raise ValueError(
-            f"Expected `path` to be new. Received: '{path}', which exists; pass overwrite=True to replace it."
-        )
+    _check_free(path, overwrite)
     for layer in layers_in(model):
         if layer.compute_dtype in ("float64", "float16", "bfloat16"):
             raise ValueError(
@@ -290,19 +287,31 @@ def _difference(answers: dict[str, np.ndarray], expected: dict[str, np.ndarray])
     pairs = [(answers[name].astype(float), output.astype(float)) for name, output in expected.items()]
     largest = max(np.abs(output[np.isfinite(output)]).max(initial=0) for _, output in pairs)
     unlike = [~np.isclose(answer, output, rtol=0, atol=0, equal_nan=True) for answer, output in pairs]
-    difference = max(
-        np.abs(answer[where] - output[where]).max(initial=0)
-        for (answer, output), where in zip(pairs, unlike, strict=True)
+    # NaN is larger than anything for NumPy, but not for Python.
+    difference = np.max(
+        [
+            np.abs(answer[where] - output[where]).max(initial=0)
+            for (answer, output), where in zip(pairs, unlike, strict=True)
+        ]
     )
     return float(difference / largest) if largest else float(difference)
 
 
-def _write(path: str, content: bytes) -> None:
+def _check_free(path: str, overwrite: bool) -> None:
+    if os.path.exists(path) and not overwrite:
+        raise ValueError(
+            f"Expected `path` to be new. Received: '{path}', which exists; pass overwrite=True to replace it."
+        )
+
+
+def _write(path: str, content: bytes, overwrite: bool) -> None:
     unfinished = f"{path}.unfinished-{uuid.uuid4().hex}"
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(unfinished, "wb") as file:
             file.write(content)
+        # It may have appeared since the arguments were checked.
+        _check_free(path, overwrite)
         os.replace(unfinished, path)
     finally:
         if os.path.exists(unfinished):

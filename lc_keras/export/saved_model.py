@@ -26,7 +26,7 @@ from lc_keras.export.sparse import Sparse, choose, sparse_methods
 from lc_keras.export.stored import LoadOnce, StoredSparse, StoredWeight
 from lc_keras.export.warmup import Requests, as_requests, prediction_log, write_warmup
 from lc_keras.internals.keras import layers_in, replaced
-from lc_keras.internals.tensorflow import in_silence, view_of
+from lc_keras.internals.tensorflow import in_silence, untraced, untraced_calls, view_of
 from lc_keras.measuring.counting import REPORT_FILE, measure, size_of
 from lc_keras.measuring.packing import Packed, pack, pays
 from lc_keras.model.macs import Uses, count_uses
@@ -247,7 +247,8 @@ def _module(
             mapping = [(variables[key], weight.read()) for key, weight in dense.items()]
             with contextlib.ExitStack() as stack:
                 scope = stack.enter_context(_Scope(mapping))
-                stack.enter_context(replaced(methods))
+                # Without traces for each of these functions: a trace holds what was read for one of them.
+                stack.enter_context(replaced([*methods, *untraced_calls(layers_in(model))]))
                 outputs = function(*inputs)
             # Only the weights are replaced: states, such as a random seed, still advance.
             for key, variable in scope.updated.items():
@@ -268,7 +269,7 @@ def _module(
     functions = {"serving_default": _signature(serve, structure, named(structure, model), names)}
     for name, given in further.items():
         function, own = given if isinstance(given, tuple) else (given, structure)
-        traced = tf.function(with_stored_weights(function), input_signature=own, autograph=False)
+        traced = tf.function(with_stored_weights(untraced(function)), input_signature=own, autograph=False)
         inputs = named(own, model if own is structure else None)
         functions[name] = _signature(traced, own, inputs, named_outputs(model))
     functions.setdefault("serve", functions["serving_default"])

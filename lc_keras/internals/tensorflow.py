@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 import keras
@@ -31,6 +31,24 @@ def compiled(function: F, **options: Any) -> F:
     made = tf.function(function, autograph=False, **options)
     made._omit_frequent_tracing_warning = True
     return made
+
+
+def untraced(function: Any) -> Any:
+    """Return a copy without traces of a `tf.function`; anything else as it is.
+
+    A trace that is made while other values stand in the place of a model's variables holds these values, and
+    the user's function would go on with them.
+    """
+    return tf.function(function.python_function) if _is_traced(function) else function
+
+
+def untraced_calls(layers: Iterable[keras.Layer]) -> list[tuple[keras.Layer, str, Callable[..., Any]]]:
+    """Return what to replace in layers whose `call` is a `tf.function`; see `internals.keras.replaced`."""
+    return [(layer, "call", untraced(layer.call)) for layer in layers if _is_traced(layer.call)]
+
+
+def _is_traced(function: Any) -> bool:
+    return isinstance(function, tf.types.experimental.PolymorphicFunction)
 
 
 def is_large(size: int) -> bool:

@@ -90,6 +90,10 @@ def frequent(values: np.ndarray) -> tuple[Codes | None, np.ndarray]:
     # The sign of a zero would be lost, and a zero cannot be one of the other values.
     if np.signbit(values[values == 0]).any() or not np.isfinite(found).all():
         return none
+    # TensorFlow takes a subnormal value for a zero, which here means one of the frequent values.
+    tiny = np.finfo(values.dtype if values.itemsize == 8 else np.float32).tiny
+    if np.any(np.abs(found[found != 0].astype(float)) < tiny):
+        return none
     order = np.lexsort((-counts, found != 0))
     others = len(values) - np.cumsum(counts[order])
     places = np.arange(1, _MOST_BITS + 1)

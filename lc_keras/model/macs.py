@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from lc_keras.arguments import keras_model
 from lc_keras.internals.keras import layers_in, replaced
-from lc_keras.internals.tensorflow import copies_of
+from lc_keras.internals.tensorflow import copies_of, untraced, untraced_calls
 from lc_keras.model.kernels import is_kernel, owners_of
 from lc_keras.model.products import Made, Products
 from lc_keras.model.signatures import Structure, input_signature_of, is_built, named, of_batch
@@ -183,6 +183,7 @@ def _trace(model: keras.Model, signature: list[Structure]) -> tuple[Products, in
     changed: list[tuple[keras.Layer, str, object]] = [
         (layer, "call", _with_batch(layer, examples, lost)) for layer in layers
     ]
+    changed += untraced_calls([model])
     # Counting must not add weights to the model.
     changed += [(layer, "build", _refuse(layer)) for layer in layers if not layer.built]
     # On a GPU each of these layers would be a single operation, which does not show its products.
@@ -220,7 +221,7 @@ def _with_batch(layer: keras.Layer, examples: int, lost: set[int]) -> Callable[.
     Where a layer loses the static batch size, its outputs still have one row for each example. Variables of
     a layer that is not traced as often as it runs are added to `lost`.
     """
-    original = layer.call
+    original = untraced(layer.call)
     try:
         recorded = [tensor.shape for tensor in keras.tree.flatten(layer.output)]
     except (AttributeError, ValueError):

@@ -130,6 +130,34 @@ def test_zeros_stay_zero_under_quantisation(tmp_path):
             assert before <= after < before + 0.02 * before
 
 
+def test_an_answer_that_is_no_number_is_far_from_any():
+    good = {"a": np.ones(2), "b": np.ones(3)}
+    assert litert._difference(good, good) == 0
+    for name in good:
+        bad = good | {name: good[name] * np.nan}
+        assert np.isnan(litert._difference(bad, good)) and litert._difference(bad, bad) == 0
+
+
+def test_a_file_that_appeared_meanwhile_is_not_replaced(tmp_path):
+    path = tmp_path / "net.tflite"
+
+    def data():
+        path.write_text("of another process")
+        yield np.ones((2, 4), "float32")
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match="which exists"):
+        export_litert(model, path, representative_data=data, sparse=False)
+    assert path.read_text() == "of another process" and os.listdir(tmp_path) == ["net.tflite"]
+
+
+def test_inputs_keep_their_names_under_a_signature_without(tmp_path):
+    model = keras.Sequential([keras.Input((4,), name="pixels"), keras.layers.Dense(2)])
+    export_litert(model, tmp_path / "net.tflite", input_signature=[tf.TensorSpec([1, 4])], sparse=False)
+    runner = Interpreter(model_path=str(tmp_path / "net.tflite")).get_signature_runner("serving_default")
+    assert list(runner.get_input_details()) == ["pixels"]
+
+
 @pytest.mark.parametrize("answers", [np.nan, RuntimeError("failed to prepare")], ids=["nan", "fails"])
 def test_a_sparse_file_that_does_not_run_is_not_used(tmp_path, monkeypatch, answers):
     model, result = prune(mlp(), 0.05), Converter.result
@@ -229,9 +257,9 @@ def test_the_converter_needs_neither_keras_nor_the_library(child, tmp_path, monk
     script.write_text(f"{source}\n    {check}\n    open({str(tmp_path / 'ran')!r}, 'w')")
     monkeypatch.setattr(converter.converting, "__file__", str(script))
     words = keras.Input((1,), dtype="string", name="words")
-    one_hot = keras.layers.StringLookup(vocabulary=["a"], output_mode="one_hot")(words)
+    one_hot = keras.layers.StringLookup(vocabulary=["ä"], output_mode="one_hot")(words)
     model = keras.Model(words, keras.layers.Dense(2, name="logits")(one_hot))
-    exported = export_litert(model, tmp_path / "net.tflite", representative_data=[np.array([["a"]])])
+    exported = export_litert(model, tmp_path / "net.tflite", representative_data=[np.array([["ä"]])])
     assert (tmp_path / "ran").exists() and exported.error < 1e-5
 
 

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from c_api import CSession
-from lc_keras import Codebook, Grid, L0Constraint, Sum, Task
+from lc_keras import Codebook, Grid, L0Constraint, Sum, Task, report
 from lc_keras.baselines import compress_directly
 from lc_keras.export import export_saved_model
 
@@ -299,6 +299,50 @@ def test_exporting_leaves_the_model_as_it_was(tmp_path):
     model.fit(np.ones((4, 200)), np.ones((4, 10)), verbose=0)
 
 
+class CalledAsFunction(keras.Model):
+    """A model whose `call` is a tf.function."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = keras.layers.Dense(300)
+
+    @tf.function
+    def call(self, x):
+        return self.inner(x)
+
+
+def test_functions_of_the_user_are_traced_for_the_export_alone(tmp_path):
+    model = CalledAsFunction()
+    x = np.random.normal(size=(3, 300)).astype("float32")
+    model(x[:1])
+    kernel = model.inner.kernel
+    kernel.assign(np.where(np.random.random(kernel.shape) < 0.05, kernel, 0))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 300])])
+    def scores(inputs):
+        return {"scores": tf.nn.softmax(model(inputs))}
+
+    for _ in range(2):
+        exported = export_saved_model(model, tmp_path / "net", version="next", signatures={"scores": scores})
+        assert exported.weights[0].encoding != "dense"
+    report(model)
+    np.testing.assert_allclose(model(x), x @ kernel.numpy() + model.inner.bias.numpy(), rtol=1e-4, atol=1e-5)
+    served = tf.saved_model.load(exported.path)
+    np.testing.assert_allclose(
+        served.signatures["scores"](inputs=x)["scores"], scores(x)["scores"], rtol=1e-4, atol=1e-6
+    )
+
+
+def test_a_subnormal_weight_stays_what_it_is(tmp_path):
+    signs = np.where(np.random.random((300, 300)) < 0.5, -0.1, 0.1).astype("float32")
+    signs[::30, ::30] = 1e-38
+    model = keras.Sequential([keras.Input((300,)), keras.layers.Dense(300)])
+    model.layers[0].kernel.assign(signs)
+    export_saved_model(model, tmp_path / "net", compute="dense")
+    eye = np.eye(300, dtype="float32")
+    np.testing.assert_array_equal(serve(tmp_path / "net", tf.constant(eye)), model.predict(eye, verbose=0))
+
+
 def test_does_not_write_over_things(tmp_path):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     export_saved_model(model, tmp_path / "net")
@@ -308,6 +352,10 @@ def test_does_not_write_over_things(tmp_path):
     export_saved_model(model, tmp_path / "net", overwrite=True)
     served = serve(tmp_path / "net", tf.ones([1, 2]))
     np.testing.assert_array_equal(served, [[3.0]])
+
+    (tmp_path / "net" / "README.md").write_text("of the user")
+    with pytest.raises(ValueError, match="also holds README.md"):
+        export_saved_model(model, tmp_path / "net", overwrite=True)
 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
