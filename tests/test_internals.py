@@ -200,6 +200,7 @@ OWNERS = {
     "_initial_epoch": lambda: keras.Sequential(),
     "_symbolic_build": lambda: keras.Sequential(),
     "_compile_config": lambda: compiled_model(),
+    "_path": lambda: keras.Variable(0.0),
     "_learning_rate": lambda: updating("Adam"),
     "_iterations": lambda: updating("Adam"),
     "_variables": lambda: updating("Adam"),

@@ -70,7 +70,8 @@ class Alternation:
     def __init__(self, model: keras.Model, tasks: Tasks, mu: float, multipliers: bool = True) -> None:
         self.mu = strength("mu", mu)
         shared = bind_tasks(as_tasks(tasks), model)
-        self._steps = Steps(model, shared, switch("multipliers", multipliers))
+        with model.distribute_strategy.scope():
+            self._steps = Steps(model, shared, switch("multipliers", multipliers))
         self._finished = False
         self._note(self._steps.begin(self.mu))
 

@@ -37,7 +37,9 @@ def compress_directly(model: keras.Model, tasks: Tasks, mu: float = 1.0) -> None
     ```
     """
     mu = strength("mu", mu)
-    lagrangian = Lagrangian(bind_tasks(as_tasks(tasks), model), multipliers=False)
+    shared = bind_tasks(as_tasks(tasks), model)
+    with model.distribute_strategy.scope():
+        lagrangian = Lagrangian(shared, multipliers=False)
     result = lagrangian.direct_compression(mu)
     if bad := lagrangian.not_finite(result):
         raise ValueError(f"Expected a model with finite weights. Received: NaN or infinite values in {bad}")

@@ -292,6 +292,16 @@ def paired_state(
                 yield pair
 
 
+def name_weights(model: keras.Model, paths: Sequence[str]) -> None:
+    """Give the weights of a model other paths.
+
+    A copy of a nested `Sequential` has its weights under paths without the name of that model.
+    `Variable._path`.
+    """
+    for weight, path in zip(model.weights, paths, strict=True):
+        weight._path = path
+
+
 def compiled_with(model: keras.Model) -> dict[str, Any]:
     """Return the arguments that a model was compiled with, the optimizer and the metrics made anew.
 

@@ -116,4 +116,5 @@ def known(model: keras.Model, of: Of = "widths") -> Latency | None:
 
 
 def _signature(model: keras.Model) -> tuple[object, ...]:
-    return tuple((v.path, tuple(v.shape)) for v in model.weights)
+    given = [tuple(t.shape) for t in getattr(model, "inputs", None) or []]
+    return (*given, *((v.path, tuple(v.shape)) for v in model.weights))

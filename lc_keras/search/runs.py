@@ -7,7 +7,6 @@ import math
 import os
 import re
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +18,7 @@ from lc_keras.algorithm.direct import compress_again
 from lc_keras.algorithm.tasks import Task, Tasks, as_tasks
 from lc_keras.fit import LearningCompression
 from lc_keras.fit.attached import Attached
-from lc_keras.internals.keras import compiled_with
+from lc_keras.internals.keras import compiled_with, layers_in, name_weights, replaced
 from lc_keras.search.curve import Point
 from lc_keras.search.scores import restored
 
@@ -107,13 +106,7 @@ class Runs:
 
     def best(self) -> keras.Model:
         """Return a model with the weights of the best run, or the reference's if there is none."""
-        model = copy_of(self._model)
-        if self._best:
-            with warnings.catch_warnings():
-                # It is about the optimizer's state, which a fresh optimizer does not take.
-                warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
-                model.load_weights(self.folder / self._best)
-        return model
+        return copy_of(self._model, self.folder / self._best if self._best else None)
 
     def save(self) -> None:
         """Write the record, completely or not at all."""
@@ -220,18 +213,35 @@ class _Watch(keras.callbacks.Callback):
             )
 
 
-def copy_of(model: keras.Model) -> keras.Model:
-    """Return a separate model with the same weights, compiled in the same way with a fresh optimizer.
+def copy_of(model: keras.Model, weights: Path | None = None) -> keras.Model:
+    """Return a separate model of the same class, compiled in the same way with a fresh optimizer.
+
+    Args:
+        model: Built `keras.Model`.
+        weights: Path of a file of weights. `None` (default): the copy has those of the model.
 
     Raises:
         ValueError: If Keras cannot make the model again.
     """
     try:
         with model.distribute_strategy.scope():
-            copy = keras.models.clone_model(model)
+            # Keras would compile what it clones, too, from what it can write into a config.
+            with replaced([(model, "compiled", False)]):
+                copy = keras.models.clone_model(model)
+            if type(copy) is not type(model):
+                copy = type(model).from_config(model.get_config())
+            if type(copy) is not type(model):
+                raise TypeError(f"a {type(copy).__name__} instead of a {type(model).__name__}")
             if not copy.built:
                 copy.build_from_config(model.get_build_config())
             copy.set_weights(model.get_weights())
+            # A config says of a layer whether it is frozen, but not of those inside it.
+            for own, its in zip(layers_in(model), layers_in(copy), strict=True):
+                its.trainable = own.trainable
+            name_weights(copy, [weight.path for weight in model.weights])
+            if weights:
+                # Before there is an optimizer, whose state is in the file, too.
+                copy.load_weights(weights)
             if model.compiled:
                 copy.compile(**compiled_with(model))
     except Exception as error:

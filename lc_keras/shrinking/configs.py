@@ -29,4 +29,10 @@ def without_fixed_values(config: Any) -> Any:
     of_keras = (config.get("module"), config.get("class_name")) == ("keras.initializers", "Constant")
     if of_keras and isinstance(config["config"]["value"], (dict, list, tuple)):
         return keras.initializers.serialize(keras.initializers.Zeros())
-    return {name: without_fixed_values(part) for name, part in config.items()}
+    zeros = keras.initializers.serialize(keras.initializers.Zeros())
+    return {
+        name: zeros
+        if name.endswith("initializer") and not (part is None or isinstance(part, str) or _is_of_keras(part))
+        else without_fixed_values(part)
+        for name, part in config.items()
+    }

@@ -20,9 +20,9 @@ class Pair(tuple[keras.Layer, keras.Layer]):
 
     __slots__ = ()
 
-    def __call__(self, x: keras.KerasTensor, *_: Any, **__: Any) -> keras.KerasTensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> keras.KerasTensor:
         first, second = self
-        return second(first(x))
+        return second(first(next(iter((*args, *kwargs.values())))))
 
 
 class Factors(NamedTuple):
@@ -134,6 +134,10 @@ def _factors(matrix: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray] | N
     if not 1 <= rank <= most:
         return None
     roots = np.sqrt(values[:rank])
+    rest = np.abs(wide - left[:, :rank] * values[:rank] @ right[:rank])
+    for axis in (0, 1):
+        if (rest.max(axis) > noise / values[rank - 1] * np.linalg.norm(wide, axis=axis)).any():
+            return None
     return left[:, :rank] * roots, roots[:, None] * right[:rank]
 
 

@@ -120,6 +120,8 @@ class Rebuilt:
 
     def model(self, model: keras.Model) -> keras.Model:
         functional, signals = as_functional(model), self.graph.models[id(model)]
+        for operation in functional.operations:
+            self._names.setdefault(operation.name, operation)
         kind = _class_of(model)
         if kind is None:
             copy = None if self._changes(model) else self._copy(model)
@@ -288,6 +290,8 @@ class Rebuilt:
             )
         if id(layer) not in self.graph.layers:
             wrapped = self._operation(layer.layer)
+            if not isinstance(wrapped, (keras.Layer, Pair)):
+                wrapped = self.model(layer.layer)
             name, options = self._name(layer), {"dtype": layer.dtype_policy, "trainable": layer.trainable}
             if isinstance(wrapped, Pair):
                 names = self._name_of_first(name), name

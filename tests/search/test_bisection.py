@@ -423,3 +423,58 @@ def test_a_model_that_keras_cannot_make_again():
     model(helpers.X)
     with pytest.raises(ValueError, match="can make again"):
         search(model)
+
+
+@keras.saving.register_keras_serializable("test_bisection")
+class Block(keras.layers.Layer):
+    """A layer with one inside it, of which its config says nothing."""
+
+    def __init__(self, name=None):
+        super().__init__(name=name)
+        self.inner = keras.layers.Dense(5)
+
+    def build(self, shape):
+        self.inner.build(shape)
+
+    def call(self, x):
+        return self.inner(x)
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+class Counted(keras.Sequential):
+    """A model with a training step of its own."""
+
+    def train_step(self, data):
+        return super().train_step(data)
+
+
+def own_loss(labels, outputs):
+    return keras.ops.mean((labels - outputs) ** 2)
+
+
+def test_a_copy_is_as_the_model():
+    nested = keras.Sequential([keras.layers.Dense(4, name="a")], name="base")
+    model = Counted([keras.Input((3,)), nested, Block("block"), keras.layers.Dense(1)])
+    model.get_layer("block").inner.trainable = False
+    model.compile(keras.optimizers.SGD(0.1), own_loss)
+    copy = runs.copy_of(model)
+    assert type(copy) is Counted and copy.loss is own_loss and model.compiled and model.loss is own_loss
+    assert [w.path for w in copy.weights] == [w.path for w in model.weights]
+    assert [w.path for w in copy.trainable_weights] == [w.path for w in model.trainable_weights]
+    assert not copy.get_layer("block").inner.trainable and copy.get_layer("block").trainable
+    for own, its in zip(model.get_weights(), copy.get_weights(), strict=True):
+        np.testing.assert_array_equal(own, its)
+
+
+def test_each_run_begins_with_a_fresh_optimizer(light):
+    model, seen = helpers.net(run_eagerly=True), []
+    model.compile(keras.optimizers.SGD(keras.optimizers.schedules.PolynomialDecay(0.1, 1, 0.0)), helpers.XENT)
+
+    def fits(model, callbacks):
+        seen.append((int(model.optimizer.iterations), float(model.optimizer.learning_rate)))
+        return fit(model, callbacks)
+
+    found = search(model, fits, max_runs=2)
+    assert seen == [(0, pytest.approx(0.1))] * 2 and float(found.model.optimizer.learning_rate) > 0

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from lc_keras.internals.keras import mask_of
 from lc_keras.model.flow.kinds import Flow, describes
 from lc_keras.model.flow.units import Along, Signal, Weight, apply, channels, is_elementwise, last
 
@@ -184,8 +185,12 @@ class Add(Merge):
             return made
         summands = self._summands(kept)
 
-        def call(*args: Any) -> Any:
-            tensors = [keras.tree.flatten(args)[place] for place in summands]
+        def call(*args: Any, **kwargs: Any) -> Any:
+            every = keras.tree.flatten((args, kwargs))
+            tensors = [every[place] for place in summands]
+            masks = {id(mask_of(t)) for t in every} | (set() if isinstance(made, keras.Layer) else {id(None)})
+            if len(masks) > 1 or tensors[0].dtype != made.compute_output_spec(*args, **kwargs).dtype:
+                return made(*args, **kwargs)
             return tensors[0] if len(tensors) == 1 else made(tensors)
 
         return call

@@ -241,6 +241,10 @@ class Graph:
             # What varies in one call need not be read there.
             given = [signal.constant & (signal.value != 0) for signal in (one, other)]
             self.units.hold(one.ids[(given[0] | given[1]) & (one.value != other.value)], why)
+        for one, other in zip(first.hidden, again.hidden, strict=True):
+            self.units.hold(
+                one.ids[((one.value != 0) & one.constant) | ((other.value != 0) & other.constant)], why
+            )
 
 
 class Unlike(Exception):
@@ -265,7 +269,7 @@ def in_order(model: keras.Model, given: Any) -> list[keras.KerasTensor]:
 
 def _given(node: Call) -> list[keras.KerasTensor]:
     """Return the tensors that a node calls a model on."""
-    return in_order(node.operation, next(iter((*node.arguments.args, *node.arguments.kwargs.values()))))
+    return in_order(node.operation, next(iter(_arguments(node).values())))
 
 
 def _sizes(flow: Flow) -> tuple[dict[str, int], list[int]]:
@@ -310,7 +314,7 @@ def _is_entered(node: Call) -> bool:
 
 def _masks(node: Call) -> set[int]:
     """Return the ids of the masks among the tensors of a call."""
-    given = [value for name, value in node.arguments.kwargs.items() if name.endswith("mask")]
+    given = [value for name, value in _arguments(node).items() if name.endswith("mask")]
     return {id(tensor) for tensor in keras.tree.flatten(given) if tensor is not None}
 
 

@@ -5,7 +5,7 @@ import numpy as np
 
 from lc_keras.model.flow.elementwise import Add, EachUnit, Merge
 from lc_keras.model.flow.kinds import describes
-from lc_keras.model.flow.units import ELEMENTWISE, Signal, is_array
+from lc_keras.model.flow.units import ELEMENTWISE, Signal, is_array, is_list
 
 
 @describes(*ELEMENTWISE)
@@ -16,7 +16,7 @@ class Elementwise(Merge):
 
     def forward(self) -> list[Signal]:
         given = [*self.arguments.values(), *vars(self.layer).values()]
-        if not self.inputs or any(map(is_array, keras.tree.flatten(given))):
+        if not self.inputs or any(map(is_array, keras.tree.flatten(given))) or any(map(is_list, given)):
             # A part for each unit may be in it.
             return self._pinned("is given an array")
         return super().forward()
@@ -112,6 +112,9 @@ class Reduction(OverAxes):
 @describes(*(f"ops.{name}" for name in "Amax Amin Max Mean Median Min".split()))
 class Middle(Reduction):
     """A reduction that turns a value that is the same everywhere into that value."""
+
+    def constant(self, value: np.ndarray) -> np.ndarray:
+        return value if getattr(self.layer, "initial", None) is None else np.full_like(value, np.nan)
 
 
 @describes(*(f"ops.{name}" for name in "All Any CountNonzero Prod Sum".split()))

@@ -9,7 +9,7 @@ import numpy as np
 from keras import layers
 
 from lc_keras.model.flow.kinds import Flow, describes
-from lc_keras.model.flow.units import Along, Shape, Signal, Weight, last
+from lc_keras.model.flow.units import Along, Shape, Signal, Weight, last, name_of
 
 
 class Moved(Flow):
@@ -146,6 +146,11 @@ class MovingOperation(Moved):
     size_of_open = 2
 
     def moved(self, elements: np.ndarray) -> np.ndarray | None:
+        name = name_of(type(self.layer))
+        if name == "ops.Repeat" and np.size(self.layer.repeats) > 1:
+            return None
+        if name == "ops.DepthToSpace" and len(self.inputs[0].ids) == self.layer.block_size**2:
+            return None
         try:
             return keras.ops.convert_to_numpy(self.layer.call(keras.ops.convert_to_tensor(elements)))
         except Exception:  # a shape that is open must be another

@@ -198,17 +198,29 @@ def is_elementwise(activation: Callable[[tf.Tensor], tf.Tensor]) -> bool:
         return True
     if isinstance(activation, keras.Layer):
         return False
-    x = keras.Input((2,))
+    found = [_steps(activation, shape) for shape in ((2,), (3,), (2, 3), (2, 2, 3), (2, 2, 2, 3))]
+    return found[0] is not None and all(steps == found[0] for steps in found)
+
+
+def _steps(
+    activation: Callable[[tf.Tensor], tf.Tensor], shape: Shape
+) -> list[tuple[str, list[float]]] | None:
+    """Return the operations of a function and their numbers, `None` if not all are elementwise."""
+    x = keras.Input(shape)
     try:
         nodes = [node for node in calls_in(keras.Model(x, activation(x))) if not node.is_input]
     except Exception:  # whatever a function of the user's own raises
-        return False
-    return all(
-        name_of(type(node.operation)) in ELEMENTWISE
-        and not has_arrays(node)
-        and all(tuple(t.shape) == (None, 2) for t in node.outputs)
-        for node in nodes
-    )
+        return None
+    steps = []
+    for node in nodes:
+        given = [*node.arguments.args, *node.arguments.kwargs.values(), *vars(node.operation).values()]
+        name = name_of(type(node.operation))
+        if name not in ELEMENTWISE or has_arrays(node) or any(map(is_list, given)):
+            return None
+        if any(t.shape != x.shape for t in node.outputs):
+            return None
+        steps.append((name, [v for v in given if isinstance(v, (int, float))]))
+    return steps
 
 
 def has_arrays(node: Call) -> bool:
@@ -223,6 +235,15 @@ def is_array(value: object) -> bool:
         hasattr(value, "shape")
         and not isinstance(value, (keras.KerasTensor, Signal))
         and len(value.shape) > 0
+    )
+
+
+def is_list(value: object) -> bool:
+    """Return whether a value is a list of numbers, which may be one for each unit."""
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) > 1
+        and all(isinstance(n, (int, float)) for n in value)
     )
 
 
