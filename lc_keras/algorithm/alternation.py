@@ -131,14 +131,21 @@ class Alternation:
         """Leave θ of the latest C step, which keeps the budget exactly, in the model.
 
         Any training after that C step is lost. A finished alternation stays finished.
+
+        Raises:
+            ValueError: If the call is inside a `tf.function`.
         """
+        self._check_eager("to finish")
         self._steps.lagrangian.show_compressed()
         self._steps.lagrangian.release()
         self._finished = True
 
-    def _check_training(self, what: str) -> None:
+    def _check_eager(self, what: str) -> None:
         if not tf.executing_eagerly():
             raise ValueError(f"Expected {what} between calls of a tf.function. Received: one inside of it.")
+
+    def _check_training(self, what: str) -> None:
+        self._check_eager(what)
         if self._steps.lagrangian.compressed:
             why = "it was finished" if self._finished else "it is shown compressed"
             raise ValueError(f"Expected the model to hold the weights in training, {what} needs them; {why}.")

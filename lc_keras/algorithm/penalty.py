@@ -87,8 +87,8 @@ class LCPenalty(keras.regularizers.Regularizer):
         self._gradients = []
 
     def attach(self, variable: keras.Variable) -> None:
-        """Make this the regularizer of a weight."""
-        variable.regularizer = self
+        """Make this the regularizer of a weight, with the weight's own."""
+        self.regularizer, variable.regularizer = variable.regularizer, self
 
     def detach(self, variable: keras.Variable) -> None:
         """Give a weight its own regularizer back."""

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from lc_keras.algorithm.beside import Reach
 from lc_keras.algorithm.graphs import Arrays, Part
 from lc_keras.algorithm.lagrangian import CStep, Lagrangian
 from lc_keras.algorithm.shadows import Shadow
+from lc_keras.costs import thresholds
 
 
 class TogetherLagrangian(Lagrangian):
@@ -53,10 +55,10 @@ class TogetherLagrangian(Lagrangian):
             part.load(of_part)
 
     def direct_compression(self, mu: float, reach: Any = None) -> CStep:
-        return self._all(lambda part, own: part.direct_compression(mu, own), reach)
+        return self._if_finite(lambda part, own: part.direct_compression(mu, own), reach)
 
     def c_step(self, mu: float, next_mu: float, reach: Any = None) -> CStep:
-        return self._all(lambda part, own: part.c_step(mu, next_mu, own), reach)
+        return self._if_finite(lambda part, own: part.c_step(mu, next_mu, own), reach)
 
     def latest(self, mu: float) -> CStep:
         return self._all(lambda part, _: part.latest(mu))
@@ -73,6 +75,11 @@ class TogetherLagrangian(Lagrangian):
     def release(self) -> None:
         for part in self._each:
             part.release()
+
+    def _if_finite(self, run: Callable[[Lagrangian, Reach | None], CStep], reach: Any) -> CStep:
+        """Run a step of all parts, or of none if weights of one are not finite."""
+        finite = thresholds.finite([tf.convert_to_tensor(v) for v in self.variables])
+        return self._all(run, reach) if np.all(finite) else self._found(finite, self.is_loose)
 
     def _all(self, run: Callable[[Lagrangian, Reach | None], CStep], reach: Any = None) -> CStep:
         reaches = reach if isinstance(reach, list) else [reach] * len(self._each)

@@ -68,6 +68,11 @@ class Checkpoints:
             raise ValueError(
                 f"Expected `checkpoint_dir` to be a directory. Received: checkpoint_dir='{self.directory}'"
             )
+        if set("*?[") & set(self.directory):
+            raise ValueError(
+                "Expected `checkpoint_dir` without *, ? and [, which TensorFlow takes for a pattern when it "
+                f"reads a checkpoint. Received: checkpoint_dir='{self.directory}'"
+            )
         self._kept: list[int] = []
 
     def latest(self) -> Checkpoint | None:

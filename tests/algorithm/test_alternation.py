@@ -228,7 +228,9 @@ def test_a_c_step_returns_its_gap():
     assert gap == lc_steps.gap
 
 
-@pytest.mark.parametrize("act", [Alternation.c_step, lambda steps: steps.compressed().__enter__()])
+@pytest.mark.parametrize(
+    "act", [Alternation.c_step, lambda steps: steps.compressed().__enter__(), Alternation.finish]
+)
 def test_inside_a_tf_function(act):
     lc_steps = alternation(net())
     with pytest.raises(ValueError, match="between calls of a tf.function"):

@@ -57,6 +57,19 @@ def test_each_part_does_what_it_does_alone():
     np.testing.assert_allclose(found.gap, np.sqrt(away / whole), rtol=1e-5)
 
 
+def test_no_part_changes_where_one_is_not_finite():
+    model, parts = net()
+    together = TogetherLagrangian(parts)
+    together.direct_compression(1.0, REACHES)
+    model.layers[0].kernel.assign(np.full((9, 8), np.nan))
+    model.layers[2].kernel.assign(np.ones((7, 6)))
+    before = arrays(parts)
+    found = together.c_step(1.0, 2.0, REACHES)
+    assert found.finite.numpy().tolist() == [False, True, True] and found.gap == -1
+    for one, two in zip(before, arrays(parts), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
 def test_the_model_shows_all_parts_and_gets_its_weights_back():
     model, parts = net()
     together = TogetherLagrangian(parts)

@@ -25,6 +25,7 @@ from helpers import (
     nonzeros,
     rng,
     same,
+    spy,
 )
 from lc_keras import (
     L0Constraint,
@@ -152,6 +153,14 @@ def first_loss(model, x, y, expected, rtol=1e-5):
     np.testing.assert_allclose(logs["loss"][0], expected, rtol=rtol)
     assert logs["pull"][0] > 0.1
     assert nonzeros(model) == KEPT
+
+
+def test_a_regularizer_that_is_put_meanwhile_stays():
+    model = net(regularizer=keras.regularizers.L2(1e-3))
+    other = keras.regularizers.L2(0.5)
+    put = spy(on_epoch_begin=lambda epoch, logs: setattr(model.layers[0].kernel, "regularizer", other))
+    fit(model, [lc(), put])
+    assert model.layers[0].kernel.regularizer is other
 
 
 def test_a_regularizer_of_the_user_counts_too():

@@ -65,6 +65,7 @@ def is_clean(model, **options):
         ({"tolerance": -0.1}, ValueError, "tolerance=-0.1"),
         ({"tolerance": float("nan")}, ValueError, "tolerance=nan"),
         ({"tolerance": True}, TypeError, "tolerance=True"),
+        ({"checkpoint_dir": "lr[0.1]"}, ValueError, "takes for a pattern"),
         ({"mu": "big"}, TypeError, "mu='big'"),
         ({"mu": b"12"}, TypeError, "mu=b'12'"),
         ({"mu": 0.1}, TypeError, "mu=0.1"),
