@@ -154,17 +154,21 @@ def test_an_export_writes_in_its_directory_alone(tmp_path):
 def test_what_links_lead_to_is_not_replaced(link, tmp_path):
     outside, path = tmp_path / "outside", tmp_path / "models" / "1"
     export_saved_model(net(), outside)
-    (outside / "precious").write_text("mine")
+    (outside / "variables" / "precious").write_text("mine")
     before = files(outside)
     path.parent.mkdir()
     if link == "the directory":
         path.symlink_to(outside, target_is_directory=True)
     else:
         export_saved_model(net(), path)
-        (path / "link").symlink_to(outside, target_is_directory=True)
+        (path / "variables" / "link").symlink_to(outside, target_is_directory=True)
     export_saved_model(net(use_bias=False), path, overwrite=True)
     assert files(outside) == before
-    assert not path.is_symlink() and os.listdir(path.parent) == ["1"] and not (path / "link").exists()
+    assert (
+        not path.is_symlink()
+        and os.listdir(path.parent) == ["1"]
+        and not (path / "variables" / "link").exists()
+    )
     assert report(path).weights == 6
 
 
