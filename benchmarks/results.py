@@ -177,7 +177,7 @@ so compare by how much errors are above their own reference, not errors; the pap
 
 LC loses more than the paper's LC: 0.33, 2.05 and 3.63 points at 15, 5 and 3 %, where the paper's gains 0.40
 and loses 1.54 and 3.02. It is below magnitude pruning by 1.30 points at 5 % and by 2.19 at 3 %, and behind
-gradual pruning by 0.14 and 0.43, of one seed, which is within what seeds may differ by: try
+gradual pruning by 0.14 and 0.43, of one seed; whether that is more than chance has not been measured. Try
 `baselines.GradualPruning`, too, for such nets. (While a budget could be fixed with batch normalisation, too,
 LC was at 15.53 and 16.54.) What is not in the table has not been run yet: the other methods at 15 %, and
 budgets of multiply-adds. The command is
