@@ -31,9 +31,12 @@ class Pull(Resumable):
 
     Attributes:
         given: The form in which checkpoints hold `mu`: "auto", or its values in this run.
+        closes_gap: Bool, default `True`: whether the gap closes little by little. If not, w and θ meet at the
+            end of a run.
     """
 
     given: str | list[float] = "auto"
+    closes_gap = True
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -132,6 +135,8 @@ class Carrying(Pull):
     less of the distance counts, but at least that of four batches.
     """
 
+    closes_gap = False
+
     _ARRIVES, _FALLING, _AT_LEAST = 5.0, 0.9, 4
 
     def next(self, step: int, gap: float) -> tuple[float, Reach | None]:
@@ -149,6 +154,8 @@ class Sliding(Pull):
     weights back along the set, too. The pull grows from 0 to 0.3 of the way in a batch: the closer weights
     stay to θ, the better the net that ships, and by then the pull holds back little.
     """
+
+    closes_gap = False
 
     _FREE, _LAST = 0.75, 0.3
 
@@ -194,6 +201,8 @@ class Beside(Pull):
         # If one budget cannot be loosened, all are fixed.
         self._is_fixed = not all(cost.can_loosen for cost in costs)
         self._shrinks = any(cost.shrinks for cost in costs)
+        # Of a budget that loosens it does not, unless it is fixed on the way.
+        self.closes_gap = all(cost.shrinks or not cost.can_loosen for cost in costs)
         # Kept weights must also come to other values. These do not count at first and, if close, never do.
         others = [cost for cost in costs if not (cost.keeps_values or cost.shrinks)]
         self._values_wait = bool(others) and not self._is_fixed
@@ -323,6 +332,8 @@ class Together(Pull):
         plan: `Plan` of the run.
         pulls: List of `Pull`s beside the optimizer.
     """
+
+    closes_gap = False
 
     def __init__(self, plan: Plan, pulls: Sequence[Pull]) -> None:
         super().__init__(plan)

@@ -225,12 +225,6 @@ class CompressionRun(Run, Resumable):
         return min(self.step, self._plan.steps - 1)
 
     @property
-    def _meets_at_the_end(self) -> bool:
-        """Whether the gap tells nothing of how far a run has come, unless the budget is fixed on the way."""
-        pulled = all(cost.shrinks or not cost.can_loosen for cost in self._costs)
-        return self._beside and not (pulled and self._manners.keys() == {Beside})
-
-    @property
     def _name_of_l_step(self) -> str:
         return f"L step {self._running + 1} of {self._plan.steps}"
 
@@ -279,7 +273,7 @@ class CompressionRun(Run, Resumable):
         plan, execution = self._plan, self._model.steps_per_execution
         for caveat in plan.caveats(self._callback.steps is not None, execution):
             warn(caveat)
-        if self._callback.tolerance and self._meets_at_the_end:
+        if self._callback.tolerance and not self._pull.closes_gap:
             warn(
                 "`tolerance` may have no effect: by default, weights and θ meet only at the end of `fit` "
                 "with this cost. Pass a schedule such as Geometric(first, last) as `mu`, or leave "

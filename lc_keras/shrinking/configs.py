@@ -28,11 +28,17 @@ def without_fixed_values(config: Any) -> Any:
         return config
     of_keras = (config.get("module"), config.get("class_name")) == ("keras.initializers", "Constant")
     if of_keras and isinstance(config["config"]["value"], (dict, list, tuple)):
-        return keras.initializers.serialize(keras.initializers.Zeros())
-    zeros = keras.initializers.serialize(keras.initializers.Zeros())
+        return _zeros()
     return {
-        name: zeros
-        if name.endswith("initializer") and not (part is None or isinstance(part, str) or _is_of_keras(part))
-        else without_fixed_values(part)
+        name: _zeros() if name.endswith("initializer") and _is_of_user(part) else without_fixed_values(part)
         for name, part in config.items()
     }
+
+
+def _zeros() -> dict[str, Any]:
+    return keras.initializers.serialize(keras.initializers.Zeros())
+
+
+def _is_of_user(initializer: Any) -> bool:
+    """Return whether an initializer is the user's own, which may hold an array as well."""
+    return not (initializer is None or isinstance(initializer, str) or _is_of_keras(initializer))

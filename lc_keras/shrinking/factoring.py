@@ -134,6 +134,7 @@ def _factors(matrix: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray] | N
     if not 1 <= rank <= most:
         return None
     roots = np.sqrt(values[:rank])
+    # A row or column that is small as a whole may be much more than rounding where it belongs.
     rest = np.abs(wide - left[:, :rank] * values[:rank] @ right[:rank])
     for axis in (0, 1):
         if (rest.max(axis) > noise / values[rank - 1] * np.linalg.norm(wide, axis=axis)).any():

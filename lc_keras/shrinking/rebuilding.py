@@ -1,6 +1,5 @@
 """Take dead neurons and filters out of a graph: make a smaller model that computes the same."""
 
-import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,6 +25,7 @@ from lc_keras.model.flow.units import Signal, Weight, find
 from lc_keras.shrinking.configs import config_of, without_fixed_values
 from lc_keras.shrinking.factoring import Factors, Pair, split
 from lc_keras.shrinking.stand_ins import stand_in
+from lc_keras.shrinking.states import copy_state, restore
 
 
 def shrink(model: keras.Model) -> keras.Model:
@@ -157,9 +157,9 @@ class Rebuilt:
 
     def set_weights(self) -> None:
         for made, model in self._copies:
-            _copy_state(made, model, all_of_it=True)
+            copy_state(made, model, all_of_it=True)
         for made, layer in self._wholes:
-            _restore(made, layer)
+            restore(made, layer)
         for flow in self.graph.layers.values():
             # Layers that only masks need may be made by Keras itself.
             made = self._made.get(id(flow.layer))
@@ -170,7 +170,7 @@ class Rebuilt:
                 made[1].set_weights([factors.second, *others])
             elif isinstance(made, keras.Layer) and made is not flow.layer:
                 if isinstance(flow, Wall):
-                    _restore(made, flow.layer)
+                    restore(made, flow.layer)
                 else:
                     made.set_weights(self._weights(flow))
 
@@ -360,41 +360,6 @@ def _class_of(model: keras.Model) -> type[keras.Model] | None:
     """Return the class of a model, or `None` if its constructor is not that of Keras."""
     of_keras = keras.Sequential if isinstance(model, keras.Sequential) else functional_class(model)
     return type(model) if type(model).__init__ is of_keras.__init__ else None  # type: ignore[misc]
-
-
-def _restore(made: keras.Layer, layer: keras.Layer) -> None:
-    """Give a layer that was made anew as it is everything that its config does not say."""
-    _alter(made, layer)
-    quantized = any(getattr(part, "quantization_mode", None) for part in layers_in(layer))
-    # A quantised layer is built with its weights in another order.
-    if not quantized:
-        made.set_weights([keras.ops.convert_to_numpy(v) for v in layer.weights])
-    _copy_state(made, layer, all_of_it=quantized)
-
-
-def _alter(made: keras.Layer, layer: keras.Layer) -> None:
-    """Quantise what is quantised inside a layer, and enable LoRA where it was, which no config says."""
-    for new, old in zip(layers_in(made), layers_in(layer), strict=True):
-        mode = getattr(old, "quantization_mode", None)
-        if mode and getattr(new, "quantization_mode", None) != mode:
-            new.quantize(mode)
-        if getattr(old, "lora_enabled", False) and not new.lora_enabled:
-            new.enable_lora(old.lora_rank)
-
-
-def _copy_state(made: keras.Layer, layer: keras.Layer, all_of_it: bool) -> None:
-    """Give a layer what another has learnt by `adapt`, besides its weights, or all that it holds."""
-    for new, old in zip(layers_in(made), layers_in(layer), strict=True):
-        # What is trained is in the weights.
-        if old.trainable_weights and not all_of_it:
-            continue
-        weights: dict[str, np.ndarray] = {}
-        old.save_own_variables(weights)
-        new.load_own_variables(weights)
-        if hasattr(old, "save_assets"):
-            with tempfile.TemporaryDirectory() as folder:
-                old.save_assets(folder)
-                new.load_assets(folder)
 
 
 def _cut(array: np.ndarray, weight: Weight, kept: dict[str, np.ndarray]) -> np.ndarray:

@@ -6,9 +6,8 @@ import pytest
 from keras import layers, ops
 
 from helpers import widths
-from lc_keras import shrink
-from lc_keras.model.latency import known, remember
-from lc_keras.shrinking import timing
+from lc_keras import latency, shrink
+from lc_keras.model.latency import known
 
 DRAWN = np.random.default_rng(0)
 STEPS = DRAWN.normal(size=(3, 5, 6)).astype("float32")
@@ -106,17 +105,63 @@ def test_shared_attention_whose_constant_head_differs():
 @pytest.mark.parametrize(
     "operation, units, gone",
     [
-        (lambda x: ops.cast(x > [0.1 * (i + 1) for i in range(8)], "float32"), 8, [1, 2]),
         (lambda x: ops.repeat(x, [1, 2, 1, 1, 1, 3, 1, 1], axis=-1), 8, [1, 2]),
         (lambda x: ops.depth_to_space(x, 2), 4, [0, 2]),
     ],
-    ids=["list", "repeat", "depth_to_space"],
+    ids=["repeat", "depth_to_space"],
 )
-def test_operations_with_a_number_for_each_unit(operation, units, gone):
+def test_operations_that_move_units_unlike(operation, units, gone):
     x, a = keras.Input((4, 4, 3)), layers.Dense(units)
     model = keras.Model(x, layers.Dense(2)(layers.Flatten()(operation(a(x)))))
     dead(a, gone)
     assert differ(model, DRAWN.normal(size=(2, 4, 4, 3))) < 1e-5
+
+
+def test_a_list_with_a_number_for_each_unit_keeps_those_that_nothing_reads():
+    x, a, reads = keras.Input((6,)), layers.Dense(8, name="a"), layers.Dense(2)
+    model = keras.Model(x, reads(ops.cast(a(x) > [0.1 * i for i in range(8)], "float32")))
+    reads.kernel.assign(reads.kernel.numpy() * (np.arange(8)[:, None] > 2))
+    assert differ(model, STEPS[0]) < 1e-6 and widths(shrink(model))["a"] == 8
+
+
+@keras.saving.register_keras_serializable("test_unusual_calls")
+class Block(layers.Layer):
+    """A layer made of another one and of its own."""
+
+    def __init__(self, inner, **options):
+        super().__init__(**options)
+        self.inner, self.own = inner, layers.Dense(6, name="own")
+
+    def build(self, shape):
+        self.inner.build(shape)
+        self.own.build(shape)
+
+    def call(self, x):
+        return self.own(self.inner(x))
+
+
+def test_a_layer_has_the_name_that_an_inner_one_would_get():
+    x, a = keras.Input((6,)), layers.Dense(6, name="d", use_bias=False)
+    model = keras.Model(x, layers.Dense(6, name="b_d")(Block(a, name="b")(x)))
+    dead(a, [0, 1, 2])
+    assert differ(model, STEPS[0]) < 1e-5
+
+
+def test_a_nested_model_called_by_name():
+    x, a = keras.Input((6,)), layers.Dense(6, name="a", use_bias=False)
+    nested = keras.Sequential([keras.Input((6,)), layers.Dense(6)])
+    model = keras.Model(x, nested(training=False, inputs=a(x)))
+    dead(a, [0, 1, 2])
+    assert differ(model, STEPS[0]) < 1e-5 and widths(shrink(model))["a"] == 3
+
+
+def test_a_model_at_each_step_that_shares_a_layer():
+    shared = layers.Dense(6, use_bias=False)
+    each, x = keras.Input((6,)), keras.Input((5, 6))
+    nested = keras.Model(each, layers.Dense(4)(shared(each)))
+    model = keras.Model(x, [layers.TimeDistributed(nested)(x), layers.Dense(2)(shared(x))])
+    dead(shared, [0, 1])
+    assert differ(model, STEPS) < 1e-5
 
 
 def test_small_rows_of_a_kernel_that_seems_of_low_rank_count():
@@ -156,5 +201,5 @@ def test_a_fit_of_time_is_of_one_size_of_images():
 
     small = net(8)
     assert known(small) is None
-    remember(small, timing.latency(small, nets=4, seconds=0.01))
+    latency(small, nets=4, seconds=0.01)
     assert known(net(8)) and not known(net(16))

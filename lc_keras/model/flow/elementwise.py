@@ -188,8 +188,10 @@ class Add(Merge):
         def call(*args: Any, **kwargs: Any) -> Any:
             every = keras.tree.flatten((args, kwargs))
             tensors = [every[place] for place in summands]
-            masks = {id(mask_of(t)) for t in every} | (set() if isinstance(made, keras.Layer) else {id(None)})
-            if len(masks) > 1 or tensors[0].dtype != made.compute_output_spec(*args, **kwargs).dtype:
+            # A layer hands on a mask that all of its inputs have, an operation none.
+            mask = mask_of(every[0]) if isinstance(made, keras.Layer) else None
+            has_mask = all(mask_of(tensor) is mask for tensor in every)
+            if not has_mask or tensors[0].dtype != made.compute_output_spec(*args, **kwargs).dtype:
                 return made(*args, **kwargs)
             return tensors[0] if len(tensors) == 1 else made(tensors)
 

@@ -239,12 +239,15 @@ class Graph:
         why = f"'{again.layer.name}' is shared and given unlike constants"
         for one, other in zip(first.inputs, again.inputs, strict=False):
             # What varies in one call need not be read there.
-            given = [signal.constant & (signal.value != 0) for signal in (one, other)]
-            self.units.hold(one.ids[(given[0] | given[1]) & (one.value != other.value)], why)
+            self.units.hold(one.ids[_leaves_a_constant(one, other) & (one.value != other.value)], why)
         for one, other in zip(first.hidden, again.hidden, strict=True):
-            self.units.hold(
-                one.ids[((one.value != 0) & one.constant) | ((other.value != 0) & other.constant)], why
-            )
+            self.units.hold(one.ids[_leaves_a_constant(one, other)], why)
+
+
+def _leaves_a_constant(one: Signal, other: Signal) -> np.ndarray:
+    """Return which units are a constant other than zero in one of two calls, or in both."""
+    given = [signal.constant & (signal.value != 0) for signal in (one, other)]
+    return given[0] | given[1]
 
 
 class Unlike(Exception):

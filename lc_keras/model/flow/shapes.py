@@ -9,7 +9,7 @@ import numpy as np
 from keras import layers
 
 from lc_keras.model.flow.kinds import Flow, describes
-from lc_keras.model.flow.units import Along, Shape, Signal, Weight, last, name_of
+from lc_keras.model.flow.units import Along, Shape, Signal, Weight, last
 
 
 class Moved(Flow):
@@ -134,11 +134,8 @@ class RepeatVector(Moved):
 
 
 @describes(
-    *(
-        f"ops.{name}"
-        for name in "DepthToSpace ExpandDims Flip Moveaxis SpaceToDepth Squeeze Swapaxes".split()
-    ),
-    *(f"ops.{name}" for name in "Repeat Tile Transpose".split()),
+    *(f"ops.{name}" for name in "ExpandDims Flip Moveaxis SpaceToDepth Squeeze".split()),
+    *(f"ops.{name}" for name in "Swapaxes Tile Transpose".split()),
 )
 class MovingOperation(Moved):
     """An operation that moves elements, and whose arguments do not change with the number of units."""
@@ -146,15 +143,27 @@ class MovingOperation(Moved):
     size_of_open = 2
 
     def moved(self, elements: np.ndarray) -> np.ndarray | None:
-        name = name_of(type(self.layer))
-        if name == "ops.Repeat" and np.size(self.layer.repeats) > 1:
-            return None
-        if name == "ops.DepthToSpace" and len(self.inputs[0].ids) == self.layer.block_size**2:
-            return None
         try:
             return keras.ops.convert_to_numpy(self.layer.call(keras.ops.convert_to_tensor(elements)))
         except Exception:  # a shape that is open must be another
             return None
+
+
+@describes("ops.Repeat")
+class Repeat(MovingOperation):
+    """A repetition, in which each unit may have a number of its own."""
+
+    def moved(self, elements: np.ndarray) -> np.ndarray | None:
+        return None if np.size(self.layer.repeats) > 1 else super().moved(elements)
+
+
+@describes("ops.DepthToSpace")
+class DepthToSpace(MovingOperation):
+    """A move of channels to places; if one channel is left, its axis cannot be told from another."""
+
+    def moved(self, elements: np.ndarray) -> np.ndarray | None:
+        makes_one = len(self.inputs[0].ids) == self.layer.block_size**2
+        return None if makes_one else super().moved(elements)
 
 
 @describes("ops.Split")
