@@ -135,6 +135,7 @@ class Attached(keras.callbacks.Callback):
                 logs.update(run.logs)
                 self.history.append({"epoch": epoch + 1, **logs})
             self._verdict.note(logs, self._attachment.first_logs)
+            self._attachment.note_epoch(epoch)
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         with self._running() as run:
@@ -145,7 +146,8 @@ class Attached(keras.callbacks.Callback):
         del run
         if once_more:
             self._compress_again(mu)
-        have_last_word(self, variables, lambda changed: self._finish(mu, gap, changed))
+        comes_first = self._attachment.comes_first
+        have_last_word(self, variables, lambda changed: self._finish(mu, gap, changed), comes_first)
 
     def _finish(self, mu: float, gap: float, changed: bool) -> None:
         """Finish after all callbacks have ended; `changed`: they have put other weights into the model."""

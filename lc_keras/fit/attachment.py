@@ -81,6 +81,8 @@ class Attachment:
     Attributes:
         run: `Run` that is attached, or `None`.
         first_logs: The logs of the first batch of the `fit`, for the model before any update, or `None`.
+        comes_first: Bool, whether the callback precedes the history, which Keras appends unless the user has
+            put one into the list.
     """
 
     def __init__(self, callback: keras.callbacks.Callback) -> None:
@@ -93,6 +95,7 @@ class Attachment:
         self._train_function: Any = None
         self.run: Run | None = None
         self.first_logs: Logs | None = None
+        self.comes_first = True
         # Otherwise Keras would begin every later `fit` where an earlier one was resumed.
         set_first_epoch(self._model, None)
 
@@ -195,6 +198,10 @@ class Attachment:
             self.first_logs = logs
         return logs
 
+    def note_epoch(self, epoch: int) -> None:
+        """Note, as the callback hears that an epoch has ended, whether the history has heard of it before."""
+        self.comes_first = getattr(self._history, "epoch", [])[-1:] != [epoch]
+
     def _trace(self) -> None:
         if hasattr(self._model.train_step, "python_function"):
             raise ValueError(
@@ -207,19 +214,25 @@ class Attachment:
 
 
 def have_last_word(
-    callback: keras.callbacks.Callback, variables: Sequence[keras.Variable], act: Callable[[bool], None]
+    callback: keras.callbacks.Callback,
+    variables: Sequence[keras.Variable],
+    act: Callable[[bool], None],
+    comes_first: bool = True,
 ) -> None:
     """Act once more after the `on_train_end` of all callbacks of a `fit`.
 
-    `EarlyStopping` puts weights of another epoch into the model, even if it comes later in the list.
+    `EarlyStopping` puts weights of another epoch into the model, even if it comes later in the list. Where
+    the history does not come last, nothing is known to, and this acts at once.
 
     Args:
         callback: The callback that acts, in its `on_train_end`.
         variables: Sequence of `keras.Variable`.
         act: Called with a bool, whether the variables have changed by then.
+        comes_first: Bool, default `True`, whether the callback precedes the history in the list.
     """
     history, params = getattr(callback.model, "history", None), callback.params
-    if history is None:
+    # A `CallbackList` may have none; the model then still has that of an earlier `fit`.
+    if history is None or history.params is not params or not comes_first:
         act(False)
         return
     left, own = fingerprint(variables), history.on_train_end

@@ -27,7 +27,7 @@ class Statistics:
     """
 
     def __init__(self, model: keras.Model, batches: int | None) -> None:
-        self._estimator = Estimator(model)
+        self._estimator = Estimator(model, by_train_step=True)
         self._trained = Shadow(self._estimator.variables, "trained")
         strategy = model.distribute_strategy
         self._of_several_workers = strategy.num_replicas_in_sync > self._estimator.replicas

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.arguments import keras_model, whole
-from lc_keras.internals.keras import global_seed, layers_in, replaced, states_of
+from lc_keras.internals.keras import global_seed, is_of_keras, layers_in, replaced, states_of
 from lc_keras.internals.tensorflow import compiled
 
 BATCHES = 20
@@ -39,7 +39,8 @@ def estimate_statistics(model: keras.Model, data: Iterable[Any], batches: int = 
         model: Built `keras.Model`.
         data: `tf.data.Dataset`, `keras.utils.PyDataset`, or another iterable of batches as `fit` takes them:
             inputs, or a tuple of inputs, targets and weights. The batches should be as in training, in random
-            order.
+            order. The model itself is called on the inputs: if a `train_step` changes them first, pass them
+            as changed.
         batches: Int ≥ 1, default 20: the largest number of batches to use.
 
     Returns:
@@ -69,14 +70,18 @@ class Estimator:
 
     Args:
         model: Built `keras.Model`.
+        by_train_step: Bool, default `False`. `True`: the model is called on what its `train_step` first calls
+            it on. It is called on the inputs as they are if Keras wrote the `train_step`, or if this one
+            calls only parts of the model.
 
     Attributes:
         variables: List of `keras.Variable`, those that training updates besides the weights; may be empty.
         replicas: Int, the number of replicas in this process.
     """
 
-    def __init__(self, model: keras.Model) -> None:
+    def __init__(self, model: keras.Model, by_train_step: bool = False) -> None:
         self._model = model
+        self._by_train_step = by_train_step and not is_of_keras(model.train_step)
         strategy = model.distribute_strategy
         several = strategy.num_replicas_in_sync > 1
         self.replicas = len(strategy.extended.worker_devices) if several else 1
@@ -109,8 +114,8 @@ class Estimator:
         try:
             for means in self._means:
                 means.begin()
-            for inputs in itertools.islice(self._shared(data), batches):
-                self._step(inputs)
+            for batch in itertools.islice(self._shared(data), batches):
+                self._step(batch)
                 used += 1
             if not used:
                 raise ValueError(
@@ -133,8 +138,8 @@ class Estimator:
         return used
 
     def _shared(self, data: Iterable[Any]) -> Iterator[Any]:
-        """Yield inputs, with one value for each replica if there are several."""
-        parts = (_inputs_of(part) for part in data)
+        """Yield what `_forward` takes, with one value for each replica if there are several."""
+        parts = (_tensors(batch if self._by_train_step else _inputs_of(batch)) for batch in data)
         while len(group := list(itertools.islice(parts, self.replicas))) == self.replicas:
             if all(map(_examples, group)):
                 yield self._distributed(group)
@@ -146,13 +151,44 @@ class Estimator:
             lambda context: group[context.replica_id_in_sync_group % self.replicas]
         )
 
-    def _pass(self, inputs: Any) -> None:
+    def _pass(self, batch: Any) -> None:
         # Around all replicas, whose traces take turns.
         with replaced(method for means in self._means for method in means.instead()):
-            self._model.distribute_strategy.run(self._forward, (inputs,))
+            self._model.distribute_strategy.run(self._forward, (batch,))
 
-    def _forward(self, inputs: Any) -> None:
+    def _forward(self, batch: Any) -> None:
+        inputs = batch
+        if self._by_train_step:
+            # In a graph of its own, which is left behind if it holds a whole step.
+            try:
+                inputs = compiled(self._given)(batch)
+            except _NeverCalled:
+                inputs = _inputs_of(batch)
         self._model(inputs, training=True)
+
+    def _given(self, batch: Any) -> Any:
+        """Return what `train_step` first calls the model on, and do nothing that comes after."""
+
+        def call(inputs: Any, *args: Any, **options: Any) -> None:
+            raise _Called(inputs)
+
+        with replaced([(self._model, "call", call)]):
+            try:
+                self._model.train_step(batch)
+            except _Called as called:
+                return called.inputs
+        raise _NeverCalled
+
+
+class _Called(BaseException):
+    """Tell that the model was called, past handlers of errors."""
+
+    def __init__(self, inputs: Any) -> None:
+        self.inputs = inputs
+
+
+class _NeverCalled(Exception):
+    pass
 
 
 class _Means:
@@ -229,8 +265,11 @@ def _batches_of(data: Any) -> Iterable[Any]:
 
 
 def _inputs_of(batch: Any) -> Any:
-    inputs = keras.utils.unpack_x_y_sample_weight(batch)[0]
-    return tf.nest.map_structure(lambda v: v if tf.is_tensor(v) else tf.convert_to_tensor(v), inputs)
+    return keras.utils.unpack_x_y_sample_weight(batch)[0]
+
+
+def _tensors(values: Any) -> Any:
+    return tf.nest.map_structure(lambda v: v if tf.is_tensor(v) else tf.convert_to_tensor(v), values)
 
 
 def _split(batch: Any, parts: int) -> Iterator[Any]:
@@ -238,7 +277,7 @@ def _split(batch: Any, parts: int) -> Iterator[Any]:
     if parts == 1:
         yield batch
         return
-    inputs = _inputs_of(batch)
+    inputs = _tensors(_inputs_of(batch))
     bounds = [_examples(inputs) * i // parts for i in range(parts + 1)]
     for begin, end in itertools.pairwise(bounds):
         yield (tf.nest.map_structure(lambda v, begin=begin, end=end: v[begin:end], inputs),)

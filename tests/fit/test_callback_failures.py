@@ -695,6 +695,21 @@ def test_weights_that_are_not_finite_as_training_ends():
         fit(model, [lc(), poison])
 
 
+@pytest.mark.parametrize("history", ["in front", "none"])
+def test_a_history_that_does_not_come_last(history, tmp_path):
+    model = net()
+    fit(model, epochs=1)
+    compress = LearningCompression(L0Constraint(1), checkpoint_dir=tmp_path / "checkpoints")
+    if history == "in front":
+        callbacks = [keras.callbacks.History(), compress]
+    else:
+        callbacks = keras.callbacks.CallbackList([compress], model=model, epochs=2, steps=8, verbose=0)
+    with pytest.warns(UserWarning, match="The compressed model may be bad.*lost all weights"):
+        fit(model, callbacks)
+    assert nonzeros(model) == 1 and not any(tmp_path.iterdir())
+    assert "on_train_end" not in vars(model.history)
+
+
 @pytest.mark.parametrize("prune", [lc, lambda: MagnitudePruning(L0Constraint(KEPT))])
 def test_callbacks_of_which_nothing_is_known(prune):
     model = net()

@@ -39,8 +39,8 @@ def moving(model):
     return norm.moving_mean.numpy(), norm.moving_variance.numpy()
 
 
-def assert_of_what_it_holds(model, size=8):
-    seen = [model.layers[0](X[i : i + size]).numpy() for i in range(0, len(X), size)]
+def assert_of_what_it_holds(model, size=8, x=X):
+    seen = [model.layers[0](x[i : i + size]).numpy() for i in range(0, len(X), size)]
     expected = np.mean([s.mean(0) for s in seen], 0), np.mean([s.var(0) for s in seen], 0)
     for one, other in zip(moving(model), expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
@@ -171,6 +171,36 @@ def test_a_generator_loses_no_batch_and_is_warned_of(method, kind):
         assert read == [*range(16)]
 
 
+class Moved(keras.Sequential):
+    """A model that trains on other data than it is given."""
+
+    def train_step(self, data):
+        x, y = data
+        return super().train_step((x + 3, y))
+
+
+class ByLayers(keras.Sequential):
+    """A model that trains without being called itself."""
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            for layer in self.layers:
+                x = layer(x, training=True)
+            loss = self.compute_loss(y=y, y_pred=x)
+        self.optimizer.apply(tape.gradient(loss, self.trainable_weights), self.trainable_weights)
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize("kind, x", [(Moved, X + 3), (ByLayers, X)])
+@pytest.mark.parametrize("run_eagerly", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_they_are_of_what_a_train_step_calls_the_model_on(kind, x, run_eagerly):
+    model = net(kind, run_eagerly=run_eagerly)
+    fit(model)
+    assert_of_what_it_holds(model, x=x)
+    assert model.optimizer.iterations == 16 and "call" not in vars(model)
+
+
 def test_nothing_is_said_of_a_net_without_statistics():
     model = keras.Sequential([keras.Input((6,)), layers.Dense(3)])
     model.compile("sgd", XENT)
@@ -205,8 +235,9 @@ def test_averages_that_are_put_into_the_model():
 def test_an_interrupted_run():
     class Own(keras.Sequential):
         def train_step(self, data):
-            tf.debugging.assert_less(tf.cast(self.optimizer.iterations, "int32"), 5, "interrupted")
-            return super().train_step(data)
+            logs = super().train_step(data)
+            tf.debugging.assert_less(tf.cast(self.optimizer.iterations, "int32"), 6, "interrupted")
+            return logs
 
     model = net(Own)
     with pytest.raises(tf.errors.InvalidArgumentError, match="interrupted"):
@@ -215,7 +246,7 @@ def test_an_interrupted_run():
 
 
 def test_a_model_that_cannot_be_called_on_its_data():
-    class Own(keras.Sequential):
+    class Own(ByLayers):
         def train_step(self, data):
             return super().train_step((data[0][:, :6], data[1]))
 
