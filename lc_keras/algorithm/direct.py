@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.algorithm.lagrangian import CStep, Lagrangian
-from lc_keras.algorithm.tasks import SharedCost, Task, Tasks, as_tasks, bind_tasks
+from lc_keras.algorithm.tasks import SharedCost, Tasks, as_tasks, bind_tasks
 from lc_keras.arguments import strength
 
 # How far a projection may move weights that are projected already, by the bytes of the weights.
@@ -37,7 +37,11 @@ def compress_directly(model: keras.Model, tasks: Tasks, mu: float = 1.0) -> None
     ```
     """
     mu = strength("mu", mu)
-    shared = bind_tasks(as_tasks(tasks), model)
+    compress_shared(model, bind_tasks(as_tasks(tasks), model), mu)
+
+
+def compress_shared(model: keras.Model, shared: Sequence[SharedCost], mu: float = 1.0) -> None:
+    """Compress weights of a model as they are; raise a ValueError if one is not finite."""
     with model.distribute_strategy.scope():
         lagrangian = Lagrangian(shared, multipliers=False)
     result = lagrangian.direct_compression(mu)
@@ -46,8 +50,13 @@ def compress_directly(model: keras.Model, tasks: Tasks, mu: float = 1.0) -> None
     lagrangian.show_compressed()
 
 
-def compress_again(model: keras.Model, tasks: Sequence[Task], mu: float) -> tuple[float, float]:
+def compress_again(model: keras.Model, shared: Sequence[SharedCost], mu: float) -> tuple[float, float]:
     """Compress the weights of a model where they break a budget. Penalties have no budget.
+
+    Args:
+        model: `keras.Model`.
+        shared: List of `SharedCost`, as bound when training began: layers may have been frozen since.
+        mu: Float > 0.
 
     Returns:
         Tuple of two floats: the most that was removed, as a fraction of the norm of the weights that share a
@@ -56,7 +65,7 @@ def compress_again(model: keras.Model, tasks: Sequence[Task], mu: float) -> tupl
     Raises:
         ValueError: If a weight is not finite. The weights that share its budget are then unchanged.
     """
-    shared, gap = bind_tasks(tasks, model), 0.0
+    gap = 0.0
     for part in shared:
         if part.compression.has_budget:
             with model.distribute_strategy.scope():

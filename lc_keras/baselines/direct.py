@@ -2,15 +2,16 @@
 
 import keras
 
-from lc_keras.algorithm.direct import compress_directly
-from lc_keras.algorithm.tasks import Tasks, as_tasks, bind_tasks
+from lc_keras.algorithm.direct import compress_shared
+from lc_keras.algorithm.tasks import SharedCost, Tasks, as_tasks, bind_tasks
 from lc_keras.fit.attachment import have_last_word
 
 
 class DirectCompression(keras.callbacks.Callback):
     """Leave training as it is, and compress the model when training ends.
 
-    Weights that another callback puts into the model as `fit` ends are compressed, too.
+    Weights that another callback puts into the model as `fit` ends are compressed, too. Tasks take the
+    weights that can be trained when `fit` begins.
 
     Args:
         tasks: A compression, a `Task`, or a list of these.
@@ -31,14 +32,15 @@ class DirectCompression(keras.callbacks.Callback):
     def __init__(self, tasks: Tasks) -> None:
         super().__init__()
         self.tasks = as_tasks(tasks)
+        self._shared: list[SharedCost] = []
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        bind_tasks(self.tasks, self.model)
+        self._shared = bind_tasks(self.tasks, self.model)
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         self._compress()
-        variables = [v for part in bind_tasks(self.tasks, self.model) for v in part.variables]
+        variables = [v for part in self._shared for v in part.variables]
         have_last_word(self, variables, lambda changed: self._compress() if changed else None)
 
     def _compress(self) -> None:
-        compress_directly(self.model, self.tasks)
+        compress_shared(self.model, self._shared)

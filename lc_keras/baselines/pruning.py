@@ -65,7 +65,8 @@ class PruningRun(Run):
     def __init__(self, callback: Pruning) -> None:
         self._model, self._params = callback.model, callback.params
         self._kept, self._position = callback.kept, callback.position
-        self._masks = Masks(bind_tasks(callback.tasks, self._model))
+        self.shared = bind_tasks(callback.tasks, self._model)
+        self._masks = Masks(self.shared)
         self.variables = self._masks.variables
         self.logs = {}
         self._finite = Shadow(self._model.weights, "finite")

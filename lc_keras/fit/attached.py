@@ -4,13 +4,13 @@ import contextlib
 import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import keras
 
 from lc_keras.algorithm.direct import compress_again
-from lc_keras.algorithm.tasks import Tasks, as_tasks
+from lc_keras.algorithm.tasks import SharedCost, Tasks, as_tasks
 from lc_keras.arguments import warn
 from lc_keras.fit.attachment import NOT_ALONE, Attachment, Run, have_last_word
 from lc_keras.fit.optimizers import LearningRateLimit, optimizers_of
@@ -34,6 +34,7 @@ class Attached(keras.callbacks.Callback):
 
     Attributes:
         tasks: List of `Task`.
+        shared: List of `SharedCost`, what the last `fit` bound the tasks to.
         density: Float, the latest fraction of the weights kept; NaN before `fit`.
         history: List of dicts, the number and the logs of each epoch of the last `fit`.
 
@@ -44,6 +45,7 @@ class Attached(keras.callbacks.Callback):
     def __init__(self, tasks: Tasks) -> None:
         super().__init__()
         self.tasks = as_tasks(tasks)
+        self.shared: Sequence[SharedCost] = []
         self._attachment: Attachment = None  # type: ignore[assignment]  # there once Keras has set the model
         self._logs: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
@@ -105,7 +107,7 @@ class Attached(keras.callbacks.Callback):
         ensure_known(self.model, (task.compression.needs_time for task in self.tasks))
         run = self.make_run()
         self._attachment.attach(run)
-        self._logs = run.logs
+        self.shared, self._logs = run.shared, run.logs
         self._verdict = Verdict(self.model, self.tasks, run.variables)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
@@ -156,7 +158,7 @@ class Attached(keras.callbacks.Callback):
         self._verdict.give(gap)
 
     def _compress_again(self, mu: float) -> None:
-        gap, self._logs["density"] = compress_again(self.model, self.tasks, mu)
+        gap, self._logs["density"] = compress_again(self.model, self.shared, mu)
         if gap:
             warn(
                 "As training ended, weights other than the compressed ones were put into the model. Those "

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.algorithm.shadows import fingerprint
+from lc_keras.algorithm.tasks import SharedCost
 from lc_keras.internals.keras import build_for_training, first_epoch_of, is_of_keras, set_first_epoch
 
 # What Keras makes for `fit`: a function of an iterator over batches, which returns the metrics.
@@ -29,6 +30,7 @@ class Run:
     """Base class of a run, in one `fit`, of LC or of a method that it is compared with.
 
     Attributes:
+        shared: List of `SharedCost`, what the tasks were bound to when `fit` began.
         variables: List of `keras.Variable`, the weights that have a budget.
         logs: Dict of floats, what the epoch's logs say about the run.
         mu: Float, the μ with which later weights are compressed. A budget does not depend on it.
@@ -36,6 +38,7 @@ class Run:
         has_stale_statistics: Bool, whether batch normalisation ends with statistics of other weights.
     """
 
+    shared: Sequence[SharedCost]
     variables: list[keras.Variable]
     logs: dict[str, float]
     mu: float = 1.0

@@ -65,7 +65,7 @@ class CompressionRun(Run, Resumable):
         with model.distribute_strategy.scope():
             self._steps = Steps(model, shared, callback.multipliers, self._lagrangian_of)
             self._lagrangian = self._steps.lagrangian
-            self.variables = self._lagrangian.variables
+            self.shared, self.variables = self._lagrangian.shared, self._lagrangian.variables
             self._rate = LearningRateLimit(*optimizers_of(model), variables=self.variables)
             if callback.reset_optimizer:
                 self._rate.check_reset()

@@ -129,8 +129,8 @@ class Runs:
             callback = LearningCompression(callback, checkpoint_dir=checkpoints)
         watch = _Watch()
         history = self._fit(model, [callback, watch])
-        watch.check(model, goes_on)
-        gap, density = compress_again(model, callback.tasks, 1.0)
+        watch.check(model, callback, goes_on)
+        gap, density = compress_again(model, callback.shared, 1.0)
         if gap > 0:
             raise ValueError(
                 "Expected `fit` to return with the model under its budget. Received: one outside of it, by "
@@ -196,7 +196,7 @@ class _Watch(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         self._batches += 1
 
-    def check(self, model: keras.Model, goes_on: bool) -> None:
+    def check(self, model: keras.Model, callback: Attached, goes_on: bool) -> None:
         if self._trained is None:
             raise ValueError(
                 "Expected `fit` to pass its callbacks to `model.fit`. Received: a function that does not: "
@@ -206,6 +206,11 @@ class _Watch(keras.callbacks.Callback):
             raise ValueError(
                 f"Expected `fit` to train the model that it is given. Received: '{self._trained.name}', "
                 "another one"
+            )
+        if callback.model is not model:
+            raise ValueError(
+                "Expected `fit` to pass all of its callbacks to `model.fit`. Received: a function that leaves "
+                f"out {callback!r}"
             )
         if not self._batches and not goes_on:
             raise ValueError(

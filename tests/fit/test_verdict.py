@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 
-from helpers import KEPT, fit, lc, net, spy
+from helpers import DATA, KEPT, fit, lc, net, spy
 from lc_keras import L0Constraint, LearningCompression, Task
-from lc_keras.baselines import GradualPruning, MagnitudePruning
+from lc_keras.baselines import DirectCompression, GradualPruning, MagnitudePruning
 from lc_keras.fit.verdict import Verdict
 
 
@@ -128,3 +128,17 @@ def test_a_layer_that_is_frozen_meanwhile_is_no_error(tmp_path):
     compress = LearningCompression(task, checkpoint_dir=tmp_path / "run")
     fit(model, [compress, spy(on_epoch_end=freeze)], epochs=2)
     assert np.count_nonzero(model.layers[0].kernel) == KEPT and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("prune", [LearningCompression, MagnitudePruning, DirectCompression])
+def test_what_is_compressed_is_settled_when_fit_begins(prune):
+    model = net(run_eagerly=True)
+    budgeted, free = model.layers
+    free.trainable = False
+
+    def change(epoch, logs):
+        budgeted.trainable, free.trainable = False, True
+
+    put = spy(on_epoch_end=change, on_train_end=lambda logs: budgeted.kernel.assign_add(np.ones((6, 8))))
+    fit(model, [prune(L0Constraint(KEPT)), put], x=DATA.take(2), epochs=1)
+    assert np.count_nonzero(budgeted.kernel) == KEPT and np.all(free.kernel)
