@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.algorithm.lagrangian import CStep, Lagrangian
+from lc_keras.algorithm.shadows import fingerprint, is_same
 from lc_keras.algorithm.tasks import SharedCost, Tasks, as_tasks, bind_tasks
 from lc_keras.arguments import strength
 
@@ -50,13 +51,17 @@ def compress_shared(model: keras.Model, shared: Sequence[SharedCost], mu: float 
     lagrangian.show_compressed()
 
 
-def compress_again(model: keras.Model, shared: Sequence[SharedCost], mu: float) -> tuple[float, float]:
+def compress_again(
+    model: keras.Model, shared: Sequence[SharedCost], mu: float, shown: Sequence[np.ndarray] = ()
+) -> tuple[float, float]:
     """Compress the weights of a model where they break a budget. Penalties have no budget.
 
     Args:
         model: `keras.Model`.
         shared: List of `SharedCost`, as bound when training began: layers may have been frozen since.
         mu: Float > 0.
+        shown: Sequence of arrays, fingerprints of weights that are known to keep all budgets, and so stay as
+            they are: a second C step of a `Sum` would change them.
 
     Returns:
         Tuple of two floats: the most that was removed, as a fraction of the norm of the weights that share a
@@ -66,6 +71,10 @@ def compress_again(model: keras.Model, shared: Sequence[SharedCost], mu: float) 
         ValueError: If a weight is not finite. The weights that share its budget are then unchanged.
     """
     gap = 0.0
+    if shown:
+        found = fingerprint([variable for part in shared for variable in part.variables])
+        if any(is_same(found, before) for before in shown):
+            return gap, _density(shared)
     for part in shared:
         if part.compression.has_budget:
             with model.distribute_strategy.scope():

@@ -14,7 +14,7 @@ from lc_keras.algorithm.beside import Reach
 from lc_keras.algorithm.graphs import Arrays, Part, in_graph
 from lc_keras.algorithm.passes import halves_of_squares, in_place, new_target
 from lc_keras.algorithm.penalty import LCPenalty
-from lc_keras.algorithm.shadows import Shadow, fingerprint
+from lc_keras.algorithm.shadows import Shadow, fingerprint, is_same
 from lc_keras.algorithm.tasks import SharedCost
 from lc_keras.costs import thresholds
 from lc_keras.costs.compression import Map
@@ -22,8 +22,8 @@ from lc_keras.costs.thresholds import read
 from lc_keras.internals.tensorflow import copies_of, emptied
 
 # How much is lost when Keras swaps weights and their averages by adding and subtracting, by the bytes of
-# the weights; and how much two sums of the same values may differ.
-_SWAPPED, _SAME = {2: 0.03, 4: 1e-4, 8: 1e-4}, 1e-12
+# the weights.
+_SWAPPED = {2: 0.03, 4: 1e-4, 8: 1e-4}
 
 
 class CStep(NamedTuple):
@@ -83,6 +83,7 @@ class Lagrangian:
         shadow: `Shadow`, θ, which changes places with the weights.
         size: Int, the number of weights.
         compressed: Bool, whether the model shows θ.
+        shown: Array, the fingerprint of the θ that the model shows or showed last.
     """
 
     is_loose = False
@@ -111,7 +112,7 @@ class Lagrangian:
         self.shared, self.shadow = shared, theta
         self._hold(parts, arrays)
         self.compressed = False
-        self._shown = np.empty((0, 3))
+        self.shown = np.empty((0, 3))
         for name in self._in_graphs:
             setattr(self, name, in_graph(getattr(type(self), name), type(self)._of, parts, self._arrays))
 
@@ -162,11 +163,11 @@ class Lagrangian:
 
     def state(self) -> dict[str, Any]:
         """Return what `load` needs besides the variables, while the model shows θ."""
-        return {"shown": self._shown.tolist()}
+        return {"shown": self.shown.tolist()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a `state`, once all variables have the values of that state again."""
-        self.compressed, self._shown = True, np.array(state["shown"])
+        self.compressed, self.shown = True, np.array(state["shown"])
 
     def penalty(self) -> tf.Tensor:
         r"""Return $\frac{\mu}{2} \lVert w - \theta - \lambda/\mu \rVert^2$, for the loss of an L step."""
@@ -262,7 +263,7 @@ class Lagrangian:
         if not self.compressed:
             self.shadow.swap()
             self.compressed = True
-            self._shown = fingerprint(self.variables)
+            self.shown = fingerprint(self.variables)
 
     def show_training(self) -> None:
         """Put w back into the model."""
@@ -282,9 +283,8 @@ class Lagrangian:
         """
         if not self.compressed:
             return False
-        changes = np.abs(fingerprint(self.variables) - self._shown)
-        lost = np.array([_SWAPPED[v.value.dtype.size] if swapped else _SAME for v in self.variables])
-        return not np.all(changes <= lost[:, None] * self._shown[:, [0, 2, 2]])
+        lost = [np.array([_SWAPPED[v.value.dtype.size] for v in self.variables])] if swapped else []
+        return not is_same(fingerprint(self.variables), self.shown, *lost)
 
     def begin_anew(self, mu: float) -> CStep:
         r"""Take what the model holds in place of θ as w; start from $\theta = \Pi(w)$, $\lambda = 0$.

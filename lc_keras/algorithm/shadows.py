@@ -9,6 +9,8 @@ import tensorflow as tf
 from lc_keras.costs import thresholds
 from lc_keras.internals.tensorflow import compiled
 
+# How much two sums of the same values may differ.
+_SAME = 1e-12
 # Traced once for each shape, whichever variables have it.
 _outline, _finite = compiled(thresholds.outline), compiled(thresholds.finite)
 
@@ -70,6 +72,11 @@ def fingerprint(variables: Sequence[keras.Variable]) -> np.ndarray:
             return _outline(value)
 
     return tf.stack([outline(tf.convert_to_tensor(v)) for v in variables]).numpy()
+
+
+def is_same(found: np.ndarray, before: np.ndarray, lost: float | np.ndarray = _SAME) -> bool:
+    """Return whether a fingerprint is that of the same weights, up to a fraction that they have lost."""
+    return bool(np.all(np.abs(found - before) <= np.reshape(lost, [-1, 1]) * before[:, [0, 2, 2]]))
 
 
 def _copy_of(variable: keras.Variable, name: str, widen: bool) -> tf.Variable:

@@ -68,7 +68,7 @@ class PruningRun(Run):
         self.shared = bind_tasks(callback.tasks, self._model)
         self._masks = Masks(self.shared)
         self.variables = self._masks.variables
-        self.logs = {}
+        self.logs, self.shown = {}, []
         self._finite = Shadow(self._model.weights, "finite")
         self._cut = 0.0  # the fraction of the weights' norm that the last removal took
         self._statistics = Statistics(self._model, self._params.get("steps"))

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import keras
+import numpy as np
 
 from lc_keras.algorithm.direct import compress_again
+from lc_keras.algorithm.shadows import fingerprint
 from lc_keras.algorithm.tasks import SharedCost, Tasks, as_tasks
 from lc_keras.arguments import warn
 from lc_keras.fit.attachment import NOT_ALONE, Attachment, Run, have_last_word
@@ -35,6 +37,7 @@ class Attached(keras.callbacks.Callback):
     Attributes:
         tasks: List of `Task`.
         shared: List of `SharedCost`, what the last `fit` bound the tasks to.
+        shown: List of arrays, fingerprints of weights under the budget that the last `fit` has shown.
         density: Float, the latest fraction of the weights kept; NaN before `fit`.
         history: List of dicts, the number and the logs of each epoch of the last `fit`.
 
@@ -46,6 +49,7 @@ class Attached(keras.callbacks.Callback):
         super().__init__()
         self.tasks = as_tasks(tasks)
         self.shared: Sequence[SharedCost] = []
+        self.shown: list[np.ndarray] = []
         self._attachment: Attachment = None  # type: ignore[assignment]  # there once Keras has set the model
         self._logs: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
@@ -107,7 +111,7 @@ class Attached(keras.callbacks.Callback):
         ensure_known(self.model, (task.compression.needs_time for task in self.tasks))
         run = self.make_run()
         self._attachment.attach(run)
-        self.shared, self._logs = run.shared, run.logs
+        self.shared, self.shown, self._logs = run.shared, run.shown, run.logs
         self._verdict = Verdict(self.model, self.tasks, run.variables)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
@@ -158,13 +162,14 @@ class Attached(keras.callbacks.Callback):
         self._verdict.give(gap)
 
     def _compress_again(self, mu: float) -> None:
-        gap, self._logs["density"] = compress_again(self.model, self.shared, mu)
+        gap, self._logs["density"] = compress_again(self.model, self.shared, mu, self.shown)
         if gap:
             warn(
                 "As training ended, weights other than the compressed ones were put into the model. Those "
                 f"beyond the budget, {gap:.0%} of the norm of all, were removed, and the others were not "
                 "trained after that: expect accuracy to suffer.",
             )
+            self.shown.append(fingerprint([v for part in self.shared for v in part.variables]))
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[Run]:

@@ -32,6 +32,7 @@ class Run:
     Attributes:
         shared: List of `SharedCost`, what the tasks were bound to when `fit` began.
         variables: List of `keras.Variable`, the weights that have a budget.
+        shown: List of arrays, fingerprints of the weights under the budget that the model has shown.
         logs: Dict of floats, what the epoch's logs say about the run.
         mu: Float, the μ with which later weights are compressed. A budget does not depend on it.
         last_gap: Float, ‖w − θ‖ / ‖w‖ at the end, if nothing has been said about it.
@@ -40,6 +41,7 @@ class Run:
 
     shared: Sequence[SharedCost]
     variables: list[keras.Variable]
+    shown: list[np.ndarray]
     logs: dict[str, float]
     mu: float = 1.0
     last_gap: float = 0.0

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.optimizers import Optimizer
 
 from lc_keras.algorithm.lagrangian import Lagrangian
-from lc_keras.algorithm.shadows import Shadow
+from lc_keras.algorithm.shadows import Shadow, fingerprint
 from lc_keras.fit.optimizers import averages_of, parts_of
 from lc_keras.internals.tensorflow import compiled
 
@@ -52,12 +53,13 @@ class Averages:
         if all(id(v) in average for v in self._lagrangian.variables):
             self._trained = Shadow([average[id(v)] for v in self._lagrangian.variables], "trained")
 
-    def show_compressed(self, mu: float) -> None:
-        r"""Replace the averages by their $\Pi$."""
+    def show_compressed(self, mu: float) -> list[np.ndarray]:
+        r"""Replace the averages by their $\Pi$, and return the fingerprint of that, if there are any."""
         self.prepare()
         if self.trained:
             self._trained.save()
             self._compress(tf.constant(mu, tf.float32))
+        return [fingerprint(self._trained.variables)] if self.trained else []
 
     def show_training(self) -> None:
         """Put the averages of the trained weights back."""

@@ -76,7 +76,7 @@ class CompressionRun(Run, Resumable):
         self.step = 0
         self.mu = math.nan
         self.finished = self.stopped = False
-        self.logs = {}
+        self.logs, self.shown = {}, list[np.ndarray]()
         # Both are made when the first epoch begins; which one that is, is not known before.
         self._plan: Plan = None  # type: ignore[assignment]
         self._pull: Pull = None  # type: ignore[assignment]
@@ -99,6 +99,7 @@ class CompressionRun(Run, Resumable):
         for name, part in self._parts().items():
             part.load(state[name])
         self._steps.go_on()
+        self.shown.append(self._lagrangian.shown)
         self._limit_rate()
         return self.finished or self.stopped
 
@@ -382,7 +383,7 @@ class CompressionRun(Run, Resumable):
         if not self._lagrangian.compressed:
             self._note_of_budget(None)
             self._lagrangian.show_compressed()
-            self._averages.show_compressed(self.mu)
+            self.shown += [self._lagrangian.shown, *self._averages.show_compressed(self.mu)]
             self._statistics.show_compressed(is_interrupted)
 
 

@@ -130,7 +130,7 @@ class Runs:
         watch = _Watch()
         history = self._fit(model, [callback, watch])
         watch.check(model, callback, goes_on)
-        gap, density = compress_again(model, callback.shared, 1.0)
+        gap, density = compress_again(model, callback.shared, 1.0, callback.shown)
         if gap > 0:
             raise ValueError(
                 "Expected `fit` to return with the model under its budget. Received: one outside of it, by "
@@ -209,8 +209,8 @@ class _Watch(keras.callbacks.Callback):
             )
         if callback.model is not model:
             raise ValueError(
-                "Expected `fit` to pass all of its callbacks to `model.fit`. Received: a function that leaves "
-                f"out {callback!r}"
+                "Expected `fit` to pass all of its callbacks to `model.fit`. Received: a function that "
+                f"leaves out {callback!r}"
             )
         if not self._batches and not goes_on:
             raise ValueError(

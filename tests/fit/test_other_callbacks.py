@@ -8,6 +8,7 @@ import pytest
 
 from helpers import (
     BATCHES,
+    DATA,
     KEPT,
     RANGE,
     WEIGHTS,
@@ -26,8 +27,11 @@ from lc_keras import (
     L1Constraint,
     L2Constraint,
     LearningCompression,
+    LowRank,
     NMConstraint,
+    Sum,
 )
+from lc_keras.algorithm.direct import compress_again
 
 # A fit that runs to its end has nothing to warn about.
 pytestmark = pytest.mark.filterwarnings(
@@ -93,6 +97,26 @@ def test_weights_that_keep_the_budget_stay_as_they_are_put(cost, dtype):
     assert not found
     for kernel, expected in zip(kernels(model), given, strict=True):
         np.testing.assert_array_equal(kernel, expected)
+
+
+def test_weights_of_an_earlier_epoch_stay_as_they_were_validated():
+    """A second C step of a `Sum` would change them."""
+    model, shown = net(run_eagerly=True), []
+    note = spy(on_epoch_end=lambda epoch, logs: shown.append(kernels(model)))
+    compress = LearningCompression(Sum(LowRank(1), L0Constraint(5)))
+
+    def put(logs):
+        for layer, kernel in zip(model.layers, shown[0], strict=True):
+            layer.kernel.assign(kernel)
+
+    def is_as_validated():
+        return all(np.array_equal(*pair) for pair in zip(kernels(model), shown[0], strict=True))
+
+    fit(model, [compress, note, spy(on_train_end=put)], x=DATA.take(2), epochs=2)
+    assert is_as_validated()
+    gap, _ = compress_again(model, compress.shared, 1.0, compress.shown)
+    assert gap == 0 and is_as_validated()
+    assert compress_again(model, compress.shared, 1.0)[0] > 0
 
 
 def test_a_single_weight_beyond_the_budget_is_found_as_training_ends():
