@@ -245,6 +245,8 @@ def _decomposed(matrix: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
     They come from the product of the matrix with its transpose, in double precision, which is much faster.
     """
+    # TensorFlow fails on a NaN, before it is said which weight is not finite.
+    matrix = tf.where(tf.reduce_all(tf.math.is_finite(matrix)), matrix, tf.zeros([], matrix.dtype))
     tall = matrix.shape[0] >= matrix.shape[1]
     energies, vectors = tf.linalg.eigh(tf.matmul(matrix, matrix, transpose_a=tall, transpose_b=not tall))
     return tf.nn.relu(energies[::-1]), vectors[:, ::-1]

@@ -149,6 +149,7 @@ def test_what_they_declare():
         (lambda: LowRank("2"), TypeError, "`rank` to be a whole number"),
         (lambda: LowRank(4).c_step([drawn(9, 3)], MU), ValueError, "at most 3.* 9 × 3.*Received: 4"),
         (lambda: LowRank(1).c_step([drawn(9)], MU), ValueError, "axis of inputs"),
+        (lambda: LowRank(1).c_step([np.full((3, 2), np.nan, np.float32)], MU), ValueError, "to be finite"),
         (lambda: RankSelection(-1.0), ValueError, "`alpha` to be a number ≥ 0"),
         (lambda: RankSelection(1.0, "ms"), ValueError, '`measure` to be "parameters" or "macs"'),
         (lambda: RankSelection(1.0, "macs").c_step([drawn(9, 3)], MU), ValueError, "multiply-adds are known"),
