@@ -88,6 +88,10 @@ class Grid(Values):
     def _best_step(self, value: tf.Tensor, layout: Layout) -> tf.Tensor:
         axes = layout.inputs if self.per == "channel" else None
         most = tf.reduce_max(tf.abs(value), axes, keepdims=True) / self._largest
+        # So that no square overflows: powers of two, by which division is exact.
+        info = np.finfo(value.dtype.as_numpy_dtype)
+        unit = tf.clip_by_value(_with_few_digits(most, info.nmant), info.tiny, 1 / info.tiny)
+        value, most = value / unit, most / unit
 
         def sums(products: tf.Tensor) -> tf.Tensor:
             return tf.reduce_sum(products, axes, keepdims=True)
@@ -108,7 +112,7 @@ class Grid(Values):
         least = tf.constant(_LEAST if self.bits > 4 else _LEAST_OF_FEW_BITS, value.dtype)
         best = tf.zeros_like(most), tf.fill(most.shape, tf.constant(np.inf, value.dtype))
         _, *best = tf.while_loop(lambda i, *_: i < _TRIED, try_part, (0, *best))
-        return tf.while_loop(lambda i, *_: i < _ROUNDS, fit, (0, *best))[1]
+        return tf.while_loop(lambda i, *_: i < _ROUNDS, fit, (0, *best))[1] * unit
 
 
 def _with_few_digits(step: tf.Tensor, cut: int) -> tf.Tensor:

@@ -124,6 +124,13 @@ def test_a_grid_is_that_of_keras_and_exact(bits):
     np.testing.assert_allclose(np.float32(q) / scale, theta, rtol=1e-5)
 
 
+@pytest.mark.parametrize("power", [-90, 70, 125])
+def test_a_grid_is_the_same_for_numbers_of_any_size(power):
+    v = draw(0, 20).reshape(5, 4)
+    scaled = compressed(Grid(2), [np.ldexp(v, power)])[0]
+    assert np.array_equal(scaled, np.ldexp(compressed(Grid(2), [v])[0], power))
+
+
 def test_a_unit_of_zeros_stays_so_and_has_no_part_in_others():
     v = np.float32([[0, 3, 100], [0, -1, 50]])
     theta = compressed(Grid(2), [v])[0].numpy()
