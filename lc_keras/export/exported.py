@@ -57,8 +57,8 @@ class LiteRTExport(_Export):
         sparse: Bool, whether weights are stored sparse.
         error: Float, how far its outputs are from those of the Keras model, relative to the largest
             output, on up to 200 examples of `representative_data` or on made-up inputs.
-        refused: String, why the sparse encoding was not used though it would have been
-            smaller, or empty.
+        refused: String, why the sparse encoding was not used though it would have been smaller, or why it
+            could not be tried, or empty.
         answered: String, the inputs on which `error` was measured.
         slow: Bool, whether its weights are sparse in int8, which LiteRT multiplies slowly.
         dead: Int, how many units `shrink` would have taken out of the model.
@@ -83,7 +83,7 @@ class LiteRTExport(_Export):
             )
         ]
         if self.refused:
-            notes.append(f"Dense, since the smaller sparse file does not run here: {self.refused}")
+            notes.append(f"Dense, since the sparse file does not work here: {self.refused}")
         if self.slow:
             notes.append(
                 "LiteRT computes with sparse int8 weights about three times slower than with dense ones: "

@@ -180,6 +180,20 @@ def test_a_sparse_file_that_does_not_run_is_not_used(tmp_path, monkeypatch, answ
     assert not (tmp_path / "other.tflite").exists()
 
 
+def test_a_sparse_file_that_is_no_smaller_is_not_missed(tmp_path, monkeypatch):
+    result = Converter.result
+
+    def misbehaves(converter, name):
+        converted = result(converter, name)
+        wrong = {name: output + np.nan for name, output in converted.answers.items()}
+        return dataclasses.replace(converted, answers=wrong) if name == "sparse" else converted
+
+    monkeypatch.setattr(Converter, "result", misbehaves)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    exported = export_litert(model, tmp_path / "net.tflite")
+    assert not exported.sparse and not exported.refused
+
+
 def test_answers_of_yes_and_no(tmp_path):
     pixels = keras.Input((200,), name="pixels")
     positive = keras.layers.Lambda(lambda x: x > 0, name="logits")
