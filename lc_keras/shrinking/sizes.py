@@ -123,7 +123,7 @@ def _rows(rebuilt: Rebuilt, small: keras.Model) -> tuple[LayerSize, ...]:
         reasons.setdefault(int(groups[unit]), why)
     rows = []
     for flow in graph.layers.values():
-        if flow.weights and "out" in flow.ports:
+        if flow.weights and len(flow.ports.get("out", ())):
             out = flow.outputs[0]
             kept = stays[out.ids] & (id(rebuilt.instead_of(flow.layer)) in left)
             dead = np.flatnonzero(kept & ~out.needed)

@@ -221,5 +221,7 @@ def _inputs(model: keras.Model, batch_size: int) -> object:
     for tensor in model.inputs:
         shape = (batch_size, *(n or 32 for n in tensor.shape[1:]))
         floating = tensor.dtype.startswith("float")
-        inputs.append(tf.cast(generator.normal(size=shape) if floating else np.zeros(shape), tensor.dtype))
+        inputs.append(
+            tf.cast(generator.normal(size=shape), tensor.dtype) if floating else tf.zeros(shape, tensor.dtype)
+        )
     return keras.tree.pack_sequence_as(as_functional(model).input, inputs)

@@ -58,6 +58,19 @@ def test_inputs_of_unknown_size():
     assert given.macs == (12 * 54, 12 * 54)
 
 
+@pytest.mark.parametrize("kind", [layers.UnitNormalization, layers.LayerNormalization])
+def test_a_normalisation_of_an_axis_of_unknown_size(kind):
+    options = {} if kind is layers.UnitNormalization else {"center": False, "scale": False}
+    report = lc_keras.shrink_report(keras.Sequential([keras.Input((None,)), kind(**options)]))
+    assert not report.rows and "units" in str(report)
+
+
+def test_time_of_a_model_of_words():
+    words = layers.TextVectorization(output_sequence_length=4, vocabulary=["a", "b"])
+    model = keras.Sequential([keras.Input((), dtype="string"), words, layers.Embedding(10, 3)])
+    assert min(lc_keras.shrink_report(model, batch_size=2).milliseconds) > 0
+
+
 def test_multiply_adds_that_are_not_known():
     x = keras.Input((None, 8))
     model = keras.Model(x, keras.layers.Dense(3)(keras.layers.Attention()([x, x])[:, 0]))

@@ -67,10 +67,13 @@ class OfGroups(Normalization):
     def forward(self) -> list[Signal]:
         (out,) = super().forward()
         ids = self.x.ids.reshape(self.groups(), -1)
-        self.units.tie(ids[:, 1:].ravel(), np.repeat(ids[:, 0], ids.shape[1] - 1))
+        self.units.tie(ids[:, 1:].ravel(), np.repeat(ids[:, :1], max(ids.shape[1] - 1, 0)))
         return [out]
 
     def constant(self, value: np.ndarray) -> np.ndarray:
+        if not len(value):
+            # An axis of an open size.
+            return value
         value = value.reshape(self.groups(), -1)
         mean, variance = value.mean(axis=1, keepdims=True), value.var(axis=1, keepdims=True)
         return self.scaled(((value - mean) / np.sqrt(variance + self.layer.epsilon)).ravel())
