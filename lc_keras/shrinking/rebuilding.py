@@ -49,9 +49,10 @@ def shrink(model: keras.Model) -> keras.Model:
     Returns:
         `keras.Model` with layers of the same names and weights of its own, Sequential or Functional as
         `model` is, and not compiled. Where a layer made of other layers loses units, the model holds its
-        inner layers directly, under names that begin with the outer one's, and is Functional. Where two
-        layers take the place of one, the first is named `name_factor`. A user's own class is kept if its
-        constructor is that of Keras, or if nothing in the model goes.
+        inner layers directly, under names that begin with the outer one's, and is Functional. It also holds
+        those of a nested model that shares layers with others; `_1` follows a name that is taken. Where two
+        layers take the place of one, the first is named `name_factor`. Outputs keep their names. A user's
+        own class is kept if its constructor is that of Keras, or if nothing in the model goes.
 
     Raises:
         TypeError: If `model` is not a graph of layers, or not built.
@@ -109,7 +110,7 @@ class Rebuilt:
             self._factors |= dict.fromkeys(graph.layers) | dict(factors or {})
         self._copies: list[tuple[keras.Layer, keras.Layer]] = []
         self._wholes: list[tuple[keras.Layer, keras.Layer]] = []
-        # The names of the layers inside which layers are being made.
+        # The names of the layers inside which layers are being made; an empty one for a model.
         self._path: list[str] = []
         self._names: dict[str, keras.Layer] = {}
         try:
@@ -136,6 +137,7 @@ class Rebuilt:
                 return kind([*inputs, *stack], name=self._name(model), trainable=model.trainable)
             kind = keras.Model
         outputs = call_again(functional, inputs, lambda op: with_shown_mask(op, self._operation(op)))
+        outputs = _named_as(functional, outputs)
         inputs = keras.tree.pack_sequence_as(functional.input, inputs)
         new = kind(inputs, outputs, name=self._name(model))
         if not model.trainable:
@@ -251,7 +253,7 @@ class Rebuilt:
         return call
 
     def _name(self, layer: keras.Layer) -> str:
-        name = "_".join([*self._path, layer.name])
+        name = "_".join([*filter(None, self._path), layer.name])
         # "a_b" may be b in a, and also another layer's name.
         while self._path and self._names.setdefault(name, layer) is not layer:
             name += "_1"
@@ -273,7 +275,10 @@ class Rebuilt:
         """Return a function that calls the layers in a nested model as if they were in the outer one."""
 
         def call(inputs: Any, *_: Any, **__: Any) -> Any:
-            return call_again(as_functional(model), in_order(model, inputs), self._operation)
+            self._path.append("")
+            outputs = call_again(as_functional(model), in_order(model, inputs), self._operation)
+            self._path.pop()
+            return outputs
 
         return call
 
@@ -360,6 +365,24 @@ def _class_of(model: keras.Model) -> type[keras.Model] | None:
     """Return the class of a model, or `None` if its constructor is not that of Keras."""
     of_keras = keras.Sequential if isinstance(model, keras.Sequential) else functional_class(model)
     return type(model) if type(model).__init__ is of_keras.__init__ else None  # type: ignore[misc]
+
+
+def _named_as(functional: keras.Model, outputs: Any) -> Any:
+    """Return outputs under the names of those of a graph, which are the names of the layers they come from.
+
+    Another layer makes an output if the last one was taken apart, or was a sum of which one part is left.
+    """
+    made: dict[str, keras.Layer] = {}
+
+    def named(tensor: keras.KerasTensor, old: keras.KerasTensor) -> keras.KerasTensor:
+        name = source_of(old).name
+        if source_of(tensor).name == name:
+            return tensor
+        identity = made.setdefault(name, keras.layers.Identity(name=name, dtype=tensor.dtype))
+        return identity(tensor)
+
+    pairs = zip(keras.tree.flatten(outputs), functional.outputs, strict=True)
+    return keras.tree.pack_sequence_as(outputs, [named(*pair) for pair in pairs])
 
 
 def _cut(array: np.ndarray, weight: Weight, kept: dict[str, np.ndarray]) -> np.ndarray:

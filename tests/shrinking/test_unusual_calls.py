@@ -62,6 +62,21 @@ def test_a_sum_of_one_has_the_type_that_it_had():
     assert np.isfinite(shrink(model)(np.ones((1, 6)))).all()
 
 
+def test_outputs_have_the_names_that_they_had():
+    x, gone = keras.Input((6,)), layers.Dense(6)
+    a = layers.Dense(6, name="a")(x)
+    total = layers.Add(name="total")([a, gone(a)])
+    inside = keras.Input((6,))
+    nested = keras.Model(inside, layers.Dense(2)(gone(inside)), name="nested")
+    model = keras.Model(x, [a, total, total > 0, nested(total)])
+    dead(gone, range(6))
+    small = shrink(model)
+    assert small.output_names == model.output_names
+    assert [t.dtype for t in small.outputs] == [t.dtype for t in model.outputs]
+    for one, other in zip(model(STEPS[0]), small(STEPS[0]), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def by_width(x):
     return ops.tanh(x / x.shape[-1])
 
@@ -162,6 +177,24 @@ def test_a_model_at_each_step_that_shares_a_layer():
     model = keras.Model(x, [layers.TimeDistributed(nested)(x), layers.Dense(2)(shared(x))])
     dead(shared, [0, 1])
     assert differ(model, STEPS) < 1e-5
+
+
+def test_models_inside_that_share_a_layer_and_have_layers_of_the_same_name(tmp_path):
+    x, shared = keras.Input((6,)), layers.Dense(6, use_bias=False, name="shared")
+
+    def nested(name):
+        inside = keras.Input((6,))
+        return keras.Model(inside, layers.Dense(6, name="hidden")(shared(inside)), name=name)
+
+    behind = shared(nested("one")(nested("two")(x)))
+    model = keras.Model(x, layers.Dense(2, name="hidden")(behind))
+    dead(shared, [0, 1])
+    assert differ(model, STEPS[0]) < 1e-6
+    small = shrink(model)
+    assert widths(small)["shared"] == 4 and small.get_layer("hidden").units == 2
+    small.save(tmp_path / "small.keras")
+    loaded = keras.saving.load_model(tmp_path / "small.keras")
+    np.testing.assert_array_equal(loaded(STEPS[0]), small(STEPS[0]))
 
 
 def test_small_rows_of_a_kernel_that_seems_of_low_rank_count():
