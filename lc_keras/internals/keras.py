@@ -189,6 +189,22 @@ def source_of(tensor: keras.KerasTensor) -> keras.Layer:
     return tensor._keras_history.operation
 
 
+def inputs_of(tensors: Iterable[keras.KerasTensor]) -> list[keras.KerasTensor]:
+    """Return the inputs that symbolic tensors are made from.
+
+    `KerasTensor._keras_history`, `Operation._inbound_nodes`.
+    """
+    found, seen, left = [], set(), list(tensors)
+    while left:
+        tensor = left.pop()
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            node = tensor._keras_history.operation._inbound_nodes[tensor._keras_history.node_index]
+            found += [tensor] if node.is_input else []
+            left += node.input_tensors
+    return found
+
+
 def first_epoch_of(model: keras.Model) -> Any:
     """Return the epoch that `BackupAndRestore` has the next `fit` begin with: `Trainer._initial_epoch`."""
     return model._initial_epoch

@@ -62,6 +62,18 @@ def test_a_sum_of_one_has_the_type_that_it_had():
     assert np.isfinite(shrink(model)(np.ones((1, 6)))).all()
 
 
+@pytest.mark.parametrize("add", [lambda x, y: x + y, lambda x, y: layers.Add()([x, y])], ids=["+", "Add"])
+def test_a_sum_whose_parts_are_of_open_lengths_is_as_long_as_it_was(add):
+    x, y, gone = keras.Input((None, 6)), keras.Input((None, 6)), layers.Dense(6)
+    model = keras.Model([x, y], layers.Dense(2)(layers.LSTM(3)(add(x, gone(y)))))
+    dead(gone, range(6))
+    assert differ(model, [STEPS[:, :1], STEPS]) < 1e-6 and differ(model, [STEPS, STEPS[:, :1]]) < 1e-6
+    one = keras.Model(y, layers.Dense(2)(layers.LSTM(3)(add(y[:, :1], gone(y)))))
+    assert differ(one, STEPS) < 1e-6
+    same = keras.Model(y, layers.Dense(2)(layers.LSTM(3)(add(y, gone(y)))))
+    assert differ(same, STEPS) < 1e-6 and gone.name not in widths(shrink(same))
+
+
 def test_outputs_have_the_names_that_they_had():
     x, gone = keras.Input((6,)), layers.Dense(6)
     a = layers.Dense(6, name="a")(x)
@@ -75,6 +87,17 @@ def test_outputs_have_the_names_that_they_had():
     assert [t.dtype for t in small.outputs] == [t.dtype for t in model.outputs]
     for one, other in zip(model(STEPS[0]), small(STEPS[0]), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("kind", [layers.Dropout, layers.AlphaDropout])
+@pytest.mark.parametrize("noise, left", [((None, 1, 8), (None, 1, 6)), ((8,), (6,)), ((3, 5, 1), (3, 5, 1))])
+def test_noise_of_a_shape_of_its_own(kind, noise, left):
+    x, a = keras.Input((5, 6)), layers.Dense(8, use_bias=False)
+    model = keras.Model(x, layers.Dense(2)(kind(0.5, noise, name="noise")(a(x))))
+    dead(a, [0, 1])
+    small = shrink(model)
+    assert tuple(small.get_layer("noise").noise_shape) == left
+    assert np.shape(small(STEPS, training=True)) == (3, 5, 2) and differ(model, STEPS) < 1e-6
 
 
 def by_width(x):

@@ -1,12 +1,13 @@
 """Describe layers that take each unit by itself: activations, pooling, padding, dropout, merges of equals."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers
 
-from lc_keras.internals.keras import mask_of
+from lc_keras.internals.keras import inputs_of, mask_of
 from lc_keras.model.flow.kinds import Flow, describes
 from lc_keras.model.flow.units import Along, Signal, Weight, apply, channels, is_elementwise, last
 
@@ -39,8 +40,6 @@ class EachUnit(Flow):
 
 @describes(
     layers.ActivityRegularization,
-    layers.AlphaDropout,
-    layers.Dropout,
     layers.GaussianDropout,
     layers.GaussianNoise,
     layers.Identity,
@@ -50,6 +49,28 @@ class EachUnit(Flow):
 )
 class Same(EachUnit):
     """A layer that does nothing outside of training."""
+
+
+@describes(layers.AlphaDropout, layers.Dropout)
+class Dropout(Same):
+    """A dropout, whose noise may have a shape that names the number of units."""
+
+    @property
+    def is_sized(self) -> bool:
+        # A shorter shape counts as if it began with ones.
+        noise = [1] * len(self.x.shape) + [*(self.layer.noise_shape or ())]
+        return noise[self._place] not in (None, 1)
+
+    @property
+    def _place(self) -> int:
+        return self.x.axis - len(self.x.shape)
+
+    def config(self, count: Callable[[str], int]) -> dict[str, object]:
+        if not self.is_sized:
+            return {}
+        noise = list(self.layer.noise_shape)
+        noise[self._place] = count("out")
+        return {"noise_shape": tuple(noise)}
 
 
 @describes(
@@ -193,6 +214,8 @@ class Add(Merge):
             has_mask = all(mask_of(tensor) is mask for tensor in every)
             if not has_mask or tensors[0].dtype != made.compute_output_spec(*args, **kwargs).dtype:
                 return made(*args, **kwargs)
+            if None in tensors[0].shape[1:] and not _are_as_large(tensors, every):
+                return made(*args, **kwargs)
             return tensors[0] if len(tensors) == 1 else made(tensors)
 
         return call
@@ -203,6 +226,32 @@ class Add(Merge):
         if any(x.shape != self.shapes[0] for x in self.signals):
             return every
         return [n for n in every if self.signals[n].value[kept["out"]].any()] or every[:1]
+
+
+def _are_as_large(some: Sequence[keras.KerasTensor], every: Sequence[keras.KerasTensor]) -> bool:
+    """Return whether some tensors make a sum as large as all do, whatever the open sizes of the inputs are.
+
+    Sizes that are open are tried: all are equal, or one input has single steps, which others spread.
+    """
+    inputs = inputs_of([*some, *every])
+    function = keras.Function(inputs, [*some, *every])
+    for single in (None, *inputs):
+        given = [
+            keras.KerasTensor((t.shape[0], *(n or (1 if t is single else 64) for n in t.shape[1:])), t.dtype)
+            for t in inputs
+        ]
+        try:
+            shapes = [t.shape[1:] for t in function.compute_output_spec(given)]
+        except Exception:  # whatever a layer raises that cannot be given inputs of these sizes
+            if single is None:
+                return False
+            continue
+        if any(None in shape for shape in shapes):
+            return False
+        one, other = (np.max(part, axis=0) for part in (shapes[: len(some)], shapes[len(some) :]))
+        if (one != other).any():
+            return False
+    return True
 
 
 @describes(layers.Subtract)
