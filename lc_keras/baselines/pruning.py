@@ -71,7 +71,7 @@ class PruningRun(Run):
         self.logs, self.shown = {}, []
         self._finite = Shadow(self._model.weights, "finite")
         self._cut = 0.0  # the fraction of the weights' norm that the last removal took
-        self._statistics = Statistics(self._model, self._params.get("steps"))
+        self.statistics = Statistics(self._model, self._params.get("steps"))
         self._first_epoch: int | None = None
         self._batches: int | None = self._params.get("steps")
         self._epoch = self._batch = 0
@@ -92,7 +92,7 @@ class PruningRun(Run):
         self._advance(self._epoch + batch / (self._batches or math.inf))
 
     def execute(self, train_function: TrainFunction, iterator: Iterator[object]) -> Logs:
-        self._statistics.see(iterator)
+        self.statistics.see(iterator)
         try:
             with self._masks.constraining():
                 logs = train_function(iterator)
@@ -113,7 +113,7 @@ class PruningRun(Run):
             if self._epoch + 1 == self._epochs:
                 # The weights that ship are validated.
                 self._keep_budgets()
-            self._statistics.estimate()
+            self.statistics.estimate()
             self._finite.save()
             self._ended = fingerprint(self.variables)
 
@@ -122,8 +122,7 @@ class PruningRun(Run):
         # A budget holds however early training stops, and averaged weights are not masked.
         self._keep_budgets()
         if self._ended is None or not np.array_equal(self._ended, fingerprint(self.variables)):
-            self._statistics.estimate()
-        self.has_stale_statistics = self._statistics.are_stale
+            self.statistics.estimate()
         if self._first_epoch is None:
             # As when a run is restored that was cut off after its last epoch.
             warn("`fit` trained no epoch. The model was compressed as it is.")

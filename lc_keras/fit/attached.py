@@ -16,6 +16,7 @@ from lc_keras.algorithm.tasks import SharedCost, Tasks, as_tasks
 from lc_keras.arguments import warn
 from lc_keras.fit.attachment import NOT_ALONE, Attachment, Run, have_last_word
 from lc_keras.fit.optimizers import LearningRateLimit, optimizers_of
+from lc_keras.fit.statistics import Statistics
 from lc_keras.fit.verdict import Verdict
 from lc_keras.showing import new_axes
 from lc_keras.shrinking.timing import ensure_known
@@ -146,22 +147,25 @@ class Attached(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         with self._running() as run:
             once_more = run.end()
-        variables, mu, gap = run.variables, run.mu, run.last_gap
-        self._verdict.is_stale = run.has_stale_statistics
+        variables, statistics, mu, gap = run.variables, run.statistics, run.mu, run.last_gap
         self._attachment.detach()
         del run
         if once_more:
-            self._compress_again(mu)
-        comes_first = self._attachment.comes_first
-        have_last_word(self, variables, lambda changed: self._finish(mu, gap, changed), comes_first)
+            self._compress_again(mu, statistics)
 
-    def _finish(self, mu: float, gap: float, changed: bool) -> None:
-        """Finish after all callbacks have ended; `changed`: they have put other weights into the model."""
-        if changed:
-            self._compress_again(mu)
+        def finish(changed: bool) -> None:
+            if changed:
+                self._compress_again(mu, statistics)
+            self._verdict.is_stale = statistics.are_stale
+            self._finish(gap)
+
+        have_last_word(self, variables, finish, self._attachment.comes_first)
+
+    def _finish(self, gap: float) -> None:
+        """Finish after all callbacks have ended; `gap` is 0 if it was mentioned already."""
         self._verdict.give(gap)
 
-    def _compress_again(self, mu: float) -> None:
+    def _compress_again(self, mu: float, statistics: Statistics) -> None:
         gap, self._logs["density"] = compress_again(self.model, self.shared, mu, self.shown)
         if gap:
             warn(
@@ -170,6 +174,7 @@ class Attached(keras.callbacks.Callback):
                 "trained after that: expect accuracy to suffer.",
             )
             self.shown.append(fingerprint([v for part in self.shared for v in part.variables]))
+            statistics.estimate()
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[Run]:

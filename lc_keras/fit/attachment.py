@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from lc_keras.algorithm.shadows import fingerprint
 from lc_keras.algorithm.tasks import SharedCost
+from lc_keras.fit.statistics import Statistics
 from lc_keras.internals.keras import build_for_training, first_epoch_of, is_of_keras, set_first_epoch
 
 # What Keras makes for `fit`: a function of an iterator over batches, which returns the metrics.
@@ -33,19 +34,19 @@ class Run:
         shared: List of `SharedCost`, what the tasks were bound to when `fit` began.
         variables: List of `keras.Variable`, the weights that have a budget.
         shown: List of arrays, fingerprints of the weights under the budget that the model has shown.
+        statistics: `Statistics` of the weights that the model shows.
         logs: Dict of floats, what the epoch's logs say about the run.
         mu: Float, the μ with which later weights are compressed. A budget does not depend on it.
         last_gap: Float, ‖w − θ‖ / ‖w‖ at the end, if nothing has been said about it.
-        has_stale_statistics: Bool, whether batch normalisation ends with statistics of other weights.
     """
 
     shared: Sequence[SharedCost]
     variables: list[keras.Variable]
     shown: list[np.ndarray]
+    statistics: Statistics
     logs: dict[str, float]
     mu: float = 1.0
     last_gap: float = 0.0
-    has_stale_statistics: bool = False
 
     def begin_epoch(self, epoch: int) -> None:
         """Prepare for the batches of an epoch."""

@@ -69,9 +69,9 @@ class CompressionRun(Run, Resumable):
             self._rate = LearningRateLimit(*optimizers_of(model), variables=self.variables)
             if callback.reset_optimizer:
                 self._rate.check_reset()
-            self._statistics = Statistics(model, self._params.get("steps"))
+            self.statistics = Statistics(model, self._params.get("steps"))
         self._averages = Averages(model.optimizer, self._lagrangian)
-        self._saved = Saved(model, self._lagrangian, self._averages, self._statistics)
+        self._saved = Saved(model, self._lagrangian, self._averages, self.statistics)
         self.first_epoch: int | None = None
         self.step = 0
         self.mu = math.nan
@@ -122,7 +122,7 @@ class CompressionRun(Run, Resumable):
 
     def execute(self, train_function: TrainFunction, iterator: Iterator[object]) -> Logs:
         """Run an execution of the L step, and whatever is due if it is the last of the epoch."""
-        self._statistics.see(iterator)
+        self.statistics.see(iterator)
         if self.finished:
             # Keras runs one more batch after it was told to stop.
             self.end_epoch()
@@ -197,8 +197,7 @@ class CompressionRun(Run, Resumable):
             self._warn_of_end("Training stopped")
         replaced = self._lagrangian.is_replaced()
         if replaced:
-            self._statistics.estimate()
-        self.has_stale_statistics = self._statistics.are_stale
+            self.statistics.estimate()
         return replaced
 
     def abandon(self, error: BaseException) -> None:
@@ -336,7 +335,7 @@ class CompressionRun(Run, Resumable):
 
     def _pull_of(self, manner: type[Pull], parts: Sequence[SharedCost]) -> Pull:
         if manner is Beside:
-            costs, normalizes = [part.compression for part in parts], bool(self._statistics.trained)
+            costs, normalizes = [part.compression for part in parts], bool(self.statistics.trained)
             return Beside(self._plan, self._rate.is_by_gradient, costs, normalizes)
         return manner(self._plan)
 
@@ -377,14 +376,14 @@ class CompressionRun(Run, Resumable):
         self._lagrangian.show_training()
         self._averages.show_training()
         if not replaced:
-            self._statistics.show_training()
+            self.statistics.show_training()
 
     def _show_compressed(self, is_interrupted: bool = False) -> None:
         if not self._lagrangian.compressed:
             self._note_of_budget(None)
             self._lagrangian.show_compressed()
             self.shown += [self._lagrangian.shown, *self._averages.show_compressed(self.mu)]
-            self._statistics.show_compressed(is_interrupted)
+            self.statistics.show_compressed(is_interrupted)
 
 
 def _by_manner(shared: Sequence[SharedCost], multipliers: bool) -> dict[type[Pull], list[SharedCost]]:

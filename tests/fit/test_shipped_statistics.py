@@ -225,6 +225,15 @@ def test_baselines_ship_their_own(method):
     assert_of_what_it_holds(model)
 
 
+@pytest.mark.parametrize("method", [LearningCompression, baselines.GradualPruning])
+def test_weights_that_break_the_budget_as_training_ends(method):
+    model = net()
+    put = spy(on_train_end=lambda logs: model.set_weights([w + 0.1 for w in model.get_weights()]))
+    with pytest.warns(UserWarning, match="As training ended"):
+        model.fit(dataset(), epochs=2, verbose=0, callbacks=[method(L0Constraint(20)), put])
+    assert_of_what_it_holds(model)
+
+
 def test_averages_that_are_put_into_the_model():
     model = net()
     model.compile(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9), XENT)
