@@ -111,6 +111,22 @@ def check_free(path: str, overwrite: bool) -> None:
         )
 
 
+def behind_links(path: str) -> str:
+    """Return the path that a symbolic link leads to, or `path` itself if it is no link.
+
+    Raises:
+        ValueError: If the link leads back to itself.
+    """
+    if not os.path.islink(path):
+        return path
+    target = os.path.realpath(path)
+    if os.path.islink(target):
+        raise ValueError(
+            f"Expected `path` to lead somewhere. Received: '{path}', a link that leads to itself."
+        )
+    return target
+
+
 def check_name(path: str) -> None:
     """Check that a path does not have the name of a Keras file, since such files are read by their names."""
     if path.lower().endswith((".keras", ".h5", ".hdf5")):
