@@ -1,6 +1,7 @@
 """Run the command line: `lc-keras report|shrink|export`, or `python -m lc_keras`."""
 
 import argparse
+import io
 import os
 import re
 import sys
@@ -44,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         Int, the exit status: 0, or 1 if the model or a path was not as expected.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Where it cannot write the lines of a table, or a letter of a name, it writes another character.
+        sys.stdout.reconfigure(errors="replace")
     args = _parser().parse_args(arguments)
     try:
         args.run(args)

@@ -188,9 +188,10 @@ def test_wrong_options(capsys):
 
 def test_runs_as_a_module_without_a_word_of_others(saved):
     _, path = saved
-    run = subprocess.run(
-        [sys.executable, "-m", "lc_keras", "report", path], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-m", "lc_keras", "report", path]
+    # An output that cannot show the lines of a table.
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=ascii_only)
     assert "all kernels" in run.stdout and run.stderr == ""
 
 
