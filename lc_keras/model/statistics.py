@@ -254,7 +254,9 @@ def _zeros(shape: Sequence[int], dtype: tf.DType) -> tf.Variable:
 
 def _batches_of(data: Any) -> Iterable[Any]:
     if isinstance(data, keras.utils.PyDataset):
-        return (data[i] for i in range(data.num_batches))
+        # Of endless data, there is no number.
+        numbers = itertools.count() if data.num_batches is None else range(data.num_batches)
+        return (data[i] for i in numbers)
     single = isinstance(data, (tuple, dict, str, bytes, np.ndarray)) or tf.is_tensor(data)
     if single or isinstance(data, tf.distribute.DistributedDataset) or not isinstance(data, Iterable):
         raise TypeError(

@@ -80,9 +80,13 @@ def test_kinds_of_data():
         def __getitem__(self, i):
             return BATCHED[i], np.ones(len(BATCHED[i]))
 
+    class Endless(Batches):
+        num_batches = None
+
     dataset = tf.data.Dataset.from_tensor_slices((X, X, X)).batch(8)
     endless = itertools.cycle([(b, b) for b in BATCHED])
-    for data, batches, used in [(dataset, 3, 3), (dataset, 9, 6), (endless, 7, 7), (Batches(), 20, 4)]:
+    given = [(dataset, 3, 3), (dataset, 9, 6), (endless, 7, 7), (Batches(), 20, 4), (Endless(), 3, 3)]
+    for data, batches, used in given:
         model = net()
         assert estimate_statistics(model, data, batches) == used
         assert_means(model, list(itertools.islice(itertools.cycle(BATCHED), used)))
