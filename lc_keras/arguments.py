@@ -40,16 +40,13 @@ def whole(name: str, value: int) -> int:
     return int(_number(name, value, what, lambda number: number >= 1 and number == int(number)))
 
 
-def number_or_fraction(name: str, value: float) -> int | float:
-    """Check how much is kept: an int ≥ 0, or a float in [0, 1]."""
-    scalar, plain = _scalar(value), _plain(value)
+def number_or_fraction(name: str, value: float, most: float = 1.0) -> int | float:
+    """Check how much is kept: an int ≥ 0, or a float from 0 to `most`, which is a fraction up to 1."""
+    plain = _plain(value)
     is_int = isinstance(plain, int)
     what = "a whole number ≥ 0 or a float in [0, 1], such as 0.05 for 5 %"
-    fraction = _number(name, value, what, lambda number: number >= 0 and (is_int or number <= 1))
-    if is_int:
-        return int(plain)
-    # By its digits: 0.05 in single precision is 0.05000000074505806, but stands for 0.05.
-    return float(str(scalar)) if isinstance(scalar, np.generic) else fraction
+    fraction = _number(name, value, what, lambda number: number >= 0 and (is_int or number <= most))
+    return int(plain) if is_int else fraction
 
 
 def strength(name: str, value: float) -> float:
@@ -118,9 +115,10 @@ def warn(message: str) -> None:
 
 
 def _number(name: str, value: float, what: str, fits: Callable[[float], bool]) -> float:
-    plain = _plain(value)
+    scalar, plain = _scalar(value), _plain(value)
     if is_number(plain) and _is_finite(plain) and fits(plain):
-        return float(plain)
+        # By its digits: 0.05 in single precision is 0.05000000074505806, but stands for 0.05.
+        return float(str(scalar) if isinstance(scalar, np.generic) else plain)
     error = ValueError if is_number(plain) else TypeError
     raise error(f"Expected `{name}` to be {what}. Received: {name}={value!r}")
 

@@ -57,7 +57,9 @@ def test_numbers_and_fractions():
         assert found == 3 and type(found) is int
     tenth = fractions.Fraction(1, 10)
     for value in (0.1, tenth, np.float32(0.1), np.float16(0.1), np.array(0.1, "float32"), tf.constant(0.1)):
-        assert number_or_fraction("n", value) == 0.1
+        assert number_or_fraction("n", value) == positive("n", value) == 0.1
+    for value in (2.5, np.float16(2.5), tf.constant(2.5)):
+        assert number_or_fraction("n", value, most=np.inf) == 2.5
     for value in (0, 1, 0.0, 1.0):
         assert type(number_or_fraction("n", value)) is type(value)
 

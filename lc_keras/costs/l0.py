@@ -23,10 +23,8 @@ from lc_keras.internals.tensorflow import compiled, traced_once
 MEASURES = typing.get_args(Measure)
 
 
-def _kept(name: str, value: float) -> int | float:
-    # Milliseconds need not be whole.
-    is_time = isinstance(value, float) and value > 1 and math.isfinite(value)
-    return value if is_time else number_or_fraction(name, value)
+# Milliseconds need not be whole.
+_KEPT = {"check": functools.partial(number_or_fraction, most=math.inf)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -74,7 +72,7 @@ class L0Constraint(Grouped):
     array([ 3.,  0.,  0., -2.], dtype=float32)
     """
 
-    keep: int | float = dataclasses.field(metadata={"check": _kept})
+    keep: int | float = dataclasses.field(metadata=_KEPT)
     groups: Groups = WEIGHTS
     measure: Measure = "groups"
     keep_at_least: int | float | None = dataclasses.field(

@@ -34,6 +34,11 @@ def test_each_layer_by_itself_keeps_its_largest_weights():
     assert [row.scores for row in found.rows] == [(91, 86, 77), (91, 66, 66)]
 
 
+def test_a_fraction_in_single_precision_counts_by_its_digits():
+    found = lc_keras.sensitivity(known(np.ones((10, 1), "float32")), norm, np.float32(0.7), verbose=0)
+    assert found.keep == (0.7,) and found.rows[0].scores == (7,)
+
+
 def test_neurons_go_with_all_that_makes_them():
     model = helpers.sequential((4,), layers.Dense(6, "relu"), layers.BatchNormalization(), layers.Dense(3))
     found = lc_keras.sensitivity(

@@ -236,7 +236,7 @@ def compressed(cost, model):
     return [(value.numpy(), solve(value).numpy()) for solve, value in zip(maps, values, strict=True)]
 
 
-@pytest.mark.parametrize("keep, allowed", [(0.5, 7.0), (9, 9.0), (5.5, 5.5), (1.0, 14.0)])
+@pytest.mark.parametrize("keep, allowed", [(0.5, 7.0), (9, 9.0), (np.float32(5.5), 5.5), (1.0, 14.0)])
 def test_a_budget_in_milliseconds_holds_for_what_is_left(keep, allowed):
     model = chain(8, 10, 2)
     found = fitted(model)
