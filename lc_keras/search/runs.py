@@ -74,9 +74,20 @@ class Runs:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def tasks(self, budget: float) -> list[Task]:
-        """Return what is compressed under a budget."""
-        made = self._compress(budget)
-        return made.tasks if isinstance(made, Attached) else as_tasks(made)
+        """Return what is compressed under a budget.
+
+        Raises:
+            TypeError: If `compress` is no such function.
+        """
+        try:
+            made = self._compress(budget)
+            return made.tasks if isinstance(made, Attached) else as_tasks(made)
+        except TypeError as error:
+            raise TypeError(
+                "Expected `compress` to be a function from a budget to a cost, a Task, a list of these, or a "
+                "callback such as GradualPruning: `lambda keep: L0Constraint(keep)` is one. Received: "
+                f"compress={self._compress!r} ({error})"
+            ) from error
 
     def point(self, budget: float, warm: bool, reached: Reached) -> Point:
         """Return the point of a budget: the recorded one, or one of new runs until their scores decide.

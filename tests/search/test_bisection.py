@@ -11,6 +11,7 @@ import pytest
 import helpers
 import lc_keras
 from lc_keras.algorithm.tasks import bind_tasks
+from lc_keras.baselines import DirectCompression
 from lc_keras.fit.attached import Attached
 from lc_keras.search import runs
 
@@ -329,6 +330,7 @@ def fails(model, callbacks):
         ({"within": -1}, ValueError, "within"),
         ({"mode": "up"}, ValueError, "Expected `mode`"),
         ({"compress": lambda keep: keep}, TypeError, "Received: 1.0"),
+        ({"compress": DirectCompression}, TypeError, "Expected `compress` to be a function from a budget"),
         ({"highest": 2.0}, ValueError, "Received: keep=2.0"),
     ],
 )
