@@ -94,11 +94,11 @@ def pack(array: np.ndarray, dense: bool = True) -> Packed:
     # Half the memory that the places would take by default.
     positions = np.flatnonzero(flat).astype("int32" if flat.size < 2**31 else "int64")
     steps = steps_of(array)
-    plain = [
-        *(_with_gaps(array, flat, positions, bits) for bits in (4, 8, 16)),
-        _with_bits(array, flat, positions),
-        Packed("dense", array.shape, array),
-    ]
+    plain = [Packed("dense", array.shape, array)]
+    # Without zeros, the places would be stored for nothing.
+    if len(positions) < flat.size or not dense:
+        gaps = [_with_gaps(array, flat, positions, bits) for bits in (4, 8, 16)]
+        plain = [*gaps, _with_bits(array, flat, positions), *plain]
     found = [_coded(packed, steps) for packed in plain[: None if dense else -1]]
     if dense and (corrected := _corrected(array)):
         found.append(corrected)

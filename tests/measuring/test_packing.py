@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from lc_keras.costs import Codebook, Grid, L0Constraint, Sum
 from lc_keras.export.stored import StoredArray, StoredValues
-from lc_keras.measuring import coding
+from lc_keras.measuring import coding, packing
 from lc_keras.measuring.coding import from_bits, to_bits
 from lc_keras.measuring.packing import pack, positions_of, spread
 
@@ -215,3 +215,9 @@ def test_a_pruned_weight_is_not_sorted(monkeypatch):
     kernel = rng.normal(size=(300, 200)).astype("float32") * (rng.random((300, 200)) < 0.05)
     assert pack(kernel).encoding == "gaps8"
     assert sizes and max(sizes) <= 512
+
+
+def test_of_a_weight_without_zeros_no_places_are_sought(monkeypatch):
+    for name in ("_with_gaps", "_with_bits"):
+        monkeypatch.setattr(packing, name, None)
+    assert pack(np.random.default_rng(0).normal(size=(100, 100))).name == "dense"
