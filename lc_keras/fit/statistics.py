@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from lc_keras.algorithm.shadows import Shadow
@@ -29,6 +30,8 @@ class Statistics:
     def __init__(self, model: keras.Model, batches: int | None) -> None:
         self._estimator = Estimator(model, by_train_step=True)
         self._trained = Shadow(self._estimator.variables, "trained")
+        # Of those that a checkpoint holds, that is not known.
+        self._replaced = [True] * len(self.trained)
         strategy = model.distribute_strategy
         self._of_several_workers = strategy.num_replicas_in_sync > self._estimator.replicas
         self._batches: int | None = min(batches or BATCHES, BATCHES)
@@ -63,10 +66,18 @@ class Statistics:
             self._trained.save()
             if not (is_interrupted and self._of_several_workers):
                 self.estimate()
+            self._replaced = [
+                not np.array_equal(tf.convert_to_tensor(variable), tf.convert_to_tensor(copy))
+                for variable, copy in zip(self._trained.variables, self.trained, strict=True)
+            ]
 
     def show_training(self) -> None:
         """Put the statistics of the trained weights back."""
-        self._trained.restore()
+        # What was not replaced may be no statistic, and another callback may have set it meanwhile.
+        known = zip(self._replaced, self._trained.variables, self.trained, strict=True)
+        for replaced, variable, copy in known:
+            if replaced:
+                variable.assign(copy)
 
     def estimate(self) -> None:
         """Estimate the statistics of the weights that the model now has, if the data of `fit` allow it."""

@@ -94,6 +94,30 @@ def test_training_goes_on_with_its_own(monkeypatch):
     assert np.abs(shipped[0] - of_w[0]).max() > 0.1
 
 
+class Tempered(layers.Layer):
+    """Divides by a number that a callback sets, and training does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.temperature = self.add_weight(shape=(), initializer="ones", trainable=False)
+
+    def call(self, inputs):
+        return inputs / self.temperature
+
+
+def test_what_another_callback_sets_stays():
+    tempered, seen = Tempered(), []
+    model = keras.Sequential([keras.Input((6,)), *net().layers, tempered])
+    model.compile(keras.optimizers.SGD(0.1), XENT)
+
+    def cool(epoch, logs):
+        tempered.temperature.assign(0.5**epoch)
+
+    look = spy(on_train_batch_end=lambda batch, logs: seen.append(float(tempered.temperature)))
+    fit(model, spy(on_epoch_begin=cool), look)
+    assert seen == 8 * [1.0] + 8 * [0.5] and float(tempered.temperature) == 0.5
+
+
 def test_a_restart_goes_on_with_those_of_the_trained_weights(tmp_path):
     def run(*callbacks):
         model, seen = net(), []
