@@ -33,6 +33,10 @@ _FOR_SAVED_MODEL = {
     "litert": "--litert",
 }
 _FOR_LITERT = {"quantize": "--quantize", "representative_data": "--data"}
+_OTHER_FILES = {
+    ".tflite": "is a LiteRT file: take the model that it was made from",
+    ".h5": "is in an older format: load it by `keras.saving.load_model`, and save it as a .keras file",
+}
 _OPTIONS = _FOR_SAVED_MODEL | _FOR_LITERT | {"overwrite": "--overwrite", "batch_size": "--batch-size"}
 
 
@@ -198,6 +202,7 @@ def _shrink(args: argparse.Namespace) -> None:
     # The target may be the model itself: it stays whole until the smaller one is.
     unfinished = f"{target}.unfinished-{uuid.uuid4().hex}.keras"
     try:
+        os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
         shrink(model).save(unfinished)
         os.replace(unfinished, target)
     finally:
@@ -236,14 +241,20 @@ def _load(args: argparse.Namespace, what: str = "a .keras file") -> "keras.Model
         why = "is a directory" if os.path.isdir(args.model) else "does not exist"
     # Keras goes by the file name, and its safe mode is for this format.
     elif not (args.model.endswith(".keras") and zipfile.is_zipfile(args.model)):
-        is_lite = args.model.endswith(".tflite")
-        why = "is a LiteRT file: take the model that it was made from" if is_lite else "is none"
+        why = _OTHER_FILES.get(os.path.splitext(args.model)[1].lower(), "is none")
     if why:
         raise ValueError(f"Expected {what}. Received: '{args.model}', which {why}.")
     try:
         return keras.saving.load_model(args.model, compile=False, safe_mode=not args.unsafe)
     except (KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"Expected a .keras file. Received: '{args.model}': {error.args[0]}") from error
+    except TypeError as error:
+        if "Could not locate" in str(error):
+            raise ValueError(
+                f"'{args.model}' has classes or functions of your own, which are not in the file: load it in "
+                "Python, and call `lc_keras.report`, `shrink` or `export_saved_model` there."
+            ) from error
+        raise
     except ValueError as error:
         if "safe_mode" in str(error) and not args.unsafe:
             raise ValueError(
@@ -256,7 +267,13 @@ def _load(args: argparse.Namespace, what: str = "a .keras file") -> "keras.Model
 def _array(path: str) -> "np.ndarray":
     import numpy as np
 
-    return np.load(path, allow_pickle=False)
+    try:
+        found = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"Expected --data to be a .npy file. Received: '{path}', which is none.") from error
+    if not isinstance(found, np.ndarray):
+        raise ValueError(f"Expected --data to be one array. Received: '{path}', which holds several files.")
+    return found
 
 
 def _version(text: str) -> int | str:

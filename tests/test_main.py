@@ -65,7 +65,7 @@ def fails(model, path, **options):
 def test_shrink(tmp_path, capsys, monkeypatch):
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(5, "relu"), keras.layers.Dense(2)])
     model.layers[0].kernel.assign(model.layers[0].kernel.numpy() * [0, 1, 0, 1, 1])
-    path, target = str(tmp_path / "net.keras"), str(tmp_path / "small.keras")
+    path, target = str(tmp_path / "net.keras"), str(tmp_path / "new" / "small.keras")
     model.save(path)
     assert main(["shrink", path, target, "--batch-size", "2"]) == 0
     printed = capsys.readouterr().out
@@ -85,7 +85,7 @@ def test_shrink(tmp_path, capsys, monkeypatch):
         with pytest.raises(MemoryError):
             main(["shrink", path, path, "--overwrite"])
     assert keras.saving.load_model(path).layers[0].units == 5
-    assert sorted(os.listdir(tmp_path)) == ["net.keras", "small.keras"]
+    assert sorted(os.listdir(tmp_path)) == ["net.keras", "new"]
     (tmp_path / "link.keras").symlink_to("net.keras")
     assert main(["shrink", path, str(tmp_path / "link.keras"), "--overwrite"]) == 0
     assert keras.saving.load_model(path).layers[0].units == 3
@@ -125,10 +125,15 @@ def test_options_for_another_kind_of_target(saved, tmp_path, capsys, target, opt
     assert not (tmp_path / target).exists()
 
 
+class Own(keras.Sequential):
+    pass
+
+
 def test_what_is_no_model(tmp_path, capsys):
     (tmp_path / "text.keras").write_text("not a model")
     (tmp_path / "folder").mkdir()
-    (tmp_path / "net.tflite").write_bytes(b"")
+    for name in ("net.tflite", "net.h5"):
+        (tmp_path / name).write_bytes(b"")
     with zipfile.ZipFile(tmp_path / "other.keras", "w") as other:
         other.writestr("readme.txt", "an archive")
     keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "net.keras")
@@ -137,14 +142,20 @@ def test_what_is_no_model(tmp_path, capsys):
     start = zipfile.ZipFile(tmp_path / "net.keras").getinfo("config.json").header_offset
     damaged[start + 60 : start + 70] = b"X" * 10
     (tmp_path / "damaged.keras").write_bytes(damaged)
-    data = [str(tmp_path / "new.tflite"), "--quantize", "int8", "--data", str(tmp_path / "empty.npy")]
+    np.savez(tmp_path / "several.npz", np.ones((3, 2)))
+    to_int8 = [str(tmp_path / "new.tflite"), "--quantize", "int8", "--data"]
+    Own([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "own.keras")
     for arguments, message in (
         (
             ["report", "missing"],
             ".keras file, or the directory of a SavedModel. Received: 'missing', which does",
         ),
         (["report", str(tmp_path / "net.tflite")], "is a LiteRT file: take the model"),
-        (["export", str(tmp_path / "net.keras"), *data], "No data left"),
+        (["report", str(tmp_path / "net.h5")], "is in an older format"),
+        (["report", str(tmp_path / "own.keras")], "has classes or functions of your own"),
+        (["export", str(tmp_path / "net.keras"), *to_int8, str(tmp_path / "empty.npy")], "No data left"),
+        (["export", str(tmp_path / "net.keras"), *to_int8, str(tmp_path / "text.keras")], "a .npy file"),
+        (["export", str(tmp_path / "net.keras"), *to_int8, str(tmp_path / "several.npz")], "one array"),
         (["report", str(tmp_path / "text.keras")], "which is none"),
         (["report", str(tmp_path / "other.keras")], "config.json"),
         (["report", str(tmp_path / "damaged.keras")], "Bad CRC-32"),

@@ -210,7 +210,8 @@ class Task(Serializable):
             try:
                 cost.check(layouts)
             except ValueError as error:
-                raise ValueError(f"{self}: {error} Its weights are:\n{_listing(variables)}") from error
+                why = str(error).rstrip(".")
+                raise ValueError(f"{self}: {why}. Its weights are:\n{_listing(variables)}") from error
             pairs = zip(variables, layouts, strict=True)
             spared += [v.path for v, layout in pairs if cost.spares(layout)]
             shared.append(SharedCost(self, variables, layouts))

@@ -81,7 +81,7 @@ def check_free(path: str, overwrite: bool) -> None:
 
     Raises:
         ValueError: If `path` does not end in a name, has a name that TensorFlow could not load or that of a
-            Keras file, is a file or lies in one, or holds anything that may not be replaced.
+            Keras or LiteRT file, is a file or lies in one, or holds anything that may not be replaced.
     """
     # The directory appears beside `path` first, and beside ".." is somewhere else.
     if os.path.basename(path) in ("", os.curdir, os.pardir):
@@ -92,6 +92,11 @@ def check_free(path: str, overwrite: bool) -> None:
             f"when it loads a SavedModel. Received: '{path}'"
         )
     check_name(path)
+    if path.lower().endswith(".tflite"):
+        raise ValueError(
+            f"Expected `path` to be a directory. Received: '{path}', the name of a LiteRT file, which "
+            "`lc_keras.export_litert` writes."
+        )
     parent = check_parents(path)
     found = sorted(tf.io.gfile.listdir(path)) if parent == path else []
     if not found:

@@ -198,7 +198,7 @@ def _batches(representative_data: Data | None, specs: list[tf.TensorSpec]) -> Ba
 
     def is_request(given: Any) -> bool:
         is_array = len(specs) == 1 and hasattr(given, "shape")
-        return isinstance(given, dict) or (is_array and any_size[0].shape.is_compatible_with(given.shape))
+        return isinstance(given, dict) or (is_array and any_size[0].shape.rank in (None, len(given.shape)))
 
     data: Any = representative_data() if callable(representative_data) else representative_data
     for given in [data] if is_request(data) else data if data is not None else ():

@@ -119,8 +119,8 @@ def export_saved_model(
         ValueError: If an argument is out of range; the model is not built; a weight is NaN or does not fit in
             half precision; nothing can be computed sparse though `compute="sparse"`; `warmup` does not fit
             the inputs; a signature uses what it does not name; with `litert`, for the reasons of
-            `export_litert`; or `path` is a file, has the name of a Keras file, holds a SavedModel while
-            `overwrite` is `False`, or holds anything else.
+            `export_litert`; or `path` is a file, has the name of a Keras or LiteRT file, holds a
+            SavedModel while `overwrite` is `False`, or holds anything else.
 
     Example:
 

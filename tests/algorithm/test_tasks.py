@@ -601,6 +601,7 @@ def test_a_model_without_trainable_weights():
 def test_a_budget_beyond_the_weights(task, limit, listed):
     message = error_of(ValueError, lambda: bind_tasks([task], dense_net()))
     assert repr(task) in message and f"at most {limit}," in message
+    assert f"Received: {task.compression.keep}. Its weights are:" in message
     assert all(weight in message for weight in listed)
 
 

@@ -92,6 +92,8 @@ def test_versions(tmp_path):
             version_directory(base, wrong)
     with pytest.raises(ValueError, match="no name of a file of Keras's"):
         check_free(str(tmp_path / "net.keras"), overwrite=False)
+    with pytest.raises(ValueError, match="the name of a LiteRT file"):
+        check_free(str(tmp_path / "net.tflite"), overwrite=False)
     with pytest.raises(ValueError, match="at least 0"):
         version_directory(base, -1)
     (tmp_path / "2" / "saved_model.pb").touch()

@@ -354,6 +354,11 @@ def test_bad_arguments(tmp_path):
             {"representative_data": [np.ones((2, 200), complex)]},
             "'pixels' of type float32. .*complex128",
         ),
+        (
+            model,
+            {"representative_data": np.ones((9, 7))},
+            r"\(None, 200\). Received: shape \(9, 7\)",
+        ),
         (model, {"representative_data": [np.full((2, 200), np.inf)]}, "finite. .* for input 'pixels'"),
         (two, {"representative_data": [{"a": np.ones((2, 3)), "b": np.ones((1, 3))}]}, "'a': 2, 'b': 1"),
         (two, {"representative_data": [np.ones((2, 3))]}, "dictionary with the keys a, b"),
