@@ -35,6 +35,7 @@ _FOR_SAVED_MODEL = {
 _FOR_LITERT = {"quantize": "--quantize", "representative_data": "--data"}
 _OTHER_FILES = {
     ".tflite": "is a LiteRT file: take the model that it was made from",
+    ".weights.h5": "holds weights alone: load them into the model, and save that as a .keras file",
     ".h5": "is in an older format: load it by `keras.saving.load_model`, and save it as a .keras file",
 }
 _OPTIONS = _FOR_SAVED_MODEL | _FOR_LITERT | {"overwrite": "--overwrite", "batch_size": "--batch-size"}
@@ -202,8 +203,9 @@ def _shrink(args: argparse.Namespace) -> None:
     # The target may be the model itself: it stays whole until the smaller one is.
     unfinished = f"{target}.unfinished-{uuid.uuid4().hex}.keras"
     try:
+        small = shrink(model)
         os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
-        shrink(model).save(unfinished)
+        small.save(unfinished)
         os.replace(unfinished, target)
     finally:
         if os.path.exists(unfinished):
@@ -241,7 +243,8 @@ def _load(args: argparse.Namespace, what: str = "a .keras file") -> "keras.Model
         why = "is a directory" if os.path.isdir(args.model) else "does not exist"
     # Keras goes by the file name, and its safe mode is for this format.
     elif not (args.model.endswith(".keras") and zipfile.is_zipfile(args.model)):
-        why = _OTHER_FILES.get(os.path.splitext(args.model)[1].lower(), "is none")
+        named = (what for end, what in _OTHER_FILES.items() if args.model.lower().endswith(end))
+        why = next(named, "is none")
     if why:
         raise ValueError(f"Expected {what}. Received: '{args.model}', which {why}.")
     try:
@@ -251,8 +254,8 @@ def _load(args: argparse.Namespace, what: str = "a .keras file") -> "keras.Model
     except TypeError as error:
         if "Could not locate" in str(error):
             raise ValueError(
-                f"'{args.model}' has classes or functions of your own, which are not in the file: load it in "
-                "Python, and call `lc_keras.report`, `shrink` or `export_saved_model` there."
+                f"'{args.model}' has classes or functions that Keras does not have, and that are not in the "
+                "file: load it in Python, and call `lc_keras.report`, `shrink` or `export_saved_model` there."
             ) from error
         raise
     except ValueError as error:
@@ -269,10 +272,13 @@ def _array(path: str) -> "np.ndarray":
 
     try:
         found = np.load(path, allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(f"Expected --data to be a .npy file. Received: '{path}', which is none.") from error
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"Expected --data to be a .npy file of numbers. Received: '{path}', which cannot be read as one: "
+            f"{error}"
+        ) from error
     if not isinstance(found, np.ndarray):
-        raise ValueError(f"Expected --data to be one array. Received: '{path}', which holds several files.")
+        raise ValueError(f"Expected --data to be one array. Received: '{path}', which is an archive of them.")
     return found
 
 

@@ -41,7 +41,7 @@ def whole(name: str, value: int) -> int:
 
 
 def number_or_fraction(name: str, value: float, most: float = 1.0) -> int | float:
-    """Check how much is kept: an int ≥ 0, or a float from 0 to `most`, which is a fraction up to 1."""
+    """Check how much is kept: an int ≥ 0, a float in [0, 1], or one up to `most` that is no fraction."""
     plain = _plain(value)
     is_int = isinstance(plain, int)
     what = "a whole number ≥ 0 or a float in [0, 1], such as 0.05 for 5 %"

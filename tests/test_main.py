@@ -152,7 +152,7 @@ def test_what_is_no_model(tmp_path, capsys):
         ),
         (["report", str(tmp_path / "net.tflite")], "is a LiteRT file: take the model"),
         (["report", str(tmp_path / "net.h5")], "is in an older format"),
-        (["report", str(tmp_path / "own.keras")], "has classes or functions of your own"),
+        (["report", str(tmp_path / "own.keras")], "has classes or functions that Keras does not have"),
         (["export", str(tmp_path / "net.keras"), *to_int8, str(tmp_path / "empty.npy")], "No data left"),
         (["export", str(tmp_path / "net.keras"), *to_int8, str(tmp_path / "text.keras")], "a .npy file"),
         (["export", str(tmp_path / "net.keras"), *to_int8, str(tmp_path / "several.npz")], "one array"),

@@ -1,10 +1,12 @@
 """Compression after training, without retraining."""
 
+from typing import Any
+
 import keras
 
 from lc_keras.algorithm.direct import compress_shared
 from lc_keras.algorithm.tasks import SharedCost, Tasks, as_tasks, bind_tasks
-from lc_keras.fit.attachment import have_last_word
+from lc_keras.fit.attachment import comes_first, have_last_word
 
 
 class DirectCompression(keras.callbacks.Callback):
@@ -33,6 +35,11 @@ class DirectCompression(keras.callbacks.Callback):
         super().__init__()
         self.tasks = as_tasks(tasks)
         self._shared: list[SharedCost] = []
+        self._is_first = True
+
+    def set_params(self, params: dict[str, Any]) -> None:
+        super().set_params(params)
+        self._is_first = comes_first(self)
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         self._shared = bind_tasks(self.tasks, self.model)
@@ -40,7 +47,12 @@ class DirectCompression(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         self._compress()
         variables = [v for part in self._shared for v in part.variables]
-        have_last_word(self, variables, lambda changed: self._compress() if changed else None)
+
+        def finish(changed: bool) -> None:
+            if changed:
+                self._compress()
+
+        have_last_word(self, variables, finish, self._is_first)
 
     def _compress(self) -> None:
         compress_shared(self.model, self._shared)

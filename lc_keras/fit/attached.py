@@ -5,7 +5,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ from lc_keras.algorithm.direct import compress_again
 from lc_keras.algorithm.shadows import fingerprint
 from lc_keras.algorithm.tasks import SharedCost, Tasks, as_tasks
 from lc_keras.arguments import warn
-from lc_keras.fit.attachment import NOT_ALONE, Attachment, Run, have_last_word
+from lc_keras.fit.attachment import NOT_ALONE, Attachment, Run, comes_first, have_last_word
 from lc_keras.fit.optimizers import LearningRateLimit, optimizers_of
 from lc_keras.fit.statistics import Statistics
 from lc_keras.fit.verdict import Verdict
@@ -52,6 +52,7 @@ class Attached(keras.callbacks.Callback):
         self.shared: Sequence[SharedCost] = []
         self.shown: list[np.ndarray] = []
         self._attachment: Attachment = None  # type: ignore[assignment]  # there once Keras has set the model
+        self._is_first = True
         self._logs: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
         self._verdict: Verdict = None  # type: ignore[assignment]  # there once `fit` has begun
@@ -106,6 +107,10 @@ class Attached(keras.callbacks.Callback):
         super().set_model(model)
         self._attachment = Attachment(self)
 
+    def set_params(self, params: dict[str, Any]) -> None:
+        super().set_params(params)
+        self._is_first = comes_first(self)
+
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         self._attachment.clear_way()
         self._logs, self.history = {}, []
@@ -142,7 +147,6 @@ class Attached(keras.callbacks.Callback):
                 logs.update(run.logs)
                 self.history.append({"epoch": epoch + 1, **logs})
             self._verdict.note(logs, self._attachment.first_logs)
-            self._attachment.note_epoch(epoch)
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         with self._running() as run:
@@ -150,22 +154,23 @@ class Attached(keras.callbacks.Callback):
         variables, statistics, mu, gap = run.variables, run.statistics, run.mu, run.last_gap
         self._attachment.detach()
         del run
-        if once_more:
-            self._compress_again(mu, statistics)
+        if once_more and not self._compress_again(mu, statistics):
+            statistics.estimate()
 
         def finish(changed: bool) -> None:
             if changed:
                 self._compress_again(mu, statistics)
             self._verdict.is_stale = statistics.are_stale
-            self._finish(gap)
+            self._conclude(gap)
 
-        have_last_word(self, variables, finish, self._attachment.comes_first)
+        have_last_word(self, variables, finish, self._is_first)
 
-    def _finish(self, gap: float) -> None:
-        """Finish after all callbacks have ended; `gap` is 0 if it was mentioned already."""
+    def _conclude(self, gap: float) -> None:
+        """Conclude the `fit` after all callbacks have ended; `gap` is 0 if it was mentioned already."""
         self._verdict.give(gap)
 
-    def _compress_again(self, mu: float, statistics: Statistics) -> None:
+    def _compress_again(self, mu: float, statistics: Statistics) -> bool:
+        """Compress weights that others have put into the model; return whether they broke a budget."""
         gap, self._logs["density"] = compress_again(self.model, self.shared, mu, self.shown)
         if gap:
             warn(
@@ -175,6 +180,7 @@ class Attached(keras.callbacks.Callback):
             )
             self.shown.append(fingerprint([v for part in self.shared for v in part.variables]))
             statistics.estimate()
+        return gap > 0
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[Run]:

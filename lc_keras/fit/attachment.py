@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from lc_keras.algorithm.shadows import fingerprint
 from lc_keras.algorithm.tasks import SharedCost
+from lc_keras.arguments import warn
 from lc_keras.fit.statistics import Statistics
 from lc_keras.internals.keras import build_for_training, first_epoch_of, is_of_keras, set_first_epoch
 
@@ -87,8 +88,6 @@ class Attachment:
     Attributes:
         run: `Run` that is attached, or `None`.
         first_logs: The logs of the first batch of the `fit`, for the model before any update, or `None`.
-        comes_first: Bool, whether the callback precedes the history, which Keras appends unless the user has
-            put one into the list.
     """
 
     def __init__(self, callback: keras.callbacks.Callback) -> None:
@@ -101,7 +100,6 @@ class Attachment:
         self._train_function: Any = None
         self.run: Run | None = None
         self.first_logs: Logs | None = None
-        self.comes_first = True
         # Otherwise Keras would begin every later `fit` where an earlier one was resumed.
         set_first_epoch(self._model, None)
 
@@ -204,10 +202,6 @@ class Attachment:
             self.first_logs = logs
         return logs
 
-    def note_epoch(self, epoch: int) -> None:
-        """Note, as the callback hears that an epoch has ended, whether the history has heard of it before."""
-        self.comes_first = getattr(self._history, "epoch", [])[-1:] != [epoch]
-
     def _trace(self) -> None:
         if hasattr(self._model.train_step, "python_function"):
             raise ValueError(
@@ -219,26 +213,41 @@ class Attachment:
         self._train_function, self._model.train_function = self._model.train_function, self
 
 
+def comes_first(callback: keras.callbacks.Callback) -> bool:
+    """Return whether a callback precedes the history of its `fit`; to be called in its `set_params`.
+
+    Keras appends a history, unless the user has put one into the list, and tells the callbacks in this order.
+    """
+    history = getattr(callback.model, "history", None)
+    return history is None or history.params is not callback.params
+
+
 def have_last_word(
     callback: keras.callbacks.Callback,
     variables: Sequence[keras.Variable],
     act: Callable[[bool], None],
-    comes_first: bool = True,
+    is_first: bool,
 ) -> None:
     """Act once more after the `on_train_end` of all callbacks of a `fit`.
 
-    `EarlyStopping` puts weights of another epoch into the model, even if it comes later in the list. Where
-    the history does not come last, nothing is known to, and this acts at once.
+    `EarlyStopping` puts weights of another epoch into the model, even if it comes later in the list. If no
+    history comes after the callback, this acts at once.
 
     Args:
         callback: The callback that acts, in its `on_train_end`.
         variables: Sequence of `keras.Variable`.
         act: Called with a bool, whether the variables have changed by then.
-        comes_first: Bool, default `True`, whether the callback precedes the history in the list.
+        is_first: Bool, what `comes_first` returned.
     """
+    if not is_first:
+        warn(
+            f"A History precedes {type(callback).__name__}: what callbacks behind it put into the model as "
+            "training ends stays as it is, even beyond the budget. Put the History last, or leave it out: "
+            "Keras adds one."
+        )
     history, params = getattr(callback.model, "history", None), callback.params
     # A `CallbackList` may have none; the model then still has that of an earlier `fit`.
-    if history is None or history.params is not params or not comes_first:
+    if history is None or history.params is not params or not is_first:
         act(False)
         return
     left, own = fingerprint(variables), history.on_train_end
@@ -246,9 +255,6 @@ def have_last_word(
     def last(logs: dict[str, float] | None = None) -> None:
         vars(history).pop("on_train_end", None)
         own(logs)
-        # If the user put the history in front of the callback, this is first called in the next `fit`.
-        if history.params is params:
-            act(not np.array_equal(left, fingerprint(variables)))
+        act(not np.array_equal(left, fingerprint(variables)))
 
-    # Keras appends the history to the user's callbacks.
     history.on_train_end = last

@@ -164,7 +164,7 @@ class LearningCompression(Attached):
             self._attachment.begin_at(None)
         super().on_epoch_begin(epoch, logs)
 
-    def _finish(self, gap: float) -> None:
-        super()._finish(gap)
+    def _conclude(self, gap: float) -> None:
+        super()._conclude(gap)
         if self.checkpoints and self.model.distribute_strategy.extended.should_checkpoint:
             self.checkpoints.delete()

@@ -14,7 +14,7 @@ from lc_keras.arguments import warn
 # What JSON can hold.
 Facts = dict[str, Any]
 
-_FORMAT = 4
+_FORMAT = 5
 _KEPT = 2
 _FACTS = "facts"
 _FILE = re.compile(r"epoch-(\d{6,})\.(index|data-.*)")

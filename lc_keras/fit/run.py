@@ -195,10 +195,7 @@ class CompressionRun(Run, Resumable):
                 )
         else:
             self._warn_of_end("Training stopped")
-        replaced = self._lagrangian.is_replaced()
-        if replaced:
-            self.statistics.estimate()
-        return replaced
+        return self._lagrangian.is_replaced()
 
     def abandon(self, error: BaseException) -> None:
         """Compress the model as it is, or go back to where it was finite, after an exception.
@@ -231,7 +228,7 @@ class CompressionRun(Run, Resumable):
     def _parts(self) -> dict[str, Any]:
         """Return the parts that have a state besides the variables."""
         parts = {"run": self, "plan": self._plan, "pull": self._pull, "rate": self._rate}
-        return {**parts, "lagrangian": self._lagrangian}
+        return {**parts, "lagrangian": self._lagrangian, "statistics": self.statistics}
 
     def _settings(self) -> Facts:
         """Return what a run and its restart have in common."""

@@ -9,11 +9,12 @@ import tensorflow as tf
 
 from lc_keras.algorithm.shadows import Shadow
 from lc_keras.arguments import warn
+from lc_keras.fit.checkpoints import Resumable
 from lc_keras.internals.tensorflow import dataset_of, is_read_once
 from lc_keras.model.statistics import BATCHES, Estimator
 
 
-class Statistics:
+class Statistics(Resumable):
     """Estimate the statistics of the compressed weights while the model shows them.
 
     During training they follow w slowly: a moving average with momentum 0.99 is of the last hundred batches.
@@ -27,11 +28,12 @@ class Statistics:
         are_stale: Bool, whether the latest ones could not be estimated; if so, a warning was given.
     """
 
+    held = ("_replaced",)
+
     def __init__(self, model: keras.Model, batches: int | None) -> None:
         self._estimator = Estimator(model, by_train_step=True)
         self._trained = Shadow(self._estimator.variables, "trained")
-        # Of those that a checkpoint holds, that is not known.
-        self._replaced = [True] * len(self.trained)
+        self._replaced = [False] * len(self.trained)
         strategy = model.distribute_strategy
         self._of_several_workers = strategy.num_replicas_in_sync > self._estimator.replicas
         self._batches: int | None = min(batches or BATCHES, BATCHES)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.auto_control_deps_utils import get_read_write_resource_inputs
 from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.framework.function_def_to_graph import function_def_to_graph_def, get_function_def
 from tensorflow.python.ops import handle_data_util, resource_variable_ops, script_ops
@@ -168,6 +169,18 @@ def function_graphs(op: tf.Operation, attribute: str, inputs: Sequence[tf.Tensor
             graph.control_outputs = [graph.get_operation_by_name(f"in/{name}") for name in controls]
         graphs.append(graph)
     return graphs
+
+
+def written_in(graph: FuncGraph) -> list[tf.Tensor]:
+    """Return the handles of what is outside of the graph of a function and may be changed by it.
+
+    `auto_control_deps_utils.get_read_write_resource_inputs` knows which operations only read, but for those
+    of tables.
+    """
+    outside = {id(inside): handle for handle, inside in graph.captures}
+    operations = (op for op in graph.get_operations() if not op.type.startswith("LookupTable"))
+    written = (t for op in operations for t in get_read_write_resource_inputs(op)[1])
+    return [outside[id(tensor)] for tensor in written if id(tensor) in outside]
 
 
 def in_vectorized_map() -> bool:

@@ -9,8 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.arguments import keras_model, whole
-from lc_keras.internals.keras import global_seed, is_of_keras, layers_in, replaced, states_of
+from lc_keras.internals.keras import global_seed, layers_in, replaced, states_of
 from lc_keras.internals.tensorflow import compiled
+from lc_keras.model.train_steps import TrainStep
 
 BATCHES = 20
 
@@ -70,9 +71,8 @@ class Estimator:
 
     Args:
         model: Built `keras.Model`.
-        by_train_step: Bool, default `False`. `True`: the model is called on what its `train_step` first calls
-            it on. It is called on the inputs as they are if Keras wrote the `train_step`, or if this one
-            calls only parts of the model.
+        by_train_step: Bool, default `False`. `True`: the model is called on what its `train_step` calls it
+            on; see `TrainStep`.
 
     Attributes:
         variables: List of `keras.Variable`, those that training updates besides the weights; may be empty.
@@ -81,7 +81,8 @@ class Estimator:
 
     def __init__(self, model: keras.Model, by_train_step: bool = False) -> None:
         self._model = model
-        self._by_train_step = by_train_step and not is_of_keras(model.train_step)
+        self._train_step = TrainStep(model) if by_train_step else None
+        self._restored: Sequence[keras.Variable] = ()
         strategy = model.distribute_strategy
         several = strategy.num_replicas_in_sync > 1
         self.replicas = len(strategy.extended.worker_devices) if several else 1
@@ -109,7 +110,7 @@ class Estimator:
         with self._model.distribute_strategy.scope():
             others = [*self._model.variables, *self._model.metrics_variables, global_seed()]
         others = [v for v in others if id(v) not in moved]
-        kept = _values(others)
+        kept, self._restored = _values(others), [*self.variables, *others]
         used = 0
         try:
             for means in self._means:
@@ -139,7 +140,7 @@ class Estimator:
 
     def _shared(self, data: Iterable[Any]) -> Iterator[Any]:
         """Yield what `_forward` takes, with one value for each replica if there are several."""
-        parts = (_tensors(batch if self._by_train_step else _inputs_of(batch)) for batch in data)
+        parts = (_tensors(batch if self._train_step else _inputs_of(batch)) for batch in data)
         while len(group := list(itertools.islice(parts, self.replicas))) == self.replicas:
             if all(map(_examples, group)):
                 yield self._distributed(group)
@@ -157,38 +158,8 @@ class Estimator:
             self._model.distribute_strategy.run(self._forward, (batch,))
 
     def _forward(self, batch: Any) -> None:
-        inputs = batch
-        if self._by_train_step:
-            # In a graph of its own, which is left behind if it holds a whole step.
-            try:
-                inputs = compiled(self._given)(batch)
-            except _NeverCalled:
-                inputs = _inputs_of(batch)
+        inputs = self._train_step.inputs(batch, self._restored) if self._train_step else batch
         self._model(inputs, training=True)
-
-    def _given(self, batch: Any) -> Any:
-        """Return what `train_step` first calls the model on, and do nothing that comes after."""
-
-        def call(inputs: Any, *args: Any, **options: Any) -> None:
-            raise _Called(inputs)
-
-        with replaced([(self._model, "call", call)]):
-            try:
-                self._model.train_step(batch)
-            except _Called as called:
-                return called.inputs
-        raise _NeverCalled
-
-
-class _Called(BaseException):
-    """Tell that the model was called, past handlers of errors."""
-
-    def __init__(self, inputs: Any) -> None:
-        self.inputs = inputs
-
-
-class _NeverCalled(Exception):
-    pass
 
 
 class _Means:
@@ -271,7 +242,10 @@ def _inputs_of(batch: Any) -> Any:
 
 
 def _tensors(values: Any) -> Any:
-    return tf.nest.map_structure(lambda v: v if tf.is_tensor(v) else tf.convert_to_tensor(v), values)
+    def tensor(value: Any) -> Any:
+        return value if value is None or tf.is_tensor(value) else tf.convert_to_tensor(value)
+
+    return tf.nest.map_structure(tensor, values)
 
 
 def _split(batch: Any, parts: int) -> Iterator[Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.algorithm.tasks import Selector, SharedCost, Task, bind_tasks
-from lc_keras.arguments import is_number, keras_model, non_negative
+from lc_keras.arguments import is_number, keras_model, positive
 from lc_keras.costs import L0Constraint, Weights
 from lc_keras.costs.groups import Groups
 from lc_keras.costs.thresholds import read
@@ -127,7 +127,7 @@ def sensitivity(
     given: tuple[Any, ...] = (keep,) if is_number(keep) or not isinstance(keep, Iterable) else tuple(keep)
     if not all(map(is_number, given)):
         raise TypeError(f"Expected `keep` to be a number or a sequence of these. Received: keep={keep!r}")
-    fractions = tuple(non_negative("keep", fraction) for fraction in given)
+    fractions = tuple(positive("keep", fraction) for fraction in given)
     if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
         raise ValueError(f"Expected `keep` to be numbers above 0 and up to 1. Received: keep={keep!r}")
     parts = bind_tasks([Task(L0Constraint(1.0, groups or Weights()), weights, per_layer=True)], model)

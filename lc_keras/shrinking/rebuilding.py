@@ -110,8 +110,9 @@ class Rebuilt:
             self._factors |= dict.fromkeys(graph.layers) | dict(factors or {})
         self._copies: list[tuple[keras.Layer, keras.Layer]] = []
         self._wholes: list[tuple[keras.Layer, keras.Layer]] = []
-        # The names of the layers inside which layers are being made; an empty one for a model.
+        # The names of the layers inside which layers are being made.
         self._path: list[str] = []
+        self._is_inlining = False
         self._names: dict[str, keras.Layer] = {}
         try:
             made = copied_together(graph.tied)
@@ -252,10 +253,15 @@ class Rebuilt:
 
         return call
 
+    @property
+    def _is_inside(self) -> bool:
+        """Whether layers are being made that were inside another layer or model, with names of their own."""
+        return bool(self._path) or self._is_inlining
+
     def _name(self, layer: keras.Layer) -> str:
-        name = "_".join([*filter(None, self._path), layer.name])
+        name = "_".join([*self._path, layer.name])
         # "a_b" may be b in a, and also another layer's name.
-        while self._path and self._names.setdefault(name, layer) is not layer:
+        while self._is_inside and self._names.setdefault(name, layer) is not layer:
             name += "_1"
         return name
 
@@ -275,9 +281,9 @@ class Rebuilt:
         """Return a function that calls the layers in a nested model as if they were in the outer one."""
 
         def call(inputs: Any, *_: Any, **__: Any) -> Any:
-            self._path.append("")
+            before, self._is_inlining = self._is_inlining, True
             outputs = call_again(as_functional(model), in_order(model, inputs), self._operation)
-            self._path.pop()
+            self._is_inlining = before
             return outputs
 
         return call
@@ -330,7 +336,7 @@ class Rebuilt:
         return (flow.made_as or type(layer)).from_config(config)
 
     def _renamed(self, layer: keras.Layer) -> dict[str, Any]:
-        return {"name": self._name(layer)} if self._path else {}
+        return {"name": self._name(layer)} if self._is_inside else {}
 
     def _kept(self, flow: Flow) -> dict[str, np.ndarray]:
         return {port: self._stays[ids] for port, ids in flow.ports.items()}

@@ -704,8 +704,10 @@ def test_a_history_that_does_not_come_last(history, tmp_path):
         callbacks = [keras.callbacks.History(), compress]
     else:
         callbacks = keras.callbacks.CallbackList([compress], model=model, epochs=2, steps=8, verbose=0)
-    with pytest.warns(UserWarning, match="The compressed model may be bad.*lost all weights"):
+    with pytest.warns(UserWarning, match="The compressed model may be bad.*lost all weights") as seen:
         fit(model, callbacks)
+    said = any("A History precedes LearningCompression" in str(w.message) for w in seen)
+    assert said == (history == "in front")
     assert nonzeros(model) == 1 and not any(tmp_path.iterdir())
     assert "on_train_end" not in vars(model.history)
 

@@ -118,6 +118,26 @@ def test_what_another_callback_sets_stays():
     assert seen == 8 * [1.0] + 8 * [0.5] and float(tempered.temperature) == 0.5
 
 
+def test_what_another_callback_sets_stays_after_a_restart(tmp_path):
+    def run(*callbacks):
+        tempered, seen = Tempered(), []
+        model = keras.Sequential([keras.Input((6,)), *net().layers, tempered])
+        model.compile(keras.optimizers.SGD(0.1), XENT)
+        cool = spy(on_epoch_begin=lambda epoch, logs: tempered.temperature.assign(0.5**epoch))
+        look = spy(on_train_batch_end=lambda batch, logs: seen.append(float(tempered.temperature)))
+        compress = LearningCompression(L0Constraint(20), checkpoint_dir=tmp_path)
+        model.fit(dataset(), epochs=2, verbose=0, callbacks=[compress, cool, look, *callbacks])
+        return seen
+
+    def stop(epoch, logs):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(spy(on_epoch_begin=stop))
+    assert run() == 8 * [0.5]
+
+
 def test_a_restart_goes_on_with_those_of_the_trained_weights(tmp_path):
     def run(*callbacks):
         model, seen = net(), []
@@ -216,13 +236,56 @@ class ByLayers(keras.Sequential):
         return {"loss": loss}
 
 
-@pytest.mark.parametrize("kind, x", [(Moved, X + 3), (ByLayers, X)])
-@pytest.mark.parametrize("run_eagerly", [False, pytest.param(True, marks=pytest.mark.slow)])
+class Taught(keras.Sequential):
+    """A model that is called on other data first, not to train on them."""
+
+    def train_step(self, data):
+        x, y = data
+        y = y + 0 * tf.argmax(self(x - 3, training=False), -1)
+        return super().train_step((x + 3, y))
+
+
+class Counted(keras.Sequential):
+    """A model whose training step counts itself, and trains on its data."""
+
+    moves = False
+
+    def train_step(self, data):
+        if not hasattr(self, "count"):
+            self.count = tf.Variable(0)
+        self.count.assign_add(1)
+        x, y = data
+        return super().train_step((x + 3 if self.moves else x, y))
+
+
+class CountedAndMoved(Counted):
+    moves = True
+
+
+@pytest.mark.parametrize(
+    "kind, x, run_eagerly",
+    [
+        (Moved, X + 3, False),
+        (Moved, X + 3, True),
+        (ByLayers, X, False),
+        pytest.param(ByLayers, X, True, marks=pytest.mark.slow),
+        (Taught, X + 3, False),
+        (Counted, X, False),
+    ],
+)
 def test_they_are_of_what_a_train_step_calls_the_model_on(kind, x, run_eagerly):
     model = net(kind, run_eagerly=run_eagerly)
     fit(model)
     assert_of_what_it_holds(model, x=x)
     assert model.optimizer.iterations == 16 and "call" not in vars(model)
+    assert getattr(model, "count", 16) == 16
+
+
+def test_a_train_step_that_would_change_more_is_not_run_for_them():
+    model = net(CountedAndMoved)
+    with pytest.warns(UserWarning, match="changes variables of its own.*estimate_statistics"):
+        fit(model)
+    assert model.count == 16
 
 
 def test_nothing_is_said_of_a_net_without_statistics():

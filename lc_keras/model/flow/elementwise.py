@@ -229,9 +229,10 @@ class Add(Merge):
 
 
 def _are_as_large(some: Sequence[keras.KerasTensor], every: Sequence[keras.KerasTensor]) -> bool:
-    """Return whether some tensors make a sum as large as all do, whatever the open sizes of the inputs are.
+    """Return whether some tensors make a sum as large as all do, as far as a few sizes of the inputs show.
 
-    Sizes that are open are tried: all are equal, or one input has single steps, which others spread.
+    Sizes that are open are tried: 64, which strides divide, for all inputs, or single steps for one of them,
+    which the others spread.
     """
     inputs = inputs_of([*some, *every])
     function = keras.Function(inputs, [*some, *every])
