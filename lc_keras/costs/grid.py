@@ -79,7 +79,13 @@ class Grid(Values):
 
     def nearest(self, learned: tf.Tensor, dtype: tf.DType) -> Map:
         steps = tf.cast(learned, dtype)
-        return lambda value: self._numbers(value, steps) * steps
+
+        def on_grid(value: tf.Tensor) -> tf.Tensor:
+            numbers = self._numbers(value, steps)
+            # A zero with a sign would be one more value to store.
+            return tf.where(numbers == 0, tf.zeros([], dtype), numbers * steps)
+
+        return on_grid
 
     def _numbers(self, value: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         numbers = tf.round(tf.math.divide_no_nan(value, step))

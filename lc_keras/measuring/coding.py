@@ -52,18 +52,21 @@ def code(values: np.ndarray, columns: np.ndarray | None, steps: np.ndarray | Non
     few = (
         len(np.unique(some[some != 0][:_SOME])) <= 2**_MOST_BITS and not np.signbit(values[values == 0]).any()
     )
-    table, numbers = np.unique(values, return_inverse=True) if few else (values, values)
-    if len(table) <= 2**_MOST_BITS and few:
-        bits = max(1, int(len(table) - 1).bit_length())
-        return Codes(bits, to_bits(numbers, bits), table)
-    if steps is None:
-        return None
-    with np.errstate(invalid="ignore"):
-        whole = np.rint(np.nan_to_num(values / steps[columns])).astype(int)
-    largest = int(np.abs(whole).max(initial=0))
-    bits = largest.bit_length() + 1
-    levels = np.arange(-largest, largest + 1, dtype=values.dtype)
-    return Codes(bits, to_bits(whole + largest, bits), levels, steps)
+    found = []
+    if few:
+        table, numbers = np.unique(values, return_inverse=True)
+        if len(table) <= 2**_MOST_BITS:
+            bits = max(1, int(len(table) - 1).bit_length())
+            found.append(Codes(bits, to_bits(numbers, bits), table))
+    if steps is not None:
+        with np.errstate(invalid="ignore"):
+            whole = np.rint(np.nan_to_num(values / steps[columns])).astype(int)
+        largest = int(np.abs(whole).max(initial=0))
+        bits = largest.bit_length() + 1
+        levels = np.arange(-largest, largest + 1, dtype=values.dtype)
+        # Columns with steps of their own have many values together.
+        found.append(Codes(bits, to_bits(whole + largest, bits), levels, steps))
+    return min(found, key=lambda codes: codes.nbytes, default=None)
 
 
 def frequent(values: np.ndarray) -> tuple[Codes | None, np.ndarray]:

@@ -124,6 +124,11 @@ def test_a_grid_is_that_of_keras_and_exact(bits):
     np.testing.assert_allclose(np.float32(q) / scale, theta, rtol=1e-5)
 
 
+def test_a_grid_has_one_zero():
+    theta = compressed(Grid(2, "tensor"), [np.float32([[1, -0.1, 0.1, -1]])])[0].numpy()
+    assert np.array_equal(np.signbit(theta), theta < 0)
+
+
 @pytest.mark.parametrize("power", [-90, 70, 125])
 def test_a_grid_is_the_same_for_numbers_of_any_size(power):
     v = draw(0, 20).reshape(5, 4)

@@ -150,6 +150,15 @@ def test_a_grid_is_stored_in_its_bits(bits, density):
     ].all()
 
 
+def test_a_grid_of_few_columns_is_stored_in_its_bits():
+    """Its columns have at most 256 values together, which could be coded in seven bits."""
+    weights = np.random.default_rng(0).normal(size=(5000, 10)).astype("float32")
+    array = L0Constraint(0.5, values=Grid(4)).c_step([weights], 1.0)[0].numpy()
+    packed = pack(array)
+    assert packed.name == "bitmask/4"
+    np.testing.assert_array_equal(coded(packed), packed.values)
+
+
 def test_many_values_stay_as_they_are():
     random = np.random.default_rng(0)
     assert pack(random.normal(size=(100, 100)).astype("float32")).codes is None
