@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from lc_keras.arguments import is_number, optional, whole
 from lc_keras.costs import thresholds
-from lc_keras.costs.compression import Layouts, Tensors
+from lc_keras.costs.compression import Layouts, Tensors, check_number
 from lc_keras.costs.kmeans import best_codes
 from lc_keras.costs.values import Values
 
@@ -66,6 +66,10 @@ class Codebook(Values):
     @property
     def close_values(self) -> bool:  # type: ignore[override]  # of this one
         return (self.size or 0) >= _CLOSE
+
+    def check(self, layouts: Layouts) -> None:
+        if self.size is not None:
+            check_number(sum(layout.size for layout in layouts))
 
     def learn(self, weights: Tensors, layouts: Layouts, sparse: bool = False) -> list[tf.Tensor]:
         if self.size is not None:

@@ -194,6 +194,15 @@ class Compression(Serializable):
         return hash(repr(self))
 
 
+def check_number(number: int) -> None:
+    """Raise a ValueError if more weights or groups share a cost than the cost can count."""
+    if number >= 2**31:
+        raise ValueError(
+            f"Expected fewer than {2**31:,} weights, or groups of them, that are counted together. "
+            f"Received: {number:,}; `per_layer=True`, or several tasks, count them separately."
+        )
+
+
 def _layouts(tensors: Tensors) -> list[Layout]:
     return [Layout(tensor.shape, bytes=tensor.dtype.size) for tensor in tensors]
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from lc_keras.arguments import number_or_fraction, optional, warn, whole
 from lc_keras.costs import budgets, thresholds
-from lc_keras.costs.compression import NON_NEGATIVE, Layouts, Map, Tensors
+from lc_keras.costs.compression import NON_NEGATIVE, Layouts, Map, Tensors, check_number
 from lc_keras.costs.grouped import Decide, Grouped
 from lc_keras.costs.groups import WEIGHTS, Groups
 from lc_keras.costs.multiples import numbered
@@ -152,6 +152,8 @@ class L0Constraint(Grouped):
 
     def check(self, layouts: Layouts) -> None:
         self.budget(layouts)
+        if self.measure == "groups":
+            check_number(self.total(layouts))
         is_count = isinstance(self.keep, int) and self.measure in ("groups", "parameters")
         if is_count and 0 < self.keep <= 100 and 1000 * self.keep < (total := self.total(layouts)):
             what = "weights" if self._single or self.measure == "parameters" else "groups"
@@ -206,7 +208,8 @@ class L0Constraint(Grouped):
         kappa = self._kappa(total)
         # The cost of a kernel depends on the units of two layers.
         power = 1 if self.measure == "groups" else 2
-        half = keeping(min(1.0, (kappa / max(total, 1)) ** (1 / power) / 2))
+        # Half of nothing would not be one unit.
+        half = keeping(min(1.0, (kappa / max(total, 1)) ** (1 / power) / 2)) if kappa else one_each
         return half if half.least <= kappa else one_each
 
     def _kappa(self, total: int) -> int:

@@ -5,7 +5,7 @@ import dataclasses
 import tensorflow as tf
 
 from lc_keras.costs import thresholds
-from lc_keras.costs.compression import NON_NEGATIVE, Layouts, Map, Tensors
+from lc_keras.costs.compression import NON_NEGATIVE, Layouts, Map, Tensors, check_number
 from lc_keras.costs.grouped import Grouped
 from lc_keras.costs.groups import WEIGHTS, Groups
 
@@ -38,6 +38,9 @@ class L1Constraint(Grouped):
     groups: Groups = WEIGHTS
 
     has_budget = can_loosen = shrinks = True
+
+    def check(self, layouts: Layouts) -> None:
+        check_number(sum(map(self.groups.count, layouts)))
 
     def maps(self, weights: Tensors, mu: float | tf.Tensor, layouts: Layouts) -> list[Map]:
         return self.loosened(weights, tf.constant(0.0), layouts)

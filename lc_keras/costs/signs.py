@@ -5,7 +5,7 @@ import dataclasses
 import tensorflow as tf
 
 from lc_keras.costs import thresholds
-from lc_keras.costs.compression import Layouts, Tensors
+from lc_keras.costs.compression import Layouts, Tensors, check_number
 from lc_keras.costs.kmeans import Bins, counted, range_of
 from lc_keras.costs.values import Values
 
@@ -47,6 +47,9 @@ class Ternary(Values):
     >>> Ternary().c_step([tf.constant([3.0, -2.0, 0.5])], mu=1.0)[0].numpy()
     array([ 2.5, -2.5,  0. ], dtype=float32)
     """
+
+    def check(self, layouts: Layouts) -> None:
+        check_number(sum(layout.size for layout in layouts))
 
     def learn(self, weights: Tensors, layouts: Layouts, sparse: bool = False) -> list[tf.Tensor]:
         dtype = thresholds.common_dtype(weights)

@@ -328,3 +328,12 @@ def test_layers_under_one_norm_share_a_budget_of_each_layer():
     (shared,) = bind_tasks([Task(L0Constraint(0.5, Neurons()), per_layer=True)], model)
     show_compressed(shared)
     assert sum(kept_filters(model)) == 12
+
+
+@pytest.mark.parametrize("keep", [0, 0.1])
+def test_a_budget_of_less_than_one_unit_is_an_error(keep):
+    """0.1 of 6 neurons is none, and half of that would let the layer die."""
+    layout = Layout((8, 6), units=np.arange(6), count=6)
+    with pytest.raises(ValueError, match="at least 1 groups, 0.167 of all.*Received: 0"):
+        L0Constraint(keep, Neurons()).check([layout])
+    L0Constraint(keep, Neurons(), keep_at_least=0).check([layout])

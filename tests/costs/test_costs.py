@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lc_keras.costs import (
+    Codebook,
     Compression,
     L0Constraint,
     L0Penalty,
@@ -22,6 +23,7 @@ from lc_keras.costs import (
     L2Constraint,
     L2Penalty,
     NMConstraint,
+    Ternary,
     thresholds,
 )
 from lc_keras.costs.groups import Blocks, Neurons, Weights
@@ -505,6 +507,14 @@ def test_bad_arguments_of_c_step(cost):
         cost.c_step([v, np.ones(3, np.int32)], MU)
     with pytest.raises(TypeError, match="a list of tensors"):
         cost.c_step(v, MU)
+
+
+@pytest.mark.parametrize("cost", [L0Constraint(0.5), L1Constraint(1.0), Codebook(4), Ternary()], ids=str)
+def test_more_weights_than_can_be_counted_together_are_an_error(cost):
+    half = Layout((2**15, 2**15))
+    cost.check([half])
+    with pytest.raises(ValueError, match="fewer than 2,147,483,648 weights.*`per_layer=True`"):
+        cost.check([half, half])
 
 
 @pytest.mark.parametrize("keep", [True, np.True_, "0.5", None, [1], 1j])
