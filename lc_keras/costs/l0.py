@@ -153,7 +153,7 @@ class L0Constraint(Grouped):
     def check(self, layouts: Layouts) -> None:
         self.budget(layouts)
         if self.measure == "groups":
-            check_number(self.total(layouts))
+            check_number(sum(map(self.groups.count, layouts)))
         is_count = isinstance(self.keep, int) and self.measure in ("groups", "parameters")
         if is_count and 0 < self.keep <= 100 and 1000 * self.keep < (total := self.total(layouts)):
             what = "weights" if self._single or self.measure == "parameters" else "groups"

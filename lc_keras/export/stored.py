@@ -15,7 +15,6 @@ class StoredValues(tf.Module):
     def __init__(self, packed: Packed) -> None:
         super().__init__()
         self._codes, self._count = packed.codes, packed.values.size
-        self._columns = packed.shape[-1] if packed.shape else 1
         held = [packed.values] if packed.codes is None else [packed.codes.numbers, packed.codes.table]
         if packed.codes is not None and packed.codes.steps is not None:
             held.append(packed.codes.steps)
@@ -29,7 +28,7 @@ class StoredValues(tf.Module):
         values = decode(self._codes.bits, values, rest[0], self._count)
         if self._codes.steps is not None:
             places = tf.range(self._count) if positions is None else positions
-            values *= tf.gather(rest[1], places % tf.constant(self._columns, places.dtype))
+            values *= tf.gather(rest[1], places % tf.constant(len(self._codes.steps), places.dtype))
         return values
 
 

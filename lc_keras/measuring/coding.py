@@ -1,6 +1,7 @@
 """Code values in few bits each, if they are few or whole numbers of steps."""
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ class Codes:
         bits: Int, how many bits a number has.
         numbers: uint8 array, the numbers, one after the other, from the lowest bit up.
         table: One-dimensional array, what each number stands for.
-        steps: One-dimensional array of a step for each column, or `None`.
+        steps: One-dimensional array of a step for each column, which is a place of the last axes, or `None`.
     """
 
     bits: int
@@ -58,7 +59,8 @@ def code(values: np.ndarray, columns: np.ndarray | None, steps: np.ndarray | Non
         if len(table) <= 2**_MOST_BITS:
             bits = max(1, int(len(table) - 1).bit_length())
             found.append(Codes(bits, to_bits(numbers, bits), table))
-    if steps is not None:
+    # With steps, numbers have two bits at least.
+    if steps is not None and not (found and found[0].bits <= 2):
         with np.errstate(invalid="ignore"):
             whole = np.rint(np.nan_to_num(values / steps[columns])).astype(int)
         largest = int(np.abs(whole).max(initial=0))
@@ -108,10 +110,11 @@ def frequent(values: np.ndarray) -> tuple[Codes | None, np.ndarray]:
 
 
 def steps_of(array: np.ndarray) -> np.ndarray | None:
-    """Return a step for each place of the last axis, if all values there are whole multiples of it.
+    """Return a step for each place of the last axes, if all values there are whole multiples of it.
 
     Args:
-        array: Floating array of two axes or more, such as `Grid` leaves.
+        array: Floating array of two axes or more, such as `Grid` leaves. The units may lie along the last
+            axis or, as in a kernel of attention, along several.
 
     Returns:
         One-dimensional array, or `None` if the largest value of a column is not the end of a grid of 2 to 8
@@ -119,7 +122,12 @@ def steps_of(array: np.ndarray) -> np.ndarray | None:
     """
     if array.ndim < 2 or not array.size:
         return None
-    rows = array.reshape(-1, array.shape[-1])
+    widths = dict.fromkeys(math.prod(array.shape[axis:]) for axis in range(array.ndim - 1, 0, -1))
+    found = (_steps_of_columns(array.reshape(-1, width)) for width in widths)
+    return next((steps for steps in found if steps is not None), None)
+
+
+def _steps_of_columns(rows: np.ndarray) -> np.ndarray | None:
     # Neither term makes an array as large.
     largest = np.maximum(rows.max(0), -rows.min(0))
     if not np.isfinite(largest).all():

@@ -124,7 +124,7 @@ def _coded(packed: Packed, steps: np.ndarray | None) -> Packed:
         places = np.arange(packed.values.size)
         if packed.places is not None:
             places = positions_of(packed.encoding, packed.places, len(packed.values)).numpy()
-        columns = places % packed.shape[-1]
+        columns = places % len(steps)
     codes = code(packed.values.ravel(), columns, steps)
     return min(packed, replace(packed, codes=codes), key=_size)
 

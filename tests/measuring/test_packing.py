@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lc_keras.costs import Codebook, Grid, L0Constraint, Sum
+from lc_keras.costs.layout import Layout
 from lc_keras.export.stored import StoredArray, StoredValues
 from lc_keras.measuring import coding, packing
 from lc_keras.measuring.coding import from_bits, to_bits
@@ -157,6 +158,16 @@ def test_a_grid_of_few_columns_is_stored_in_its_bits():
     packed = pack(array)
     assert packed.name == "bitmask/4"
     np.testing.assert_array_equal(coded(packed), packed.values)
+
+
+@pytest.mark.parametrize("shape, axes", [((128, 8, 16), (1, 2)), ((3, 3, 1024, 1), (2, 3))])
+def test_a_grid_of_units_along_several_axes_is_stored_in_its_bits(shape, axes):
+    weights = tf.constant(np.random.default_rng(0).normal(size=shape), tf.float32)
+    (theta,) = Grid(4).maps([weights], 1.0, [Layout(shape, axes)])
+    array = theta(weights).numpy()
+    packed = pack(array)
+    assert packed.name == "dense/4"
+    np.testing.assert_array_equal(coded(packed), array.ravel())
 
 
 def test_many_values_stay_as_they_are():
