@@ -187,26 +187,24 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _shrink(args: argparse.Namespace) -> None:
-    from lc_keras.export.directories import behind_links
     from lc_keras.showing import show
     from lc_keras.shrinking import shrink, shrink_report
 
-    target = behind_links(args.target)
     if not args.target.endswith(".keras"):
         raise ValueError(f"Expected the target to end in .keras. Received: '{args.target}'")
-    if os.path.isdir(target):
+    if os.path.isdir(args.target):
         raise ValueError(f"Expected the target to be a file. Received: the directory '{args.target}'.")
-    if os.path.exists(target) and not args.overwrite:
+    if os.path.lexists(args.target) and not args.overwrite:
         raise ValueError(f"Expected a new target. Received: '{args.target}', which exists; pass --overwrite.")
     model = _load(args)
     found = shrink_report(model, args.batch_size)
     # The target may be the model itself: it stays whole until the smaller one is.
-    unfinished = f"{target}.unfinished-{uuid.uuid4().hex}.keras"
+    unfinished = f"{args.target}.unfinished-{uuid.uuid4().hex}.keras"
     try:
         small = shrink(model)
-        os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+        os.makedirs(os.path.dirname(args.target) or ".", exist_ok=True)
         small.save(unfinished)
-        os.replace(unfinished, target)
+        os.replace(unfinished, args.target)
     finally:
         if os.path.exists(unfinished):
             os.remove(unfinished)

@@ -159,6 +159,8 @@ def test_what_links_lead_to_is_not_replaced(link, tmp_path):
     path.parent.mkdir()
     if link == "the directory":
         path.symlink_to(outside, target_is_directory=True)
+        with pytest.raises(ValueError, match="a symbolic link; pass overwrite=True"):
+            export_saved_model(net(use_bias=False), path)
     else:
         export_saved_model(net(), path)
         (path / "variables" / "link").symlink_to(outside, target_is_directory=True)
@@ -176,5 +178,7 @@ def test_a_litert_file_takes_the_place_of_a_link_and_not_of_what_it_leads_to(tmp
     pytest.importorskip("ai_edge_litert")
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "net.tflite").symlink_to(tmp_path / "precious")
+    with pytest.raises(ValueError, match="which exists"):
+        export_litert(net(), tmp_path / "net.tflite")
     export_litert(net(), tmp_path / "net.tflite", overwrite=True)
     assert (tmp_path / "precious").read_text() == "mine" and not (tmp_path / "net.tflite").is_symlink()

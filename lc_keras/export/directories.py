@@ -98,6 +98,11 @@ def check_free(path: str, overwrite: bool) -> None:
             "`lc_keras.export_litert` writes."
         )
     parent = check_parents(path)
+    if os.path.islink(path) and not overwrite:
+        raise ValueError(
+            f"Expected `path` to be new or empty. Received: '{path}', a symbolic link; pass overwrite=True "
+            "to replace it, or the path that it leads to."
+        )
     found = sorted(tf.io.gfile.listdir(path)) if parent == path else []
     if not found:
         return
@@ -114,22 +119,6 @@ def check_free(path: str, overwrite: bool) -> None:
             f"Expected `path` to hold nothing but a SavedModel to replace. Received: '{path}', which also "
             f"holds {', '.join(others[:5])}."
         )
-
-
-def behind_links(path: str) -> str:
-    """Return the path that a symbolic link leads to, or `path` itself if it is no link.
-
-    Raises:
-        ValueError: If the link leads back to itself.
-    """
-    if not os.path.islink(path):
-        return path
-    target = os.path.realpath(path)
-    if os.path.islink(target):
-        raise ValueError(
-            f"Expected `path` to lead somewhere. Received: '{path}', a link that leads to itself."
-        )
-    return target
 
 
 def check_name(path: str) -> None:

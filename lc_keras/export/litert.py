@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from lc_keras.arguments import keras_model, switch, whole
 from lc_keras.export.converter import Converter
-from lc_keras.export.directories import behind_links, check_name, check_parents
+from lc_keras.export.directories import check_name, check_parents
 from lc_keras.export.exported import LiteRTExport, count_dead_units
 from lc_keras.export.saved_model import export_saved_model
 from lc_keras.export.warmup import Request, as_request
@@ -49,8 +49,7 @@ def export_litert(
 
     Args:
         model: Built `keras.Model` in float32.
-        path: String or path-like, the file to write, such as `"digits.tflite"`. Of a symbolic link, the file
-            that it leads to is written, and the link stays.
+        path: String or path-like, the file to write, such as `"digits.tflite"`.
         sparse: `"auto"` (default): weights are stored sparse if that makes the file
             smaller and the file runs. `True`: dense and convolution kernels are stored sparse if
             at least 30 % of them is zero. `False`: they are not.
@@ -90,9 +89,8 @@ def export_litert(
     ```
     """
     path = os.fspath(path)
-    target = behind_links(path)
     overwrite, verbose = switch("overwrite", overwrite), switch("verbose", verbose)
-    _check_arguments(model, target, sparse, quantize, representative_data, overwrite)
+    _check_arguments(model, path, sparse, quantize, representative_data, overwrite)
     sparse = sparse if isinstance(sparse, str) else bool(sparse)
     if not (batch_size is None or batch_size == "any"):
         batch_size = whole("batch_size", batch_size)
@@ -127,7 +125,7 @@ def export_litert(
                 if sparse is True:
                     raise RuntimeError(f"LiteRT cannot run the model with sparse weights: {error}") from error
                 refused = str(error)
-    _write(target, chosen.content, overwrite)
+    _write(path, chosen.content, overwrite)
     exported = LiteRTExport(
         path=path,
         nbytes=len(chosen.content),
@@ -300,7 +298,7 @@ def _difference(answers: dict[str, np.ndarray], expected: dict[str, np.ndarray])
 
 
 def _check_free(path: str, overwrite: bool) -> None:
-    if os.path.exists(path) and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise ValueError(
             f"Expected `path` to be new. Received: '{path}', which exists; pass overwrite=True to replace it."
         )

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from lc_keras.arguments import keras_model, switch, whole
-from lc_keras.export.directories import appearing, behind_links, check_free, version_directory
+from lc_keras.export.directories import appearing, check_free, version_directory
 from lc_keras.export.exported import (
     ExportedWeight,
     LiteRTExport,
@@ -77,8 +77,7 @@ def export_saved_model(
     Args:
         model: Built `keras.Model`. A subclassed one must have been called on data.
         path: String or path-like, the directory to write, such as
-            `"models/digits/1"`, or a model's base directory: see `version`. Of a symbolic link, the directory
-            that it leads to is written, and the link stays.
+            `"models/digits/1"`, or a model's base directory: see `version`.
         storage: `"packed"` (default) or `"dense"`.
         compute: `"dense"`: every layer is computed as in Keras, and outputs equal those of `predict` bit for
             bit in batches of the same size. `"sparse"`: dense layers and 1 × 1 convolutions in float32 are
@@ -139,8 +138,7 @@ def export_saved_model(
     batches, signatures = _batches(expected_batch), _check_signatures(signatures)
     overwrite, verbose = switch("overwrite", overwrite), switch("verbose", verbose)
     path = version_directory(os.fspath(path).rstrip("/"), version)
-    target = behind_links(path)
-    check_free(target, overwrite)
+    check_free(path, overwrite)
     structure = input_signature_of(model) if input_signature is None else input_signature
     specs = named(structure, model)
     requests = None if warmup is None else as_requests(warmup, specs)
@@ -167,7 +165,7 @@ def export_saved_model(
         exported_as(variable, array, stored.get(id(variable)))
         for variable, array in zip(model.variables, arrays, strict=True)
     )
-    with appearing(target, overwrite) as unfinished, in_silence():
+    with appearing(path, overwrite) as unfinished, in_silence():
         save_tracked(module, unfinished, functions)
         warmup_nbytes = write_warmup(unfinished, requests) if requests else 0
         _write_report(unfinished, model, weights, uses)

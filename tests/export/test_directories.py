@@ -124,25 +124,6 @@ def test_each_export_to_a_base_directory_is_a_new_version(tmp_path):
     assert names(tmp_path / "net") == ["1", "2", "9"]
 
 
-def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path):
-    for name in ("old", "empty"):
-        (tmp_path / name).mkdir()
-        (tmp_path / f"to_{name}").symlink_to(name)
-    (tmp_path / "to_new").symlink_to("new")
-    (tmp_path / "old" / "saved_model.pb").touch()
-    model = net()
-    with pytest.raises(ValueError, match=r"Received: '.*old', which holds saved_model.pb"):
-        export_saved_model(model, tmp_path / "to_old")
-    for name in ("old", "empty", "new"):
-        written = export_saved_model(model, tmp_path / f"to_{name}", overwrite=name == "old")
-        assert written.path == str(tmp_path / f"to_{name}") and os.readlink(written.path) == name
-        assert (tmp_path / name / "saved_model.pb").stat().st_size > 0
-    assert names(tmp_path) == ["empty", "new", "old", "to_empty", "to_new", "to_old"]
-    (tmp_path / "round").symlink_to("round")
-    with pytest.raises(ValueError, match="a link that leads to itself"):
-        export_saved_model(model, tmp_path / "round")
-
-
 EXPORT = textwrap.dedent(
     """
     import os, signal, sys
