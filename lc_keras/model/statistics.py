@@ -11,7 +11,7 @@ import tensorflow as tf
 from lc_keras.arguments import keras_model, whole
 from lc_keras.internals.keras import global_seed, layers_in, replaced, states_of
 from lc_keras.internals.tensorflow import compiled
-from lc_keras.model.train_steps import TrainStep
+from lc_keras.model.train_steps import TrainStep, inputs_of
 
 BATCHES = 20
 
@@ -140,7 +140,7 @@ class Estimator:
 
     def _shared(self, data: Iterable[Any]) -> Iterator[Any]:
         """Yield what `_forward` takes, with one value for each replica if there are several."""
-        parts = (_tensors(batch if self._train_step else _inputs_of(batch)) for batch in data)
+        parts = (_tensors(batch if self._train_step else inputs_of(batch)) for batch in data)
         while len(group := list(itertools.islice(parts, self.replicas))) == self.replicas:
             if all(map(_examples, group)):
                 yield self._distributed(group)
@@ -237,10 +237,6 @@ def _batches_of(data: Any) -> Iterable[Any]:
     return data
 
 
-def _inputs_of(batch: Any) -> Any:
-    return keras.utils.unpack_x_y_sample_weight(batch)[0]
-
-
 def _tensors(values: Any) -> Any:
     def tensor(value: Any) -> Any:
         return value if value is None or tf.is_tensor(value) else tf.convert_to_tensor(value)
@@ -253,7 +249,7 @@ def _split(batch: Any, parts: int) -> Iterator[Any]:
     if parts == 1:
         yield batch
         return
-    inputs = _tensors(_inputs_of(batch))
+    inputs = _tensors(inputs_of(batch))
     bounds = [_examples(inputs) * i // parts for i in range(parts + 1)]
     for begin, end in itertools.pairwise(bounds):
         yield (tf.nest.map_structure(lambda v, begin=begin, end=end: v[begin:end], inputs),)

@@ -1,4 +1,4 @@
-"""What a `train_step` calls its model on, which may be other than the data that `fit` gives it."""
+"""Find what a `train_step` calls its model on, which may be other than the data that `fit` gives it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,7 +37,7 @@ class TrainStep:
         Raises:
             ValueError: If the step would change other variables first.
         """
-        inputs = _inputs_of(batch)
+        inputs = inputs_of(batch)
         if is_of_keras(self._model.train_step):
             return inputs
         try:
@@ -56,7 +56,7 @@ class TrainStep:
             try:
                 self._model.train_step(batch)
             except _Called as called:
-                found, inputs = map(tf.nest.flatten, (called.inputs, _inputs_of(batch)))
+                found, inputs = map(tf.nest.flatten, (called.inputs, inputs_of(batch)))
                 same = (_source(one) is other for one, other in zip(found, inputs, strict=False))
                 self._hands_on = len(found) == len(inputs) and all(same)
                 return called.inputs
@@ -80,7 +80,8 @@ def _stopping(own: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _inputs_of(batch: Any) -> Any:
+def inputs_of(batch: Any) -> Any:
+    """Return the inputs of a batch as `fit` takes it, without targets and weights."""
     return keras.utils.unpack_x_y_sample_weight(batch)[0]
 
 

@@ -255,7 +255,7 @@ class Rebuilt:
 
     @property
     def _is_inside(self) -> bool:
-        """Whether layers are being made that were inside another layer or model, with names of their own."""
+        """Say whether layers are made that were inside another layer or model, with names of their own."""
         return bool(self._path) or self._is_inlining
 
     def _name(self, layer: keras.Layer) -> str:
