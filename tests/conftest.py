@@ -46,6 +46,12 @@ def seed():
     keras.utils.set_random_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def collective_keys():
+    """Keys of its own for each test's replicas: under a key TensorFlow expects the same shapes ever after."""
+    tf.distribute.MirroredStrategy._collective_key_base += 1000
+
+
 class ConverterHere:
     """A converter in this process, which need not import TensorFlow again."""
 

@@ -1,6 +1,5 @@
 """The documentation runs, and names everything that is public."""
 
-import functools
 import importlib.util
 import os
 import re
@@ -33,9 +32,6 @@ np.testing.assert_allclose(logits, keras.ops.convert_to_numpy(model(x)), atol=1e
 
 def test_every_block_of_the_reference_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    # Those of other tests: TensorFlow's collectives take no other number of devices in one process.
-    devices = functools.partial(tf.distribute.MirroredStrategy, ["CPU:1", "CPU:2"])
-    monkeypatch.setattr(tf.distribute, "MirroredStrategy", devices)
     run([*BLOCK.findall((ROOT / "docs/by-example.md").read_text()), CHECKS], {})
 
 

@@ -354,9 +354,6 @@ def test_a_model_that_cannot_be_called_on_its_data():
     assert np.isfinite(moving(model)).all()
 
 
-# Slow, to be run by itself: TensorFlow's collectives keep the shapes that replicas on the same devices had in
-# other tests of the process.
-@pytest.mark.slow
 @pytest.mark.parametrize("method", [LearningCompression, baselines.MagnitudePruning])
 def test_several_replicas(method):
     with tf.distribute.MirroredStrategy(["CPU:1", "CPU:2"]).scope():
