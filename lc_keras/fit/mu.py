@@ -171,8 +171,8 @@ class Beside(Pull):
     few values. In each of the E batches that it has, the pull brings weights $1 - e^{-s/E}$ of the way, where
     s grows over these batches.
 
-    The constants were chosen in trials on LeNet-300 and a small ResNet; `benchmarks/robustness/matrix.py`
-    shows what they achieve on these and other nets.
+    Most constants were chosen in trials on LeNet-300 and a small ResNet, some on other nets, too, as
+    docs/results.md says; `benchmarks/robustness/matrix.py` shows what they achieve.
 
     Args:
         plan: `Plan` of the run.
