@@ -1,7 +1,8 @@
 """Check numbers, switches and models that users pass, and warn where they lead to something bad.
 
 Each check takes the name of an argument and the given value, and returns that value as a plain Python type.
-It raises a TypeError if the value is of another kind, and a ValueError if it is out of range.
+It raises a TypeError if the value is of another kind, and a ValueError if it is out of range, or is none of
+the options of `one_of`.
 """
 
 import inspect

@@ -107,6 +107,8 @@ def values(schedule: Schedule | str, steps: int) -> list[float]:
     elif callable(schedule) and not isinstance(schedule, type):
         given = [schedule(i) for i in range(steps)]
     elif (elements := sequence(schedule)) is not None:
+        if not elements:
+            raise ValueError(f"Expected `mu` to hold a value for each L step. Received: mu={schedule!r}")
         if len(elements) < steps:
             raise ValueError(
                 f"Expected `mu` to hold a value for each of {steps} L steps. "

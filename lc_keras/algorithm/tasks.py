@@ -328,10 +328,12 @@ def _counterparts(given: list[keras.Variable], candidates: list[keras.Variable])
 def _trainable_variables(model: keras.Model, task: Task) -> list[keras.Variable]:
     variables = keras_model(model).trainable_variables
     if not variables:
-        why = "is not built" if not model.built else "has no trainable weights"
+        why, advice = "is not built", "call the model on data, or `model.build(input_shape)`, first"
+        if model.built:
+            why, advice = "has no trainable weights", "set `trainable = True` on the layers to prune"
         raise ValueError(
             f"{task}: model '{model.name}' {why}, expected a built model with trainable weights. "
-            "Found 0 weights; call the model on data, or `model.build(input_shape)`, first."
+            f"Found 0 weights; {advice}."
         )
     return variables
 

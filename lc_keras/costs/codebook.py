@@ -21,10 +21,12 @@ def _numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:
     given = values.tolist() if isinstance(values, np.ndarray) else values
     if isinstance(given, str) or not isinstance(given, Sequence) or not all(map(is_number, given)):
         raise TypeError(f"Expected `{name}` to be a list of numbers. Received: {name}={values!r}")
-    numbers = tuple(sorted({float(value) for value in given}))
-    if not numbers or not all(abs(number) <= _LARGEST for number in numbers):
-        raise ValueError(f"Expected `{name}` that are finite. Received: {name}={values!r}")
-    return numbers
+    if not given or not all(abs(value) <= _LARGEST for value in given):
+        raise ValueError(
+            f"Expected `{name}` to be one or more numbers, finite in single precision. Received: "
+            f"{name}={values!r}"
+        )
+    return tuple(sorted({float(value) for value in given}))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -7,6 +7,7 @@ root of the density will do (Panter & Dite, Quantization distortion in pulse-cou
 algorithm then works on single bins.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -92,7 +93,7 @@ def best_codes(weights: Sequence[tf.Tensor], size: int, sparse: bool = False) ->
 def _best_codes(weights: Sequence[tf.Tensor], size: int, sparse: tf.Tensor) -> tf.Tensor:
     dtype = thresholds.common_dtype(weights)
     low, high = range_of(weights, dtype, sparse)
-    bins = Bins.between(low, high, max(_BINS, _BINS_EACH * size))
+    bins = Bins.between(low, high, max(_BINS, _SMOOTH * math.ceil(_BINS_EACH * size / _SMOOTH)))
     # Zeros that are left out are placed beyond the bins.
     counts = counted(weights, bins, lambda x: tf.where((x == 0) & sparse, bins.count, bins.place(x)))
     total = tf.maximum(tf.reduce_sum(counts), 1)

@@ -33,9 +33,10 @@ class Matrix:
     def of(cls, layout: Layout) -> list["Matrix"]:
         """Return the ways to see a kernel as a matrix.
 
-        The first way has a column for each output unit. The kernel of a two-dimensional convolution can also
-        have a row for each input channel and row of its window, and a column for each output unit and column
-        of its window: two convolutions, one along each axis.
+        The first way has a column for each output unit. The kernel of a two-dimensional convolution, and any
+        other with three axes of inputs before one of outputs, can also have a row for each input channel and
+        row of its window, and a column for each output unit and column of its window: two convolutions, one
+        along each axis.
 
         Raises:
             ValueError: If the tensor has no axis of inputs.
@@ -128,7 +129,8 @@ class LowRank(Factored):
     The C step is the truncated singular value decomposition (Eckart & Young, The approximation of one matrix
     by another of lower rank, Psychometrika 1936). The kernel of a two-dimensional convolution is seen as a
     matrix in two ways: with a column for each output unit, or as two convolutions along one axis each. The
-    nearer result is taken.
+    nearer result is taken. Other kernels with three axes of inputs before one of outputs, as an `EinsumDense`
+    may have, are seen so, too, but `shrink` makes no two layers of them: leave them out by a `Task`.
 
     Args:
         rank: Int r ≥ 1, at most the largest rank that each kernel can have.

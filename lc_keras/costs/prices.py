@@ -133,6 +133,8 @@ def rounded(cost: float | np.ndarray) -> int:
 
 def price_of_weight(layout: Layout, measure: Measure) -> int:
     """Return what a single weight costs."""
+    if measure == "milliseconds":
+        raise _time_unknown()
     price = {"groups": 1, "parameters": 1, "macs": layout.macs, "bytes": layout.bytes}[measure]
     if price is None:
         raise ValueError(
@@ -155,12 +157,21 @@ def _products(layout: Layout, measure: Measure) -> list[Product]:
         (reads, read), size = places(layout.reads), size * len(layout.reads)
     if measure != "milliseconds":
         return [Product(layout.size // size * price_of_weight(layout, measure), makes, reads, made, read)]
-    both, own, fixed = layout.nanoseconds or (0.0, 0.0, 0.0)
+    if layout.nanoseconds is None:
+        raise _time_unknown()
+    both, own, fixed = layout.nanoseconds
     return [
         Product(both / size, makes, reads, made, read),
         Product(own / len(units), makes, none, made, 1),
         Product(fixed, none, none, 1, 1),
     ]
+
+
+def _time_unknown() -> ValueError:
+    return ValueError(
+        "Expected, for a budget in milliseconds, weights of a model whose time `lc_keras.latency(model)` has "
+        "fitted, as a Task finds it. Received: weights by themselves"
+    )
 
 
 def _part(at_least: int | float, count: int) -> int:

@@ -189,7 +189,8 @@ def kth_largest(tensors: Sequence[tf.Tensor], k: int | tf.Tensor) -> Threshold:
 
     $$\tau = \max \{ t : \#\{i : |x_i| \ge t\} \ge \kappa \}$$
 
-    and a second one, of the low 16 bits of the elements in that bin, finds $\tau$.
+    and a second one, of the low 16 bits of the elements in that bin, finds $\tau$. (For float64 there are
+    three more, of 16 bits each.)
 
     Args:
         tensors: Sequence of floating tensors of any shapes, fewer than $2^{31}$ elements together.
@@ -250,8 +251,9 @@ def l1_ball_threshold(tensors: Sequence[tf.Tensor], radius: float | tf.Tensor) -
 
     or 0 when the sum of magnitudes does not exceed $r$. The sum is convex and decreasing in $\tau$, so Newton
     steps from the left, $\tau \leftarrow \tau + (f(\tau) - r) / \#\{i : |x_i| > \tau\}$, never overshoot and
-    end after finitely many steps. The start is the solution for magnitudes rounded down to seven bits, which
-    one histogram gives: $\max_j (S_j - r) / C_j$ with $S_j, C_j$ the sum and the count from bin $j$ on.
+    end after finitely many steps. The start is the solution for magnitudes rounded down to seven bits (four
+    for float64), which one histogram gives: $\max_j (S_j - r) / C_j$ with $S_j, C_j$ the sum and the count
+    from bin $j$ on.
 
     The projection is that of Duchi, Shalev-Shwartz, Singer & Chandra, Efficient projections onto the ℓ1-ball
     for learning in high dimensions, ICML 2008.

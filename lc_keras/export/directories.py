@@ -29,13 +29,13 @@ def appearing(path: str, overwrite: bool) -> Iterator[str]:
     try:
         tf.io.gfile.makedirs(unfinished)
         yield unfinished
-        if overwrite and tf.io.gfile.exists(path):
+        if overwrite and _is_there(path):
             tf.io.gfile.rename(path, replaced)
         try:
             # For a directory, `overwrite` means: if the one there is empty.
             tf.io.gfile.rename(unfinished, path, overwrite=True)
         except BaseException:
-            if tf.io.gfile.exists(replaced):
+            if _is_there(replaced):
                 tf.io.gfile.rename(replaced, path)
             raise
     except BaseException:
@@ -138,6 +138,11 @@ def check_parents(path: str) -> str:
     if parent and not tf.io.gfile.isdir(parent):
         raise ValueError(f"Expected `path` to be a directory. Received: '{path}'; '{parent}' is a file.")
     return parent
+
+
+def _is_there(path: str) -> bool:
+    """Return whether a path exists, if only as a link that leads nowhere."""
+    return os.path.islink(path) or tf.io.gfile.exists(path)
 
 
 def _remove(path: str) -> None:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from lc_keras.export.stored import StoredSparse, StoredWeight
 from lc_keras.measuring.packing import Packed
 from lc_keras.model.flow.graph import Graph, is_graph
-from lc_keras.model.kernels import default_kernels, output_axes, owners_of
+from lc_keras.model.kernels import default_kernels, frozen_kernels, output_axes, owners_of
 from lc_keras.showing import Bar, Shown, Table, listed
 
 
@@ -56,7 +56,7 @@ class LiteRTExport(_Export):
         dense_nbytes: Int, the size it would have without sparse weights.
         sparse: Bool, whether weights are stored sparse.
         error: Float, how far its outputs are from those of the Keras model, relative to the largest
-            output, on up to 200 examples of `representative_data` or on made-up inputs.
+            output, on some 200 examples of `representative_data`, at least a batch, or on made-up inputs.
         refused: String, why the sparse encoding was not used though it would have been smaller, or why it
             could not be tried, or empty.
         answered: String, the inputs on which `error` was measured.
@@ -87,7 +87,7 @@ class LiteRTExport(_Export):
         if self.slow:
             notes.append(
                 "LiteRT computes with sparse int8 weights about three times slower than with dense ones: "
-                "`sparse=False` makes a larger file that is faster."
+                "`export_litert` with sparse=False makes a larger file that is faster."
             )
         notes += _hint(self.dead)
         rows = [("this", Bar(size, self.nbytes / self.dense_nbytes)), ("dense", Bar(dense, 1.0))]
@@ -161,7 +161,10 @@ class SavedModelExport(_Export):
         yield f"Inputs: {'; '.join(self.inputs)}."
         if not os.path.basename(self.path).isdecimal():
             first = os.path.join(self.path, "1")
-            yield f"A model server looks for numbers: version=\"next\" writes '{first}'."
+            yield (
+                f"A model server looks for numbers: remove '{self.path}' and export with version=\"next\", "
+                f"which writes '{first}'."
+            )
         if self.declined:
             gains = listed([f"{path} ({times:.2g})" for path, times in self.declined.items()])
             yield (
@@ -191,15 +194,22 @@ def _hint(dead: int) -> list[str]:
 
 
 def count_dead_units(model: keras.Model) -> int:
-    """Return how many units `shrink` would take out of a model, tied ones as one; 0 if it cannot."""
+    """Return how many units `shrink` would take out of a model, tied ones as one; 0 if it cannot.
+
+    They are looked for only if in some kernel all weights that make a unit, or that read one, are zero.
+    """
     owners = owners_of(model)
 
     def has_dead(kernel: keras.Variable) -> bool:
-        axes = {a % len(kernel.shape) for a in output_axes(owners.get(id(kernel)), kernel)}
-        others = tuple(a for a in range(len(kernel.shape)) if a not in axes)
-        return not (keras.ops.convert_to_numpy(kernel) != 0).any(axis=others).all()
+        rank = len(kernel.shape)
+        made = {axis % rank for axis in output_axes(owners.get(id(kernel)), kernel)}
+        there = keras.ops.convert_to_numpy(kernel) != 0
+        sides = [made, *({axis} for axis in range(rank) if axis not in made)]
+        others = (tuple(axis for axis in range(rank) if axis not in side) for side in sides)
+        return not all(there.any(axis=axes).all() for axes in others)
 
-    if not (is_graph(model) and any(map(has_dead, default_kernels(model)))):
+    kernels = [*default_kernels(model), *frozen_kernels(model)]
+    if not (is_graph(model) and any(map(has_dead, kernels))):
         return 0
     graph = Graph(model)
     return len(np.unique(graph.units.groups()[~graph.kept()]))

@@ -92,6 +92,11 @@ def export_litert(
     overwrite, verbose = switch("overwrite", overwrite), switch("verbose", verbose)
     _check_arguments(model, path, sparse, quantize, representative_data, overwrite)
     sparse = sparse if isinstance(sparse, str) else bool(sparse)
+    if isinstance(batch_size, str) and batch_size != "any":
+        raise ValueError(
+            'Expected `batch_size` to be a whole number ≥ 1, "any" or None. Received: '
+            f"batch_size={batch_size!r}"
+        )
     if not (batch_size is None or batch_size == "any"):
         batch_size = whole("batch_size", batch_size)
     _check_runtime()

@@ -10,6 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from lc_keras.internals.tensorflow import is_tracking
+
 _LIBRARIES = ("keras", "tensorflow", "numpy", "builtins")
 
 
@@ -63,7 +65,7 @@ def _held_by(part: Any) -> Iterable[object]:
         return [part.__self__, part.__func__]
     if isinstance(part, tf.types.experimental.PolymorphicFunction):
         return [part.python_function]
-    if isinstance(part, (keras.Layer, tf.Module, tf.__internal__.tracking.AutoTrackable)):
+    if isinstance(part, keras.Layer) or is_tracking(part):
         return [*tf.train.TrackableView(part).descendants(), *vars(part).values()]
     if _is_of_a_library(part):
         return []

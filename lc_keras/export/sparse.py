@@ -73,7 +73,7 @@ def as_matrix(layer: keras.Layer) -> np.ndarray:
 def sparse_methods(
     layer: keras.Layer, weight: StoredSparse
 ) -> Iterable[tuple[keras.Layer, str, Callable[..., tf.Tensor]]]:
-    """Return what to replace in one of `sparse_layers`, for `internals.replaced`; `weight` is its matrix."""
+    """Return what to replace in one of `sparse_layers`, whose matrix is `weight`; see `replaced`."""
 
     def dense(inputs: tf.Tensor | tf.SparseTensor, training: bool | None = None) -> tf.Tensor:
         if isinstance(inputs, tf.SparseTensor):

@@ -72,8 +72,8 @@ class LearningCompression(Attached):
             as with the paper's L steps of many epochs. With Adam and similar optimizers, only the
             momentum starts afresh, because the second moment is corrected for its start only once.
         tolerance: Float ≥ 0, default 0: training stops once the gap is below it. With `mu="auto"` it is for
-            penalties and for bounds on a norm: under other costs, w and θ meet only at the end, and `fit`
-            warns.
+            penalties, for bounds on a norm, and for sums of budgets: under other costs, w and θ meet only at
+            the end, and `fit` warns.
         checkpoint_dir: Path or `None` (default). A directory in which to save, at the end of each epoch,
             everything needed to resume an interrupted `fit`: the model, its optimizer, θ, λ, μ and the
             place in the schedule. If the same script is started again, it goes on after the last

@@ -43,6 +43,14 @@ def untraced(function: Any) -> Any:
     return tf.function(function.python_function) if _is_traced(function) else function
 
 
+def is_tracking(part: object) -> bool:
+    """Return whether an object tracks the variables assigned to it, as a `tf.Module` does.
+
+    `tf.__internal__.tracking.AutoTrackable`.
+    """
+    return isinstance(part, tf.__internal__.tracking.AutoTrackable)
+
+
 def untraced_calls(layers: Iterable[keras.Layer]) -> list[tuple[keras.Layer, str, Callable[..., Any]]]:
     """Return what to replace in layers whose `call` is a `tf.function`; see `internals.keras.replaced`."""
     return [(layer, "call", untraced(layer.call)) for layer in layers if _is_traced(layer.call)]

@@ -67,10 +67,10 @@ def report(
             f"Received: {model!r} (of type {type(model).__name__})"
         )
     if not is_built(model) or not model.weights:
+        why = "is not built; call it on data, or `model.build(input_shape)`, first"
         raise ValueError(
             f"Expected a built model with weights. Received: model '{model.name}', which "
-            f"{'has no weights' if model.built else 'is not built'}; call it on data, or "
-            "`model.build(input_shape)`, first."
+            f"{'has no weights' if is_built(model) else why}."
         )
     return measure(model, model.weights, count_uses(model, input_signature))
 

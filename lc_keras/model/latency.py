@@ -100,7 +100,7 @@ class Latency(Shown):
             names = ", ".join(field.name for field in dataclasses.fields(cls))
             raise ValueError(
                 f"Expected what `Latency.to_json` returns, an object with {names}. "
-                f"Received: {text[:80]!r} ({type(error).__name__}: {error})"
+                f"Received: {repr(text)[:80]} ({type(error).__name__}: {error})"
             ) from error
         return found
 

@@ -181,7 +181,7 @@ class _Means:
         self._calls.assign(0.0)
 
     def instead(self) -> Iterator[tuple[keras.Layer, str, Any]]:
-        """Yield what to replace in the layer during a pass; see `lc_keras.internals.replaced`."""
+        """Yield what to replace in the layer during a pass; see `lc_keras.internals.keras.replaced`."""
         call = self._layer.call
 
         def counted(*args: Any, **options: Any) -> Any:

@@ -78,8 +78,9 @@ def smallest(
             times, and must beat it by more than the noise of the mean.
         warm_start: Bool, default `True`: each run begins with the weights of the smallest budget that has
             reached the score so far, not with the reference's, so that weights train for longer in total.
-        max_runs: Int ≥ 1, default 20: the search ends after this many budgets.
-        max_seconds: Float > 0 or `None` (default): no run begins after this time.
+        max_runs: Int ≥ 1, default 20: the search ends after this many budgets, besides the run of the
+            reference that the name of a metric takes.
+        max_seconds: Float > 0 or `None` (default): no further budget begins after this time.
         directory: Path or `None` (default): where to keep what a search needs to resume after it was cut off:
             its points, the best weights and, unless `compress` makes a callback, checkpoints of the run. The
             same call goes on from there and keeps the points. A call with another model, range, cost or

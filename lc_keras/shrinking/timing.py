@@ -105,6 +105,7 @@ def ensure_known(model: keras.Model, needed: Iterable[Of | None]) -> None:
         found = known(model, of) or latency(model, of=of)
         if found.error > _BAD:
             option = "" if of == "widths" else f', of="{of}"'
+            option = option if found.batch_size == 1 else f", batch_size={found.batch_size}{option}"
             warn(
                 f"The fitted time of this model is off by {100 * found.error:.0f} % on average, and so are "
                 "budgets in milliseconds: time it for longer, or while nothing else runs, by "

@@ -87,6 +87,11 @@ def test_values_rejects_mu_that_does_not_grow(mus):
         values(mus, 3)
 
 
+def test_values_of_nothing():
+    with pytest.raises(ValueError, match=r"a value for each L step. Received: mu=\[\]"):
+        values([], 2)
+
+
 def test_values_ignores_what_comes_after_the_last_step():
     assert values([0.5, 1.0, 0.0], 2) == [0.5, 1.0]
 

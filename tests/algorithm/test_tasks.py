@@ -583,6 +583,7 @@ def test_a_model_without_trainable_weights():
     model.trainable = False
     message = error_of(ValueError, lambda: Task(HALF).bind(model))
     assert repr(Task(HALF)) in message and "has no trainable weights" in message
+    assert "0 weights; set `trainable = True`" in message
 
 
 @pytest.mark.parametrize(

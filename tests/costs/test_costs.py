@@ -529,6 +529,13 @@ def test_keep_out_of_range(keep):
         L0Constraint(keep)
 
 
+@pytest.mark.parametrize("multiple", [1, 2])
+def test_milliseconds_of_weights_by_themselves(multiple):
+    cost = L0Constraint(0.5, Neurons(), measure="milliseconds", multiple_of=multiple)
+    with pytest.raises(ValueError, match="has fitted"):
+        cost.c_step([np.ones((9, 8), np.float32)], mu=1.0)
+
+
 @pytest.mark.parametrize("kind", [L1Constraint, L2Constraint, L0Penalty, L1Penalty, L2Penalty])
 def test_bad_radius_and_alpha(kind):
     name = "alpha" if kind.__name__.endswith("Penalty") else "radius"

@@ -62,6 +62,12 @@ def test_fewer_distinct_numbers_than_codes_stay_as_they_are(k):
         assert np.array_equal(compressed(Codebook(k), [given])[0], given)
 
 
+def test_a_codebook_may_have_any_number_of_values():
+    v = draw(0, 6000)
+    few, many = (compressed(Codebook(size), [v]) for size in (4096, 4099))
+    assert len(np.unique(many[0])) <= 4099 and error([v], many) <= 1.1 * error([v], few)
+
+
 def test_given_values_are_taken_as_they_are():
     cost = Codebook(values=[2, 0.25, -1, 0, 0.25])
     assert cost.values == (-1.0, 0.0, 0.25, 2.0)
@@ -198,9 +204,10 @@ def test_compiles(cost):
         (lambda: Codebook(2.5), ValueError, "`size` to be a whole number ≥ 1"),
         (lambda: Codebook("2"), TypeError, "`size` to be a whole number ≥ 1"),
         (lambda: Codebook(2**16 + 1), ValueError, "at most 65536"),
-        (lambda: Codebook(values=[]), ValueError, "`values` that are finite"),
-        (lambda: Codebook(values=[1, np.nan]), ValueError, "`values` that are finite"),
-        (lambda: Codebook(values=[1e300]), ValueError, "`values` that are finite"),
+        (lambda: Codebook(values=[]), ValueError, "`values` to be one or more numbers"),
+        (lambda: Codebook(values=[1, np.nan]), ValueError, "`values` to be one or more numbers, finite"),
+        (lambda: Codebook(values=[1e300]), ValueError, "`values` to be one or more numbers, finite"),
+        (lambda: Codebook(values=[10**400]), ValueError, "`values` to be one or more numbers, finite"),
         (lambda: Codebook(values="12"), TypeError, "`values` to be a list of numbers"),
         (lambda: Codebook(values=[1, None]), TypeError, "`values` to be a list of numbers"),
         (lambda: Grid(1), ValueError, "`bits` to be a whole number from 2 to 8"),

@@ -124,6 +124,13 @@ def test_each_export_to_a_base_directory_is_a_new_version(tmp_path):
     assert names(tmp_path / "net") == ["1", "2", "9"]
 
 
+def test_a_link_that_leads_nowhere_is_replaced(tmp_path):
+    (tmp_path / "1").symlink_to(tmp_path / "nowhere")
+    with appearing(str(tmp_path / "1"), overwrite=True) as unfinished:
+        (tmp_path / unfinished / "file").write_text("new")
+    assert names(tmp_path) == ["1"] and names(tmp_path / "1") == ["file"]
+
+
 EXPORT = textwrap.dedent(
     """
     import os, signal, sys

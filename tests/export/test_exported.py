@@ -33,9 +33,14 @@ def test_it_says_that_units_are_dead(tmp_path):
     exported = export_saved_model(model, tmp_path / "dead")
     assert exported.dead == 2 and "2 units are dead: `lc_keras.shrink`" in str(exported)
     assert "dead" not in str(export_saved_model(lc_keras.shrink(model), tmp_path / "small"))
-    # Outputs of the model cannot be removed.
+    # Units that nothing reads are dead, too, and so are those of layers that are not trained.
     first.kernel.assign(np.ones((4, 8)))
-    last.kernel.assign(last.kernel * np.float32([0, 1, 1]))
+    last.kernel.assign(np.ones((8, 3)) * (np.arange(8) > 0)[:, None])
+    model.trainable = False
+    assert export_saved_model(model, tmp_path / "unread").dead == 1
+    model.trainable = True
+    # Outputs of the model cannot be removed.
+    last.kernel.assign(np.ones((8, 3)) * np.float32([0, 1, 1]))
     assert "dead" not in str(export_saved_model(model, tmp_path / "outputs"))
 
 

@@ -365,6 +365,7 @@ def test_bad_arguments(tmp_path):
         (half, {}, "layer 'half' in float16"),
         (wide, {}, "layer 'wide' in float64"),
         (keras.Sequential([keras.layers.Dense(2)]), {}, "not built"),
+        (model, {"batch_size": "all"}, '"any" or None'),
     ):
         with pytest.raises(ValueError, match=message):
             export_litert(given, path, **options)

@@ -612,7 +612,7 @@ def test_size_of_lenet300_at_5_percent(tmp_path):
 def test_what_a_user_should_know_is_said(tmp_path):
     nothing_to_gain, no_number = (
         "No weight is packed: none has enough zeros",
-        "A model server looks for numbers",
+        f"A model server looks for numbers: remove '{tmp_path / 'full'}'",
     )
     full = str(export_saved_model(mlp(), tmp_path / "full"))
     assert nothing_to_gain in full and f"'{tmp_path / 'full' / '1'}'" in full and no_number in full

@@ -134,7 +134,10 @@ def test_a_fit_that_is_bad_is_said_to_be(recwarn):
     timing.ensure_known(model, ["widths", None])
     assert not recwarn
     remember(model, dataclasses.replace(found, error=0.36))
-    with pytest.warns(UserWarning, match="off by 36 % on average"):
+    with pytest.warns(UserWarning, match=r"off by 36 % on average.*latency\(model, seconds=60\)`"):
+        timing.ensure_known(model, ["widths"])
+    remember(model, dataclasses.replace(found, error=0.36, batch_size=32))
+    with pytest.warns(UserWarning, match=r"seconds=60, batch_size=32\)`"):
         timing.ensure_known(model, ["widths"])
 
 
@@ -218,6 +221,11 @@ def test_a_file_that_is_spoilt_says_what_was_expected(spoil, tmp_path):
     ):
         lc_keras.latency(model, path=path)
     assert known(model) is None
+
+
+def test_what_is_no_text_says_what_was_expected():
+    with pytest.raises(ValueError, match=r"Expected what `Latency.to_json` returns.*Received: \{\}"):
+        latency.Latency.from_json({})
 
 
 def fitted(model, fixed=0.5, pairs=((4.0, 1.0), (6.0, 0.5), (2.0, 0.0))):
