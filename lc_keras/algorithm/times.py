@@ -6,7 +6,7 @@ from dataclasses import replace
 import keras
 
 from lc_keras.costs.layout import Layout
-from lc_keras.model.latency import Of, known
+from lc_keras.model.latency import Of, known, names_in
 
 
 def timed(
@@ -36,7 +36,8 @@ def _at_widths(
             "Expected, for a budget in milliseconds, a Functional or Sequential model whose time "
             f"`lc_keras.latency(model)` has fitted. Received: '{model.name}'"
         )
-    pairs = [latency.kernels.get(v.path, (0.0, 0.0)) for v in variables]
+    names = names_in(model)
+    pairs = [latency.kernels.get(names.get(id(v), ""), (0.0, 0.0)) for v in variables]
     rest = latency.milliseconds - sum(map(sum, pairs))
     times = [(1e6 * both, 1e6 * own, 0.0) for both, own in pairs]
     times[0] = (*times[0][:2], 1e6 * max(rest, 0.0))
@@ -50,7 +51,8 @@ def _by_rank(
     latency = known(model, "ranks")
     if latency is None:
         return list(layouts)
-    times = [latency.kernels.get(v.path, (0.0,)) for v in variables]
+    names = names_in(model)
+    times = [latency.kernels.get(names.get(id(v), ""), (0.0,)) for v in variables]
     by_rank = [
         tuple((whole, two, each) for two, each in zip(ways[::2], ways[1::2], strict=True))
         for whole, *ways in times

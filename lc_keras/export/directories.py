@@ -1,6 +1,7 @@
 """Make directories that appear complete or not at all."""
 
 import contextlib
+import json
 import os
 import shutil
 import uuid
@@ -62,15 +63,16 @@ def version_directory(path: str, version: int | str | None) -> str:
             'Expected `version` to be None, "next" or an int. '
             f"Received: {version!r} (of type {type(version).__name__})"
         )
+    if isinstance(version, int) and version < 0:
+        raise ValueError(f"Expected `version` to be at least 0. Received: {version}")
+    if version is not None and tf.saved_model.contains_saved_model(path):
+        raise ValueError(
+            f"Expected a model's base directory for version={json.dumps(version)}. Received: '{path}', a "
+            "SavedModel itself"
+        )
     if isinstance(version, int):
-        if version < 0:
-            raise ValueError(f"Expected `version` to be at least 0. Received: {version}")
         return os.path.join(path, str(version))
     versions = _versions(path)
-    if version == "next" and tf.saved_model.contains_saved_model(path):
-        raise ValueError(
-            f"Expected a model's base directory for version=\"next\". Received: '{path}', a SavedModel itself"
-        )
     if versions or version == "next":
         return os.path.join(path, str(max(versions, default=0) + 1))
     return path

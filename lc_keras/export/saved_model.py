@@ -27,6 +27,7 @@ from lc_keras.export.stored import LoadOnce, StoredSparse, StoredWeight
 from lc_keras.export.warmup import Requests, as_requests, prediction_log, write_warmup
 from lc_keras.internals.keras import layers_in, replaced
 from lc_keras.internals.tensorflow import in_silence, untraced, untraced_calls, view_of
+from lc_keras.measuring.coding import steps_of
 from lc_keras.measuring.counting import REPORT_FILE, measure, size_of
 from lc_keras.measuring.packing import Packed, pack, pays
 from lc_keras.model.macs import Uses, count_uses
@@ -86,7 +87,7 @@ def export_saved_model(
         expected_batch: Int or tuple of ints, default `(1, 32)`: the batch sizes at
             which `"auto"` must not make a layer slower.
         values: `None` (default): values are stored in their own type. `"float16"`: values of weights with
-            two or more axes are stored in half precision.
+            two or more axes are stored in half precision, except on a grid, where they take less as they are.
         input_signature: List of `tf.TensorSpec` or of structures of these, one for each positional argument
             of the model. `None` (default): the inputs that the model was built for. A subclassed model does
             not record the types of its inputs: its `input_dtype` is then used, and arguments that have a
@@ -137,7 +138,7 @@ def export_saved_model(
     _check_choice("values", values, (None, "float16"))
     batches, signatures = _batches(expected_batch), _check_signatures(signatures)
     overwrite, verbose = switch("overwrite", overwrite), switch("verbose", verbose)
-    path = version_directory(os.fspath(path).rstrip("/"), version)
+    path = version_directory(_without_slash(os.fspath(path)), version)
     check_free(path, overwrite)
     structure = input_signature_of(model) if input_signature is None else input_signature
     specs = named(structure, model)
@@ -179,6 +180,10 @@ def export_saved_model(
     return exported
 
 
+def _without_slash(path: str) -> str:
+    return path.rstrip("/") or path[:1]
+
+
 def _arrays(model: keras.Model) -> list[np.ndarray]:
     arrays = [view_of(variable) for variable in model.variables]
     for variable, array in zip(model.variables, arrays, strict=True):
@@ -192,11 +197,13 @@ def _store(
 ) -> Stored:
     """Return what is stored in another form than in the model, by the id of the variable."""
     kept: dict[int, np.ndarray] = {}
+    packs = storage == "packed"
     for variable, array in zip(model.variables, arrays, strict=True):
         if keras.backend.is_float_dtype(variable.dtype):
             narrow = values == "float16" and array.ndim > 1 and array.itemsize > 2
+            # Off its grid a weight would take more bits than on it.
+            narrow = narrow and not (packs and steps_of(array) is not None)
             kept[id(variable)] = _in_half_precision(variable, array) if narrow else array
-    packs = storage == "packed"
     packed = {key: pack(array) for key, array in kept.items() if packs and key not in sparse}
     if not pays(weight.saved for weight in packed.values()):
         packed = {}

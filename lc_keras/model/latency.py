@@ -1,5 +1,6 @@
 """Hold the fitted time of models at other widths, for the models and their copies."""
 
+import collections
 import dataclasses
 import json
 import math
@@ -8,11 +9,14 @@ from typing import Literal, TypeAlias
 
 import keras
 
+from lc_keras.internals.keras import layers_in
 from lc_keras.showing import Shown, Table
 
 Of: TypeAlias = Literal["widths", "ranks"]
 
-# By the paths and shapes of all weights, which copies of a model have in common.
+# What decides, besides weights, how many places a layer has.
+_SPACING = "strides", "padding", "dilation_rate", "pool_size", "size"
+# By what copies of a model have in common: the kinds of layers, the paths and shapes of all weights.
 _KNOWN: dict[tuple[object, ...], "Latency"] = {}
 
 
@@ -115,6 +119,21 @@ def known(model: keras.Model, of: Of = "widths") -> Latency | None:
     return _KNOWN.get((of, *_signature(model)))
 
 
+def names_in(model: keras.Model) -> dict[int, str]:
+    """Return a name for each weight of a model, by its id: its path, numbered if others have the same."""
+    seen = collections.Counter[str]()
+    names = {}
+    for variable in model.weights:
+        seen[variable.path] += 1
+        number = seen[variable.path]
+        names[id(variable)] = variable.path if number == 1 else f"{variable.path} ({number})"
+    return names
+
+
 def _signature(model: keras.Model) -> tuple[object, ...]:
     given = [tuple(t.shape) for t in getattr(model, "inputs", None) or []]
-    return (*given, *((v.path, tuple(v.shape)) for v in model.weights))
+    layers = [
+        (type(layer).__name__, *(str(getattr(layer, name, None)) for name in _SPACING))
+        for layer in layers_in(model, include_self=False)
+    ]
+    return (*given, *layers, *((v.path, tuple(v.shape)) for v in model.weights))

@@ -16,7 +16,7 @@ from lc_keras.algorithm.tasks import bind_tasks
 from lc_keras.arguments import above_one, keras_model, non_negative, positive, switch, whole
 from lc_keras.costs import L0Constraint
 from lc_keras.search.curve import Point, Smallest, SoFar
-from lc_keras.search.runs import Compress, Fit, Runs, ScoreOf
+from lc_keras.search.runs import Compress, Fit, NoScore, Runs, ScoreOf
 from lc_keras.search.scores import Score, restored, score_of
 from lc_keras.shrinking.timing import ensure_known
 
@@ -347,7 +347,7 @@ def _scores(score: Score | str) -> ScoreOf:
         values = getattr(history, "history", history)
         if not isinstance(values, dict) or not values.get(name):
             found = sorted(values) if isinstance(values, dict) else history
-            raise ValueError(
+            raise NoScore(
                 f"Expected `fit` to return a history that has '{name}', that of `model.fit` with "
                 f"`validation_data`. Received: {found!r}"
             )

@@ -108,7 +108,9 @@ class Runs:
         start = min((point.budget for point in self.points if point.reached), default=None) if warm else None
         while verdict is None:
             model = self.best() if warm else copy_of(self._model)
-            score, density = self._run(model, budget, len(scores))
+            if (found := self._run(model, budget, len(scores))) is None:
+                continue
+            score, density = found
             scores.append(score)
             verdict = reached(scores)
         point = Point(budget, tuple(scores), density, time.monotonic() - began, verdict, start)
@@ -131,8 +133,11 @@ class Runs:
         written.write_text(json.dumps(content, indent=1))
         os.replace(written, self._record)
 
-    def _run(self, model: keras.Model, budget: float, attempt: int) -> tuple[float, float]:
-        """Fit a model under a budget, and return its score and its density."""
+    def _run(self, model: keras.Model, budget: float, attempt: int) -> tuple[float, float] | None:
+        """Fit a model under a budget, and return its score and its density.
+
+        Return `None` if an earlier run had trained to its end, and what it noted of the score is lost.
+        """
         checkpoints = self.folder / f"run-{len(self.points)}-{attempt}" if self._resumable else None
         goes_on = checkpoints is not None and checkpoints.exists() and any(checkpoints.iterdir())
         callback = self._compress(budget)
@@ -147,8 +152,13 @@ class Runs:
                 "Expected `fit` to return with the model under its budget. Received: one outside of it, by "
                 f"{100 * gap:.2g} % of the norm of its weights: was it trained on without the callbacks?"
             )
-        with restored(model):
-            score = self._score(model, history)
+        try:
+            with restored(model):
+                score = self._score(model, history)
+        except NoScore:
+            if watch.batches or not goes_on:
+                raise
+            return None
         if not math.isfinite(score):
             raise ValueError(f"Expected a finite score. Received: {score}, with the budget {budget:.4g}")
         return score, float(density)
@@ -193,19 +203,23 @@ class Runs:
         return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
+class NoScore(ValueError):
+    """Say that what `fit` returned has no score."""
+
+
 class _Watch(keras.callbacks.Callback):
-    """Observe which model a `fit` trains, and whether it trains at all."""
+    """Observe which model a `fit` trains, and on how many batches."""
 
     def __init__(self) -> None:
         super().__init__()
         self._trained: keras.Model | None = None
-        self._batches = 0
+        self.batches = 0
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         self._trained = self.model
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        self._batches += 1
+        self.batches += 1
 
     def check(self, model: keras.Model, callback: Attached, goes_on: bool) -> None:
         if self._trained is None:
@@ -223,7 +237,7 @@ class _Watch(keras.callbacks.Callback):
                 "Expected `fit` to pass all of its callbacks to `model.fit`. Received: a function that "
                 f"leaves out {callback!r}"
             )
-        if not self._batches and not goes_on:
+        if not self.batches and not goes_on:
             raise ValueError(
                 "Expected `fit` to train the model. Received: a function that trained on no batch"
             )

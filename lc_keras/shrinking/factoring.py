@@ -125,8 +125,9 @@ def _factors(matrix: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray] | N
     wide = matrix.astype("float64")
     if most < 1 or not np.isfinite(wide).all():
         return None
-    rounding = 2 * float(np.spacing(np.ones([], matrix.dtype))) * np.abs(wide).max()
-    noise = rounding * sum(map(math.sqrt, matrix.shape))
+    # Each weight is rounded by its own size: one that is much larger than the others makes no more noise.
+    largest = sum(np.linalg.norm(wide, axis=axis).max() for axis in (0, 1))
+    noise = 2 * float(np.spacing(np.ones([], matrix.dtype))) * largest
     if _has_rank(wide, min(most + 1, _HIGH), noise):
         return None
     left, values, right = np.linalg.svd(wide, full_matrices=False)

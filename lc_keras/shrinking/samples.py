@@ -9,6 +9,7 @@ import numpy as np
 
 from lc_keras.model.flow import Graph
 from lc_keras.model.flow.units import find
+from lc_keras.model.latency import names_in
 from lc_keras.model.macs import count_uses
 from lc_keras.shrinking.factoring import blank, sides
 from lc_keras.shrinking.rebuilding import Rebuilt, ways_of
@@ -22,7 +23,8 @@ class Samples(Protocol):
     """Nets that differ from a model in one kind of size, and what their time depends on.
 
     Attributes:
-        sizes: Dict from the path of a kernel to its shape and the number of places of an example that use it.
+        sizes: Dict from the name of a kernel (`names_in`) to its shape and the number of places of an example
+            that use it.
     """
 
     sizes: dict[str, tuple[int, ...]]
@@ -60,7 +62,7 @@ class Widths:
             self._layers.append(new)
         if not any(map(len, self._layers)):
             raise ValueError(f"Expected a model of which neurons can be removed. Received: '{model.name}'")
-        uses = count_uses(model).uses
+        uses, names = count_uses(model).uses, names_in(model)
         self._ports: list[tuple[np.ndarray, np.ndarray | None]] = []
         self.sizes: dict[str, tuple[int, ...]] = {}
         for flow in self._graph.layers.values():
@@ -69,7 +71,7 @@ class Widths:
                 if variable is not None and weight.makes and (times := uses.get(id(variable))):
                     made = flow.ports[weight.makes.port]
                     read = flow.ports[weight.reads.port] if weight.reads else None
-                    self.sizes[variable.path] = (*variable.shape, times)
+                    self.sizes[names[id(variable)]] = (*variable.shape, times)
                     self._ports.append((made, read))
 
     def whole(self) -> np.ndarray:
@@ -115,7 +117,7 @@ class Ranks:
 
     def __init__(self, model: keras.Model) -> None:
         self._model, self._graph = model, Graph(model, dead=True)
-        uses = count_uses(model).uses
+        uses, names = count_uses(model).uses, names_in(model)
         self.sizes: dict[str, tuple[int, ...]] = {}
         self._layers: list[keras.Layer] = []
         # For each kernel and each way: its axes, and the rows and columns of the matrix.
@@ -126,7 +128,7 @@ class Ranks:
             if variable is not None and (times := uses.get(id(variable))):
                 shape = tuple(variable.shape)
                 matrices = [[math.prod(shape[a] for a in side) for side in sides(shape, w)] for w in ways]
-                self.sizes[variable.path] = (*shape, times)
+                self.sizes[names[id(variable)]] = (*shape, times)
                 self._layers.append(flow.layer)
                 self._ways.append([(way, *matrix) for way, matrix in zip(ways, matrices, strict=True)])
         if not any(_highest(*matrix) for ways in self._ways for _, *matrix in ways):

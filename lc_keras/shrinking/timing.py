@@ -82,6 +82,8 @@ def latency(
     if path is not None and Path(path).exists():
         found = _read(Path(path), batch_size, of, samples.sizes)
     else:
+        if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
         found = _fitted(samples, batch_size, nets, seconds, clock, of)
         if path is not None:
             # Completely or not at all.

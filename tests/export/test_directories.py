@@ -1,3 +1,4 @@
+import json
 import os
 import resource
 import signal
@@ -97,8 +98,9 @@ def test_versions(tmp_path):
     with pytest.raises(ValueError, match="at least 0"):
         version_directory(base, -1)
     (tmp_path / "2" / "saved_model.pb").touch()
-    with pytest.raises(ValueError, match='base directory for version="next".*, a SavedModel itself'):
-        version_directory(f"{base}/2", "next")
+    for version in ('"next"', "3"):
+        with pytest.raises(ValueError, match=f"base directory for version={version}.*, a SavedModel itself"):
+            version_directory(f"{base}/2", json.loads(version))
 
 
 def test_free(tmp_path):

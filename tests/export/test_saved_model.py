@@ -581,9 +581,16 @@ def test_half_precision_in_the_file(tmp_path, compute):
     np.testing.assert_allclose(serve(tmp_path, x), x @ rounded, rtol=1e-4, atol=1e-5)
 
 
+def test_weights_on_a_grid_stay_there_in_half_precision(tmp_path):
+    model = keras.Sequential([keras.Input((200,)), keras.layers.Dense(300)])
+    compress_directly(model, Grid(4))
+    kernel, _ = export_saved_model(model, tmp_path, values="float16").weights
+    assert kernel.nbytes < 0.6 * 200 * 300 and not kernel.error
+
+
 def test_half_precision_that_would_overflow(tmp_path):
     model = mlp()
-    model.layers[0].kernel.assign(1e5 * np.ones((200, 300)))
+    model.layers[0].kernel.assign(np.linspace(0, 1e5, 60_000).reshape(200, 300))
     with pytest.raises(ValueError, match="65504 in magnitude .* 1e\\+05 in '.*/kernel'"):
         export_saved_model(model, tmp_path / "net", values="float16")
     assert list(tmp_path.iterdir()) == []

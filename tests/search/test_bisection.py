@@ -244,6 +244,29 @@ def test_a_run_of_lc_goes_on_from_its_checkpoint(tmp_path, capsys):
     assert re.findall(f"Going on after epoch 1 of 2, from '{tmp_path}/.*'", capsys.readouterr().out)
 
 
+def test_a_run_that_was_cut_off_at_its_end_is_run_again_for_its_history(tmp_path):
+    begun = []
+
+    class Cut(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            begun.append(self.model)
+
+        def on_train_end(self, logs=None):
+            if len(begun) == 1:
+                raise KeyboardInterrupt
+
+    def cut_off(model, callbacks):
+        options = {"validation_data": helpers.DATA, "verbose": 0, "shuffle": False}
+        return model.fit(helpers.DATA, epochs=2, callbacks=[Cut(), *callbacks], **options)
+
+    options = {"compress": lc_keras.L0Constraint, "score": "loss", "directory": tmp_path, "max_runs": 1}
+    with pytest.raises(KeyboardInterrupt):
+        search(helpers.net(), cut_off, **options)
+    search(helpers.net(), cut_off, **options)
+    # The reference is run again, and then a budget.
+    assert len(begun) == 4
+
+
 def test_a_warm_run_begins_with_the_best_weights(light):
     begun = []
 

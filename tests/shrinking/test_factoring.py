@@ -6,6 +6,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import lc_keras
@@ -163,6 +164,13 @@ def test_projections_tell_a_rank_from_the_next(rank, dtype):
     noise = 2 * np.finfo(dtype).eps * np.abs(matrix).max() * sum(np.sqrt(matrix.shape))
     found = [_has_rank(matrix.astype("float64"), asked, noise) for asked in (1, rank, rank + 1)]
     assert found == [True, True, False]
+
+
+@pytest.mark.parametrize("largest", [30, 200])
+def test_a_weight_that_is_much_larger_than_the_others_makes_no_rank(largest):
+    kernel = np.random.default_rng(0).normal(size=(100, 100))
+    kernel[5, 7] = largest
+    assert factoring.split(kernel.astype(tf.bfloat16.as_numpy_dtype), [()]) is None
 
 
 def test_high_ranks_are_not_looked_for(monkeypatch):

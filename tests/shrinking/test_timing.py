@@ -143,7 +143,7 @@ def test_a_fit_that_is_bad_is_said_to_be(recwarn):
 
 def test_real_times_are_kept_in_a_file_and_known_of_copies(tmp_path):
     model = chain(6, 5, 2)
-    path = tmp_path / "latency.json"
+    path = tmp_path / "new" / "latency.json"
     found = lc_keras.latency(model, nets=4, seconds=1e-3, path=path)
     assert found.milliseconds > 0 and set(found.kernels) == {f"chain/chain{i}/kernel" for i in range(3)}
     assert "left out of the fit once" in str(found)
@@ -151,7 +151,7 @@ def test_real_times_are_kept_in_a_file_and_known_of_copies(tmp_path):
     assert known(chain(6, 4, 2)) is None
     forget()
     assert lc_keras.latency(model, path=path) == found == known(model)
-    assert list(tmp_path.iterdir()) == [path]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def forget():
@@ -226,6 +226,34 @@ def test_a_file_that_is_spoilt_says_what_was_expected(spoil, tmp_path):
 def test_what_is_no_text_says_what_was_expected():
     with pytest.raises(ValueError, match=r"Expected what `Latency.to_json` returns.*Received: \{\}"):
         latency.Latency.from_json({})
+
+
+@pytest.mark.parametrize("of", ["widths", "ranks"])
+def test_kernels_of_the_same_path_are_told_apart(of):
+    def part(name, *widths):
+        inputs = keras.Input((widths[0],))
+        inner = layers.Dense(widths[1], name="inner")(inputs)
+        return keras.Model(inputs, layers.Dense(widths[2], name="outer")(inner), name=name)
+
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, part("second", 6, 12, 4)(part("first", 8, 16, 6)(inputs)))
+    found = lc_keras.latency(model, nets=4, seconds=1e-3, of=of)
+    assert found.sizes["inner/kernel"][:2] == (8, 16) and found.sizes["inner/kernel (2)"][:2] == (6, 12)
+    if of == "widths":
+        kernels = {path: (float(place), 0.0) for place, path in enumerate(found.kernels, 1)}
+        remember(model, dataclasses.replace(found, kernels=kernels))
+        (shared,) = bind_tasks([Task(HALF)], model)
+        assert [layout.nanoseconds[0] for layout in shared.layouts[::2]] == [1e6, 2e6, 3e6, 4e6]
+
+
+def test_the_time_of_a_model_is_not_that_of_one_with_other_strides():
+    def net(strides):
+        kernel = layers.Conv2D(8, 3, strides=strides, name="kernel")
+        last = layers.Conv2D(2, 3, name="last")
+        return keras.Sequential([keras.Input((9, 9, 3)), kernel, last], name="net")
+
+    found = lc_keras.latency(net(2), nets=4, seconds=1e-3)
+    assert known(keras.models.clone_model(net(2))) == found and known(net(1)) is None
 
 
 def fitted(model, fixed=0.5, pairs=((4.0, 1.0), (6.0, 0.5), (2.0, 0.0))):
