@@ -131,7 +131,8 @@ class CompressionRun(Run, Resumable):
                 limit = self._rate.applied() if self._limits_rate else contextlib.nullcontext()
                 with self._lagrangian.pulling(), limit:
                     self._metrics = train_function(iterator)
-                self._batches_since += self._model.steps_per_execution
+                left = (self._plan.batches or math.inf) - self._batch
+                self._batches_since += min(self._model.steps_per_execution, left)
                 # Not when a batch begins: if the length is unknown, Keras begins one that has no data.
                 self.logs.update(mu=self.mu, l_step=self._running + 1)
             except (StopIteration, tf.errors.OutOfRangeError):

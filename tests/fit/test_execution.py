@@ -16,6 +16,8 @@ from helpers import (
     same,
     spy,
 )
+from lc_keras import L0Constraint, LearningCompression
+from lc_keras.fit.mu import Beside
 
 # A fit that runs to its end has nothing to warn about.
 pytestmark = pytest.mark.filterwarnings(
@@ -47,6 +49,14 @@ def test_steps_per_execution_that_end_with_l_steps(executed, length):
     if executed != 3:
         fit(one, [lc(epochs_per_step=length)])
         same(one, many, rtol=1e-5, atol=1e-6)
+
+
+def test_the_batches_of_an_l_step_are_counted(monkeypatch):
+    seen = []
+    monkeypatch.setattr(Beside, "look", lambda pull, step, moved, batches: seen.append(batches))
+    # An L step is an epoch, in executions of 3, 3 and 2 batches.
+    fit(net(steps_per_execution=3), [LearningCompression(L0Constraint(KEPT))], epochs=40)
+    assert seen == 3 * [8]
 
 
 @pytest.mark.parametrize("executed", [3, pytest.param(5, marks=pytest.mark.slow), 50])

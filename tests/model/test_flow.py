@@ -167,6 +167,14 @@ def test_units_of_einsums(name, tmp_path):
     assert 0.3 * whole < kept <= 0.6 * whole + 0.4 * 10
 
 
+def test_einsums_in_bfloat16():
+    made = layers.EinsumDense("abc,cde->abde", (None, 6, 2), activation="relu", dtype="bfloat16")
+    read = layers.EinsumDense("abde,def->abf", (None, 4), dtype="bfloat16")
+    model = sequential((3, 5), made, read)
+    zero(made.kernel, [0, 2], -2)
+    assert shrink(model).layers[0].kernel.shape == (5, 4, 2)
+
+
 @pytest.mark.parametrize(
     "equation, shape, axes",
     [

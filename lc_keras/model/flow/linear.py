@@ -143,7 +143,8 @@ class EinsumDense(Linear):
         return axes[self.read], len(shape) - len(output) + output.index(self.unit)
 
     def touches(self) -> np.ndarray:
-        return self._matrix(np.abs(self.array("kernel"))) != 0
+        # NumPy has no sums of products in bfloat16.
+        return self._matrix(np.abs(self.array("kernel")).astype("float64")) != 0
 
     def totals(self, where: np.ndarray) -> np.ndarray:
         return self._matrix(self.array("kernel").astype("float64"))[where]
