@@ -333,7 +333,7 @@ def _cell(rows, method, keep):
 
 
 def _mean_and_largest(errors):
-    largest = f" ({max(errors):.2f})" if len(errors) > 1 else ""
+    largest = f" ({max(errors):.2f})" if len(set(errors)) > 1 else ""
     return f"{statistics.mean(errors):.2f}{largest}"
 
 
