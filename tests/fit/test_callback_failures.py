@@ -76,7 +76,7 @@ def is_clean(model, **options):
         ({"mu": [1e-50, 1.0]}, ValueError, "single precision.*μ=1e-50"),
         ({"mu": Exponential(1.0, 1.1), "steps": 8000}, ValueError, "single precision"),
         ({"mu": Geometric(1e-200, 1e200), "steps": 3}, ValueError, "single precision"),
-        ({"mu": []}, ValueError, "Received: 0 values"),
+        ({"mu": []}, ValueError, r"Received: mu=\[\]"),
         ({"mu": [1.0, 2.0], "steps": 3}, ValueError, "3 L steps.*2 values"),
         ({"mu": [1.0, 1.0]}, ValueError, "Expected μ to grow.*μ=1.0 at L step 1"),
         ({"mu": [1.0, 3.0, 2.0]}, ValueError, "Expected μ to grow.*μ=2.0 at L step 2"),
