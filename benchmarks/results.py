@@ -187,7 +187,8 @@ at 15 and 3 %. Try `baselines.GradualPruning`, too, for such nets. (While a budg
 normalisation, too, LC was at 15.53 and 16.54 at 5 and 3 %.) With 50 % of its multiply-adds, and the filters
 that go with the rest taken out, the net is as good as the reference: 12.53 %. The command is `python -m
 benchmarks.training.resnet --full --depth 32 --epochs 30 --mixed-precision --keep 0.15 0.05 0.03 --macs 0.5
---reference benchmarks/results/resnet32.weights.h5`.
+--reference benchmarks/results/resnet32.weights.h5`; seeds 1 and 2 are the same with `--seeds 1 2 --keep 0.05`
+and without `--macs 0.5`.
 """
 
 FIG4_SERVED = """

@@ -189,8 +189,7 @@ def kth_largest(tensors: Sequence[tf.Tensor], k: int | tf.Tensor) -> Threshold:
 
     $$\tau = \max \{ t : \#\{i : |x_i| \ge t\} \ge \kappa \}$$
 
-    and a second one, of the low 16 bits of the elements in that bin, finds $\tau$. (For float64 there are
-    three more, of 16 bits each.)
+    and a second one, of the next 16 bits of the elements in that bin, finds $\tau$ (three for float64).
 
     Args:
         tensors: Sequence of floating tensors of any shapes, fewer than $2^{31}$ elements together.
