@@ -160,7 +160,8 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         dest="representative_data",
         metavar="FILE.npy",
-        help="sample inputs of the model, which --quantize int8 needs",
+        help="sample inputs of the model, which --quantize int8 needs; a .npz file holds those of several "
+        "inputs by name",
     )
     export.set_defaults(run=_export)
 
@@ -225,7 +226,7 @@ def _export(args: argparse.Namespace) -> None:
         raise ValueError(f"Expected options for {kind}, '{args.target}'. Received: {', '.join(wrong)}")
     options = {name: given[name] for name in mine if name in given}
     if "representative_data" in options:
-        options["representative_data"] = [_array(options["representative_data"])]
+        options["representative_data"] = [_inputs(options["representative_data"])]
     try:
         print(_with_options(str(export(_load(args), args.target, overwrite=args.overwrite, **options))))
     except tf.errors.OpError as error:
@@ -242,7 +243,7 @@ def _load(args: argparse.Namespace, what: str = "a .keras file") -> "keras.Model
     # Keras goes by the file name, and its safe mode is for this format.
     elif not (args.model.endswith(".keras") and zipfile.is_zipfile(args.model)):
         named = (what for end, what in _OTHER_FILES.items() if args.model.lower().endswith(end))
-        why = next(named, "is none")
+        why = next(named, "is not one")
     if why:
         raise ValueError(f"Expected {what}. Received: '{args.model}', which {why}.")
     try:
@@ -265,19 +266,17 @@ def _load(args: argparse.Namespace, what: str = "a .keras file") -> "keras.Model
         raise
 
 
-def _array(path: str) -> "np.ndarray":
+def _inputs(path: str) -> "np.ndarray | dict[str, np.ndarray]":
     import numpy as np
 
     try:
         found = np.load(path, allow_pickle=False)
+        return found if isinstance(found, np.ndarray) else dict(found)
     except (ValueError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"Expected --data to be a .npy file of numbers. Received: '{path}', which cannot be read as one: "
-            f"{error}"
+            "Expected --data to be a .npy or .npz file of numbers. "
+            f"Received: '{path}', which cannot be read as one: {error}"
         ) from error
-    if not isinstance(found, np.ndarray):
-        raise ValueError(f"Expected --data to be one array. Received: '{path}', which is an archive of them.")
-    return found
 
 
 def _version(text: str) -> int | str:

@@ -112,6 +112,18 @@ def test_export_to_litert(saved, tmp_path, capsys):
     assert (tmp_path / "net8.tflite").stat().st_size > 0 and "if dense" in capsys.readouterr().out
 
 
+def test_several_inputs_to_calibrate_int8_with_are_in_one_file(tmp_path, capsys):
+    pytest.importorskip("ai_edge_litert")
+    inputs = {name: keras.Input((size,), name=name) for name, size in (("a", 3), ("b", 5))}
+    joined = keras.layers.Concatenate()(list(inputs.values()))
+    keras.Model(inputs, keras.layers.Dense(2)(joined)).save(tmp_path / "net.keras")
+    np.savez(tmp_path / "x.npz", a=np.ones((9, 3), "float32"), b=np.ones((9, 5), "float32"))
+    paths = [str(tmp_path / name) for name in ("net.keras", "net.tflite", "x.npz")]
+    assert main(["export", *paths[:2], "--quantize", "int8", "--data", paths[2]]) == 0, (
+        capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize(
     "target, options, wrong",
     [
@@ -154,9 +166,12 @@ def test_what_is_no_model(tmp_path, capsys):
         (["report", str(tmp_path / "net.h5")], "is in an older format"),
         (["report", str(tmp_path / "own.keras")], "has classes or functions that Keras does not have"),
         (["export", str(tmp_path / "net.keras"), *to_int8, str(tmp_path / "empty.npy")], "No data left"),
-        (["export", str(tmp_path / "net.keras"), *to_int8, str(tmp_path / "text.keras")], "a .npy file"),
-        (["export", str(tmp_path / "net.keras"), *to_int8, str(tmp_path / "several.npz")], "one array"),
-        (["report", str(tmp_path / "text.keras")], "which is none"),
+        (
+            ["export", str(tmp_path / "net.keras"), *to_int8, str(tmp_path / "text.keras")],
+            "a .npy or .npz file",
+        ),
+        (["export", str(tmp_path / "net.keras"), *to_int8, str(tmp_path / "several.npz")], "arr_0"),
+        (["report", str(tmp_path / "text.keras")], "which is not one"),
         (["report", str(tmp_path / "other.keras")], "config.json"),
         (["report", str(tmp_path / "damaged.keras")], "Bad CRC-32"),
         (["report", str(tmp_path / "folder")], "export_saved_model wrote"),

@@ -1,5 +1,6 @@
 """The package quiets TensorFlow when run as a program, and leaves it alone when imported."""
 
+import os
 import sys
 
 from lc_keras.internals import startup
@@ -16,3 +17,11 @@ def test_only_the_command_line_is_one(monkeypatch):
         monkeypatch.setattr(sys, "argv", argv)
         monkeypatch.setattr(sys, "orig_argv", original)
         assert startup.is_command_line() == expected
+
+
+def test_a_process_without_an_error_stream_imports_tensorflow_all_the_same(monkeypatch):
+    def closed(descriptor):
+        raise OSError(f"no stream {descriptor}")
+
+    monkeypatch.setattr(os, "dup", closed)
+    startup.import_quietly()

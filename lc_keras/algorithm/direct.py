@@ -9,7 +9,8 @@ import tensorflow as tf
 from lc_keras.algorithm.lagrangian import CStep, Lagrangian
 from lc_keras.algorithm.shadows import fingerprint, is_same
 from lc_keras.algorithm.tasks import SharedCost, Tasks, as_tasks, bind_tasks
-from lc_keras.arguments import strength
+from lc_keras.arguments import strength, warn
+from lc_keras.showing import listed
 
 # How far a projection may move weights that are projected already, by the bytes of the weights.
 _ROUNDING = {2: 1e-2, 4: 1e-6, 8: 1e-6}
@@ -17,6 +18,8 @@ _ROUNDING = {2: 1e-2, 4: 1e-6, 8: 1e-6}
 
 def compress_directly(model: keras.Model, tasks: Tasks, mu: float = 1.0) -> None:
     """Compress a model as it is: one C step and no training.
+
+    Warn if a layer loses all its weights.
 
     If the weights have a `constraint` of their own, it is applied to what an N:M cost keeps, and an ℓ0 cost
     without `values`.
@@ -49,6 +52,18 @@ def compress_shared(model: keras.Model, shared: Sequence[SharedCost], mu: float 
     if bad := lagrangian.not_finite(result):
         raise ValueError(f"Expected a model with finite weights. Received: NaN or infinite values in {bad}")
     lagrangian.show_compressed()
+    if lost := lost_weights(lagrangian.variables):
+        warn(f"The compressed model may be bad: {lost}.")
+
+
+def lost_weights(variables: Sequence[keras.Variable]) -> str:
+    """Return which weights of two or more axes are all zero, and what to do about it, or ""."""
+    lost = [v.path for v in variables if len(v.shape) > 1 and not np.any(v)]
+    advice = (
+        "keep more, leave out these layers by a `Task` of the others, or give each its own share "
+        "(`per_layer`, `keep_at_least`)"
+    )
+    return f"{listed(lost)} lost all weights: {advice}" if lost else ""
 
 
 def compress_again(

@@ -1,6 +1,6 @@
 """The neurons and filters of a model: the weights that make each of them, found in the model's graph."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
@@ -60,12 +60,13 @@ class Makers:
     @property
     def reasons(self) -> str:
         """Return `kept_by` as text."""
-        return listed(sorted(self.kept_by) or ["they are outputs of the model"], "; ")
+        return listed(sorted(self.kept_by) or ["they are inputs or outputs of the model"], "; ")
 
     def by_units(self, parts: list[list[keras.Variable]]) -> list[list[keras.Variable]]:
         """Return the variables of a model's layers in lists, those that make units together in one list.
 
-        Variables of which no unit can be removed are left out, if there are others.
+        Variables of which no unit can be removed are left out, if there are others; `kept_by` says why,
+        unless they make the outputs of the model.
         """
         makers = (self._places[id(v)][1].tolist() for v in self._trainable if id(v) in self._places)
         together_made = [{unit for unit in made if not self._rank(unit)} for made in makers]
@@ -83,6 +84,9 @@ class Makers:
                 together = [v for others, _ in tied for v in others] + some
                 found.append((together, units.union(*(made for _, made in tied))))
         ranks = [min(map(self._rank, units)) for _, units in found]
+        for (variables, units), rank in zip(found, ranks, strict=True):
+            if rank > min(ranks):
+                self._note(variables, units)
         return [variables for (variables, _), rank in zip(found, ranks, strict=True) if rank == min(ranks)]
 
     def with_companions(
@@ -105,8 +109,7 @@ class Makers:
                 own[key] = first - np.arange(Neurons().count(layout))
             made += (own[key] if place is None else place[1]).tolist()
         first = min(map(self._rank, made))
-        self.kept_by |= {self._reasons[u] for u in made if u in self._reasons}
-        self.kept_by |= {self._walls[id(v)] for v in variables if id(v) in self._walls and id(v) in own}
+        self._note(variables, made)
         self.none_goes |= first > 0
         units = [u for u in dict.fromkeys(made) if self._rank(u) == first]
         number = {unit: n for n, unit in enumerate(units)}
@@ -135,6 +138,12 @@ class Makers:
                 )
             )
         return found, its_layouts
+
+    def _note(self, variables: Iterable[keras.Variable], units: Iterable[int]) -> None:
+        """Note why some of the units that variables make stay in the model, if some do."""
+        self.kept_by |= {self._reasons[u] for u in units if u in self._reasons}
+        unknown = (id(v) for v in variables if id(v) not in self._places)
+        self.kept_by |= {self._walls[key] for key in unknown if key in self._walls}
 
     def _rank(self, unit: int) -> int:
         """Return 0 if a unit can be removed, 1 if its layer is of another kind, 2 if it stays."""

@@ -152,24 +152,22 @@ class Task(Serializable):
         """
         candidates = _trainable_variables(model, self)
         selected, owners = set(), owners_of(model)
+        tables = {id(v) for v in candidates if self.embeddings and is_table(v)}
         kernels = {id(v) for v in candidates if is_kernel(v, owners.get(id(v)))}
         for selector in self._selectors():
             matched = _matches(selector, candidates, kernels)
-            if not matched:
+            if not matched and not (selector is None and tables):
                 raise ValueError(
                     f"{self}: {_describe(selector)} matches no trainable weights of model '{model.name}'"
                     f"{_of_another(selector, model)}. Its trainable weights are:\n{_listing(candidates)}"
                 )
             selected |= {id(variable) for variable in matched}
-        if self.embeddings:
-            tables = {id(v) for v in candidates if is_table(v)}
-            if not tables:
-                raise ValueError(
-                    f"{self}: model '{model.name}' has no embeddings that can be trained. Its trainable "
-                    f"weights are:\n{_listing(candidates)}"
-                )
-            selected |= tables
-        return [variable for variable in candidates if id(variable) in selected]
+        if self.embeddings and not tables:
+            raise ValueError(
+                f"{self}: model '{model.name}' has no embeddings that can be trained. Its trainable "
+                f"weights are:\n{_listing(candidates)}"
+            )
+        return [variable for variable in candidates if id(variable) in selected | tables]
 
     def bind(self, model: keras.Model) -> list[SharedCost]:
         """Find the variables that share a cost in a built model: all of this task's, or those of each layer.
@@ -177,7 +175,7 @@ class Task(Serializable):
         Raises:
             TypeError: If `model` is not a `keras.Model`.
             ValueError: As in `select`, if the budget is out of range for the weights, or if it is a budget of
-                neurons that layers of other kinds keep and `weights` names no layers.
+                neurons of which none can be removed and `weights` names no layers.
         """
         selected, owners, cost = self.select(model), owners_of(model), self.compression
         parts = _by_layer(selected, owners) if self.per_layer else [selected]
@@ -198,7 +196,7 @@ class Task(Serializable):
             ]
             if makers:
                 variables, layouts = makers.with_companions(variables, layouts)
-                if makers.none_goes and makers.kept_by and self.weights is None:
+                if makers.none_goes and self.weights is None:
                     raise ValueError(
                         f"{self}: Expected a model in which `shrink` can remove neurons. Received: "
                         f"'{model.name}', of which none can be removed: {makers.reasons}. Prune "
@@ -278,6 +276,7 @@ def bind_tasks(tasks: Sequence[Task], model: keras.Model) -> list[SharedCost]:
 
 
 def _check_selector(selector: Single) -> None:
+    is_of_bytes = isinstance(selector, re.Pattern) and isinstance(selector.pattern, bytes)
     if isinstance(selector, str):
         try:
             re.compile(selector)
@@ -285,7 +284,7 @@ def _check_selector(selector: Single) -> None:
             raise ValueError(
                 f"Expected `weights` to be a regular expression. Received: {selector!r} ({error})"
             ) from error
-    elif not (
+    elif is_of_bytes or not (
         selector is None
         or isinstance(selector, (re.Pattern, keras.Layer, keras.Variable))
         or (callable(selector) and not isinstance(selector, type))
@@ -315,14 +314,15 @@ def _counterparts(given: list[keras.Variable], candidates: list[keras.Variable])
     ids = {id(v) for v in given}
     if own := [v for v in candidates if id(v) in ids]:
         return own
-    # A copy of a layer has lost the names of the models around it.
-    copies = [
-        v
-        for v in candidates
-        for old in given
-        if old.trainable and old.shape == v.shape and f"/{v.path}".endswith(f"/{old.path}")
-    ]
+    copies = [v for old in given for v in _in_place_of(old, candidates)]
     return copies if len(copies) == len(given) else []
+
+
+def _in_place_of(old: keras.Variable, candidates: list[keras.Variable]) -> list[keras.Variable]:
+    """Return the variables that a variable of a copy may stand for."""
+    alike = [v for v in candidates if old.trainable and old.shape == v.shape]
+    # A copy of a layer has lost the names of the models around it.
+    return [v for v in alike if v.path == old.path] or [v for v in alike if v.path.endswith(f"/{old.path}")]
 
 
 def _trainable_variables(model: keras.Model, task: Task) -> list[keras.Variable]:

@@ -7,6 +7,7 @@ import keras
 from lc_keras.algorithm.direct import compress_shared
 from lc_keras.algorithm.tasks import SharedCost, Tasks, as_tasks, bind_tasks
 from lc_keras.fit.attachment import comes_first, have_last_word
+from lc_keras.shrinking.timing import ensure_known
 
 
 class DirectCompression(keras.callbacks.Callback):
@@ -42,6 +43,7 @@ class DirectCompression(keras.callbacks.Callback):
         self._is_first = comes_first(self)
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        ensure_known(self.model, (task.compression.needs_time for task in self.tasks))
         self._shared = bind_tasks(self.tasks, self.model)
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:

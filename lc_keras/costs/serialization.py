@@ -26,4 +26,11 @@ class Serializable:
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Make an object from what `get_config` returned, serialized or not."""
-        return cls(**{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()})
+        return cls(**{name: made(value) for name, value in config.items()})
+
+
+def made(value: Any) -> Any:
+    """Return what a config holds; what is not serialized is returned as it is."""
+    if isinstance(value, (list, tuple)):
+        return [made(part) for part in value]
+    return keras.saving.deserialize_keras_object(value) if isinstance(value, dict) else value

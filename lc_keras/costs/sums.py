@@ -3,11 +3,11 @@
 import dataclasses
 from typing import Any, Literal, Self
 
-import keras
 import tensorflow as tf
 
 from lc_keras.costs import thresholds
 from lc_keras.costs.compression import Compression, Layouts, Map, Tensors
+from lc_keras.costs.serialization import made
 
 # How often each part is solved for anew; the last rounds gain little.
 _ROUNDS = 8
@@ -51,7 +51,7 @@ class Sum(Compression):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        return cls(*map(keras.saving.deserialize_keras_object, config["parts"]))
+        return cls(*made(config["parts"]))
 
     def __repr__(self) -> str:
         return f"Sum({', '.join(map(repr, self.parts))})"

@@ -127,8 +127,8 @@ def check_name(path: str) -> None:
     """Check that a path does not have the name of a Keras file, since such files are read by their names."""
     if path.lower().endswith((".keras", ".h5", ".hdf5")):
         raise ValueError(
-            f"Expected a `path` that is no name of a file of Keras's, which `model.save` writes. Received: "
-            f"'{path}'"
+            "Expected a `path` that does not end as the files of Keras do, which `model.save` writes. "
+            f"Received: '{path}'"
         )
 
 

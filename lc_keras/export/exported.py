@@ -177,7 +177,7 @@ class SavedModelExport(_Export):
                 'with compute="auto".'
             )
         if not packed:
-            none = "none has enough zeros or few values"
+            none = "that would make nothing smaller"
             yield f"No weight is packed: {'as requested' if self.storage == 'dense' else none}."
         rounded = max(self.weights, key=lambda weight: weight.error, default=None)
         if rounded is not None and rounded.error:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import keras
 import numpy as np
 
+from lc_keras.algorithm.direct import lost_weights
 from lc_keras.algorithm.tasks import Task
 from lc_keras.arguments import warn
 from lc_keras.showing import listed
@@ -60,11 +61,8 @@ class Verdict:
                 f"at the end its weights were {gap:.0%} of their norm away from the trained ones (`gap`): "
                 "give `fit` more epochs, or a last μ that is higher"
             )
-        if lost := [v.path for v in self._variables if len(v.shape) > 1 and not np.any(v)]:
-            yield (
-                f"{listed(lost)} lost all weights: keep more, leave out these layers by a `Task` of the "
-                "others, or give each its own share (`per_layer`, `keep_at_least`)"
-            )
+        if lost := lost_weights(self._variables):
+            yield lost
         fallen = [*self._fallen(self._first, _BELOW, _VALIDATION_BELOW, "in the first epoch")]
         fallen = fallen or [*self._fallen(self._batch, _BELOW_BATCH, _BELOW_BATCH, "before the first update")]
         if fallen:

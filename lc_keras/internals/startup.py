@@ -17,7 +17,12 @@ def is_command_line() -> bool:
 def import_quietly() -> None:
     """Import TensorFlow with the error stream of the process silenced; Python's exceptions are not."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        stderr = os.dup(2)
+    except OSError:
+        # The process was started without one.
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
         import tensorflow  # noqa: F401

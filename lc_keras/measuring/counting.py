@@ -48,8 +48,8 @@ def report(
 
     Raises:
         TypeError: If `model` is neither a `keras.Model` nor a path, or `input_signature` is of another type.
-        ValueError: If the model is not built or has no weights, the path holds no such SavedModel, or the
-            model cannot be called with inputs of this `input_signature`.
+        ValueError: If the model is not built or has no weights, the path holds no such SavedModel or comes
+            with an `input_signature`, or the model cannot be called with inputs of this `input_signature`.
 
     Example:
 
@@ -60,6 +60,11 @@ def report(
     ```
     """
     if isinstance(model, (str, os.PathLike)):
+        if input_signature is not None:
+            raise ValueError(
+                "Expected no `input_signature` with the path of a SavedModel, whose multiply-adds were "
+                f"counted as it was exported. Received: input_signature={input_signature!r}"
+            )
         return _read(os.fspath(model))
     if not isinstance(model, keras.Model):
         raise TypeError(
@@ -154,13 +159,11 @@ def _read(path: str) -> PruningReport:
         if not tf.io.gfile.exists(path):
             why = "does not exist"
         elif tf.io.gfile.isdir(path):
-            why = f"holds no {REPORT_FILE}; of versions name one, such as '{os.path.join(path, '1')}'"
+            why = f"holds no {REPORT_FILE}; if it holds versions, name one, as in '{os.path.join(path, '1')}'"
         elif path.endswith(".tflite"):
             why = "is a LiteRT file; report on the model that it was made from"
         else:
-            why = (
-                "is a file; of a .keras file load the model, by `keras.saving.load_model`, and report on that"
-            )
+            why = "is a file; load its model, as by `keras.saving.load_model`, and report on that"
         raise ValueError(
             "Expected the path of a SavedModel that export_saved_model wrote. "
             f"Received: '{path}', which {why}."

@@ -150,6 +150,17 @@ def test_half_of_each_layer(name):
     assert_same_outputs(model, small)
 
 
+def test_layers_that_a_budget_for_each_layer_leaves_out_are_told(recwarn):
+    def bound(*names):
+        weights = [f"{name}/kernel" for name in names]
+        parts = Task(L0Constraint(0.5, Neurons()), weights, per_layer=True).bind(walls())
+        return [[v.path.split("/")[1] for v in part.variables if v.name == "kernel"] for part in parts]
+
+    assert bound("after", "head") == [["after"]] and not recwarn.list
+    with pytest.warns(UserWarning, match="chooses among the others: 'unknown' is of a kind"):
+        assert bound("unknown", "after") == [["after"]]
+
+
 # XLA with C steps of neurons is in test_fused.py, XLA with training steps in tests/fit/test_execution.py.
 @pytest.mark.slow
 @pytest.mark.parametrize("measure", ["groups", "macs"])

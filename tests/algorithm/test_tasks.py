@@ -251,6 +251,15 @@ def test_embedding_when_asked_for():
     assert same(Task(HALF, embedding).select(model_of(embedding, (5,))), [embedding.embeddings])
 
 
+def test_tables_of_a_model_without_kernels():
+    x, y = keras.Input((3,)), keras.Input((3,))
+    tables = [layers.Embedding(7, 4), layers.Embedding(8, 4)]
+    model = keras.Model([x, y], layers.Dot(axes=-1)([tables[0](x), tables[1](y)]))
+    assert same(Task(HALF, embeddings=True).select(model), [table.embeddings for table in tables])
+    with pytest.raises(ValueError, match="matches no trainable weights"):
+        Task(HALF, "kernel", embeddings=True).select(model)
+
+
 # Layer by layer, and several tasks.
 
 
@@ -347,7 +356,7 @@ def test_pruned_neurons_leave_whole_output_channels(layer, shape):
     model = model_of(layer, shape)
     x = np.random.normal(size=(2, *shape)).astype("float32")
     before = model(x).numpy()
-    lagrangian = Lagrangian(bind_tasks([Task(L0Constraint(2, groups=Neurons()))], model))
+    lagrangian = Lagrangian(bind_tasks([Task(L0Constraint(2, groups=Neurons()), layer)], model))
     lagrangian.direct_compression(1.0)
     lagrangian.show_compressed()
     after = model(x).numpy()
@@ -514,6 +523,18 @@ def test_weights_of_a_copy_of_the_model():
     assert Task(L0Constraint(0.5), original).select(nested) == [layer.kernel for layer in model.layers]
 
 
+def test_weights_of_a_copy_that_has_the_same_name_twice():
+    def made():
+        x = keras.Input((5,))
+        inner = keras.Sequential([keras.Input((5,)), layers.Dense(5, name="hidden")], name="inner")
+        return keras.Model(x, layers.Dense(5, name="hidden")(inner(x)))
+
+    original, model = made(), made()
+    assert paths(model.trainable_variables[::2]) == ["inner/hidden/kernel", "hidden/kernel"]
+    for layer, its_copy in zip((original.layers[1].layers[0], original.layers[2]), (0, 2), strict=True):
+        assert Task(L0Constraint(0.5), layer).select(model) == [model.trainable_variables[its_copy]]
+
+
 def test_weights_of_another_model():
     for other in (
         named_model(3).get_layer("logits"),
@@ -616,7 +637,7 @@ def test_a_regular_expression_that_does_not_compile(weights):
     assert "regular expression" in message and ("(kernel" in message or "*kernel" in message)
 
 
-@pytest.mark.parametrize("weights", [3, 0.5, b"kernel", ["kernel", 3]])
+@pytest.mark.parametrize("weights", [3, 0.5, b"kernel", re.compile(b"kernel"), ["kernel", 3]])
 def test_a_selector_of_another_type(weights):
     assert "`weights`" in error_of(TypeError, lambda: Task(HALF, weights))
 

@@ -429,6 +429,19 @@ def test_direct_compression_of_a_model():
         np.testing.assert_allclose(kernel, np.sign(weight) * np.maximum(np.abs(weight) - 0.25, 0), atol=1e-6)
 
 
+def test_a_layer_that_direct_compression_empties_is_told():
+    for compress in (
+        lambda model: compress_directly(model, BUDGET),
+        lambda model: fit(model, [DirectCompression(BUDGET)], epochs=1),
+    ):
+        model = net()
+        first, second = (layer.kernel for layer in model.layers)
+        second.assign(1e-4 * second)
+        with pytest.warns(UserWarning, match=f"may be bad: {second.path} lost all weights: keep more"):
+            compress(model)
+        assert np.any(first) and not np.any(second)
+
+
 def test_direct_compression_of_weights_that_are_not_finite_changes_nothing():
     model = net()
     kernel = model.layers[1].kernel

@@ -49,6 +49,12 @@ def test_a_config_makes_the_same_again(kept):
     assert type(made) is type(kept) and repr(made) == repr(kept)
 
 
+@pytest.mark.parametrize("kept", OBJECTS, ids=repr)
+def test_a_config_need_not_be_serialized(kept):
+    made = type(kept).from_config(kept.get_config())
+    assert type(made) is type(kept) and repr(made) == repr(kept)
+
+
 def test_all_that_has_a_config_is_tried_here():
     tried = {type(kept) for kept in OBJECTS}
     public = {getattr(lc_keras, name) for name in lc_keras.__all__}

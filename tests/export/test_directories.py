@@ -91,7 +91,7 @@ def test_versions(tmp_path):
     for wrong in (True, 1.0, "newest"):
         with pytest.raises(TypeError, match="Expected `version`"):
             version_directory(base, wrong)
-    with pytest.raises(ValueError, match="no name of a file of Keras's"):
+    with pytest.raises(ValueError, match="not end as the files of Keras do"):
         check_free(str(tmp_path / "net.keras"), overwrite=False)
     with pytest.raises(ValueError, match="the name of a LiteRT file"):
         check_free(str(tmp_path / "net.tflite"), overwrite=False)

@@ -380,7 +380,7 @@ def test_bad_arguments(tmp_path):
             export_litert(given, path, **options)
     with pytest.raises(ValueError, match="name of a file"):
         export_litert(model, "")
-    with pytest.raises(ValueError, match="no name of a file of Keras's"):
+    with pytest.raises(ValueError, match="not end as the files of Keras do"):
         export_litert(model, tmp_path / "net.keras")
     with pytest.raises(ValueError, match="the directory"):
         export_litert(model, tmp_path)

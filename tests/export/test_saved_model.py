@@ -618,7 +618,7 @@ def test_size_of_lenet300_at_5_percent(tmp_path):
 
 def test_what_a_user_should_know_is_said(tmp_path):
     nothing_to_gain, no_number = (
-        "No weight is packed: none has enough zeros",
+        "No weight is packed: that would make nothing smaller.",
         f"A model server looks for numbers: remove '{tmp_path / 'full'}'",
     )
     full = str(export_saved_model(mlp(), tmp_path / "full"))

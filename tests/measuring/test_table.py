@@ -105,8 +105,10 @@ def test_an_export_reads_as_the_model(pruned, tmp_path):
     assert read.gzip_bits is None and json.loads(read.to_json())["totals"]["file_bits"] == read.file_bits
     for name in ("net.keras", "net.tflite"):
         (tmp_path / name).write_text("")
+    with pytest.raises(ValueError, match="no `input_signature` with the path"):
+        report(tmp_path / "net", [tf.TensorSpec([None, 28, 28, 1])])
     for path, why in (
-        (tmp_path, "holds no .* of versions name one"),
+        (tmp_path, "holds no .* if it holds versions, name one"),
         (tmp_path / "net.keras", "is a file; .*load_model"),
         (tmp_path / "missing.keras", "does not exist"),
         (tmp_path / "net.tflite", "is a LiteRT file"),
@@ -150,6 +152,7 @@ def test_attention_of_unknown_size_is_said():
     x = keras.Input((None, 8))
     model = keras.Model(x, keras.layers.Dense(3)(keras.layers.Attention()([x, x])[:, 0]))
     assert report(model).attention_macs is None
+    assert "24 multiply-adds an example that are known, 24 by" in str(report(model)).replace("\n", " ")
     assert "Multiply-adds not known: attention" in str(report(model))
     assert report(model, [tf.TensorSpec([None, 5, 8])]).attention_macs == 5 * 5 * 16
 

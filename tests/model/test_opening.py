@@ -235,8 +235,11 @@ def test_a_budget_of_outputs_alone_says_so(recwarn):
     task = Task(L0Constraint(0.5, Neurons()))
     task.bind(keras.Model(x, layers.Dense(3)(layers.Dense(4)(x))))
     assert not recwarn.list
-    with pytest.warns(UserWarning, match="spent on them all the same.*they are outputs of the model"):
-        task.bind(keras.Model(x, layers.Dense(3)(layers.Dense(4, trainable=False)(x))))
+    model = keras.Model(x, layers.Dense(3, name="head")(layers.Dense(4, trainable=False)(x)))
+    with pytest.raises(ValueError, match="none can be removed: they are inputs or outputs of the model"):
+        task.bind(model)
+    with pytest.warns(UserWarning, match="spent on them all the same.*they are inputs or outputs"):
+        Task(L0Constraint(0.5, Neurons()), "head").bind(model)
 
 
 def test_a_model_that_is_no_graph_says_so():

@@ -305,11 +305,11 @@ def test_a_budget_out_of_range_is_told_in_milliseconds():
             compress_directly(model, L0Constraint(keep, Neurons(), measure="milliseconds"))
 
 
-def test_a_fit_finds_the_time_by_itself(monkeypatch):
+@pytest.mark.parametrize("kind", [lc_keras.LearningCompression, lc_keras.baselines.DirectCompression])
+def test_a_fit_finds_the_time_by_itself(kind, monkeypatch):
     model = helpers.net()
     monkeypatch.setattr(timing, "quartiles", lambda models, *_: [1e-3 * m.count_params() for m in models])
-    compress = lc_keras.LearningCompression(L0Constraint(0.6, Neurons(), measure="milliseconds"), steps=2)
-    helpers.fit(model, [compress], epochs=1)
+    helpers.fit(model, [kind(L0Constraint(0.6, Neurons(), measure="milliseconds"))], epochs=1)
     assert known(model).error < 0.2
     assert 2 <= np.any(model.layers[0].kernel.numpy(), axis=0).sum() <= 5
 
