@@ -18,6 +18,7 @@ from lc_keras import (
     L2Constraint,
     L2Penalty,
     Neurons,
+    Task,
 )
 
 # Linear regression: the loss is a quadratic function of the weights.
@@ -140,7 +141,8 @@ def test_l1_costs_of_neurons_reach_the_group_lasso():
     norms = np.linalg.norm(solution, axis=0)
     assert 0 < np.count_nonzero(norms) < 4
     for compression in (L1Penalty(0.25, groups=Neurons()), L1Constraint(norms.sum(), groups=Neurons())):
-        w = learn_and_compress(x, y, compression, Geometric(0.05, 5.0))
+        # The only units are outputs of the model, which must be named.
+        w = learn_and_compress(x, y, Task(compression, "kernel"), Geometric(0.05, 5.0))
         np.testing.assert_allclose(w, solution, atol=1e-3)
         np.testing.assert_array_equal(w == 0, solution == 0)
 
