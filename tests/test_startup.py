@@ -19,7 +19,7 @@ def test_only_the_command_line_is_one(monkeypatch):
         assert startup.is_command_line() == expected
 
 
-def test_a_process_without_an_error_stream_imports_tensorflow_all_the_same(monkeypatch):
+def test_a_process_without_an_error_stream_has_nothing_to_silence(monkeypatch):
     def closed(descriptor):
         raise OSError(f"no stream {descriptor}")
 

@@ -151,9 +151,10 @@ class Task(Serializable):
             ValueError: If the model is not built, or a selector matches nothing that can be trained.
         """
         candidates = _trainable_variables(model, self)
-        selected, owners = set(), owners_of(model)
+        owners = owners_of(model)
         tables = {id(v) for v in candidates if self.embeddings and is_table(v)}
         kernels = {id(v) for v in candidates if is_kernel(v, owners.get(id(v)))}
+        selected = set(tables)
         for selector in self._selectors():
             matched = _matches(selector, candidates, kernels)
             if not matched and not (selector is None and tables):
@@ -167,7 +168,7 @@ class Task(Serializable):
                 f"{self}: model '{model.name}' has no embeddings that can be trained. Its trainable "
                 f"weights are:\n{_listing(candidates)}"
             )
-        return [variable for variable in candidates if id(variable) in selected | tables]
+        return [variable for variable in candidates if id(variable) in selected]
 
     def bind(self, model: keras.Model) -> list[SharedCost]:
         """Find the variables that share a cost in a built model: all of this task's, or those of each layer.

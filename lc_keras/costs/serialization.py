@@ -30,7 +30,7 @@ class Serializable:
 
 
 def made(value: Any) -> Any:
-    """Return what a config holds; what is not serialized is returned as it is."""
+    """Make what a part of a config describes; return what is not serialized as it is."""
     if isinstance(value, (list, tuple)):
         return [made(part) for part in value]
     return keras.saving.deserialize_keras_object(value) if isinstance(value, dict) else value

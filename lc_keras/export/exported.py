@@ -177,8 +177,8 @@ class SavedModelExport(_Export):
                 'with compute="auto".'
             )
         if not packed:
-            none = "that would make nothing smaller"
-            yield f"No weight is packed: {'as requested' if self.storage == 'dense' else none}."
+            why = "as requested" if self.storage == "dense" else "that would make nothing smaller"
+            yield f"No weight is packed: {why}."
         rounded = max(self.weights, key=lambda weight: weight.error, default=None)
         if rounded is not None and rounded.error:
             yield f"Stored values are off by at most {rounded.error:.2g} ({rounded.path})."

@@ -15,12 +15,14 @@ def is_command_line() -> bool:
 
 
 def import_quietly() -> None:
-    """Import TensorFlow with the error stream of the process silenced; Python's exceptions are not."""
+    """Import TensorFlow with the error stream of the process silenced; Python's exceptions are not.
+
+    Without an error stream there is nothing to silence, and TensorFlow is imported where it is needed.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         stderr = os.dup(2)
     except OSError:
-        # The process was started without one.
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
