@@ -223,7 +223,10 @@ def _export(args: argparse.Namespace) -> None:
     kind = "a LiteRT file" if litert else "a SavedModel"
     given = {name: value for name, value in vars(args).items() if value is not None}
     if wrong := [option for name, option in others.items() if name in given]:
-        raise ValueError(f"Expected options for {kind}, '{args.target}'. Received: {', '.join(wrong)}")
+        raise ValueError(
+            f"Expected options for {kind}, '{args.target}': {', '.join(mine.values())}. "
+            f"Received: {', '.join(wrong)}"
+        )
     options = {name: given[name] for name in mine if name in given}
     if "representative_data" in options:
         options["representative_data"] = [_inputs(options["representative_data"])]

@@ -171,9 +171,9 @@ class PruningReport(Drawn):
             where = "" if self.largest in self.rows else ', in "all else"'
             yield f"{share} of what is packed: {self.largest.path}{where}"
         if self.macs:
-            known = " that are known" if self.unknown_macs else ""
+            known = "known " if self.unknown_macs else ""
             left = f"{self.remaining_macs:,} by weights that are left"
-            yield f"{self.macs:,} multiply-adds an example{known}, {left}"
+            yield f"{self.macs:,} {known}multiply-adds an example, {left}"
         if self.rows and self.kept == self.weights and all(r.bits >= r.dense_bits for r in self.rows):
             yield "No kernel has zeros, and none is smaller packed."
         for title, paths in (
