@@ -209,6 +209,7 @@ class Beside(Pull):
         self._settles = self._values_wait and not all(cost.close_values for cost in others)
         self._units = any(cost.needs_units for cost in costs)
         self._by_gradient = by_gradient and not self._shrinks
+        self._normalizes = normalizes
         self._asks = self._by_gradient and not normalizes
         self._far = 0
         self._strength = 0.0
@@ -247,19 +248,29 @@ class Beside(Pull):
         three quarters of the run. After a part q of that time, $1 - (1 - q/0.9)^3 / 4$ of the weights beyond
         the budget are pulled: the smallest three quarters of them are next to nothing. In runs of fewer than
         400 batches, a tenth is left for later instead of a quarter, since few batches remain to make up for
-        what goes late. For units it is $1 - (1 - q/0.9)^3$, since each unit counts for much. s grows from 50
-        to 300. The last quarter of the run trains what is left.
+        what goes late. For units it is $1 - (1 - q/0.9)^3$, since each unit counts for much. The last quarter
+        of the run trains what is left.
+
+        s grows from 50 to 300, or to E in removals of more batches. So in the end a batch brings weights at
+        least $1 - e^{-1}$ of the way. A gradient g and a rate η hold a weight at about η g / a from zero,
+        where a is the part of the way. If a stayed small, weights that the loss wants would hold out, and go
+        together when the rate has fallen and few batches remain.
 
         With SGD or Muon, which do not normalise the step of each weight, single weights within reach of an
         L step that begins in the first five batches become zero at once. If they went little by little, the
-        loss would rise in each of these batches, and momentum would carry the other weights far away.
+        loss would rise in each of these batches, and momentum would carry the other weights far away. With
+        batch normalisation, single weights go at once under SGD and Muon in all L steps: the earlier a net
+        that is trained on many examples has its final weights, the better it ends.
         """
         removed = self._removed(step)
         later = self._LATER_OF_FEW if self._batches < self._FEW else self._LATER
         slack = (1.0 if self._units else later) * max(0.0, 1 - removed / self._FALLING) ** 3
-        part, ratio = self._grown(self._PATH, removed, self._REMOVING * self._batches)
+        first, last = self._PATH
+        batches = self._REMOVING * self._batches
+        part, ratio = self._grown((first, max(last, batches)), removed, batches)
+        may_go_at_once = self._by_gradient and not self._units
         is_first = self._batches_before(step) < self._AT_ONCE
-        if removed >= 1 or (is_first and self._by_gradient and not self._units):
+        if removed >= 1 or (may_go_at_once and (is_first or self._normalizes)):
             part, ratio = 1.0, 0.0
         return Reach(part, ratio, slack, frees=True)
 
