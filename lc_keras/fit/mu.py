@@ -210,14 +210,14 @@ class Beside(Pull):
         self._units = any(cost.needs_units for cost in costs)
         self._by_gradient = by_gradient and not self._shrinks
         self._normalizes = normalizes
-        self._asks = self._by_gradient and not normalizes
         self._far = 0
         self._strength = 0.0
 
     def looks(self, step: int) -> bool:
         has_made_up = self._batches_before(step) >= self._MADE_UP
         is_early = step <= self._LOOKS * self._plan.steps
-        return self._asks and not self._is_fixed and has_made_up and is_early
+        asks = self._by_gradient and not self._normalizes and not self._is_fixed
+        return asks and has_made_up and is_early
 
     def look(self, step: int, moved: float, batches: float) -> None:
         if not batches:
@@ -251,16 +251,16 @@ class Beside(Pull):
         what goes late. For units it is $1 - (1 - q/0.9)^3$, since each unit counts for much. The last quarter
         of the run trains what is left.
 
-        s grows from 50 to 300, or to E in removals of more batches. So in the end a batch brings weights at
-        least $1 - e^{-1}$ of the way. A gradient g and a rate η hold a weight at about η g / a from zero,
+        s grows from 50 to 300, or to E if the removal has more batches. So in the end a batch brings weights
+        at least $1 - e^{-1}$ of the way. A gradient g and a rate η hold a weight at about η g / a from zero,
         where a is the part of the way. If a stayed small, weights that the loss wants would hold out, and go
         together when the rate has fallen and few batches remain.
 
         With SGD or Muon, which do not normalise the step of each weight, single weights within reach of an
         L step that begins in the first five batches become zero at once. If they went little by little, the
         loss would rise in each of these batches, and momentum would carry the other weights far away. With
-        batch normalisation, single weights go at once under SGD and Muon in all L steps: the earlier a net
-        that is trained on many examples has its final weights, the better it ends.
+        batch normalisation they go at once in all L steps. A ResNet-32 ends better that way, a small net that
+        overfits in a long run ends worse (docs/results.md).
         """
         removed = self._removed(step)
         later = self._LATER_OF_FEW if self._batches < self._FEW else self._LATER
