@@ -373,7 +373,7 @@ class Lagrangian:
                 sources = thetas if two_arrays else [slot.variable for slot in slots]
                 solves = part.constrained(maps(part, [read(source) for source in sources], slots))
                 if two_arrays:
-                    in_place(both, thetas, targets, maps=solves)
+                    in_place(both, thetas, targets, maps=solves, count=2)
                 else:
                     in_place(lambda _, weight, solve: solve(read(weight)), thetas, sources, maps=solves)
             self._strength.assign(strength)

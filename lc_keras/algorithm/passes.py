@@ -16,6 +16,7 @@ def in_place(
     update: Callable[..., tf.Tensor | tuple[tf.Tensor, ...]],
     *columns: Sequence[keras.Variable | tf.Variable],
     maps: Sequence[Map] | None = None,
+    count: int = 1,
 ) -> None:
     """Update variables element by element, on each device that holds them.
 
@@ -24,11 +25,12 @@ def in_place(
 
     Args:
         update: Returns the new value of a variable of the first column, or a tuple of new values for the
-            first columns. It is called with the values at one index of all columns and, if there are maps,
-            with the map at that index.
+            first columns, none of which depends on a later one of these. It is called with the values at one
+            index of all columns and, if there are maps, with the map at that index.
         *columns: Sequences of variables, those at the same index on the same devices.
         maps: Sequence of `Map`, or `None` (default). Maps that are `functools.partial` of one function are
-            treated as the same.
+            treated as the same, and as fast.
+        count: Int, how many columns are updated, default 1.
     """
     traced: dict[Hashable, Any] = {}
     for index, row in enumerate(zip(*columns, strict=True)):
@@ -37,13 +39,18 @@ def in_place(
         for copies in zip(*map(copies_of, row), strict=True):
             shape, dtypes = copies[0].shape, tuple(copy.dtype for copy in copies)
             size, known = shape.num_elements(), None if operands or not maps else shape
-            key = function, known, dtypes, tuple(specs), copies[0].device, is_large(size)
-            with tf.device(copies[0].device):
-                if key not in traced:
-                    handles = [tf.TensorSpec([], tf.resource) for _ in copies]
-                    run = functools.partial(_run, update, function, known, dtypes)
-                    traced[key] = fused(run, size, [handles, specs])
-                traced[key]([copy.handle for copy in copies], operands)
+            kind = function, known, dtypes, tuple(specs), copies[0].device, is_large(size)
+            every = range(count)
+            # Of several at once XLA keeps a copy, which takes longer than a map beyond the caches. The last
+            # comes first, because it depends on the others as they are.
+            apart = operands and is_large(size) and size > thresholds.CHUNK
+            for places in [(i,) for i in reversed(every)] if apart else [tuple(every)]:
+                with tf.device(copies[0].device):
+                    if (*kind, places) not in traced:
+                        handles = [tf.TensorSpec([], tf.resource) for _ in copies]
+                        run = functools.partial(_run, update, function, known, dtypes, places)
+                        traced[*kind, places] = fused(run, size, [handles, specs])
+                    traced[*kind, places]([copy.handle for copy in copies], operands)
 
 
 def _split(solve: Map) -> tuple[Map, list[tf.Tensor]]:
@@ -58,6 +65,7 @@ def _run(
     function: Callable[..., tf.Tensor] | None,
     shape: tf.TensorShape | None,
     dtypes: Sequence[tf.DType],
+    places: Sequence[int],
     handles: Sequence[tf.Tensor],
     operands: Sequence[tf.Tensor],
 ) -> None:
@@ -65,9 +73,9 @@ def _run(
     for value in values:
         value.set_shape(shape)
     solve = [functools.partial(function, *operands)] if function else []
-    new = update(*values, *solve)
-    for handle, value in zip(handles, new if isinstance(new, tuple) else (new,), strict=False):
-        tf.raw_ops.AssignVariableOp(resource=handle, value=value)
+    new = tf.nest.flatten(update(*values, *solve))
+    for place in places:
+        tf.raw_ops.AssignVariableOp(resource=handles[place], value=new[place])
 
 
 def halves_of_squares(

@@ -5,6 +5,7 @@ import decimal
 import functools
 import math
 import typing
+from collections.abc import Callable
 from typing import Literal
 
 import tensorflow as tf
@@ -273,14 +274,13 @@ def _least_and_last(tensors: Tensors, kappa: tf.Tensor) -> tuple[tf.Tensor, tf.T
     crowded = threshold.ties > left
 
     def places() -> tf.Tensor:
-        found, rest = [], left
+        ties_in, found, rest = _ties_in(dtype), [], left
         for tensor in tensors:
 
             def update(
                 state: tuple[tf.Tensor, tf.Tensor], chunk: tf.Tensor, rest: tf.Tensor = rest
             ) -> tuple[tf.Tensor, tf.Tensor]:
-                tied = thresholds.magnitude_bits(chunk, dtype) == threshold.bits
-                number, before = _numbers(tied, rest - state[0])
+                number, before = ties_in(tf.cast(chunk, dtype), threshold.bits, rest - state[0])
                 return state[0] + number, state[1] + before
 
             ties, place = thresholds.fold([tensor], (tf.constant(0), tf.constant(0)), update)
@@ -292,20 +292,33 @@ def _least_and_last(tensors: Tensors, kappa: tf.Tensor) -> tuple[tf.Tensor, tf.T
     return threshold.bits, tf.cond(crowded, places, lambda: everywhere, name="crowded")
 
 
-def _number_and_before(tied: tf.Tensor, nth: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return how many elements of a vector are true, and how many come before the n-th true one, or all."""
-    ones = tf.cast(tied, tf.int32)
-    number = tf.reduce_sum(ones)
-
-    def here() -> tf.Tensor:
-        return tf.math.count_nonzero(tf.cumsum(ones) < nth, dtype=tf.int32)
-
-    # Sums up to each element are slow, and needed for only one chunk of many.
-    is_here = (nth > 0) & (nth <= number)
-    return number, tf.cond(is_here, here, lambda: tf.where(number < nth, tf.size(tied), 0))
+@functools.cache
+def _ties_in(dtype: tf.DType) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+    """Return a graph of `_ties_up_to` for vectors of any length."""
+    bits = thresholds.bits_type(dtype)
+    signature = [tf.TensorSpec([None], dtype), tf.TensorSpec([], bits), tf.TensorSpec([], tf.int32)]
+    return traced_once(_ties_up_to, signature)
 
 
-_numbers = traced_once(_number_and_before, [tf.TensorSpec([None], tf.bool), tf.TensorSpec([], tf.int32)])
+def _ties_up_to(chunk: tf.Tensor, bits: tf.Tensor, nth: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return how many magnitudes have these bits, and how many places are before the n-th of them, or all.
+
+    If n is 0 or less, both are 0: nobody asks for ties that come after the last kept one.
+    """
+
+    def counted() -> tuple[tf.Tensor, tf.Tensor]:
+        ones = tf.cast(thresholds.magnitude_bits(chunk, chunk.dtype) == bits, tf.int32)
+        number = tf.reduce_sum(ones)
+
+        def here() -> tf.Tensor:
+            return tf.math.count_nonzero(tf.cumsum(ones) < nth, dtype=tf.int32)
+
+        # Sums up to each element are slow, and needed for only one chunk of many.
+        return number, tf.cond(nth <= number, here, lambda: tf.size(ones))
+
+    return tf.cond(nth > 0, counted, lambda: (tf.constant(0), tf.constant(0)))
+
+
 _traced_least_and_last = compiled(_least_and_last)
 
 

@@ -20,14 +20,16 @@ from lc_keras.algorithm.beside import Reach
 from lc_keras.algorithm.lagrangian import Lagrangian
 from lc_keras.algorithm.reaching import ReachingLagrangian
 from lc_keras.algorithm.tasks import bind_tasks
+from lc_keras.costs import thresholds
 from lc_keras.internals import tensorflow as of_tensorflow
 
 REACHES = [Reach(0.1, 0.0, 0.5, True), Reach(0.2, 0.7, 0.3, True), Reach(0.3, 0.9)]
 
 
-def arrays_of(cost, dtype, scope, many, monkeypatch, kind):
+def arrays_of(cost, dtype, scope, many, chunk, monkeypatch, kind):
     """θ and t after each of a few C steps."""
     monkeypatch.setattr(of_tensorflow, "_MANY", many)
+    monkeypatch.setattr(thresholds, "CHUNK", chunk)
     graphs.shared.cache_clear()  # they were made with another number
     rng = np.random.default_rng(0)
     with scope:
@@ -52,24 +54,24 @@ def arrays_of(cost, dtype, scope, many, monkeypatch, kind):
 
 
 @pytest.mark.parametrize(
-    "cost, dtype, devices",
+    "cost, dtype, devices, chunk",
     [
-        (L0Constraint(20), "float16", []),
-        (L0Constraint(20), "float32", ["CPU:1", "CPU:2"]),
-        (L0Constraint(0.4, Neurons()), "float32", []),
-        pytest.param(L0Constraint(0.3, Blocks((2, 3))), "float32", [], marks=pytest.mark.slow),
-        (NMConstraint(2, 4), "float32", []),
-        (L1Constraint(8.0), "float32", []),
-        pytest.param(L1Penalty(0.5, Blocks((2, 2))), "float32", [], marks=pytest.mark.slow),
-        (L2Penalty(0.3), "float64", []),
+        (L0Constraint(20), "float16", [], 8),
+        (L0Constraint(20), "float32", ["CPU:1", "CPU:2"], 8),
+        (L0Constraint(0.4, Neurons()), "float32", [], 2**20),
+        pytest.param(L0Constraint(0.3, Blocks((2, 3))), "float32", [], 8, marks=pytest.mark.slow),
+        (NMConstraint(2, 4), "float32", [], 8),
+        (L1Constraint(8.0), "float32", [], 8),
+        pytest.param(L1Penalty(0.5, Blocks((2, 2))), "float32", [], 8, marks=pytest.mark.slow),
+        (L2Penalty(0.3), "float64", [], 2**20),
     ],
     ids=repr,
 )
-def test_the_bits_are_those_of_single_operations(cost, dtype, devices, monkeypatch):
+def test_the_bits_are_those_of_single_operations(cost, dtype, devices, chunk, monkeypatch):
     def found(many):
         scope = tf.distribute.MirroredStrategy(devices) if devices else tf.distribute.get_strategy()
         kind = ReachingLagrangian if cost.can_loosen else Lagrangian
-        return arrays_of(cost, dtype, scope.scope(), many, monkeypatch, kind)
+        return arrays_of(cost, dtype, scope.scope(), many, chunk, monkeypatch, kind)
 
     one, other = found(1), found(2**30)
     assert len(one) == len(other) and any(np.any(a) for a in one)
