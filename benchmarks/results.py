@@ -276,8 +276,8 @@ it is half as long in 20 epochs of LeNet-300, and a C step takes twice that part
 """
 
 C_STEP = """
-All contenders take turns in each round, and nothing else ran. In an earlier run, when a copy of 25 million
-weights took 23 ms instead of 15, a C step on them in one tensor took 10.5 copies.
+All contenders take turns in each round. The rounds of 25 million weights in one tensor were disturbed: in the
+fastest ones a copy took 14 ms and a C step 111 ms, 7.8 copies.
 """
 
 WRITING = """
