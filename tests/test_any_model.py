@@ -141,6 +141,25 @@ def test_a_net_without_the_pull_is_an_error_that_names_it(losses, compressed, na
     assert not any_model.left_over(model) and all(np.all(v) for v in kernels(model.generator))
 
 
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+def test_weights_that_no_gradient_reaches_are_pruned_as_they_are():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8,))
+    hidden = keras.layers.Dense(12, "relu")(inputs)
+    # As the pooled output of an encoder, of which a model uses the sequence alone.
+    encoder = keras.Model(inputs, {"sequence": hidden, "pooled": keras.layers.Dense(6, name="pool")(hidden)})
+    model = keras.Model(inputs, keras.layers.Dense(3)(encoder(inputs)["sequence"]))
+    kernel = encoder.get_layer("pool").kernel
+    before, x = kernel.numpy(), np.random.default_rng(0).normal(size=(320, 8))
+    model.compile("adam", "mse")
+    model.fit(x, x[:, :3], batch_size=8, epochs=3, verbose=0, callbacks=[LearningCompression(BOTH)])
+    found, budget = kept(model)
+    assert found == budget
+    after = kernel.numpy()
+    assert 0 < np.count_nonzero(after) < after.size
+    np.testing.assert_array_equal(after[after != 0], before[after != 0])
+
+
 def test_only_the_optimizer_of_the_compressed_net_is_limited():
     def first_losses(mu):
         keras.utils.set_random_seed(0)

@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from lc_keras.algorithm.beside import PullBeside, Reach
 from lc_keras.algorithm.graphs import Part
-from lc_keras.algorithm.lagrangian import CStep, Lagrangian, Slot, distances
-from lc_keras.algorithm.passes import in_place
+from lc_keras.algorithm.lagrangian import CStep, Lagrangian, Slot
+from lc_keras.algorithm.passes import distances, in_place
 from lc_keras.algorithm.shadows import Shadow
 from lc_keras.costs.compression import Map
 from lc_keras.costs.thresholds import read
@@ -71,7 +71,7 @@ class CarryingLagrangian(Lagrangian):
 
     def _carry(self, part: tf.Tensor, ratio: tf.Tensor, least: tf.Tensor) -> tf.Tensor:
         with tf.device(self.thetas[0].device):
-            away, all_of_it, _ = tf.unstack(distances(self.slots, "target"))
+            away, all_of_it, _ = tf.unstack(distances(self.targets, self.thetas))
         distance = tf.sqrt(tf.math.divide_no_nan(away, all_of_it))
         ratio = ratio * tf.clip_by_value(_PER_DISTANCE * tf.cast(distance, ratio.dtype), least, 1.0)
 
@@ -89,7 +89,7 @@ class CarryingLagrangian(Lagrangian):
 
     def _enlarge(self) -> None:
         for part, slots in self._parts:
-            away, all_of_it, _ = tf.unstack(distances(slots))
+            away, all_of_it, _ = tf.unstack(distances([s.variable for s in slots], [s.theta for s in slots]))
             # 1 − g² of the weights that share their values.
             left = tf.maximum(1 - tf.math.divide_no_nan(away, all_of_it), 1 / _MOST)
 

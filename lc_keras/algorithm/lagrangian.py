@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from lc_keras.algorithm.beside import Reach
 from lc_keras.algorithm.graphs import Arrays, Part, in_graph
-from lc_keras.algorithm.passes import halves_of_squares, in_place, new_target
+from lc_keras.algorithm.passes import distances, in_place, new_target
 from lc_keras.algorithm.penalty import LCPenalty
 from lc_keras.algorithm.shadows import Shadow, fingerprint, is_same
 from lc_keras.algorithm.tasks import SharedCost
@@ -113,6 +113,7 @@ class Lagrangian:
         self._hold(parts, arrays)
         self.compressed = False
         self.shown = np.empty((0, 3))
+        self._unpulled: np.ndarray | None = None
         for name in self._in_graphs:
             setattr(self, name, in_graph(getattr(type(self), name), type(self)._of, parts, self._arrays))
 
@@ -176,6 +177,8 @@ class Lagrangian:
     @contextlib.contextmanager
     def pulling(self) -> Iterator[None]:
         """Return a context in which training pulls the weights."""
+        if self._unpulled is None:
+            self._unpulled = fingerprint([slot.variable for slot in self.slots])
         for slot in self.slots:
             slot.pull.attach(slot.variable)
         try:
@@ -188,14 +191,21 @@ class Lagrangian:
         """Forget what was traced so far, so that `check_pulls` checks what is traced from now on."""
         for slot in self.slots:
             slot.pull.forget()
+        self._unpulled = None
 
     def check_pulls(self) -> None:
-        """Check that an L step, traced in `pulling`, pulls each weight.
+        """Check that an L step, traced in `pulling`, pulls each weight that it trains.
+
+        Keras leaves alone, and so does not pull, weights that no gradient reaches.
 
         Raises:
-            ValueError: If it leaves one out.
+            ValueError: If it leaves one out, or pulls none.
         """
         free = [slot for slot in self.slots if not slot.pull.pulls]
+        if 0 < len(free) < len(self.slots):
+            found = fingerprint([slot.variable for slot in self.slots])
+            changed = np.any(found != self._unpulled, axis=1)
+            free = [s for s, is_new in zip(self.slots, changed, strict=True) if is_new and not s.pull.pulls]
         if free:
             more = f" and {len(free) - 1} more" if len(free) > 1 else ""
             raise ValueError(free[0].pull.why_not.format(f"{free[0].variable.path}{more}"))
@@ -332,7 +342,7 @@ class Lagrangian:
 
     def _measure(self) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.device(self.thetas[0].device):
-            away, all_of_it, kept = tf.unstack(distances(self.slots))
+            away, all_of_it, kept = tf.unstack(distances(self.variables, self.thetas))
             gap, density = tf.sqrt(tf.math.divide_no_nan(away, all_of_it)), 2 * kept / self.size
             return tf.cast(gap, tf.float32), tf.cast(density, tf.float32)
 
@@ -383,18 +393,3 @@ class Lagrangian:
             finite = thresholds.finite([tf.convert_to_tensor(v) for v in self.variables])
             tf.cond(tf.reduce_all(finite), update, lambda: tf.constant(False))
         return finite
-
-
-def distances(slots: Sequence[Slot], name: str = "variable") -> tf.Tensor:
-    """Return a vector: half of ‖w − θ‖², of ‖w‖² and of the number of weights that are not zero in θ.
-
-    Args:
-        slots: List of `Slot`.
-        name: String, the attribute of the slots that is taken as w.
-    """
-    return _distances(
-        [(tf.convert_to_tensor(getattr(s, name)), tf.convert_to_tensor(s.theta)) for s in slots]
-    )
-
-
-_distances = halves_of_squares(3, lambda weight, theta: (weight - theta, weight, tf.sign(theta)))

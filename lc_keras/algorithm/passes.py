@@ -100,6 +100,15 @@ def halves_of_squares(
     return compiled(halves)
 
 
+def distances(weights: Sequence[keras.Variable | tf.Variable], thetas: Sequence[tf.Variable]) -> tf.Tensor:
+    """Return a vector: half of ‖w − θ‖², of ‖w‖² and of the number of weights that are not zero in θ."""
+    pairs = zip(weights, thetas, strict=True)
+    return _distances([(tf.convert_to_tensor(w), tf.convert_to_tensor(theta)) for w, theta in pairs])
+
+
+_distances = halves_of_squares(3, lambda weight, theta: (weight - theta, weight, tf.sign(theta)))
+
+
 def new_target(theta: tf.Tensor, shifted: tf.Tensor, ratio: tf.Tensor) -> tf.Tensor:
     r"""Return the target $\theta + \lambda/\mu'$ for new multipliers $\lambda - \mu (w - \theta)$.
 

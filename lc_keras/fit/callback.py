@@ -36,8 +36,9 @@ class LearningCompression(Attached):
     (the number of the running L step), `l_steps` (the number of all L steps) and, if the pull goes through
     the loss, `pull` (its value).
 
-    Other callbacks may come before or after this one: either way, they see the compressed
-    model at the end of an epoch. If they put other weights into it between epochs, training
+    Other callbacks may come before or after this one: either way, they see the compressed model at the end of
+    an epoch. (If an epoch without validation ends early, because training was stopped or the data ran out,
+    only those after it do.) If they put other weights into it between epochs, training
     goes on from those; if they do so as `fit` ends, those weights are compressed, too, where
     they break a budget. If the optimizer keeps averages of the weights (`use_ema`), the
     averages that `keras.callbacks.SwapEMAWeights` puts into the model are compressed.
@@ -54,7 +55,7 @@ class LearningCompression(Attached):
             step's index, or a sequence: the pull then goes through the loss, as in the paper. μ must be
             positive and grow.
         steps: Int ≥ 1 or `None` (default). The number of L steps. `None`: as many as there is room
-            for in the epochs given to `fit`, or as many as `mu` has elements.
+            for in the epochs given to `fit`, or as many as `mu` has elements. `fit` ends with the last one.
         epochs_per_step: Float > 0 or `None` (default). The length of an L step in epochs. When an L step
             ends, a C step runs at the next boundary between executions; in the first epoch none runs before
             its end if Keras does not know how many batches an epoch has. `None`: a quarter of an epoch. If

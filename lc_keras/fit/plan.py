@@ -89,6 +89,12 @@ class Plan(Resumable):
                 f"{self.steps} L steps need {self.epochs_needed} epochs. Received: {self.epochs} epochs, "
                 "after which the model is compressed at an early stage of the schedule."
             )
+        if steps_given and self.epochs > self.epochs_needed:
+            yield (
+                f"{self.steps} L steps of {self.length:g} epochs end after {self.epochs_needed} of "
+                f"{self.epochs} epochs, and `fit` with them. For a longer run, expected more `steps`, or "
+                "longer ones (`epochs_per_step`)."
+            )
         if self.batches and self.epochs * self.batches < _FEW_BATCHES:
             yield (
                 f"This `fit` has {self.epochs * self.batches:g} batches in all. Expected at least "

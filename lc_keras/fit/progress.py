@@ -82,10 +82,19 @@ class Saved:
 
     def _described_optimizers(self) -> list[Facts]:
         places = {id(v): i for i, v in enumerate(self._model.variables)}
+
+        def place_of(variable: keras.Variable) -> int:
+            if id(variable) not in places:
+                raise ValueError(
+                    "Expected the optimizer to train `model.variables` alone, which is what `checkpoint_dir` "
+                    f"keeps. Received: {variable.name}"
+                )
+            return places[id(variable)]
+
         return [
             {
                 "class": type(inner_optimizer(optimizer)).__name__,
-                "built_on": [places[id(v)] for v in updated_by(inner_optimizer(optimizer))]
+                "built_on": [place_of(v) for v in updated_by(inner_optimizer(optimizer))]
                 if optimizer.built
                 else None,
                 "variables": [f"{tuple(v.shape)} {v.dtype}" for v in _variables_of(optimizer)],

@@ -57,7 +57,7 @@ def smallest(
 
     Args:
         model: Built `keras.Model`, the trained reference. If it is compiled, so are its copies, each with a
-            fresh optimizer.
+            fresh optimizer at the learning rate that the reference's has now.
         fit: Function of a model and a list of callbacks that trains the model, passes the callbacks to
             `model.fit`, and returns what `model.fit` returns. It may compile the model first.
         score: Function of a model that returns a float, on validation data. Or the name of a metric, such as

@@ -142,8 +142,13 @@ def test_a_weight_that_no_update_pulls():
     lagrangian.direct_compression(0.1, Reach(0.5))
     first, *others = lagrangian.variables
     optimizer = keras.optimizers.SGD(0.1)
+    with pytest.raises(ValueError, match=f"constraints of its weights.* for {first.path} and 2 more"):
+        lagrangian.check_pulls()
     with lagrangian.pulling():
         optimizer.apply([tf.zeros_like(first)], [first])
+    lagrangian.check_pulls()  # nothing trains the others
+    for other in others:
+        other.assign_sub(0.1 * tf.ones_like(other))
     with pytest.raises(ValueError, match=f"constraints of its weights.* for {others[0].path} and 1 more"):
         lagrangian.check_pulls()
     with lagrangian.pulling():

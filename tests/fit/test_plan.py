@@ -70,12 +70,14 @@ def test_epochs_needed(steps, length, first_length, epochs):
     [
         ((8, 0.25, 0.25, 1, 100), True, 1, "8 L steps need 2 epochs. Received: 1 epochs"),
         ((4, 0.25, 0.25, 1, 100), True, 1, None),
+        ((4, 0.25, 0.25, 20, 100), True, 1, "4 L steps of 0.25 epochs end after 1 of 20 epochs, and `fit`"),
+        ((4, 0.25, 0.25, 20, 100), False, 1, None),
         # The last of the steps that a plan made itself may be cut off.
         ((4, 0.3, 0.25, 1, 100), False, 1, None),
         ((12, 0.25, 0.25, 3, None), False, 1, "no C step runs in the first of 3 epochs"),
         ((16, 0.25, 0.25, 4, None), False, 1, None),
         ((3, 0.25, 1.0, 2, None), False, 1, None),
-        ((1, 0.25, 0.25, 3, None), True, 1, None),
+        ((1, 0.25, 0.25, 1, None), True, 1, None),
         ((8, 0.25, 0.5, 7, 16), False, 5, "An L step of 4 batches is shorter than steps_per_execution=5"),
         ((8, 0.25, 0.5, 7, 16), False, 4, None),
         ((4, 0.25, 0.25, 1, 99), False, 1, "This `fit` has 99 batches in all. Expected at least 100"),

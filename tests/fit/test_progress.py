@@ -290,6 +290,28 @@ def test_a_checkpoint_of_another_run_is_refused(interrupted, options, difference
     assert function is None and not isinstance(model.train_function, lc_keras.fit.attachment.Attachment)
 
 
+class Scaled(keras.Sequential):
+    """Trains a variable that Keras does not know of."""
+
+    scale = (tf.Variable(1.0, name="scale"),)
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(y=y, y_pred=self(x, training=True) * self.scale[0])
+        weights = [*self.trainable_variables, *self.scale]
+        self.optimizer.apply(tape.gradient(loss, weights), weights)
+        return {"loss": loss}
+
+
+def test_a_variable_that_checkpoints_leave_out_is_an_error(tmp_path):
+    model = Scaled(net().layers)
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(ValueError, match="`model.variables` alone.*Received: scale"):
+        prune(tmp_path / "run", model=model)
+    assert np.isfinite(model.predict(np.zeros((1, 12)), verbose=0)).all()
+
+
 @pytest.mark.parametrize(
     "first, alone",
     [
