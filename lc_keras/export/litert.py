@@ -130,6 +130,7 @@ def export_litert(
                 if sparse is True:
                     raise RuntimeError(f"LiteRT cannot run the model with sparse weights: {error}") from error
                 refused = str(error)
+    dead = count_dead_units(model)
     _write(path, chosen.content, overwrite)
     exported = LiteRTExport(
         path=path,
@@ -140,7 +141,7 @@ def export_litert(
         refused=refused,
         answered=_whose(batches[:count], quantize),
         slow=chosen.sparse and quantize == "int8",
-        dead=count_dead_units(model),
+        dead=dead,
     )
     if verbose:
         print(exported)

@@ -171,7 +171,8 @@ def export_saved_model(
         warmup_nbytes = write_warmup(unfinished, requests) if requests else 0
         _write_report(unfinished, model, weights, uses)
         lite = _beside(unfinished, model, structure) if switch("litert", litert) else None
-    inputs, dead = tuple(map(described, specs)), lite.dead if lite else count_dead_units(model)
+        dead = lite.dead if lite else count_dead_units(model)
+    inputs = tuple(map(described, specs))
     exported = SavedModelExport(
         path, size_of(path), weights, tuple(functions), inputs, lite, dead, storage, warmup_nbytes, declined
     )

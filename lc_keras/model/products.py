@@ -84,9 +84,10 @@ class Products:
                 self.others = _plus(self.others, count)
             return
         weights = sorted(given[place] or (), key=self._sizes.__getitem__)
-        if sum(map(self._sizes.__getitem__, weights)) != op.inputs[place].shape.num_elements():
+        size = op.inputs[place].shape.num_elements()
+        if sum(map(self._sizes.__getitem__, weights)) != size:
             # These are not weights side by side, but a part of a weight, or one that others change.
-            weights = weights[-1:]
+            weights = [w for w in weights if self._sizes[w] == size][-1:] or weights[-1:]
         whole = sum(map(self._sizes.__getitem__, weights))
         for weight in weights:
             self._add_to(weight, None if count is None else count * self._sizes[weight] // whole)

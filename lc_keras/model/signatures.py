@@ -2,6 +2,7 @@
 
 import inspect
 import keyword
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -255,9 +256,10 @@ def _fixed_batch(model: keras.Model, own_batch: bool) -> int | None:
 
     given = next((size for size in sizes(model.inputs) if size), None)
     if given is None:
-        # All outputs have one size, whatever the inputs have.
-        fixed = sizes(model.outputs)
-        return fixed.pop() if len(fixed) == 1 else None
+        # All outputs have one size, and the inputs may have no other.
+        one = sizes(model.outputs)
+        fixed = one.pop() if len(one) == 1 else None
+        return fixed if fixed and not _takes_batch(model, fixed + 1) else None
     stateful = any(getattr(part, "stateful", False) for part in layers_in(model))
     return given if own_batch or stateful or _needs_batch(model, given) else None
 
@@ -274,18 +276,27 @@ def _needs_batch(model: keras.Model, size: int) -> bool:
 
         return call
 
-    def opened(tensor: keras.KerasTensor) -> keras.KerasTensor:
-        return keras.KerasTensor(
-            (None, *tensor.shape[1:]), tensor.dtype, sparse=tensor.sparse, ragged=tensor.ragged
-        )
+    # If an operation takes no other size, it has this one.
+    return not _takes_batch(model, None, noted) or any(shape and shape[0] == size for shape in found)
+
+
+def _takes_batch(
+    model: keras.Model,
+    size: int | None,
+    instead: Callable[[keras.Operation], Callable[..., Any]] = operator.attrgetter("compute_output_spec"),
+) -> bool:
+    """Return whether a graph can be called on a batch of this size, or of any if it is `None`."""
+
+    def sized(tensor: keras.KerasTensor) -> keras.KerasTensor:
+        shape = (size, *tensor.shape[1:])
+        return keras.KerasTensor(shape, tensor.dtype, sparse=tensor.sparse, ragged=tensor.ragged)
 
     functional = as_functional(model)
     try:
-        call_again(functional, [opened(tensor) for tensor in functional.inputs], noted)
+        call_again(functional, [sized(tensor) for tensor in functional.inputs], instead)
     except Exception:
-        # An operation takes no other size.
-        return True
-    return any(shape and shape[0] == size for shape in found)
+        return False
+    return True
 
 
 def _spec_of(tensor: keras.KerasTensor, batch: int | None) -> tf.TypeSpec:

@@ -5,17 +5,21 @@ import tempfile
 import keras
 import numpy as np
 
-from lc_keras.internals.keras import layers_in
+from lc_keras.internals.keras import created_by, layers_in
 
 
 def restore(made: keras.Layer, layer: keras.Layer) -> None:
     """Give a layer that was made anew as it is everything that its config does not say."""
     _alter(made, layer)
-    quantized = any(getattr(part, "quantization_mode", None) for part in layers_in(layer))
-    # A quantised layer is built with its weights in another order.
-    if not quantized:
-        made.set_weights([keras.ops.convert_to_numpy(v) for v in layer.weights])
-    copy_state(made, layer, all_of_it=quantized)
+    for new, old in zip(layers_in(made), layers_in(layer), strict=True):
+        own, held = created_by(new), created_by(old)
+        if getattr(old, "quantization_mode", None):
+            # It is built with its weights in another order, under names that Keras gives.
+            named = {variable.name: variable for variable in own}
+            own = [named[variable.name] for variable in held]
+        for variable, value in zip(own, held, strict=True):
+            variable.assign(value)
+    copy_state(made, layer, all_of_it=False)
 
 
 def _alter(made: keras.Layer, layer: keras.Layer) -> None:
@@ -23,9 +27,11 @@ def _alter(made: keras.Layer, layer: keras.Layer) -> None:
     for new, old in zip(layers_in(made), layers_in(layer), strict=True):
         mode = getattr(old, "quantization_mode", None)
         if mode and getattr(new, "quantization_mode", None) != mode:
-            new.quantize(mode)
-        if getattr(old, "lora_enabled", False) and not new.lora_enabled:
-            new.enable_lora(old.lora_rank)
+            new.quantize(mode, config=getattr(old, "quantization_config", None))
+        if getattr(old, "lora_enabled", False):
+            if not new.lora_enabled:
+                new.enable_lora(old.lora_rank)
+            new.lora_alpha = old.lora_alpha
 
 
 def copy_state(made: keras.Layer, layer: keras.Layer, all_of_it: bool) -> None:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from c_api import CSession
 from lc_keras import Codebook, Grid, L0Constraint, Sum, Task, report
 from lc_keras.baselines import compress_directly
-from lc_keras.export import export_saved_model
+from lc_keras.export import export_saved_model, litert, saved_model
 
 # Runs in a process of its own, where importing keras or lc_keras fails.
 LOAD_AND_SERVE = textwrap.dedent(
@@ -373,6 +373,21 @@ def test_a_failed_export_leaves_nothing(tmp_path):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     with pytest.raises(ValueError, match="incompatible with the layer"):
         export_saved_model(model, tmp_path / "net", input_signature=[tf.TensorSpec([None, 3])])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", [saved_model, litert], ids=["SavedModel", "LiteRT"])
+def test_an_export_that_cannot_be_described_leaves_nothing(module, tmp_path, monkeypatch):
+    def fails(_):
+        raise RuntimeError("no count")
+
+    monkeypatch.setattr(module, "count_dead_units", fails)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    with pytest.raises(RuntimeError, match="no count"):
+        if module is litert:
+            litert.export_litert(model, tmp_path / "net.tflite")
+        else:
+            export_saved_model(model, tmp_path / "net")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -343,12 +343,30 @@ def test_quantised_attention(mode):
     assert_same_outputs(model, shrink(model))
 
 
+def test_attention_quantised_in_blocks():
+    x = keras.Input((4, 8))
+    model = randomized(keras.Model(x, layers.MultiHeadAttention(2, 4)(x, x)))
+    model.quantize(config=keras.quantizers.Int4QuantizationConfig(block_size=4))
+    assert_same_outputs(model, shrink(model))
+
+
 def test_attention_with_lora():
     x = keras.Input((4, 5))
     attention = layers.MultiHeadAttention(2, 3)
     model = keras.Model(x, attention(x, x))
-    attention._query_dense.enable_lora(2)
+    attention._query_dense.enable_lora(2, lora_alpha=8)
     assert_same_outputs(randomized(model), shrink(model))
+
+
+def test_a_quantised_layer_with_lora():
+    model = sequential((6,), layers.Dense(8), layers.Dense(4))
+    model.quantize("int8")
+    first = model.layers[0]
+    first.enable_lora(2, lora_alpha=8)
+    first.lora_kernel_b.assign(np.ones((2, 8)))
+    small = shrink(model)
+    assert_same_outputs(model, small)
+    np.testing.assert_array_equal(small.layers[0].lora_kernel_a, first.lora_kernel_a)
 
 
 def own(x):

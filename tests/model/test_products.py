@@ -88,6 +88,13 @@ def low_rank():
     return layer
 
 
+def in_8_bits():
+    layer = L.Dense(6)
+    layer.build((None, 5))
+    layer.quantize("float8")  # has more numbers about the kernel than the kernel has
+    return layer
+
+
 # The shape of one example, the layers, the uses of each weight in a product, all multiply-adds.
 CHAINS = {
     "own layer": ((3, 8), [Times()], [3], 3 * 40),
@@ -105,6 +112,7 @@ CHAINS = {
     "mask": ((7,), [L.Embedding(9, 4, mask_zero=True), L.LSTM(3)], [7, 7], 7 * 84),
     "map": ((7, 5), [L.Lambda(lambda x: K.map(lambda y: y @ K.ones((5, 3)), x))], [], 105),
     "low rank": ((5,), [low_rank()], [1, 5], 30 + 5 * 2 * 6),
+    "float8": ((5,), [in_8_bits()], [1], 30),
     "normalised": ((5,), [L.SpectralNormalization(L.Dense(6))], [1], 30),
     "a vector": ((8,), [Times(), L.Lambda(lambda x: K.dot(x, K.ones((5,))))], [1], 40 + 5),
 }

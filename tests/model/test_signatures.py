@@ -173,3 +173,6 @@ def test_a_batch_that_the_graph_fixes():
     assert batch_of(net(4, reshape(-1, 2, 3), lambda y: keras.ops.transpose(y, (1, 0, 2)))) is None
     inner = net(4, reshape(4, 6))
     assert batch_of(keras.Sequential([keras.Input((6,), batch_size=4), inner])) == 4
+    # Outputs of the same size are not always a batch.
+    assert batch_of(net(None, lambda y: keras.ops.mean(y, axis=0))) is None
+    assert batch_of(net(None, reshape(-1, 2, 3), lambda y: keras.ops.transpose(y, (1, 0, 2)))) is None

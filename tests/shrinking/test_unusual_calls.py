@@ -145,8 +145,18 @@ def test_shared_attention_whose_constant_head_differs():
     [
         (lambda x: ops.repeat(x, [1, 2, 1, 1, 1, 3, 1, 1], axis=-1), 8, [1, 2]),
         (lambda x: ops.depth_to_space(x, 2), 4, [0, 2]),
+        (
+            lambda x: ops.depth_to_space(layers.Permute((3, 1, 2))(x), 2, data_format="channels_first"),
+            8,
+            [0, 1, 4, 5],
+        ),
+        (
+            lambda x: layers.RMSNormalization(axis=1)(ops.transpose(layers.Reshape((16, 16))(x), (0, 2, 1))),
+            16,
+            [0],
+        ),
     ],
-    ids=["repeat", "depth_to_space"],
+    ids=["repeat", "depth_to_space", "channels first", "scaled along another axis"],
 )
 def test_operations_that_move_units_unlike(operation, units, gone):
     x, a = keras.Input((4, 4, 3)), layers.Dense(units)

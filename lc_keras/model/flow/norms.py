@@ -103,6 +103,11 @@ class OfSquares(Normalization):
 
     weights = (Weight("scale", makes=Along(-1, "out")),)
 
+    @classmethod
+    def fits(cls, layer: keras.Layer) -> bool:
+        # Keras multiplies by the scale along the last axis, whichever axis it normalises.
+        return super().fits(layer) and (not hasattr(layer, "scale") or layer.axis in (-1, [-1]))
+
     def constant(self, value: np.ndarray) -> np.ndarray:
         self.hold(self.x, "has a norm to which a constant adds", self.x.constant & (value != 0))
         return np.where(value == 0, 0, np.nan)

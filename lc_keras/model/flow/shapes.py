@@ -163,7 +163,9 @@ class DepthToSpace(MovingOperation):
 
     def moved(self, elements: np.ndarray) -> np.ndarray | None:
         makes_one = len(self.inputs[0].ids) == self.layer.block_size**2
-        return None if makes_one else super().moved(elements)
+        # With channels first, what were channels is in both axes of the image.
+        mixes = self.layer.data_format == "channels_first"
+        return None if makes_one or mixes else super().moved(elements)
 
 
 @describes("ops.Split")
