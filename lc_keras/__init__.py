@@ -73,3 +73,5 @@ __all__ = [
     "shrink_report",
     "smallest",
 ]
+
+startup.check_backend()

@@ -1,8 +1,13 @@
 """The package quiets TensorFlow when run as a program, and leaves it alone when imported."""
 
+import importlib
 import os
 import sys
 
+import keras
+import pytest
+
+import lc_keras
 from lc_keras.internals import startup
 
 
@@ -25,3 +30,9 @@ def test_a_process_without_an_error_stream_has_nothing_to_silence(monkeypatch):
 
     monkeypatch.setattr(os, "dup", closed)
     startup.import_quietly()
+
+
+def test_another_backend_is_an_error(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(ImportError, match="TensorFlow backend of Keras. Received: 'jax'"):
+        importlib.reload(lc_keras)

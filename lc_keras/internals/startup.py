@@ -1,4 +1,4 @@
-"""Start programs of this package without what TensorFlow prints before it can be told not to.
+"""Start on TensorFlow, and programs of this package without what TensorFlow prints before it can be told.
 
 While it is imported, TensorFlow writes lines about processors and devices to the error stream, whatever
 `TF_CPP_MIN_LOG_LEVEL` says. Users who import `lc_keras` in programs of their own still see these lines.
@@ -32,3 +32,19 @@ def import_quietly() -> None:
         os.dup2(stderr, 2)
         os.close(nowhere)
         os.close(stderr)
+
+
+def check_backend() -> None:
+    """Check that Keras runs on TensorFlow.
+
+    Raises:
+        ImportError: If it runs on another backend.
+    """
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise ImportError(
+            "lc_keras needs the TensorFlow backend of Keras. Received: "
+            f"'{keras.backend.backend()}'. Set KERAS_BACKEND=tensorflow in the environment before Keras is "
+            "imported."
+        )
