@@ -42,6 +42,9 @@ class Grid(Values):
         ValueError: If `bits` or `per` is anything else, or, for given weights and `"channel"`, if one has no
             axis of inputs.
 
+    Embedding tables are an exception: `keras.Model.quantize` has a step for each row of them, and changes
+    what this leaves.
+
     Example:
 
     >>> Grid(3, per="tensor").c_step([tf.constant([3.0, -1.2, 0.4])], mu=1.0)[0].numpy()

@@ -128,9 +128,10 @@ class LowRank(Factored):
 
     The C step is the truncated singular value decomposition (Eckart & Young, The approximation of one matrix
     by another of lower rank, Psychometrika 1936). The kernel of a two-dimensional convolution is seen as a
-    matrix in two ways: with a column for each output unit, or as two convolutions along one axis each. The
-    nearer result is taken. Other kernels with three axes of inputs before one of outputs, as an `EinsumDense`
-    may have, are seen so, too, but `shrink` makes no two layers of them: leave them out by a `Task`.
+    matrix in two ways: with a column for each output unit, or as two convolutions along one axis each, if
+    these have fewer weights at this rank than the kernel. The nearer result is taken. Other kernels with
+    three axes of inputs before one of outputs, as an `EinsumDense` may have, are seen so, too, but `shrink`
+    makes no two layers of them: leave them out by a `Task`.
 
     Args:
         rank: Int r ≥ 1, at most the largest rank that each kernel can have.
@@ -164,7 +165,9 @@ class LowRank(Factored):
         self, tails: tf.Tensor, matrix: Matrix, index: int, layout: Layout, mu: tf.Tensor
     ) -> tf.Tensor:
         others = np.arange(matrix.rank + 1) != min(self.rank, matrix.rank)
-        return tails + tf.constant(np.where(others, np.inf, 0.0))
+        # The second way is for two layers, which here would have no fewer weights.
+        saves = index == 0 or matrix.parameters(self.rank) < matrix.rows * matrix.columns
+        return tails + tf.constant(np.where(others | (not saves), np.inf, 0.0))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

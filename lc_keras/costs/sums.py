@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from lc_keras.costs import thresholds
 from lc_keras.costs.compression import Compression, Layouts, Map, Tensors
+from lc_keras.costs.layout import Layout
 from lc_keras.costs.serialization import made
 
 # How often each part is solved for anew; the last rounds gain little.
@@ -75,6 +76,9 @@ class Sum(Compression):
     def check(self, layouts: Layouts) -> None:
         for part in self.parts:
             part.check(layouts)
+
+    def spares(self, layout: Layout) -> bool:
+        return any(part.spares(layout) for part in self.parts)
 
     def maps(self, weights: Tensors, mu: float | tf.Tensor, layouts: Layouts) -> list[Map]:
         values = [thresholds.read(weight) for weight in weights]

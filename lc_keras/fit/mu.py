@@ -44,7 +44,7 @@ class Pull(Resumable):
     @property
     def _batches(self) -> float:
         """Return how many batches the run has."""
-        return self._plan.epochs * (self._plan.batches or _UNKNOWN_BATCHES)
+        return self._plan.end * (self._plan.batches or _UNKNOWN_BATCHES)
 
     def begin(self) -> None:
         """Note what must be known about the optimizer as training begins."""

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 from keras.optimizers import Optimizer
 
+from lc_keras.costs import thresholds
 from lc_keras.fit.checkpoints import Resumable
 from lc_keras.internals.keras import (
     Rate,
@@ -194,14 +195,20 @@ def effective_rate(optimizer: Optimizer, variables: Sequence[keras.Variable], le
 
     For SGD with momentum m, this is $\eta / (1 - m)$. For optimizers that divide by the root
     of a second moment v of the gradient, it is $\eta / \sqrt{\bar v}$ with the mean of v over
-    `variables`. While v is not known, and for optimizers of other kinds, it is
+    `variables`, divided by 1 − m for RMSprop; Adafactor and LAMB multiply η by the size of the weights,
+    here the root of the mean of their squares. While v is not known, and for optimizers of other kinds, it is
     $\eta / 10^{-3}$, where $10^{-3}$ is the size of gradient that such optimizers meet in
     classifiers. If the gradients of k batches make one update, it is a k-th of that.
     """
     optimizer = inner_optimizer(optimizer)
     learning_rate /= optimizer.gradient_accumulation_steps or 1
+    if isinstance(optimizer, (keras.optimizers.SGD, keras.optimizers.RMSprop)):
+        learning_rate /= 1 - optimizer.momentum
     if isinstance(optimizer, keras.optimizers.SGD):
-        return learning_rate / (1 - optimizer.momentum)
+        return learning_rate
+    if isinstance(optimizer, (keras.optimizers.Adafactor, keras.optimizers.Lamb)) and variables:
+        count = sum(int(variable.value.shape.num_elements()) for variable in variables)
+        learning_rate *= float(thresholds.l2_norm(variables)) / count**0.5 or 1.0
     size = 1e-3
     moments = _second_moments(optimizer, variables)
     if moments:

@@ -73,6 +73,12 @@ class Plan(Resumable):
         return math.ceil(self._end(self.steps - 1) - 1e-9)
 
     @property
+    def end(self) -> float:
+        """Return the position, in epochs, where the run ends: with its epochs, or with the last L step."""
+        end = self._end(self.steps - 1)
+        return end if end < self.epochs - 1e-9 else self.epochs
+
+    @property
     def shortest(self) -> float:
         """Return the number of batches in the shortest L step; infinite while it is not known."""
         return min(self.length, self.first_length) * (self.batches or math.inf)

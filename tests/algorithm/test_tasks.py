@@ -746,9 +746,14 @@ def test_the_waves_of_a_spectrogram_are_not_selected():
     assert len(Task(L0Constraint(0.1), weights=waves).select(model)) == 2
 
 
-def test_kernels_that_a_pattern_does_not_fit_are_named(recwarn):
+@pytest.mark.parametrize(
+    "cost",
+    [lc_keras.NMConstraint(2, 4), lc_keras.Sum(lc_keras.NMConstraint(2, 4), L0Constraint(1))],
+    ids=repr,
+)
+def test_kernels_that_a_pattern_does_not_fit_are_named(cost, recwarn):
     model = keras.Sequential([keras.Input((6, 6, 3)), layers.Conv2D(8, 3), layers.Conv2D(2, 3)])
-    bind_tasks([Task(lc_keras.NMConstraint(2, 4))], model)
+    bind_tasks([Task(cost)], model)
     (warning,) = recwarn.list
     assert f": {model.layers[0].kernel.path} will keep more" in str(warning.message)
 

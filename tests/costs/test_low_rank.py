@@ -38,6 +38,15 @@ def test_nothing_of_that_rank_is_nearer(shape):
     assert np.array_equal(theta, value)
 
 
+def test_a_convolution_is_seen_as_two_only_if_these_have_fewer_weights():
+    value = drawn(3, 3, 3, 32)
+    for rank in range(9, 12):  # from 9 on, any kernel is two convolutions along an axis each
+        theta = compressed(LowRank(rank), value)
+        assert np.linalg.matrix_rank(theta.reshape(27, 32), tol=1e-4) == rank
+    turned = compressed(LowRank(8), value).transpose(0, 2, 1, 3).reshape(9, 96)
+    assert np.linalg.matrix_rank(turned, tol=1e-4) == 8
+
+
 def test_a_convolution_is_seen_in_both_ways_and_the_nearer_is_taken():
     along_axes = np.einsum("hc,wo->hwco", drawn(3, 4), drawn(3, 5, seed=1))
     by_filters = np.einsum("hwc,o->hwco", drawn(3, 3, 4), drawn(5, seed=1))

@@ -312,6 +312,25 @@ def test_effective_rate_of_sgd_counts_momentum():
     assert effective_rate(SGD(0.1, gradient_accumulation_steps=4), [], 0.1) == pytest.approx(0.025)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: keras.optimizers.RMSprop(0.001, momentum=0.8),
+        lambda: keras.optimizers.Adafactor(0.001),
+        lambda: keras.optimizers.Lamb(0.001),
+        lambda: keras.optimizers.Adam(0.001),
+    ],
+    ids=["RMSprop", "Adafactor", "LAMB", "Adam"],
+)
+def test_effective_rate_is_how_far_a_constant_gradient_moves_a_weight(make):
+    optimizer, weight = make(), keras.Variable(np.full((6, 6), 0.05, "float32"))
+    for _ in range(60):
+        before = weight.numpy()
+        optimizer.apply([tf.fill((6, 6), 1e-3)], [weight])
+    moved = np.mean(before - weight.numpy()) / 1e-3
+    assert effective_rate(optimizer, [weight], 0.001) == pytest.approx(moved, rel=0.3)
+
+
 def test_effective_rate_of_adam_is_relative_to_the_gradient():
     """The gradient of the compressed weights, whatever the others do, corrected for the first batches."""
     optimizer, compressed, other = keras.optimizers.Adam(0.1), fresh(), fresh()

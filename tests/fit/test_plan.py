@@ -50,6 +50,13 @@ def test_steps_that_are_given_have_the_usual_length(beside):
     assert Plan.of(None, 2.0, 3.0, epochs=9, batches=100, beside=beside).steps == 4
 
 
+def test_a_run_ends_with_its_l_steps_or_its_epochs():
+    assert Plan.of(8, 1.0, None, epochs=160, batches=10).end == 8
+    assert Plan.of(8, 1.0, None, epochs=5, batches=10).end == 5
+    assert Plan.of(30, 0.1, None, epochs=3, batches=10).end == 3
+    assert Plan.of(None, 0.7, None, epochs=3, batches=10).end == 3
+
+
 def test_what_is_given_stays():
     plan = Plan.of(None, 2.0, 3.0, epochs=9, batches=100)
     assert (plan.steps, plan.length, plan.first_length) == (4, 2.0, 3.0)
